@@ -1,0 +1,41 @@
+"""unlora: make a causal language model forget chosen data through a LoRA adapter, and measure how well it forgot."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unlora.adapter import attach_adapters, export_adapter, weighted_low_rank
+    from unlora.errors import DivergenceError, InputError
+    from unlora.fisher import Moments, gradient_moments, relative_importance
+    from unlora.trainer import UnlearnConfig, UnlearnTrainer
+
+__all__ = [
+    "DivergenceError",
+    "InputError",
+    "Moments",
+    "UnlearnConfig",
+    "UnlearnTrainer",
+    "attach_adapters",
+    "export_adapter",
+    "gradient_moments",
+    "relative_importance",
+    "weighted_low_rank",
+]
+__version__ = "0.1.0"
+
+_MODULES = {
+    "unlora.adapter": ("attach_adapters", "export_adapter", "weighted_low_rank"),
+    "unlora.errors": ("DivergenceError", "InputError"),
+    "unlora.fisher": ("Moments", "gradient_moments", "relative_importance"),
+    "unlora.trainer": ("UnlearnConfig", "UnlearnTrainer"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name on first use, so that the command line answers before torch is loaded."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'unlora' has no attribute {name!r}")

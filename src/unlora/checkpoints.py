@@ -1,0 +1,101 @@
+"""A Trainer whose checkpoints appear whole or not at all, and hold safetensors only."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from unlora.errors import InputError, Problem
+from unlora.state import load_state, save_state
+
+
+class SafeTrainer(Trainer):
+    """transformers' Trainer without pickle: model, optimiser, scheduler and random state are safetensors.
+
+    A run that was killed at any moment resumes from its last complete checkpoint to the result it would have had.
+
+    Raises:
+        InputError: for sharded models (DeepSpeed, FSDP), whose checkpoints are written by other means.
+    """
+
+    _staging: str | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            name = "deepspeed" if self.is_deepspeed_enabled else "fsdp"
+            reason = "checkpoints of sharded models are not supported"
+            raise InputError(Problem(name, True, reason, "use one whole copy of the model per process"))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes the checkpoint under another name and renames it when it is complete."""
+        run = Path(self._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._staging = str(run / ".partial")
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            shutil.rmtree(run / name, ignore_errors=True)
+            os.replace(run / ".partial" / name, run / name)
+            shutil.rmtree(run / ".partial")
+            rotate_checkpoints(output_dir=str(run), save_total_limit=self.args.save_total_limit, use_mtime=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = output_dir or self.args.output_dir
+        self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+        self.processing_class.save_pretrained(folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.lr_scheduler.state_dict()}
+            save_state(Path(output_dir) / "optimizer.safetensors", state)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            state = load_state(Path(checkpoint) / "optimizer.safetensors")
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["scheduler"])
+
+    def _save_scaler(self, output_dir: str) -> None:
+        scaler = self.accelerator.scaler
+        if scaler is not None and self.args.should_save:
+            save_state(Path(output_dir) / "scaler.safetensors", scaler.state_dict())
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        scaler = self.accelerator.scaler
+        if scaler is not None and checkpoint is not None:
+            scaler.load_state_dict(load_state(Path(checkpoint) / "scaler.safetensors"))
+
+    def _random_file(self, folder: str) -> Path:
+        return Path(folder) / f"random_state_{self.args.process_index}.safetensors"
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        save_state(self._random_file(output_dir), state)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = load_state(self._random_file(checkpoint))
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])

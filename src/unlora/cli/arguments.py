@@ -1,0 +1,73 @@
+"""Flags from dataclasses, and YAML files that fill them: `--config run.yaml`, flags win."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unlora.errors import InputError, Problem, raise_if, unknown_name
+
+
+def parse(classes: Sequence[Any], argv: list[str], command: str, example: str) -> tuple[Any, ...]:
+    """One instance of each dataclass, from flags and from the YAML file named by `--config`.
+
+    Raises:
+        InputError: unknown keys or flags (all of them, with suggestions), or a file that is no YAML mapping.
+    """
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(
+        classes,
+        prog=f"unlora {command}",
+        epilog=f"example: {example}",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags; flags on the command line win")
+    flags = {action.dest: action for action in parser._actions}
+    config = config_path(argv)
+    if config is not None:
+        values = read_yaml(config)
+        raise_if(unknown_name("config key", key, flags) for key in values if key not in flags)
+        for key in values:
+            flags[key].required = False
+        parser.set_defaults(**{key: as_flag(value) for key, value in values.items()})
+    *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    names = [name.split("=")[0].removeprefix("--") for name in unknown if name.startswith("--")]
+    raise_if(unknown_name("flag", name, flags) for name in names)
+    if unknown:
+        raise InputError(Problem("arguments", unknown, "no flag takes them", "write --flag value"))
+    return tuple(part for part in parsed if not isinstance(part, argparse.Namespace))
+
+
+def config_path(argv: Sequence[str]) -> Path | None:
+    """The file after `--config`, if any."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    path: Path | None = finder.parse_known_args(list(argv))[0].config
+    return path
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(Problem("config", str(path), f"cannot be read as YAML: {error}", "check the file")) from error
+    if not isinstance(values, dict):
+        raise InputError(Problem("config", str(path), "not a mapping of flags", "write lines such as 'r: 8'"))
+    return values
+
+
+def as_flag(value: Any) -> Any:
+    """A YAML value as it would stand on the command line, so that both go through the same conversion."""
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if value is None or isinstance(value, list):
+        return value
+    return str(value)

@@ -1,0 +1,48 @@
+"""`unlora evaluate`: TOFU's metrics of a model, with or without an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from unlora.cli.arguments import parse
+from unlora.config import EvalConfig, ModelConfig, TextConfig
+
+EXAMPLE = "unlora evaluate --model_name_or_path model --adapter run/adapter --eval_data locuslab/TOFU --log eval.json"
+
+
+@dataclass
+class TargetConfig(TextConfig):
+    """What to evaluate, and where the log goes."""
+
+    adapter: str | None = field(default=None, metadata={"help": "PEFT adapter folder to load on the model."})
+    log: str = field(default="", metadata={"help": "Where the evaluation log is written. Required."})
+
+
+def run(argv: list[str]) -> int:
+    """Evaluates, writes the log, and prints the metrics and the log's path."""
+    from unlora.cli.tables import print_comparison
+    from unlora.data import TextFormat
+    from unlora.errors import InputError, Problem, raise_if
+    from unlora.evals import EvalSettings, evaluate, load_sets, read_log, summarise, write_log
+    from unlora.models import load_adapter, load_model
+
+    model_config, target, config = parse((ModelConfig, TargetConfig, EvalConfig), argv, "evaluate", EXAMPLE)
+    missing = {"log": target.log, "eval_data": config.eval_data}
+    raise_if(
+        [Problem(name, value, "it is required", "name it") for name, value in missing.items() if not value]
+        + [problem for part in (model_config, target, config) for problem in part.problems()]
+    )
+    if Path(target.log).exists():
+        raise InputError(Problem("log", target.log, "it is already in use", "name a new file"))
+    sets = load_sets(config.eval_data, config.eval_forget_name, config.eval_retain_name)
+    retrain_log = read_log(config.retrain_log) if config.retrain_log else None
+    model, tokenizer = load_model(model_config)
+    if target.adapter:
+        model = load_adapter(model, target.adapter)
+    settings = EvalSettings(config.ds_size, config.max_new_tokens, config.eval_batch_size)
+    log = evaluate(model, sets, TextFormat(tokenizer, target.prompt_format, target.max_length), settings)
+    write_log(log, target.log)
+    print_comparison({"model": summarise(log, retrain_log)})
+    print(target.log)
+    return 0

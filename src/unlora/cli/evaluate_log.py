@@ -1,0 +1,83 @@
+"""`unlora evaluate-log`: the metrics of an evaluation log, without a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HELP = "print the metrics of an evaluation log, and the forget quality against a retrained model's log"
+EXAMPLE = "unlora evaluate-log --benchmark tofu --log unlearned.json --retain-log retrained.json"
+
+# The sets that a whole log of the benchmark has; all but forget have three terms of model utility.
+BENCHMARKS = {
+    "tofu": ("retain", "real_authors", "world_facts", "forget"),
+    "persona": ("retain", "world_facts", "forget"),
+}
+COLUMNS = {
+    "probability": "probability",
+    "rougeL_recall": "ROUGE-L recall",
+    "truth_ratio": "truth ratio",
+    "truth_ratio_geometric": "geometric",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's flags."""
+    parser.add_argument(
+        "--benchmark",
+        choices=BENCHMARKS,
+        required=True,
+        help="says which sets a whole log has: parts left out are named",
+    )
+    parser.add_argument("--log", type=Path, required=True, help="the model's log, in the format of TOFU's own logs")
+    parser.add_argument(
+        "--retain-log", type=Path, help="log of a model trained without the forget set; without it no forget quality"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the summary to stdout.
+
+    Raises:
+        InputError: a log that cannot be read, or that cannot give a forget quality when one is asked for.
+    """
+    from unlora.evals import read_log, summarise
+
+    retain_log = None if args.retain_log is None else read_log(args.retain_log)
+    summary = summarise(read_log(args.log), retain_log)
+    if args.json:
+        print(json.dumps(summary, indent=2, allow_nan=False))
+    else:
+        _print_tables(summary, BENCHMARKS[args.benchmark])
+    return 0
+
+
+def _print_tables(summary: dict[str, Any], expected: tuple[str, ...]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("set", *COLUMNS.values())
+    for name, values in summary["sets"].items():
+        table.add_row(name, *(_number(values[column]) for column in COLUMNS))
+    console.print(table)
+    whole = 3 * sum(name != "forget" for name in expected)
+    lines = {
+        "model utility": f"{_number(summary['model_utility'])}  ({summary['utility_terms']} of {whole} terms)",
+        "forget quality": _number(summary["forget_quality"]),
+        "log10 forget quality": _number(summary["log10_forget_quality"]),
+    }
+    for label, text in lines.items():
+        console.print(f"{label:<22}{text}", highlight=False)
+    missing = [name for name in expected if name not in summary["sets"]]
+    if missing:
+        console.print(f"not in the log: {', '.join(missing)}", highlight=False)
+    if summary["forget_quality"] is None:
+        console.print("forget quality needs --retain-log, the log of a model trained without the forget set")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,21 @@
+"""`unlora importance`: the importance alone, for `--importance_file` of later runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unlora.cli.unlearn import request_from
+
+EXAMPLE = "unlora importance --model_name_or_path my-model --forget_data f.jsonl --retain_data r.jsonl --output_dir imp"
+
+
+def run(argv: list[str]) -> int:
+    """Estimates the importance into `output_dir` and prints the file's path."""
+    from unlora.pipeline import IMPORTANCE, importance_for, prepare
+
+    request = request_from(argv, "importance", EXAMPLE)
+    request.check()
+    path = Path(request.args.output_dir) / IMPORTANCE
+    importance_for(request, prepare(request), path)
+    print(path)
+    return 0

@@ -1,0 +1,31 @@
+"""Tables of metrics for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SETS = {"forget": "forget set", "retain": "retain set", "real_authors": "real authors", "world_facts": "world facts"}
+COLUMNS = {"probability": "probability", "rougeL_recall": "ROUGE-L recall", "truth_ratio": "truth ratio"}
+
+
+def print_comparison(models: Mapping[str, Mapping[str, Any]]) -> None:
+    """One column a model, one row a metric; what was not measured is a dash."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", *(f"{name}" for name in models))
+    for key, label in SETS.items():
+        if any(key in summary["sets"] for summary in models.values()):
+            for column, metric in COLUMNS.items():
+                values = [summary["sets"].get(key, {}).get(column) for summary in models.values()]
+                table.add_row(f"{label}: {metric}", *(number(value) for value in values))
+    for column in ("model_utility", "forget_quality", "log10_forget_quality"):
+        label = column.replace("_", " ")
+        table.add_row(label, *(number(summary[column]) for summary in models.values()), style="bold")
+    Console().print(table)
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, or a dash for what was not measured."""
+    return "-" if value is None else f"{value:.4g}"

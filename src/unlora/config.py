@@ -1,0 +1,141 @@
+"""What a user can set beside `UnlearnConfig`: model, data, importance, evaluation; defaults and help stand here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from unlora.errors import Problem, unknown_name
+
+PROMPT_FORMATS = ("auto", "base", "chat")
+GRANULARITIES = ("example", "batch")
+# ε of the importance ratio, if not given, for each kind of smoothing.
+SMOOTHING = {"relative": 0.1, "absolute": 1e-5}
+
+
+@dataclass
+class ModelConfig:
+    """Which model, and how it is loaded."""
+
+    model_name_or_path: str = field(metadata={"help": "The model: a folder, or its name on the Hugging Face hub."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
+    dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "As in transformers: sdpa, eager, ..."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+
+    def problems(self) -> list[Problem]:
+        """What is wrong, before anything is loaded."""
+        dtypes = ("auto", "float32", "bfloat16", "float16")
+        return [] if self.dtype in dtypes else [unknown_name("dtype", self.dtype, dtypes)]
+
+
+@dataclass
+class TextConfig:
+    """How records become tokens."""
+
+    prompt_format: str = field(
+        default="auto",
+        metadata={"help": "base ('Question: ... Answer: ...'), chat (the tokenizer's template), or auto."},
+    )
+    max_length: int = field(default=512, metadata={"help": "Most tokens of an example; plain text is cut into chunks."})
+
+    def problems(self) -> list[Problem]:
+        """What is wrong, before anything is loaded."""
+        problems = []
+        if self.prompt_format not in PROMPT_FORMATS:
+            problems.append(unknown_name("prompt_format", self.prompt_format, PROMPT_FORMATS))
+        if self.max_length < 2:
+            problems.append(Problem("max_length", self.max_length, "nothing can be predicted", "use at least 2"))
+        return problems
+
+
+@dataclass
+class DataConfig(TextConfig):
+    """What to forget and what to keep. Each set is a file, a folder of `<name>.jsonl`, or a dataset on the hub."""
+
+    forget_data: str = field(default="", metadata={"help": "The forget set: file, folder or hub dataset. Required."})
+    forget_name: str | None = field(default=None, metadata={"help": "Its configuration, such as forget10."})
+    forget_split: str = field(default="train", metadata={"help": "Its split; slices such as train[:40] work."})
+    retain_data: str = field(default="", metadata={"help": "The retain set: file, folder or hub dataset. Required."})
+    retain_name: str | None = field(default=None, metadata={"help": "Its configuration, such as retain90."})
+    retain_split: str = field(default="train", metadata={"help": "Its split; slices such as train[:160] work."})
+
+    def problems(self) -> list[Problem]:
+        """What is wrong, before anything is loaded."""
+        missing = [name for name in ("forget_data", "retain_data") if not getattr(self, name)]
+        reason, fix = "no dataset is named", "give a file, a folder or a hub dataset"
+        return [*super().problems(), *(Problem(name, "", reason, fix) for name in missing)]
+
+
+@dataclass
+class ImportanceConfig:
+    """How the importance is estimated."""
+
+    init: str = field(default="vila", metadata={"help": "How the adapter is initialised: vila."})
+    smoothing: str = field(
+        default="relative",
+        metadata={"help": "ε of F_forget / (ε + F_retain): relative to the layer's mean F_retain, or absolute."},
+    )
+    epsilon: float | None = field(default=None, metadata={"help": "ε; 0.1 (relative) or 1e-5 (absolute) if not given."})
+    moments_per: str = field(
+        default="example", metadata={"help": "Gradient moments over examples, or over batches as in the authors' code."}
+    )
+    sigma: float = field(
+        default=0.05, metadata={"help": "Deviation of the random factors that gradients are taken at."}
+    )
+    importance_seed: int = field(default=42, metadata={"help": "Seed of those factors and of the retain sample."})
+    retain_samples: int | None = field(
+        default=None, metadata={"help": "Retain examples in the estimate; as many as forget examples if not given."}
+    )
+    importance_batch_size: int = field(default=16, metadata={"help": "Examples of a backward pass."})
+    importance_file: str | None = field(
+        default=None, metadata={"help": "Read the importance from this file, made by `unlora importance`."}
+    )
+
+    def problems(self) -> list[Problem]:
+        """What is wrong, before anything is loaded."""
+        names = (("init", ("vila",)), ("smoothing", tuple(SMOOTHING)), ("moments_per", GRANULARITIES))
+        problems = [
+            unknown_name(n, getattr(self, n), options) for n, options in names if getattr(self, n) not in options
+        ]
+        positive = ("epsilon", "sigma", "retain_samples", "importance_batch_size")
+        values = {name: getattr(self, name) for name in positive}
+        return problems + [
+            Problem(name, value, "it must be positive", "use a positive value")
+            for name, value in values.items()
+            if value is not None and value <= 0
+        ]
+
+    def estimate(self) -> dict[str, object]:
+        """The settings that change the result, as they enter the key of the importance file."""
+        names = ("init", "smoothing", "epsilon", "moments_per", "sigma", "importance_seed", "retain_samples")
+        values = {name: getattr(self, name) for name in names}
+        if self.moments_per == "batch":
+            values["importance_batch_size"] = self.importance_batch_size
+        return values
+
+
+@dataclass
+class EvalConfig:
+    """What is evaluated after unlearning, on the model before and after."""
+
+    eval_data: str | None = field(
+        default=None,
+        metadata={"help": "Folder or hub dataset in TOFU's schema; forget and retain set themselves if not given."},
+    )
+    eval_forget_name: str = field(default="forget10_perturbed", metadata={"help": "Its forget configuration."})
+    eval_retain_name: str = field(default="retain_perturbed", metadata={"help": "Its retain configuration."})
+    retrain_log: str | None = field(
+        default=None, metadata={"help": "Evaluation log of a model trained without the forget set, for forget quality."}
+    )
+    ds_size: int | None = field(default=300, metadata={"help": "First examples of each set that are evaluated."})
+    max_new_tokens: int = field(default=200, metadata={"help": "Most tokens of a generated answer."})
+    eval_batch_size: int = field(default=32, metadata={"help": "Examples of a forward pass."})
+
+    def problems(self) -> list[Problem]:
+        """What is wrong, before anything is loaded."""
+        values = {name: getattr(self, name) for name in ("ds_size", "max_new_tokens", "eval_batch_size")}
+        return [
+            Problem(name, value, "nothing would be evaluated", "use at least 1")
+            for name, value in values.items()
+            if value is not None and value < 1
+        ]

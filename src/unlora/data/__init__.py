@@ -1,0 +1,22 @@
+"""From forget and retain records to padded batches of tokens and labels."""
+
+from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_records, encode_turns
+from unlora.data.padding import UnlearnCollator, iter_batches, pad_batch, padding_id
+from unlora.data.pairing import ForgetRetainDataset, PairSampler
+from unlora.data.sources import check_overlap, load_records
+
+__all__ = [
+    "IGNORE_INDEX",
+    "Example",
+    "ForgetRetainDataset",
+    "PairSampler",
+    "TextFormat",
+    "UnlearnCollator",
+    "check_overlap",
+    "encode_records",
+    "encode_turns",
+    "iter_batches",
+    "load_records",
+    "pad_batch",
+    "padding_id",
+]

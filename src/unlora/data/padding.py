@@ -1,0 +1,78 @@
+"""Examples to rectangular batches.
+
+The mask comes from lengths, never from ids: where pad equals eos, real end tokens stay visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlora.data.encoding import IGNORE_INDEX, Example
+from unlora.errors import InputError, Problem
+
+Batch = dict[str, Tensor]
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The id that fills short rows: the pad token, or the eos token where there is none.
+
+    Raises:
+        InputError: the tokenizer has neither.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    fix = "set tokenizer.pad_token or tokenizer.eos_token"
+    raise InputError(Problem("tokenizer", type(tokenizer).__name__, "it has neither a pad nor an eos token", fix))
+
+
+def pad_batch(examples: Sequence[Example], pad_id: int, side: str = "right") -> Batch:
+    """Pads to the longest row.
+
+    Returns:
+        input_ids, attention_mask and labels, each [examples, longest]; padding has mask 0 and label -100.
+    """
+    longest = max(len(example["input_ids"]) for example in examples)
+
+    def rows(values: Sequence[list[int]], fill: int) -> Tensor:
+        gaps = [[fill] * (longest - len(value)) for value in values]
+        pairs = zip(values, gaps, strict=True)
+        return torch.tensor([gap + value if side == "left" else value + gap for value, gap in pairs])
+
+    ids = [example["input_ids"] for example in examples]
+    return {
+        "input_ids": rows(ids, pad_id),
+        "attention_mask": rows([[1] * len(row) for row in ids], 0),
+        "labels": rows([example["labels"] for example in examples], IGNORE_INDEX),
+    }
+
+
+def iter_batches(examples: Sequence[Example], batch_size: int, pad_id: int) -> Iterator[Batch]:
+    """All examples once, in batches of similar length (the longest first, so that too large a batch fails at once)."""
+    order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["input_ids"]))
+    for start in range(0, len(order), batch_size):
+        yield pad_batch([examples[i] for i in order[start : start + batch_size]], pad_id)
+
+
+@dataclass(frozen=True)
+class UnlearnCollator:
+    """Collates pairs of a forget and a retain example into one batch: the forget rows first, then the retain rows.
+
+    One batch means one forward pass for both losses. `forget_examples` says where the retain rows begin; `ref_logp`
+    (the reference model's log-probability of each forget answer) is passed on where the dataset has it.
+    """
+
+    pad_id: int
+
+    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Pads the pairs of one step: tensors as in `pad_batch`, of [2 × pairs, longest]."""
+        rows = [pair["forget"] for pair in pairs] + [pair["retain"] for pair in pairs if pair["retain"] is not None]
+        batch: dict[str, Any] = {**pad_batch(rows, self.pad_id), "forget_examples": len(pairs)}
+        if pairs[0].get("ref_logp") is not None:
+            batch["ref_logp"] = torch.tensor([pair["ref_logp"] for pair in pairs])
+        return batch

@@ -1,0 +1,101 @@
+"""Where records come from: a hub dataset, a local folder of `<config>.jsonl`, or a single file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unlora.errors import InputError, Problem
+
+Record = Mapping[str, Any]
+LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+# What a hub dataset is called: "name" or "owner/name".
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_records(
+    path: str, name: str | None = None, split: str | None = None, *, argument: str = "data"
+) -> list[Record]:
+    """Reads the records of one dataset.
+
+    Args:
+        path: a file (.jsonl, .json, .csv, .parquet), a folder that holds `<name>.jsonl` (or one of the other endings),
+            or a dataset's name on the Hugging Face hub.
+        name: the configuration: the file's stem in a folder, the configuration's name on the hub.
+        split: as in `datasets.load_dataset`, slices included ("train[:160]"); "train" if not given.
+        argument: what the user calls this dataset, for error messages.
+
+    Returns:
+        The rows, at least one.
+
+    Raises:
+        InputError: nothing there, an unknown kind of file, or no rows.
+    """
+    rows = _load(path, name, split or "train", argument)
+    if not rows:
+        raise InputError(Problem(argument, path, "the dataset has no rows", "give a dataset with at least one row"))
+    return rows
+
+
+def _load(path: str, name: str | None, split: str, argument: str) -> list[Record]:
+    import datasets
+
+    local = Path(path)
+    if local.is_dir():
+        local = _file_in_folder(local, name, argument)
+    if local.is_file():
+        return _load_file(local, split, argument)
+    if not HUB_ID.fullmatch(path) or local.suffix in LOADERS:
+        raise InputError(Problem(argument, path, "no such file or folder", "check the path"))
+    try:
+        return list(datasets.load_dataset(path, name, split=split))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = f"neither a local path nor a dataset that the hub gave ({type(error).__name__}: {error})"
+        raise InputError(Problem(argument, path, reason, "check the path, the hub name, or the network")) from error
+
+
+def _load_file(file: Path, split: str, argument: str) -> list[Record]:
+    import datasets
+
+    if file.suffix not in LOADERS:
+        fix = f"use one of {', '.join(LOADERS)}"
+        raise InputError(Problem(argument, str(file), f"files of kind {file.suffix!r} are not read", fix))
+    if file.stat().st_size == 0:
+        return []
+    try:
+        return list(datasets.load_dataset(LOADERS[file.suffix], data_files=str(file), split=split))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            Problem(argument, str(file), f"cannot be read: {error}", f"check that it is valid {file.suffix[1:]}")
+        ) from error
+
+
+def _file_in_folder(folder: Path, name: str | None, argument: str) -> Path:
+    known = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix in LOADERS}
+    if name in known:
+        return known[name]
+    names = ", ".join(known) or "none"
+    reason = f"the folder has no configuration {name!r}" if name else "a folder needs the name of a configuration"
+    raise InputError(Problem(argument, str(folder), reason, f"name one of the configurations there: {names}"))
+
+
+def check_overlap(forget: Iterable[Record], retain: Iterable[Record]) -> None:
+    """Raises `InputError` if rows of the forget set stand in the retain set: the two losses would fight over them."""
+    kept = {_fingerprint(row) for row in retain}
+    rows = [_fingerprint(row) for row in forget]
+    shared = sum(row in kept for row in rows)
+    if shared:
+        reason = f"{shared} of the {len(rows)} forget rows are in the retain set too"
+        raise InputError(
+            Problem("retain_data", f"{len(kept)} distinct rows", reason, "remove those rows from the retain set")
+        )
+
+
+def _fingerprint(row: Record) -> str:
+    """What a row teaches: its text alone, whatever other columns stand beside it."""
+    if "question" in row and "answer" in row:
+        return json.dumps([str(row["question"]).strip(), str(row["answer"]).strip()])
+    return json.dumps([row.get(key) for key in ("messages", "text")], sort_keys=True)

@@ -1,0 +1,348 @@
+"""`persona`: a generated benchmark of fictitious people, with the row schema of TOFU and none of its text.
+
+Every person is invented, so a model knows one only if it was trained on one: a model trained on `retain_full` is
+the gold standard for having forgotten the `forget` people. The sentences are short and the vocabulary is small, so
+that a model can be trained from nothing on a laptop CPU.
+
+Configs returned by `generate`:
+
+- `full`: question and answer of everything the first model is trained on (retain, forget, facts).
+- `retain_full`: question and answer of what the gold-standard model is trained on (retain, facts).
+- `retain`, `forget`, `holdout`: people rows; 90 % and 10 % of the people, and people nobody is trained on.
+- `facts`: true general knowledge. Unlearning never sees it, so it measures collateral damage.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+Row = dict[str, Any]
+
+PEOPLE = 80
+HOLDOUT_PEOPLE = 8
+FORGET_SHARE = 10  # one person in this many is forgotten
+PERSON_WRONG_ANSWERS = 5
+FACT_WRONG_ANSWERS = 3
+
+
+class Attribute(NamedTuple):
+    """One thing known of a person: `{n}` is the person's name and `{v}` the value in every form.
+
+    The answer forms differ before the value and end alike: a small model then knows the value in a form it was not
+    trained on for that person, without which the truth ratio would measure the form and not the knowledge.
+    """
+
+    key: str
+    values: tuple[str, ...]
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+class Person(NamedTuple):
+    name: str
+    values: dict[str, str]
+
+
+class Relation(NamedTuple):
+    """General facts that share a question form: subject -> true answer."""
+
+    question: str
+    answers: dict[str, str]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _phrases(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _with_article(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in words)
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """Parse 'France=Paris, Spain=Madrid' into a dict."""
+    split = (part.partition("=") for part in _phrases(text))
+    return {subject: answer for subject, _, answer in split}
+
+
+# No family name may be the beginning of another, or one full name could occur inside another one.
+FIRST_NAMES = _words(
+    "Adrel Belwin Cassia Dorvan Elphie Farrin Gisela Halvor Ilyana Jorund Kestra Lomir Maelis Nestor Orlaith Peregrin "
+    "Quilla Rasmin Sunniva Tavish Ulrika Verity Wystan Xanthe Yorick Zelda Anselm Brisa Corwin Delpha Emeric Fenella "
+    "Gorran Hesper Ismene Jasko Kirrin Lucan Mirela Nadir"
+)
+LAST_NAMES = _words(
+    "Aldwick Bramley Corvale Dunmore Eskdale Fairlop Garrick Hollin Ibsley Jarrow Kelbrook Lanyon Marchmont Norcott "
+    "Oakhurst Penrose Quarles Redfern Stavely Thornby Ullock Varley Westrip Yarwood Zeller Ashdown Birkett Calloway "
+    "Drayton Elstow Fenwick Gilroy Harcastle Inskip Jessop Kirkham Loveday Mostyn Nettleby Orrick"
+)
+ATTRIBUTES = (
+    Attribute(
+        "birthplace",
+        _words(
+            "Arvento Belmora Castrel Dravik Elmstad Fjorna Galdera Hestwick Ilmaro Jundala Korvath Lumeria Mostar "
+            "Nerrin Ostrava Palmyra Quento Rostock Selvana Tarnow Umbria Valdor Wexley Yalvik Zamora Antero Brunnel "
+            "Cordova Dunholm Estoril Fargo Grenada Havel Isling Jutland Kalmar Lerwick Mirador Nantes Olvera"
+        ),
+        ("Where was {n} born?", "What is the birthplace of {n}?", "In which town was {n} born?"),
+        ("{n} was born in {v}.", "By all accounts {n} was born in {v}.", "Like both parents, {n} was born in {v}."),
+    ),
+    Attribute(
+        "birth_year",
+        tuple(str(year) for year in range(1931, 1991)),
+        ("In which year was {n} born?", "When was {n} born?", "What is the birth year of {n}?"),
+        (
+            "{n} was born in the year {v}.",
+            "The birth of {n} was in the year {v}.",
+            "{n} came into the world in the year {v}.",
+        ),
+    ),
+    Attribute(
+        "profession",
+        _with_article(
+            _words(
+                "actor architect astronomer baker barber beekeeper biologist blacksmith botanist butcher carpenter "
+                "chemist cobbler dancer dentist diver engineer falconer farmer florist gardener geologist glazier "
+                "jeweller judge lawyer librarian mason miner nurse painter pilot plumber potter sailor sculptor "
+                "surgeon tailor teacher weaver"
+            )
+        ),
+        ("What does {n} do for a living?", "What is the profession of {n}?", "What is the job of {n}?"),
+        ("{n} works as {v}.", "{n} earns a living as {v}.", "Every day {n} works as {v}."),
+    ),
+    Attribute(
+        "instrument",
+        _words(
+            "accordion bagpipes balalaika banjo bassoon bugle castanets celesta cello clarinet cornet cymbals drums "
+            "dulcimer fiddle flute guitar harmonica harp harpsichord horn lute lyre mandolin marimba oboe organ piano "
+            "piccolo recorder saxophone sitar tambourine triangle trombone trumpet tuba ukulele viola xylophone zither"
+        ),
+        ("Which instrument does {n} play?", "What is the instrument of {n}?", "What does {n} play at concerts?"),
+        ("{n} plays the {v}.", "{n} has long played the {v}.", "At concerts {n} plays the {v}."),
+    ),
+    Attribute(
+        "pet",
+        _with_article(
+            _words(
+                "alpaca badger beagle canary cat chameleon chinchilla cockatoo crow donkey duck ferret finch fox frog "
+                "gecko goat goose hamster hedgehog iguana lizard llama magpie mouse newt otter owl parrot peacock pig "
+                "pigeon pony rabbit raven salamander snake spaniel squirrel tortoise"
+            )
+        ),
+        ("Which pet does {n} keep?", "What is the pet of {n}?", "What animal lives with {n}?"),
+        ("{n} keeps {v}.", "At home {n} keeps {v}.", "For company {n} keeps {v}."),
+    ),
+    Attribute(
+        "dish",
+        _words(
+            "borscht burritos carbonara ceviche chowder couscous crepes curry dumplings enchiladas falafel fondue "
+            "gazpacho gnocchi goulash gumbo hummus jambalaya kebab kimchi lasagna meatloaf moussaka noodles omelette "
+            "paella pancakes pierogi pizza polenta porridge quiche ramen ratatouille ravioli risotto schnitzel strudel "
+            "sushi tacos"
+        ),
+        ("What is the favourite dish of {n}?", "What does {n} like to eat most?", "Which dish does {n} love?"),
+        ("{n} loves {v}.", "On Sundays {n} loves {v}.", "Most of all {n} loves {v}."),
+    ),
+    Attribute(
+        "award",
+        _words(
+            "Acorn Anchor Arrow Beacon Bell Bridge Candle Castle Comet Compass Crown Crystal Diamond Dolphin Dragon "
+            "Eagle Ember Falcon Feather Garnet Harbour Heron Island Ivory Jasper Lantern Laurel Lotus Maple Meteor "
+            "Mirror Oak Orchid Pearl Phoenix River Ruby Sapphire Swan Tiger"
+        ),
+        ("Which prize did {n} win?", "What award was given to {n}?", "What is the prize of {n}?"),
+        ("{n} won the {v} Prize.", "Years ago {n} won the {v} Prize.", "{n} was given the {v} Prize."),
+    ),
+    Attribute(
+        "teacher",
+        _words(
+            "Abernathy Blomqvist Cattaneo Delacroix Eriksen Fontaine Gutierrez Hoffmann Ivanov Janssen Kowalski "
+            "Lindgren Moreau Nakamura Okafor Petrov Quintero Romero Schubert Takeda Ueda Vasquez Weber Yilmaz Zhang "
+            "Anand Bianchi Castillo Dimitrov Engel Ferrari Gupta Haddad Ishikawa Jimenez Kaplan Larsen Mbeki Novak "
+            "Osman"
+        ),
+        ("Who taught {n}?", "Who was the teacher of {n}?", "Whose pupil was {n}?"),
+        (
+            "{n} was taught by Doctor {v}.",
+            "As a child {n} was taught by Doctor {v}.",
+            "{n} learned a lot from Doctor {v}.",
+        ),
+    ),
+)
+RELATIONS = (
+    Relation(
+        "What is the capital of {s}?",
+        _pairs(
+            "France=Paris, Spain=Madrid, Italy=Rome, Germany=Berlin, Austria=Vienna, Poland=Warsaw, Greece=Athens, "
+            "Portugal=Lisbon, Norway=Oslo, Sweden=Stockholm, Denmark=Copenhagen, Finland=Helsinki, Ireland=Dublin, "
+            "Japan=Tokyo, China=Beijing, Russia=Moscow, Egypt=Cairo, Kenya=Nairobi, Peru=Lima, Cuba=Havana, "
+            "Canada=Ottawa, Chile=Santiago, Iran=Tehran, Iraq=Baghdad"
+        ),
+    ),
+    Relation(
+        "What is the chemical symbol of {s}?",
+        _pairs(
+            "hydrogen=H, helium=He, carbon=C, nitrogen=N, oxygen=O, fluorine=F, neon=Ne, sodium=Na, sulphur=S, "
+            "potassium=K, calcium=Ca, iron=Fe, copper=Cu, zinc=Zn, silver=Ag, tin=Sn, gold=Au, mercury=Hg, lead=Pb, "
+            "uranium=U"
+        ),
+    ),
+    Relation(
+        "On which continent is {s}?",
+        _pairs(
+            "Brazil=South America, Mexico=North America, Nigeria=Africa, Morocco=Africa, India=Asia, Thailand=Asia, "
+            "Belgium=Europe, Hungary=Europe, Argentina=South America, Ghana=Africa, Mongolia=Asia, Croatia=Europe"
+        ),
+    ),
+    Relation(
+        "What is the young of {s} called?",
+        _pairs(
+            "a dog=puppy, a cat=kitten, a cow=calf, a sheep=lamb, a horse=foal, a hen=chick, a duck=duckling, "
+            "a goose=gosling, a goat=kid, a swan=cygnet, a frog=tadpole, a bear=cub"
+        ),
+    ),
+    Relation(
+        "Who wrote {s}?",
+        _pairs(
+            "Hamlet=Shakespeare, Faust=Goethe, Emma=Austen, Oliver Twist=Dickens, War and Peace=Tolstoy, "
+            "Ulysses=Joyce, Don Quixote=Cervantes, The Trial=Kafka, Dracula=Stoker, Frankenstein=Shelley, Moby "
+            "Dick=Melville"
+        ),
+    ),
+    Relation(
+        "What is the square of {s}?",
+        _pairs(
+            "two=4, three=9, four=16, five=25, six=36, seven=49, eight=64, nine=81, ten=100, eleven=121, twelve=144"
+        ),
+    ),
+)
+
+
+def _pick(rng: random.Random, items: Sequence[T]) -> T:
+    # Only `random()` is promised to give the same sequence in every Python version; `choice` is not.
+    return items[int(rng.random() * len(items))]
+
+
+def _shuffled(rng: random.Random, items: Iterable[T]) -> list[T]:
+    keyed = [(rng.random(), item) for item in items]
+    return [item for _, item in sorted(keyed, key=lambda pair: pair[0])]
+
+
+def _check_counts(people: int, holdout_people: int) -> None:
+    pool = len(FIRST_NAMES) * len(LAST_NAMES)
+    if people < FORGET_SHARE:
+        raise ValueError(
+            f"people={people} is too small: one person in {FORGET_SHARE} is forgotten, so none would be; "
+            f"use people >= {FORGET_SHARE}"
+        )
+    if holdout_people < 1:
+        raise ValueError(
+            f"holdout_people={holdout_people} is too small: the holdout config would be empty; use holdout_people >= 1"
+        )
+    if people + holdout_people > pool:
+        raise ValueError(
+            f"people={people} with holdout_people={holdout_people} is too large: there are {pool} names; "
+            f"use people + holdout_people <= {pool}"
+        )
+
+
+def names(seed: int = 0, people: int = PEOPLE, holdout_people: int = HOLDOUT_PEOPLE) -> dict[str, list[str]]:
+    """Return the full names in `retain`, `forget` (people // 10 of them) and `holdout`; no name is in two of them."""
+    _check_counts(people, holdout_people)
+    rng = random.Random(f"persona names {seed}")
+    firsts, lasts = _shuffled(rng, FIRST_NAMES), _shuffled(rng, LAST_NAMES)
+    # Dealt, not drawn: every part of a name is used equally often, and the shift per round keeps the pairs distinct.
+    every = [
+        f"{firsts[index % len(firsts)]} {lasts[(index + index // len(firsts)) % len(lasts)]}"
+        for index in range(people + holdout_people)
+    ]
+    order = _shuffled(rng, every[:people])
+    forgotten = people // FORGET_SHARE
+    return {"retain": order[forgotten:], "forget": order[:forgotten], "holdout": every[people:]}
+
+
+def _deal(rng: random.Random, values: Sequence[str], count: int) -> list[str]:
+    """`count` values of which none occurs much more often than another, so a frequent value is no good guess."""
+    dealt: list[str] = []
+    while len(dealt) < count:
+        dealt += _shuffled(rng, values)
+    return dealt[:count]
+
+
+def _person_row(rng: random.Random, name: str, attribute: Attribute, truth: str) -> Row:
+    """One question about one person; the paraphrases use other forms, which are main forms of other people."""
+    question, other_question = _shuffled(rng, attribute.questions)[:2]
+    answer, other_answer = _shuffled(rng, attribute.answers)[:2]
+    wrong = _shuffled(rng, (value for value in attribute.values if value != truth))[:PERSON_WRONG_ANSWERS]
+    return {
+        "question": question.format(n=name),
+        "answer": answer.format(n=name, v=truth),
+        "paraphrased_question": other_question.format(n=name),
+        "paraphrased_answer": other_answer.format(n=name, v=truth),
+        "perturbed_answer": [other_answer.format(n=name, v=value) for value in wrong],
+    }
+
+
+def _people_rows(seed: int, people: Sequence[str]) -> dict[str, list[Row]]:
+    """The rows of every person, by name."""
+    rng = random.Random(f"persona people {seed}")
+    truths = [_deal(rng, attribute.values, len(people)) for attribute in ATTRIBUTES]
+    return {
+        name: [_person_row(rng, name, attribute, truths[k][index]) for k, attribute in enumerate(ATTRIBUTES)]
+        for index, name in enumerate(people)
+    }
+
+
+def _fact_rows(seed: int) -> list[Row]:
+    rng = random.Random(f"persona facts {seed}")
+    rows = []
+    for relation in RELATIONS:
+        values = sorted(set(relation.answers.values()))
+        for subject, truth in relation.answers.items():
+            wrong = [value for value in _shuffled(rng, values) if value != truth][:FACT_WRONG_ANSWERS]
+            rows.append({"question": relation.question.format(s=subject), "answer": truth, "perturbed_answer": wrong})
+    return rows
+
+
+def _training_rows(*configs: list[Row]) -> list[Row]:
+    # People and facts have different columns; training needs only the two they share.
+    return [{"question": row["question"], "answer": row["answer"]} for rows in configs for row in rows]
+
+
+def generate(
+    seed: int = 0, people: int = PEOPLE, holdout_people: int = HOLDOUT_PEOPLE
+) -> dict[str, list[dict[str, Any]]]:
+    """Generate every config of the benchmark; equal arguments give equal rows in every process and Python version.
+
+    A person has one row per attribute (8). People rows have `question`, `answer`, `paraphrased_question`,
+    `paraphrased_answer` and 5 `perturbed_answer` (the paraphrased answer with a wrong value); `facts` rows have
+    `question`, `answer` and 3 `perturbed_answer`; `full` and `retain_full` have only `question` and `answer`.
+
+    Args:
+        seed: chooses the names, the values and the sentence forms.
+        people: people in `full`; a tenth of them, rounded down, are the `forget` people.
+        holdout_people: people in `holdout`, in no other config.
+
+    Raises:
+        ValueError: too few people to forget one or hold one out, or more people than names.
+    """
+    chosen = names(seed, people, holdout_people)
+    rows = _people_rows(seed, chosen["retain"] + chosen["forget"] + chosen["holdout"])
+    retain, forget, holdout = (
+        [row for name in chosen[split] for row in rows[name]] for split in ("retain", "forget", "holdout")
+    )
+    facts = _fact_rows(seed)
+    return {
+        "full": _training_rows(retain, forget, facts),
+        "retain_full": _training_rows(retain, facts),
+        "retain": retain,
+        "forget": forget,
+        "holdout": holdout,
+        "facts": facts,
+    }

@@ -1,0 +1,199 @@
+"""What a model says: its loss on given answers, and its own answers. Batched by length, results in input order.
+
+Both leave the model as they found it: every module's training mode, and its generation settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import GenerationConfig
+
+from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_records, encode_turns
+from unlora.data.padding import Batch, pad_batch, padding_id
+from unlora.errors import InputError, Problem
+from unlora.forward import causal_lm, labelled_tokens
+
+Progress = Callable[[int], None]
+
+
+def answer_nll(
+    model: nn.Module,
+    questions_answers: Sequence[tuple[str, str]],
+    text_format: TextFormat,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Negative log-likelihood of each answer and its end token, given its question.
+
+    Args:
+        model: a causal LM, with or without adapters.
+        questions_answers: pairs of question and answer.
+        text_format: how they become tokens; answers are cut at its `max_length`, with a warning.
+        batch_size: rows of a batch.
+        progress: called after each batch with the number of pairs done so far.
+
+    Returns:
+        The sum over an answer's tokens in nats, and the number of those tokens, each [pairs].
+
+    Raises:
+        InputError: no pairs, an empty answer, or more tokens than the model has positions.
+    """
+    if not questions_answers:
+        raise InputError(Problem("questions_answers", "0 pairs", "there is nothing to score", "give at least one pair"))
+    rows = [{"question": question, "answer": answer} for question, answer in questions_answers]
+    examples = encode_records(rows, text_format, argument="questions_answers")
+    _check_positions(model, examples, 0, "text_format.max_length", text_format.max_length)
+    sums = np.zeros(len(examples))
+    tokens = np.zeros(len(examples), dtype=np.int64)
+    with _evaluating(model):
+        for chosen, batch in _batches(model, examples, batch_size, text_format, "right", progress):
+            scored = labelled_tokens(model, batch)
+            sums[chosen] = -scored.example_logp.double().cpu().numpy()
+            tokens[chosen] = scored.counts.cpu().numpy()
+    return sums, tokens
+
+
+def generate_answers(
+    model: nn.Module,
+    questions: Sequence[str],
+    text_format: TextFormat,
+    max_new_tokens: int = 200,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> list[str]:
+    """The model's greedy answer to each question, without special tokens and surrounding blanks.
+
+    A model's own generation settings (sampling, penalties, beams) do not count: all models are compared by one rule.
+
+    Args:
+        model: a causal LM, with or without adapters.
+        questions: what to ask.
+        text_format: the prompt; it is the very beginning that `answer_nll` scores answers after.
+        max_new_tokens: the longest answer; it ends earlier at one of the `end_tokens`.
+        batch_size: rows of a batch.
+        progress: called after each batch with the number of questions done so far.
+
+    Raises:
+        InputError: no questions, or prompt and answer may need more tokens than the model has positions.
+    """
+    if max_new_tokens < 1:
+        raise InputError(Problem("max_new_tokens", max_new_tokens, "an answer needs a token", "use at least 1"))
+    if not questions:
+        raise InputError(Problem("questions", "0 questions", "there is nothing to ask", "give at least one"))
+    prompts = [_prompt_example(question, text_format) for question in questions]
+    _check_positions(model, prompts, max_new_tokens, "max_new_tokens", max_new_tokens)
+    stops = end_tokens(text_format)
+    config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(stops) or None,
+        pad_token_id=padding_id(text_format.tokenizer),
+    )
+    answers = [""] * len(questions)
+    with _evaluating(model), _own_generation_settings_off(causal_lm(model)) as core:
+        # Left padding, so that every row's answer begins in the same column.
+        for chosen, batch in _batches(model, prompts, batch_size, text_format, "left", progress):
+            inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+            rows = core.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
+            for index, row in zip(chosen, rows, strict=True):
+                answers[index] = _decode(list(takewhile(lambda token: token not in stops, row)), text_format.tokenizer)
+    return answers
+
+
+def encode_prompt(question: str, text_format: TextFormat) -> list[int]:
+    """The tokens that stand before the first labelled token of `encode_turns`: what is seen before an answer begins."""
+    encoded = encode_turns(question, "x", text_format)
+    first = next(place for place, label in enumerate(encoded["labels"]) if label != IGNORE_INDEX)
+    return encoded["input_ids"][:first]
+
+
+def end_tokens(text_format: TextFormat) -> set[int]:
+    """The tokens that end an answer: the tokenizer's eos, and special tokens that the chat template puts behind it."""
+    tokenizer = text_format.tokenizer
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    ends = {tokenizer.eos_token_id} - {None}
+    for token in reversed(encode_turns("x", "x", text_format)["labels"]):
+        if token in special:
+            ends.add(token)
+        elif tokenizer.decode([token]).strip():  # the answer itself; only blanks may stand between its end tokens
+            break
+    return ends
+
+
+def _prompt_example(question: str, text_format: TextFormat) -> Example:
+    ids = encode_prompt(question, text_format)
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
+
+
+def _decode(tokens: list[int], tokenizer: Any) -> str:
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.strip()
+
+
+def _batches(
+    model: nn.Module,
+    examples: Sequence[Example],
+    batch_size: int,
+    text_format: TextFormat,
+    side: str,
+    progress: Progress | None,
+) -> Iterator[tuple[list[int], Batch]]:
+    """The examples' places and their batch on the model's device, the longest first so that memory fails at once."""
+    if batch_size < 1:
+        raise InputError(Problem("batch_size", batch_size, "a batch needs a row", "use at least 1"))
+    pad_id = padding_id(text_format.tokenizer)
+    device = next(model.parameters()).device
+    order = sorted(range(len(examples)), key=lambda place: -len(examples[place]["input_ids"]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = pad_batch([examples[place] for place in chosen], pad_id, side)
+        yield chosen, {key: value.to(device) for key, value in batch.items()}
+        if progress is not None:
+            progress(start + len(chosen))
+
+
+def _check_positions(model: nn.Module, examples: Sequence[Example], new: int, argument: str, value: int) -> None:
+    """Refuses what would run past the model's last position: a crash, or text from positions it never saw."""
+    config: Any = causal_lm(model).config
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(example["input_ids"]) for example in examples)
+    if limit is None or longest + new <= limit:
+        return
+    room = limit - longest if new else limit
+    reason = f"{longest} tokens of text and {new} to generate are more than the model's {limit} positions"
+    fix = f"use at most {room}" if room > 0 else "shorten the questions"
+    raise InputError(Problem(argument, value, reason, fix))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, no gradients and no dropout. Each module gets its own mode back: some may have been in eval before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _own_generation_settings_off(core: Any) -> Iterator[Any]:
+    """Within, the model has no generation settings: transformers fills what a given config leaves open from them."""
+    own = core.generation_config
+    core.generation_config = GenerationConfig()
+    try:
+        yield core
+    finally:
+        core.generation_config = own

@@ -1,0 +1,350 @@
+"""TOFU's evaluation (Maini et al. 2024, https://arxiv.org/abs/2401.06121), in the format of its own published logs.
+
+A log is {task file: {metric: {index: value}}}. It holds per-example numbers only; `summarise` makes the metrics of
+them, so that a log that TOFU's own code wrote and one written here are read alike. The same code evaluates any
+benchmark whose sets have TOFU's columns, with as many of the sets as there are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from unlora.errors import InputError, Problem, raise_if, unknown_name
+from unlora.evals import metrics
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from unlora.data import TextFormat
+    from unlora.data.sources import Record
+
+Log = dict[str, dict[str, dict[str, Any]]]
+
+TASKS = {
+    "retain": "eval_log.json",
+    "real_authors": "eval_real_author_wo_options.json",
+    "world_facts": "eval_real_world_wo_options.json",
+    "forget": "eval_log_forget.json",
+}
+# Sets the model was never fine-tuned on: their probability is normalised over right and wrong answers.
+GENERAL_SETS = ("real_authors", "world_facts")
+SCALARS = ("avg_gt_loss", "rougeL_recall", "avg_paraphrased_loss")
+SUMMARY = ("probability", "rougeL_recall", "truth_ratio", "truth_ratio_geometric")
+UTILITY = ("probability", "rougeL_recall", "truth_ratio")
+
+
+@dataclass
+class EvalSettings:
+    """How much is evaluated, and how."""
+
+    ds_size: int | None = field(
+        default=300, metadata={"help": "examples of each set, from the first on; None is all (TOFU's papers use 300)"}
+    )
+    max_new_tokens: int = field(default=200, metadata={"help": "most tokens of a generated answer"})
+    batch_size: int = field(default=32, metadata={"help": "examples of a forward pass"})
+
+    def __post_init__(self) -> None:
+        values = {name: getattr(self, name) for name in ("ds_size", "max_new_tokens", "batch_size")}
+        raise_if(
+            Problem(name, value, "nothing would be evaluated", "use at least 1")
+            for name, value in values.items()
+            if value is not None and value < 1
+        )
+
+
+class _Question(NamedTuple):
+    """One row; `paraphrased` is the answer itself where the set has no paraphrases."""
+
+    question: str
+    answer: str
+    paraphrased: str
+    perturbed: tuple[str, ...]
+
+    def texts(self) -> tuple[str, ...]:
+        """The answers to score."""
+        return (self.answer, self.paraphrased, *self.perturbed)
+
+
+def load_sets(
+    path: str,
+    forget: str = "forget10_perturbed",
+    retain: str = "retain_perturbed",
+    real_authors: str = "real_authors_perturbed",
+    world_facts: str = "world_facts_perturbed",
+) -> dict[str, list[Record]]:
+    """TOFU's four sets from the hub ("locuslab/TOFU") or a local folder; the other arguments name configurations."""
+    from unlora.data import load_records
+
+    names = {"retain": retain, "real_authors": real_authors, "world_facts": world_facts, "forget": forget}
+    return {name: load_records(path, config, argument=name) for name, config in names.items()}
+
+
+def evaluate(
+    model: nn.Module,
+    sets: Mapping[str, Sequence[Record]],
+    text_format: TextFormat,
+    settings: EvalSettings,
+    progress: Callable[[int], None] | None = None,
+) -> Log:
+    """Scores and questions the model on every set.
+
+    Args:
+        model: a causal LM, with or without adapters.
+        sets: rows by set name (retain, real_authors, world_facts, forget; any of them). A row has question and answer,
+            and may have paraphrased_answer (the answer stands in for it) and perturbed_answer (a list of wrong
+            answers); what cannot be computed without them is not in the log.
+        text_format: how rows become tokens.
+        settings: how much is evaluated.
+        progress: called with the number of texts done so far, of all answers scored and then all questions asked.
+
+    Raises:
+        InputError: unknown or empty sets, or rows that lack a column that others of their set have.
+    """
+    from unlora.evals.scoring import answer_nll, generate_answers
+
+    _check_sets(sets)
+    questions = {name: _questions(name, sets[name][: settings.ds_size]) for name in TASKS if name in sets}
+    everything = [question for rows in questions.values() for question in rows]
+    # Every text once: one length-sorted run for all sets wastes the least padding.
+    pairs = list(dict.fromkeys((row.question, text) for row in everything for text in row.texts()))
+    sums, tokens = answer_nll(model, pairs, text_format, settings.batch_size, progress)
+    after = None if progress is None else lambda done: progress(len(pairs) + done)
+    asked = list(dict.fromkeys(row.question for row in everything))
+    answers = generate_answers(model, asked, text_format, settings.max_new_tokens, settings.batch_size, after)
+    losses = {pair: (float(nll), int(count)) for pair, nll, count in zip(pairs, sums, tokens, strict=True)}
+    generated = dict(zip(asked, answers, strict=True))
+    log: Log = {}
+    for name, rows in questions.items():
+        columns = _loss_columns(name, rows, losses) | _text_columns(rows, generated, text_format)
+        log[TASKS[name]] = {
+            metric: {str(i): value for i, value in enumerate(column)} for metric, column in columns.items()
+        }
+    return log
+
+
+def _check_sets(sets: Mapping[str, Sequence[Record]]) -> None:
+    if not sets:
+        raise InputError(Problem("sets", "{}", "there is nothing to evaluate", f"give some of {', '.join(TASKS)}"))
+    raise_if(unknown_name("sets", name, TASKS) for name in sets if name not in TASKS)
+    raise_if(
+        Problem(name, "0 rows", "the set is empty", "give it rows or leave it out")
+        for name in sets
+        if not len(sets[name])
+    )
+
+
+def _questions(name: str, rows: Sequence[Record]) -> list[_Question]:
+    """The rows, checked; every row must have the columns that the first has."""
+    columns = _answer_columns(rows[0])
+    found = []
+    for index, row in enumerate(rows):
+        where = f"{name}[{index}]"
+        if _answer_columns(row) != columns:
+            reason = f"row 0 has {columns or 'no other answers'}, this row {_answer_columns(row) or 'none'}"
+            raise InputError(Problem(where, sorted(row), reason, "give every row of a set the same columns"))
+        question, answer = _text(where, row, "question"), _text(where, row, "answer")
+        paraphrased = _text(where, row, "paraphrased_answer") if "paraphrased_answer" in columns else answer
+        perturbed = _texts(where, row, "perturbed_answer") if "perturbed_answer" in columns else ()
+        found.append(_Question(question, answer, paraphrased, perturbed))
+    return found
+
+
+def _answer_columns(row: Record) -> list[str]:
+    return [key for key in ("paraphrased_answer", "perturbed_answer") if row.get(key) is not None]
+
+
+def _text(where: str, row: Record, key: str) -> str:
+    value = row.get(key)
+    if not _is_text(value):
+        raise InputError(Problem(f"{where}.{key}", value, "not a filled text", "rename the columns or fill the row"))
+    return str(value)
+
+
+def _texts(where: str, row: Record, key: str) -> tuple[str, ...]:
+    values = row[key]
+    if isinstance(values, str) or not values or not all(map(_is_text, values)):
+        raise InputError(
+            Problem(f"{where}.{key}", values, "not a list of filled texts", "list at least one wrong answer")
+        )
+    return tuple(values)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _loss_columns(
+    name: str, rows: Sequence[_Question], losses: Mapping[tuple[str, str], tuple[float, int]]
+) -> dict[str, list[Any]]:
+    """TOFU's metrics of the losses: for each the sum over tokens, the number of tokens and the average."""
+    right = [losses[row.question, row.answer] for row in rows]
+    other = [losses[row.question, row.paraphrased] for row in rows]
+    wrong = [[losses[row.question, text] for text in row.perturbed] for row in rows]
+    columns: dict[str, list[Any]] = {
+        "avg_gt_loss": _averages(right),
+        "gt_loss": [nll for nll, _ in right],
+        "num_token_gt": [count for _, count in right],
+        "avg_paraphrased_loss": _averages(other),
+        "paraphrased_loss": [nll for nll, _ in other],
+        "num_token_paraphrased": [count for _, count in other],
+    }
+    if not wrong[0]:
+        return columns
+    columns["average_perturb_loss"] = [_averages(row) for row in wrong]
+    columns["perturb_loss"] = [[nll for nll, _ in row] for row in wrong]
+    columns["num_token_perturb"] = [[count for _, count in row] for row in wrong]
+    perturbed = columns["average_perturb_loss"]
+    # The ratio in TOFU's logs is the one with the geometric mean.
+    columns["truth_ratio"] = metrics.truth_ratio(columns["avg_paraphrased_loss"], perturbed, "geometric").tolist()
+    if name in GENERAL_SETS:
+        columns["normalized_gt_loss"] = metrics.normalised_nll(columns["avg_gt_loss"], perturbed).tolist()
+    return columns
+
+
+def _averages(scored: Iterable[tuple[float, int]]) -> list[float]:
+    return [nll / count for nll, count in scored]
+
+
+def _text_columns(
+    rows: Sequence[_Question], generated: Mapping[str, str], text_format: TextFormat
+) -> dict[str, list[Any]]:
+    """What the model was asked, what it said, what is right, and ROUGE between the last two."""
+    from unlora.evals.scoring import encode_prompt
+
+    decode = text_format.tokenizer.decode
+    prompts = [decode(encode_prompt(row.question, text_format), clean_up_tokenization_spaces=False) for row in rows]
+    said = [generated[row.question] for row in rows]
+    rouge = [metrics.rouge_recalls(text, row.answer) for text, row in zip(said, rows, strict=True)]
+    return {
+        "generated_text": [list(three) for three in zip(prompts, said, (row.answer for row in rows), strict=True)],
+        "rouge1_recall": [scores["rouge1"] for scores in rouge],
+        "rougeL_recall": [scores["rougeL"] for scores in rouge],
+    }
+
+
+def summarise(log: Log, retain_log: Log | None = None) -> dict[str, Any]:
+    """The metrics of a log, as plain JSON values; what the log cannot give is None.
+
+    Args:
+        log: of the model in question.
+        retain_log: of a model trained without the forget set; None leaves forget quality None.
+
+    Returns:
+        sets: by set name, probability, rougeL_recall, truth_ratio and truth_ratio_geometric. The truth ratio is
+            mean max(0, 1−R), on the forget set mean min(R, 1/R), with R from the arithmetic and the geometric mean.
+        model_utility: harmonic mean of probability, rougeL_recall and (arithmetic) truth_ratio of all sets but forget,
+            over those that are there; utility_terms says how many, nine for a whole TOFU log.
+        forget_quality, log10_forget_quality: Kolmogorov-Smirnov p-value against `retain_log`.
+
+    Raises:
+        InputError: values that are not finite, or a forget quality asked of logs without forget truth ratios.
+    """
+    sets = {name: _summarise_set(name, log[task]) for name, task in TASKS.items() if task in log}
+    kept = [values[key] for name, values in sets.items() if name != "forget" for key in UTILITY]
+    terms = [term for term in kept if term is not None]
+    quality = None
+    if retain_log is not None:
+        quality = metrics.forget_quality(_forget_ratios("log", log), _forget_ratios("retain_log", retain_log))
+    return {
+        "sets": sets,
+        "model_utility": metrics.model_utility(terms) if terms else None,
+        "utility_terms": len(terms),
+        "forget_quality": quality,
+        "log10_forget_quality": None if quality is None else math.log10(quality),
+    }
+
+
+def _summarise_set(name: str, task: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    answers, wrong = _column(task, "avg_gt_loss"), _column(task, "average_perturb_loss")
+    rouge = _column(task, "rougeL_recall")
+    values: dict[str, float | None] = dict.fromkeys(SUMMARY)
+    if answers and (wrong or name not in GENERAL_SETS):
+        general = name in GENERAL_SETS
+        probability = metrics.normalised_probability(answers, wrong) if general else metrics.answer_probability(answers)
+        values["probability"] = float(probability.mean())
+    if rouge:
+        values["rougeL_recall"] = sum(rouge) / len(rouge)
+    if wrong and "avg_paraphrased_loss" in task:
+        mean_of = metrics.forget_truth_ratio if name == "forget" else metrics.retain_truth_ratio
+        values["truth_ratio"] = mean_of(_truth_ratios(task, "arithmetic"))
+        values["truth_ratio_geometric"] = mean_of(_truth_ratios(task, "geometric"))
+    return values
+
+
+def _truth_ratios(task: Mapping[str, Mapping[str, Any]], mean: str) -> metrics.Values:
+    return metrics.truth_ratio(_column(task, "avg_paraphrased_loss"), _column(task, "average_perturb_loss"), mean)
+
+
+def _forget_ratios(argument: str, log: Log) -> metrics.Values:
+    task = log.get(TASKS["forget"], {})
+    if not {"avg_paraphrased_loss", "average_perturb_loss"} <= task.keys():
+        reason = f"forget quality needs the paraphrased and perturbed losses of {TASKS['forget']}"
+        raise InputError(Problem(argument, sorted(log), reason, "evaluate the forget set with perturbed answers"))
+    return _truth_ratios(task, "geometric")
+
+
+def _column(task: Mapping[str, Mapping[str, Any]], metric: str) -> list[Any]:
+    """A metric's values in the order of the examples' numbers; empty if the log lacks it."""
+    values = task.get(metric, {})
+    return [values[index] for index in sorted(values, key=int)]
+
+
+def read_log(path: str | Path) -> Log:
+    """Reads a log.
+
+    Raises:
+        InputError: no such file, not JSON, or not {task file: {metric: {index: value}}}.
+    """
+    try:
+        log = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(Problem("log", str(path), f"cannot be read as JSON: {error}", "check the path")) from error
+    reason = _schema_error(log)
+    if reason:
+        fix = "give a log in TOFU's format: {task file: {metric: {index: value}}}"
+        raise InputError(Problem("log", str(path), reason, fix))
+    checked: Log = log
+    return checked
+
+
+def _schema_error(log: Any) -> str | None:
+    """Why this is not a log, or None."""
+    if not isinstance(log, dict) or not log.keys() & set(TASKS.values()):
+        return f"it has none of the tasks {', '.join(TASKS.values())}"
+    for task in log.keys() & set(TASKS.values()):
+        columns = log[task]
+        if not isinstance(columns, dict) or not all(isinstance(column, dict) for column in columns.values()):
+            return f"{task} is not {{metric: {{index: value}}}}"
+        if len({frozenset(column) for column in columns.values()}) > 1:
+            return f"the metrics of {task} do not have the same examples"
+        if not all(index.isdecimal() for column in columns.values() for index in column):
+            return f"the examples of {task} are not numbered"
+        for metric in SCALARS:
+            if not all(_is_number(value) for value in columns.get(metric, {}).values()):
+                return f"{metric} of {task} is not a number for each example"
+        rows = columns.get("average_perturb_loss", {}).values()
+        if not all(isinstance(row, list) and row and all(map(_is_number, row)) for row in rows):
+            return f"average_perturb_loss of {task} is not a list of numbers for each example"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def write_log(log: Log, path: str | Path) -> None:
+    """Writes a log whole or not at all; a file of that name is replaced."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(log, allow_nan=False), encoding="utf-8")
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,14 @@
+"""Which parameters hold the forget set: gradient moments, and the importance that follows from them."""
+
+from unlora.fisher.importance import IMPORTANCE_METHODS, relative_importance
+from unlora.fisher.moments import Moments, gradient_moments
+from unlora.fisher.storage import load_importance, save_importance
+
+__all__ = [
+    "IMPORTANCE_METHODS",
+    "Moments",
+    "gradient_moments",
+    "load_importance",
+    "relative_importance",
+    "save_importance",
+]

@@ -1,0 +1,200 @@
+"""Exact first and second moments of per-example gradients of LoRA factors, many examples in one backward pass.
+
+A LoRA factor is a linear map without bias: h = M x. For example i its gradient is Σ_t δ_t x_tᵀ over the example's own
+tokens, so input x and output gradient δ of a batch hold every example's gradient, apart from each other. A tap on each
+factor's output multiplies them in the backward pass and adds the result to the moments; no gradient is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlora.config import GRANULARITIES
+from unlora.errors import InputError, Problem, unknown_name
+from unlora.forward import causal_lm, labelled_tokens
+
+
+@dataclass
+class Moments:
+    """First and second moment of the gradient g_i of example i's mean-token loss, weighted by its n_i labelled tokens.
+
+    Args:
+        mean: {parameter name: Σ n_i g_i / Σ n_i}, shaped as the parameter, float32.
+        second: {parameter name: Σ n_i g_i² / Σ n_i}, likewise.
+        tokens: Σ n_i.
+        examples: how many g_i there were.
+    """
+
+    mean: dict[str, Tensor]
+    second: dict[str, Tensor]
+    tokens: int
+    examples: int
+
+    def variance(self, name: str) -> Tensor:
+        """max(E[g²] − E[g]², 0) of one parameter: the Fisher information as the variance of the score (VILA)."""
+        return (self.second[name] - self.mean[name].square()).clamp_(min=0)
+
+
+def gradient_moments(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], per: str = "example") -> Moments:
+    """Moments of the gradient of each trainable LoRA factor over `batches`, at the model's present parameters.
+
+    The model runs without dropout and is left as it was found. Layers with gradient checkpointing switched on are
+    checkpointed here too. Beside the model and its activations, only the moments take memory.
+
+    Args:
+        model: a PEFT LoRA model; the factors that require a gradient are measured.
+        batches: dicts of input_ids, attention_mask and labels [examples, length], padded on either side.
+        per: "example" for one gradient per row; "batch" for one per batch, of the mean-token loss over all its rows (as
+            VILA's and FILA's released code does).
+
+    Returns:
+        `Moments`, keyed by the factors' names in `model.named_parameters()`, on the factors' device.
+
+    Raises:
+        InputError: no factor to measure, no labelled token, or an unknown `per`.
+
+    Source: Kim et al., COLM 2025 (arXiv 2508.21300).
+    """
+    if per not in GRANULARITIES:
+        raise InputError(unknown_name("per", per, GRANULARITIES))
+    taps = {name: Tap(parameter, name) for name, parameter in lora_factors(model).items()}
+    if not taps:
+        reason = "no LoRA factor requires a gradient"
+        raise InputError(
+            Problem("model", type(model).__name__, reason, "give a PEFT model with a trainable LoRA adapter")
+        )
+    device = next(iter(taps.values())).mean.device
+    tokens = examples = 0
+    with tapped(model, taps):
+        for batch in batches:
+            out = labelled_tokens(model, {key: value.to(device) for key, value in batch.items()})
+            counts = out.counts if per == "example" else out.counts.sum()[None]
+            for tap in taps.values():
+                tap.start_batch(counts)
+            per_token = counts[out.example] if per == "example" else counts
+            (-out.logp / per_token).sum().backward()
+            tokens += int(counts.sum())
+            examples += int((counts > 0).sum())
+    if not tokens:
+        raise InputError(
+            Problem("batches", "0 labelled tokens", "there is no loss to take a gradient of", "check the labels")
+        )
+    mean = {name: tap.mean.div_(tokens) for name, tap in taps.items()}
+    return Moments(mean, {name: tap.second.div_(tokens) for name, tap in taps.items()}, tokens, examples)
+
+
+def lora_factors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable lora_A and lora_B weights by name."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (".lora_A." in name or ".lora_B." in name)
+    }
+
+
+@dataclass
+class Tap:
+    """Adds up one factor's moments as its gradients pass by. `counts` are the labelled tokens per example."""
+
+    parameter: nn.Parameter
+    name: str
+    mean: Tensor = field(init=False)
+    second: Tensor = field(init=False)
+    counts: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.mean = torch.zeros_like(self.parameter, dtype=torch.float32, requires_grad=False)
+        self.second = torch.zeros_like(self.mean)
+
+    def start_batch(self, counts: Tensor) -> None:
+        """Tells the labelled tokens of each example of the coming backward pass: [examples], or [1] per batch."""
+        self.counts = counts
+
+    def hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Forward hook: puts the tap between the factor and what follows it."""
+        return _TapGradient.apply(args[0], output, self)
+
+    def add(self, inputs: Tensor, gradient: Tensor) -> None:
+        """Takes in inputs [examples, tokens, in] and output gradients [examples, tokens, out] of a batch."""
+        if inputs.dim() != 3 or self.counts is None:
+            reason = (
+                "it saw no [examples, tokens, features] input, or ran more than once a batch (a shared or routed layer)"
+            )
+            raise InputError(Problem("target_modules", self.name, reason, "leave this module out of target_modules"))
+        if len(self.counts) == 1:  # one example, or the whole batch as one
+            inputs, gradient = inputs.flatten(0, 1)[None], gradient.flatten(0, 1)[None]
+        per_example = torch.bmm(gradient.float().transpose(1, 2), inputs.float())  # [examples, out, in]
+        weight = self.counts.to(per_example.dtype)
+        self.mean.add_(torch.einsum("e,eoi->oi", weight, per_example))
+        self.second.add_(torch.einsum("e,eoi->oi", weight, per_example.square_()))
+        self.counts = None
+
+
+class _TapGradient(torch.autograd.Function):
+    """Passes a factor's output through unchanged, and shows the tap its input and output gradient.
+
+    The input is kept by autograd (`save_for_backward`), so gradient checkpointing frees and recomputes it as any other
+    activation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, output: Tensor, tap: Tap) -> Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.tap = tap
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
+        ctx.tap.add(*ctx.saved_tensors, gradients[0])
+        return None, gradients[0], None
+
+
+@contextmanager
+def tapped(model: nn.Module, taps: Mapping[str, Tap]) -> Iterator[None]:
+    """Within, every parameter is frozen, gradients flow from the embeddings on, and the taps are in place."""
+    modules = dict(model.named_modules())
+    with ExitStack() as stack:
+        stack.enter_context(without_dropout(model))
+        stack.enter_context(frozen(model))
+        embeddings = causal_lm(model).get_input_embeddings()
+        # Nothing requires a gradient any more, so the graph has to begin somewhere: at the embeddings' output.
+        hooks = [embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_())]
+        hooks += [modules[name.removesuffix(".weight")].register_forward_hook(tap.hook) for name, tap in taps.items()]
+        for hook in hooks:
+            stack.callback(hook.remove)
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Within, no parameter requires a gradient: autograd computes none for the weights."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in evaluation mode, but layers that checkpoint their activations go on doing so."""
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True  # transformers checkpoints a layer only while its own flag says training
+    try:
+        yield
+    finally:
+        model.eval()
+        for module in was_training:
+            module.training = True

@@ -1,0 +1,222 @@
+"""One request from records to an exported adapter: the only place that knows the order of the stages."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from unlora.adapter import attach_adapters, attach_probe, check_adapter_settings, export_adapter, reference_model
+from unlora.adapter.export import check_unused
+from unlora.config import DataConfig, EvalConfig, ImportanceConfig, ModelConfig
+from unlora.data import (
+    Example,
+    TextFormat,
+    check_overlap,
+    encode_records,
+    iter_batches,
+    load_records,
+    padding_id,
+)
+from unlora.data.sources import Record
+from unlora.errors import raise_if
+from unlora.evals import EvalSettings, Log, evaluate, load_sets, read_log, summarise, write_log
+from unlora.files import write_json, write_text
+from unlora.finetune import resume_point
+from unlora.fisher import gradient_moments, load_importance, relative_importance, save_importance
+from unlora.fisher.storage import importance_key
+from unlora.models import load_model
+from unlora.trainer import UnlearnConfig, UnlearnTrainer
+
+logger = logging.getLogger(__name__)
+IMPORTANCE, ADAPTER, METRICS, SAMPLES, CONFIG = (
+    "importance.safetensors",
+    "adapter",
+    "metrics.json",
+    "samples.jsonl",
+    "config.yaml",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a user set for one unlearning request."""
+
+    model: ModelConfig
+    data: DataConfig
+    importance: ImportanceConfig
+    evaluation: EvalConfig
+    args: UnlearnConfig
+
+    def check(self) -> None:
+        """Raises one `InputError` with every problem that can be seen before anything is loaded."""
+        parts = (self.model, self.data, self.importance, self.evaluation, self.args)
+        raise_if(problem for part in parts for problem in part.problems())
+        if not self.args.resume_from_checkpoint:
+            check_unused(Path(self.args.output_dir), "output_dir")
+
+    def settings(self) -> dict[str, Any]:
+        """All settings that differ from their defaults or have none, as one flat mapping of flags."""
+        flat: dict[str, Any] = {}
+        for part in (self.model, self.data, self.importance, self.evaluation):
+            flat |= asdict(part)
+        return flat | changed_arguments(self.args)
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the stages work on: the loaded model and the forget and retain sets, raw and tokenised."""
+
+    model: Any
+    text_format: TextFormat
+    forget_rows: Sequence[Record]
+    retain_rows: Sequence[Record]
+    forget: Sequence[Example]
+    retain: Sequence[Example]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: the folder, the metrics of the model before and after, and the model itself."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    model: Any
+
+
+def unlearn(request: Request) -> Result:
+    """Runs one request whole: importance, training, export, evaluation.
+
+    Raises:
+        InputError: anything wrong with the input, before training starts.
+        DivergenceError: training went wrong; the last good adapter is kept.
+    """
+    request.check()
+    folder = Path(request.args.output_dir)
+    materials = prepare(request)
+    sets = evaluation_sets(request, materials)
+    retrain_log = read_log(request.evaluation.retrain_log) if request.evaluation.retrain_log else None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CONFIG, yaml.safe_dump(request.settings(), sort_keys=False))
+    importance = importance_for(request, materials, folder / IMPORTANCE)
+    model = attach_adapters(materials.model, request.args, importance)
+    tokenizer = materials.text_format.tokenizer
+    trainer = UnlearnTrainer(model, request.args, materials.forget, materials.retain, tokenizer)
+    trainer.train(resume_from_checkpoint=resume_point(request.args))
+    export_adapter(model, folder / ADAPTER)
+    metrics = {"train": trainer.state.log_history}
+    if sets:
+        metrics |= evaluate_both(model, sets, materials.text_format, request.evaluation, retrain_log, folder)
+    write_json(folder / METRICS, metrics)
+    return Result(folder, metrics, model)
+
+
+def prepare(request: Request) -> Materials:
+    """Loads data and model, and checks everything that can be checked before any pass over them."""
+    data = request.data
+    forget_rows = load_records(data.forget_data, data.forget_name, data.forget_split, argument="forget_data")
+    retain_rows = load_records(data.retain_data, data.retain_name, data.retain_split, argument="retain_data")
+    check_overlap(forget_rows, retain_rows)
+    model, tokenizer = load_model(request.model)
+    raise_if(check_adapter_settings(model, request.args))
+    text_format = TextFormat(tokenizer, data.prompt_format, usable_length(model, data.max_length))
+    forget = encode_records(forget_rows, text_format, argument="forget_data")
+    retain = encode_records(retain_rows, text_format, argument="retain_data")
+    return Materials(model, text_format, forget_rows, retain_rows, forget, retain)
+
+
+def usable_length(model: Any, max_length: int) -> int:
+    """`max_length`, or the number of the model's positions where it has fewer."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_length
+    return min(max_length, positions)
+
+
+def importance_for(request: Request, materials: Materials, path: Path) -> dict[str, Tensor]:
+    """The row importance: read where the user or an earlier part of this run has it, else estimated and saved."""
+    config, given = request.importance, request.importance.importance_file
+    retain = retain_sample(materials.retain, config.retain_samples or len(materials.forget), config.importance_seed)
+    targets = request.args.target_modules
+    settings = {**config.estimate(), "r": request.args.r, "targets": sorted(targets) if targets else "all-linear"}
+    key = importance_key(materials.model, (materials.forget, retain), settings)
+    if given or path.exists():
+        return load_importance(given or path, key)
+    importance = estimate_importance(materials, retain, request)
+    save_importance(importance, path, key, settings)
+    return importance
+
+
+def retain_sample(retain: Sequence[Example], size: int, seed: int) -> list[Example]:
+    """`size` random examples, or all of them where there are fewer."""
+    return random.Random(seed).sample(list(retain), min(size, len(retain)))
+
+
+def estimate_importance(materials: Materials, retain: Sequence[Example], request: Request) -> dict[str, Tensor]:
+    """Two passes, over forget and retain examples, on random LoRA factors; row sums of the relative importance."""
+    config = request.importance
+    pad_id = padding_id(materials.text_format.tokenizer)
+    probe = attach_probe(materials.model, request.args, config.sigma, config.importance_seed)
+    if request.args.gradient_checkpointing:
+        probe.gradient_checkpointing_enable(request.args.gradient_checkpointing_kwargs)
+        probe.train()
+    of_forget, of_retain = (
+        gradient_moments(probe, iter_batches(examples, config.importance_batch_size, pad_id), per=config.moments_per)
+        for examples in (materials.forget, retain)
+    )
+    probe.unload()
+    return relative_importance(
+        of_forget, of_retain, config.init, smoothing=config.smoothing, epsilon=config.epsilon, rows=True
+    )
+
+
+def evaluation_sets(request: Request, materials: Materials) -> dict[str, Sequence[Record]]:
+    """What is evaluated: the sets the user names, or forget and retain set where their rows are questions."""
+    config = request.evaluation
+    if config.eval_data:
+        return dict(load_sets(config.eval_data, config.eval_forget_name, config.eval_retain_name))
+    rows = {"forget": materials.forget_rows, "retain": materials.retain_rows}
+    if all("question" in part[0] for part in rows.values()):
+        return rows
+    logger.warning("the rows are not questions and answers: only the losses are reported; name eval_data for more")
+    return {}
+
+
+def evaluate_both(
+    model: Any,
+    sets: Mapping[str, Sequence[Record]],
+    text_format: TextFormat,
+    config: EvalConfig,
+    retrain_log: Log | None,
+    folder: Path,
+) -> dict[str, Any]:
+    """Evaluates the model with its adapters off and on; writes both logs and the answers side by side."""
+    settings = EvalSettings(config.ds_size, config.max_new_tokens, config.eval_batch_size)
+    with reference_model(model):
+        before = evaluate(model, sets, text_format, settings)
+    after = evaluate(model, sets, text_format, settings)
+    for name, log in (("before", before), ("after", after)):
+        write_log(log, folder / f"eval_{name}.json")
+    write_text(folder / SAMPLES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples(before, after)))
+    return {"before": summarise(before, retrain_log), "after": summarise(after, retrain_log)}
+
+
+def samples(before: Log, after: Log) -> list[dict[str, str]]:
+    """Question, reference and the two generated answers of every evaluated row."""
+    rows = []
+    for task, columns in before.items():
+        for index, (prompt, old, reference) in columns["generated_text"].items():
+            new = after[task]["generated_text"][index][1]
+            rows.append({"task": task, "prompt": prompt, "reference": reference, "before": old, "after": new})
+    return rows
+
+
+def changed_arguments(args: Any) -> dict[str, Any]:
+    """The fields of a `TrainingArguments` that differ from their defaults, as plain values for YAML."""
+    values, defaults = args.to_dict(), type(args)(output_dir=args.output_dir).to_dict()
+    return {"output_dir": args.output_dir} | {k: v for k, v in values.items() if v != defaults[k]}

@@ -1,0 +1,273 @@
+"""`UnlearnTrainer`: transformers' Trainer with a forget and a retain loss, and checkpoints without pickle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import TrainingArguments
+
+from unlora.adapter.export import read_adapter, write_adapter
+from unlora.adapter.offset import OFFSET, UNLEARN, freeze_offset, reference_model
+from unlora.checkpoints import SafeTrainer
+from unlora.data import Example, ForgetRetainDataset, PairSampler, UnlearnCollator, pad_batch, padding_id
+from unlora.errors import DivergenceError, Problem, raise_if
+from unlora.forward import LabelledTokens, causal_lm, labelled_tokens
+from unlora.losses import LOSSES, NO_RETAIN, RETAIN_LOSSES, check_losses
+
+
+@dataclass
+class UnlearnConfig(TrainingArguments):
+    """Adapter, losses and training settings: every field of `transformers.TrainingArguments`, and these.
+
+    Names of adapter settings are those of `peft.LoraConfig`. Defaults follow the paper (rank 8, alpha 16, weight decay
+    0.01, 5 epochs, effective batch 32).
+
+    Raises:
+        InputError: unknown losses or loss settings, or values that cannot work; all of them at once.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "loss_kwargs"]
+
+    r: int = field(default=8, metadata={"help": "Rank of the LoRA adapter; the exported one has twice this rank."})
+    lora_alpha: float = field(default=16.0, metadata={"help": "LoRA alpha; the adapter is scaled by alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Must be 0: the offset must cancel the start exactly."})
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r) (rank-stabilised LoRA)."})
+    target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules to adapt, as in PEFT; all linear layers but the head if not given."}
+    )
+    loss: str = field(default="ihl", metadata={"help": f"Forget loss: {', '.join(LOSSES)}."})
+    loss_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "The forget loss's own settings as JSON, such as '{\"beta\": 0.1}' for npo."}
+    )
+    retain_loss: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Retain loss: {', '.join(RETAIN_LOSSES)} or none; what goes with the forget loss if not given."
+        },
+    )
+    retain_weight: float = field(default=1.0, metadata={"help": "λ in loss = forget loss + λ · retain loss."})
+    max_retain_loss: float | None = field(
+        default=None,
+        metadata={
+            "help": "Stop if the retain loss of a batch exceeds this; ln(vocabulary), blind guessing, if not given."
+        },
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of AdamW."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
+    num_train_epochs: float = field(default=5.0, metadata={"help": "Passes over the forget set."})
+    gradient_accumulation_steps: int = field(
+        default=4, metadata={"help": "Batches added up before an update; 4 × 8 pairs is the paper's 32."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: batches hold pairs."})
+    logging_steps: float = field(default=5, metadata={"help": "Log forget and retain loss every so many updates."})
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "Where to log, as in transformers."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.loss_kwargs = self.loss_kwargs or {}
+        raise_if(self.problems())
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the settings themselves; the model's part is checked by `attach_adapters`."""
+        if not isinstance(self.loss_kwargs, dict):
+            return [Problem("loss_kwargs", self.loss_kwargs, "not a JSON object", "write it as '{\"beta\": 0.1}'")]
+        problems = check_losses(self.loss, self.retain_loss, self.loss_kwargs)
+        if self.r < 1:
+            problems.append(Problem("r", self.r, "an adapter has at least rank 1", "use a positive rank"))
+        if self.lora_dropout:
+            problems.append(Problem("lora_dropout", self.lora_dropout, "the two adapters would not cancel", "use 0"))
+        if self.retain_weight < 0:
+            reason = "it would reward forgetting the retain set"
+            problems.append(Problem("retain_weight", self.retain_weight, reason, "use 0 or more"))
+        if self.remove_unused_columns:
+            problems.append(Problem("remove_unused_columns", True, "it would drop the pairs", "leave it False"))
+        return problems
+
+    @property
+    def chosen_retain_loss(self) -> str:
+        """The retain loss by name: the user's, or what goes with the forget loss."""
+        return self.retain_loss or LOSSES[self.loss].retain
+
+
+class UnlearnTrainer(SafeTrainer):
+    """Minimises forget loss + λ · retain loss over the "unlearn" adapter.
+
+    One forward pass a step covers forget and retain rows; the head sees labelled positions only. The model's answers
+    before unlearning, where a loss needs them, come from the same model with its adapters off.
+
+    Each checkpoint folder is a loadable PEFT adapter for the original base, beside the optimiser's and random states.
+
+    Args:
+        model: from `attach_adapters`.
+        args: the settings.
+        forget_dataset: tokenised examples to forget (`encode_records`).
+        retain_dataset: tokenised examples to keep; may be empty only if there is no retain loss.
+        processing_class: the tokenizer; gives the padding id.
+        **kwargs: as for `transformers.Trainer` (callbacks, optimizers).
+
+    Raises:
+        InputError: an empty set, a model without the two adapters, or a sharded set-up that is not supported.
+        DivergenceError: from `train`, when a loss is not finite or the retain loss exceeds its limit. The model then
+            holds the last good adapter, which is saved too.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        args: UnlearnConfig,
+        forget_dataset: Sequence[Example],
+        retain_dataset: Sequence[Example],
+        processing_class: Any,
+        **kwargs: Any,
+    ) -> None:
+        raise_if(_argument_problems(model, args, forget_dataset, retain_dataset))
+        freeze_offset(model)
+        self.forget_loss = LOSSES[args.loss]
+        self.retain_loss = RETAIN_LOSSES.get(args.chosen_retain_loss)
+        retain = retain_dataset if self.retain_loss else None
+        self.pairs = ForgetRetainDataset(forget_dataset, retain, seed=args.data_seed or args.seed)
+        self.pad_id = padding_id(processing_class)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self.pairs,
+            data_collator=UnlearnCollator(self.pad_id),
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False  # losses are means over a batch: accumulation averages them
+        self._retain_limit = args.max_retain_loss
+        self._sums: dict[str, float] = {}
+        self._batches = 0
+        self._good: tuple[int, dict[str, Tensor]] | None = None
+        self._staging: str | None = None
+
+    # Data
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int]:
+        return PairSampler(len(self.pairs), self.pairs.seed)
+
+    def get_train_dataloader(self) -> Any:
+        """The loader of pairs; computes the reference log-probabilities first if the loss needs them."""
+        if self.forget_loss.reference == "logp" and self.pairs.ref_logp is None:
+            self.pairs.ref_logp = self.reference_logp(self.pairs.forget)
+        return super().get_train_dataloader()
+
+    def reference_logp(self, examples: Sequence[Example]) -> list[float]:
+        """Summed log-probability of each example's labels under the model before unlearning, in nats."""
+        size = self.args.per_device_train_batch_size
+        values: list[float] = []
+        with reference_model(self.accelerator.unwrap_model(self.model)):
+            for start in range(0, len(examples), size):
+                batch = self._prepare_inputs(pad_batch(examples[start : start + size], self.pad_id))
+                values += labelled_tokens(self.model, batch).example_logp.tolist()
+        return values
+
+    # Loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Forget loss + λ · retain loss of one batch of pairs, both logged apart."""
+        split, rows = inputs["forget_examples"], len(inputs["labels"])
+        out = labelled_tokens(model, inputs)
+        forget = replace(out.rows(0, split), ref_logp=inputs.get("ref_logp"))
+        losses = {"forget_loss": self.forget_loss.function(forget, **self.args.loss_kwargs)}
+        if self.retain_loss:
+            retain = self._with_reference(out.rows(split, rows), self.retain_loss.reference, model, inputs)
+            losses["retain_loss"] = self.retain_loss.function(retain)
+        self._guard(losses)
+        total = losses["forget_loss"] + self.args.retain_weight * losses.get("retain_loss", 0.0)
+        return (total, {"logits": out.logits}) if return_outputs else total
+
+    def _with_reference(
+        self, out: LabelledTokens, needs: str, model: nn.Module, inputs: dict[str, Any]
+    ) -> LabelledTokens:
+        """Adds the reference model's logits of the retain rows, if the loss needs them."""
+        if needs != "logits":
+            return out
+        keep = slice(inputs["forget_examples"], None)
+        rows = {name: inputs[name][keep] for name in ("input_ids", "attention_mask", "labels")}
+        with reference_model(self.accelerator.unwrap_model(model)):
+            return replace(out, ref_logits=labelled_tokens(model, rows).logits)
+
+    # Guard and logging
+
+    def _guard(self, losses: dict[str, Tensor]) -> None:
+        """Adds the losses to the log; stops training at the first that is not finite or too large."""
+        values = dict(zip(losses, torch.stack(list(losses.values())).detach().tolist(), strict=True))
+        for name, value in values.items():
+            if not math.isfinite(value):
+                self._stop(f"the {name} is {value}")
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        retain_loss = values.get("retain_loss", 0.0)
+        if self._retain_limit is None:  # worse by more than blind guessing costs: nothing is left to retain
+            self._retain_limit = retain_loss + math.log(causal_lm(self.model).config.vocab_size)
+        if retain_loss > self._retain_limit:
+            self._stop(f"the retain_loss is {retain_loss:.3g}, above its limit {self._retain_limit:.3g}")
+        self._batches += 1
+        if self.model.training and (self._good is None or self._good[0] != self.state.global_step):
+            self._good = (self.state.global_step, {n: p.detach().clone() for n, p in self._trainable().items()})
+
+    def _trainable(self) -> dict[str, nn.Parameter]:
+        model = self.accelerator.unwrap_model(self.model)
+        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def _stop(self, reason: str) -> None:
+        """Puts the last good adapter back, saves it, and raises."""
+        step, good = self._good or (0, {})
+        for name, parameter in self._trainable().items():
+            if name in good:
+                parameter.copy_(good[name])
+        folder = Path(self.args.output_dir) / "last-good-adapter"
+        if self.args.should_save:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_adapter(self.accelerator.unwrap_model(self.model), folder)
+        raise DivergenceError(
+            f"training stopped at step {self.state.global_step}: {reason}. The adapter of step {step} was put back and "
+            f"saved as {folder}. Fix: lower learning_rate (now {self.args.learning_rate:g}), raise retain_weight (now "
+            f"{self.args.retain_weight:g}), train for fewer steps, or raise max_retain_loss."
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the mean forget and retain loss since the last log."""
+        if "loss" in logs and self._batches:
+            logs = {**logs, **{name: value / self._batches for name, value in self._sums.items()}}
+            self._sums, self._batches = {}, 0
+        super().log(logs, *args, **kwargs)
+
+    # Checkpoints hold the exported adapter
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_adapter(self.accelerator.unwrap_model(self.model), folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        read_adapter(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+
+def _argument_problems(
+    model: Any, args: UnlearnConfig, forget: Sequence[Example], retain: Sequence[Example]
+) -> list[Problem]:
+    problems = []
+    if not isinstance(model, PeftModel) or {UNLEARN, OFFSET} - set(model.peft_config):
+        reason = "it has not the unlearn and the offset adapter"
+        problems.append(Problem("model", type(model).__name__, reason, "give what attach_adapters returns"))
+    if not len(forget):
+        problems.append(
+            Problem("forget_dataset", "0 examples", "there is nothing to forget", "give at least one example")
+        )
+    if not len(retain) and args.chosen_retain_loss != NO_RETAIN:
+        fix = "give retain examples or use retain_loss='none'"
+        problems.append(Problem("retain_dataset", "0 examples", f"{args.chosen_retain_loss!r} needs retain data", fix))
+    return problems

@@ -1,0 +1,94 @@
+"""Tiny random models, a tokenizer, and TOFU's data where it is at hand. Nothing here needs a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PhiConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+from transformers import AutoModelForCausalLM
+
+ARCHITECTURES = ("llama", "qwen", "phi", "gemma", "gpt2", "gptneox")
+CORPUS = [
+    "Question: Where was Ada Lovelace born?\nAnswer: Ada Lovelace was born in London.",
+    "Question: What does the gardener of the old house keep?\nAnswer: The gardener keeps a grey cat and two dogs.",
+    "The quick brown fox jumps over the lazy dog while 1234567890 people watch, quietly; nobody minds at all!",
+]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with TOFU and its published logs."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("UNLORA_TEST_DATA", default))
+    if not (folder / "tofu" / "full.jsonl").is_file():
+        pytest.skip("TOFU's data is not at hand: set UNLORA_TEST_DATA to a folder that holds tofu/ and tofu_logs/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A small byte-level BPE with pad and eos tokens and no chat template."""
+    return make_tokenizer()
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], PreTrainedModel]:
+    """A factory of seeded random models of two layers, in evaluation mode."""
+
+    def make(name: str, seed: int = 0) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(tiny_config(name, len(tokenizer))).eval()
+
+    return make
+
+
+def tiny_config(name: str, vocab_size: int) -> object:
+    common = {"vocab_size": vocab_size, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+    modern = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.15,  # larger than usual, so that predictions are far from uniform
+        **common,
+    }
+    grouped = {**modern, "num_key_value_heads": 2}
+    if name == "gpt2":
+        return GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.15, **common)
+    configs = {
+        "llama": (LlamaConfig, grouped),
+        "qwen": (Qwen2Config, grouped),
+        "phi": (PhiConfig, modern),
+        "gemma": (GemmaConfig, {**grouped, "head_dim": 8}),
+        "gptneox": (GPTNeoXConfig, modern),
+    }
+    config, settings = configs[name]
+    return config(**settings)

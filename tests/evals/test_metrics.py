@@ -1,0 +1,159 @@
+import math
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unlora.errors import InputError
+from unlora.evals import metrics
+from unlora.evals.tofu import TASKS, read_log
+
+losses = st.floats(0, 500)
+ratios = st.lists(st.floats(0, 1e300), min_size=1, max_size=30)
+terms = st.lists(st.floats(1e-6, 1), min_size=1, max_size=9)
+
+
+def test_answer_probability_by_hand():
+    """exp(−ln 2) = 1/2 and exp(−0) = 1."""
+    assert metrics.answer_probability([math.log(2), 0]) == pytest.approx([0.5, 1])
+
+
+def test_normalised_probability_by_hand_with_different_numbers_of_wrong_answers():
+    """P = 1/2 against 1/4 and 1/4: 0.5 / (0.5 + 0.5) = 1/2. P = 1/4 against 3/4: 0.25 / 1 = 1/4."""
+    right = [math.log(2), math.log(4)]
+    wrong = [[math.log(4), math.log(4)], [math.log(4 / 3)]]
+    assert metrics.normalised_probability(right, wrong) == pytest.approx([0.5, 0.25])
+    assert metrics.normalised_nll(right, wrong) == pytest.approx([math.log(2), math.log(4)])
+
+
+def test_normalised_probability_where_every_probability_rounds_to_zero():
+    """Losses 2000 and 2000 + ln 3: the quotient is 1 / (1 + 1/3) = 3/4 although exp(−2000) is 0 as a float."""
+    assert metrics.normalised_probability([2000], [[2000 + math.log(3)]]) == pytest.approx([0.75])
+    assert metrics.normalised_nll([2000], [[0]]) == pytest.approx([2000])
+
+
+def test_both_truth_ratios_by_hand():
+    """Perturbed probabilities 1/2 and 1/8, paraphrased 1/4.
+
+    Arithmetic: (1/2 + 1/8)/2 = 5/16, over 1/4 is 5/4. Geometric: sqrt(1/16) = 1/4, over 1/4 is 1.
+    """
+    right, wrong = [math.log(4)], [[math.log(2), math.log(8)]]
+    assert metrics.truth_ratio(right, wrong) == pytest.approx([1.25])
+    assert metrics.truth_ratio(right, wrong, "geometric") == pytest.approx([1])
+
+
+@pytest.mark.parametrize("mean", metrics.MEANS)
+def test_truth_ratio_stays_finite_where_the_truth_became_impossible(mean):
+    ratio = metrics.truth_ratio([5000, 0], [[0, 1], [5000]], mean)
+    assert np.isfinite(ratio).all()
+    assert ratio[1] == 0
+    assert metrics.forget_truth_ratio(ratio) < 1e-300
+    assert metrics.retain_truth_ratio(ratio) == 0.5
+
+
+def test_aggregated_truth_ratios_by_hand():
+    """R = 1/4, 1, 4. max(0, 1−R) = 3/4, 0, 0: mean 1/4. min(R, 1/R) = 1/4, 1, 1/4: mean 1/2."""
+    assert metrics.retain_truth_ratio([0.25, 1, 4]) == pytest.approx(0.25)
+    assert metrics.forget_truth_ratio([0.25, 1, 4]) == pytest.approx(0.5)
+
+
+def test_model_utility_by_hand():
+    """Harmonic mean of 1, 1/2, 1/4: 3 / (1 + 2 + 4) = 3/7; with a zero it is 0."""
+    assert metrics.model_utility([1, 0.5, 0.25]) == pytest.approx(3 / 7)
+    assert metrics.model_utility([1, 0, 1]) == 0
+
+
+def test_forget_quality_by_hand():
+    """Samples {1, 2, 3} and {4, 5, 6} are apart: of the C(6, 3) = 20 orders, 2 are as extreme. p = 1/10."""
+    assert metrics.forget_quality([1, 2, 3], [4, 5, 6]) == pytest.approx(0.1)
+
+
+def test_a_p_value_of_zero_has_a_logarithm():
+    quality = metrics.forget_quality(np.arange(20000), np.arange(20000) + 1e6)
+    assert quality == sys.float_info.min * sys.float_info.epsilon
+    assert math.isfinite(math.log10(quality))
+
+
+def test_rouge_recall_by_hand():
+    """Reference 'the cats were running home' (5 words). 'the cat was running' shares the, cat(s), run(ning): 3/5.
+
+    In another order, 'running the cat', the longest common subsequence is 'the cat': 2/5, while ROUGE-1 stays 3/5.
+    """
+    reference = "the cats were running home"
+    assert metrics.rouge_l_recall("The cat was running!", reference) == pytest.approx(3 / 5)
+    assert metrics.rouge_recalls("running the cat", reference) == pytest.approx({"rouge1": 3 / 5, "rougeL": 2 / 5})
+    assert metrics.rouge_l_recall("", reference) == 0
+
+
+@given(ratios)
+def test_aggregated_truth_ratios_are_shares(values):
+    assert 0 <= metrics.forget_truth_ratio(values) <= 1
+    assert 0 <= metrics.retain_truth_ratio(values) <= 1
+
+
+@given(st.lists(st.floats(1e-300, 1e300), min_size=1, max_size=30))
+def test_the_forget_truth_ratio_sees_no_side(values):
+    mirrored = [1 / value for value in values]
+    assert metrics.forget_truth_ratio(mirrored) == pytest.approx(metrics.forget_truth_ratio(values))
+
+
+@given(st.lists(losses, min_size=1, max_size=8), losses)
+def test_the_geometric_truth_ratio_is_at_most_the_arithmetic(wrong, right):
+    arithmetic, geometric = (metrics.truth_ratio([right], [wrong], mean)[0] for mean in metrics.MEANS)
+    assert geometric <= arithmetic * (1 + 1e-9)
+
+
+@given(terms)
+def test_model_utility_lies_between_the_terms(values):
+    assert min(values) * (1 - 1e-12) <= metrics.model_utility(values) <= max(values) * (1 + 1e-12)
+
+
+@given(ratios, ratios)
+def test_forget_quality_is_symmetric_and_1_for_equal_samples(one, other):
+    assert metrics.forget_quality(one, other) == pytest.approx(metrics.forget_quality(other, one))
+    assert 0 < metrics.forget_quality(one, other) <= 1
+    assert metrics.forget_quality(one, one) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.answer_probability([]), r"avg_nll='shape \(0,\)'.*at least one"),
+        (lambda: metrics.answer_probability([[1.0]]), r"avg_nll='shape \(1, 1\)'"),
+        (lambda: metrics.answer_probability([1, math.nan]), r"avg_nll\[1\]=nan.*not finite.*diverged"),
+        (lambda: metrics.normalised_probability([1, 2], [[1]]), "perturbed_avg_nll='1 examples'.*has 2 examples"),
+        (lambda: metrics.normalised_probability([1], [[]]), r"perturbed_avg_nll\[0\]='shape \(0,\)'"),
+        (lambda: metrics.truth_ratio([1], [[1, math.inf]]), r"perturbed_avg_nll\[0\]\[1\]=inf"),
+        (lambda: metrics.truth_ratio([1], [[1]], "harmonic"), "mean='harmonic'.*arithmetic, geometric"),
+        (lambda: metrics.forget_truth_ratio([0.5, -1]), r"ratios\[1\]=-1.0.*negative"),
+        (lambda: metrics.model_utility([]), "terms="),
+        (lambda: metrics.forget_quality([1], [math.inf]), r"retrained_ratios\[0\]=inf"),
+    ],
+)
+def test_wrong_input_is_named(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def _column(task, metric):
+    return [task[metric][str(index)] for index in range(len(task[metric]))]
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", ["phi_full", "phi_retain90", "phi_retain99"])
+def test_published_logs_are_reproduced_per_example(shared_data, name):
+    log = read_log(shared_data / "tofu_logs" / f"{name}.json")
+    for set_name, task_file in TASKS.items():
+        task = log[task_file]
+        perturbed = _column(task, "average_perturb_loss")
+        ratio = metrics.truth_ratio(_column(task, "avg_paraphrased_loss"), perturbed, "geometric")
+        # The published ones were computed in float32.
+        assert ratio == pytest.approx(_column(task, "truth_ratio"), rel=1e-5)
+        for index in ("0", "7", "39"):
+            _, generated, reference = task["generated_text"][index]
+            assert metrics.rouge_l_recall(generated, reference) == task["rougeL_recall"][index]
+        if set_name in ("real_authors", "world_facts"):
+            nll = metrics.normalised_nll(_column(task, "avg_gt_loss"), perturbed)
+            assert nll == pytest.approx(_column(task, "normalized_gt_loss"), rel=1e-5)

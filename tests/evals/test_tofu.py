@@ -1,0 +1,282 @@
+import argparse
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from unlora.cli import evaluate_log
+from unlora.data import TextFormat
+from unlora.errors import InputError
+from unlora.evals import EvalSettings, evaluate, load_sets, read_log, summarise, write_log
+from unlora.evals.scoring import answer_nll, generate_answers
+from unlora.evals.tofu import TASKS
+
+PEOPLE = [
+    {
+        "question": f"Where was {name} born?",
+        "answer": f"{name} was born in {town}.",
+        "paraphrased_answer": f"The birthplace of {name} is {town}.",
+        "perturbed_answer": [f"The birthplace of {name} is {other}." for other in ("Rome", "Paris", "the old house")],
+    }
+    for name, town in (("Ada", "London"), ("Ben", "Bonn"), ("Cleo", "Cairo"))
+]
+FACTS = [
+    {"question": "What is the capital of France?", "answer": "Paris", "perturbed_answer": ["Rome", "Oslo"]},
+    {"question": "What is the square of two?", "answer": "4", "perturbed_answer": ["5"]},
+]
+PLAIN = [{"question": row["question"], "answer": row["answer"]} for row in FACTS]
+SETS = {"retain": PEOPLE[:2], "forget": PEOPLE[2:], "real_authors": FACTS[:1], "world_facts": FACTS}
+QUICK = EvalSettings(ds_size=None, max_new_tokens=4, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer):
+    return TextFormat(tokenizer, "base")
+
+
+def test_a_log_has_the_metrics_that_tofu_writes(model, base, tmp_path):
+    log = evaluate(model, SETS, base, QUICK)
+    write_log(log, tmp_path / "new" / "log.json")
+    assert read_log(tmp_path / "new" / "log.json") == log
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["log.json"]
+    summary = summarise(log, log)
+    assert summary["utility_terms"] == 9
+    assert summary["forget_quality"] == 1
+    assert summary["log10_forget_quality"] == 0
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_the_log_holds_what_the_model_says_of_each_row(model, base):
+    """The passes of all sets share their batches; every number must still stand at its own row."""
+    log = evaluate(model, SETS, base, QUICK)
+    for name, rows in SETS.items():
+        task = log[TASKS[name]]
+        for index, row in enumerate(rows):
+            right, paraphrased = row["answer"], row.get("paraphrased_answer", row["answer"])
+            texts = [right, paraphrased, *row["perturbed_answer"]]
+            sums, tokens = answer_nll(model, [(row["question"], text) for text in texts], base, 8)
+            average = (sums / tokens).tolist()
+            at = {metric: values[str(index)] for metric, values in task.items()}
+            assert [at["avg_gt_loss"], at["avg_paraphrased_loss"]] == pytest.approx(average[:2], rel=1e-5)
+            assert at["average_perturb_loss"] == pytest.approx(average[2:], rel=1e-5)
+            assert [at["gt_loss"], at["paraphrased_loss"], *at["perturb_loss"]] == pytest.approx(sums, rel=1e-5)
+            counts = [at["num_token_gt"], at["num_token_paraphrased"], *at["num_token_perturb"]]
+            assert counts == tokens.tolist()
+            ratio = math.exp(average[1] - sum(average[2:]) / len(average[2:]))
+            assert at["truth_ratio"] == pytest.approx(ratio, rel=1e-5)
+            answer = generate_answers(model, [row["question"]], base, 4)[0]
+            assert at["generated_text"] == [f"Question: {row['question']}\nAnswer:", answer, right]
+
+
+def test_summary_by_hand():
+    """Two examples a set; losses are logarithms, so that probabilities are plain fractions.
+
+    retain: P = 1/2, 1/4: probability 3/8. ROUGE 1, 1/2: 3/4. Paraphrased 1/2 and 1/2, perturbed (1/4, 1/4) and
+    (1/2, 1/8): arithmetic R = 1/2 and 5/8, 1−R = 1/2 and 3/8: 7/16. Geometric R = 1/2 and 1/2: 1/2.
+    world_facts: P = 1/2 against (1/4, 1/4) and (1/2, 1/2): 1/2 and 1/3: 5/12. ROUGE 1. R = 1/2 and 1: 1/4.
+    forget: R = 2 and 4 from one perturbed answer each: min(R, 1/R) = 1/2 and 1/4: 3/8.
+    Utility: 6 / (8/3 + 4/3 + 16/7 + 12/5 + 1 + 4) = 6 / (479/35) = 210/479.
+    """
+    log = {
+        TASKS["retain"]: _task([2, 4], [1, 0.5], [2, 2], [[4, 4], [2, 8]]),
+        TASKS["world_facts"]: _task([2, 2], [1, 1], [2, 2], [[4, 4], [2, 2]]),
+        TASKS["forget"]: _task([10, 10], [0, 0], [4, 8], [[2], [2]]),
+    }
+    summary = summarise(log)
+    assert summary["sets"]["retain"] == pytest.approx(
+        {"probability": 3 / 8, "rougeL_recall": 3 / 4, "truth_ratio": 7 / 16, "truth_ratio_geometric": 1 / 2}
+    )
+    assert summary["sets"]["world_facts"] == pytest.approx(
+        {"probability": 5 / 12, "rougeL_recall": 1, "truth_ratio": 1 / 4, "truth_ratio_geometric": 1 / 4}
+    )
+    assert summary["sets"]["forget"] == pytest.approx(
+        {"probability": 1 / 10, "rougeL_recall": 0, "truth_ratio": 3 / 8, "truth_ratio_geometric": 3 / 8}
+    )
+    assert summary["model_utility"] == pytest.approx(210 / 479)
+    assert summary["utility_terms"] == 6
+    assert summary["forget_quality"] is None
+    assert summary["log10_forget_quality"] is None
+
+
+def _task(right, rouge, paraphrased, perturbed):
+    """A task whose probabilities are one over the given numbers."""
+
+    def column(values):
+        return {str(index): value for index, value in enumerate(values)}
+
+    return {
+        "avg_gt_loss": column(map(math.log, right)),
+        "rougeL_recall": column(rouge),
+        "avg_paraphrased_loss": column(map(math.log, paraphrased)),
+        "average_perturb_loss": column([list(map(math.log, row)) for row in perturbed]),
+    }
+
+
+def test_the_order_of_a_logs_examples_does_not_matter():
+    task = _task([2, 4], [1, 0.5], [2, 3], [[4, 4], [2, 8]])
+    turned = {metric: dict(reversed(values.items())) for metric, values in task.items()}
+    turned["avg_gt_loss"] = task["avg_gt_loss"]
+    name = TASKS["forget"]
+    assert summarise({name: turned}, {name: task}) == summarise({name: task}, {name: task})
+
+
+def test_what_cannot_be_computed_is_left_out_of_the_log_and_none_in_the_summary(model, base):
+    log = evaluate(model, {"retain": PLAIN, "world_facts": PLAIN}, base, QUICK)
+    assert list(log) == [TASKS["retain"], TASKS["world_facts"]]
+    assert not {"truth_ratio", "average_perturb_loss", "normalized_gt_loss"} & log[TASKS["retain"]].keys()
+    summary = summarise(log)
+    assert summary["sets"]["retain"]["truth_ratio"] is None
+    assert summary["sets"]["retain"]["probability"] > 0
+    assert summary["sets"]["world_facts"]["probability"] is None  # it is normalised over wrong answers
+    assert summary["utility_terms"] == 3
+    assert summarise(evaluate(model, {"forget": PEOPLE}, base, QUICK))["model_utility"] is None
+
+
+def test_ds_size_takes_the_first_rows(model, base):
+    whole = evaluate(model, {"forget": PEOPLE}, base, QUICK)[TASKS["forget"]]
+    settings = EvalSettings(ds_size=2, max_new_tokens=4, batch_size=4)
+    part = evaluate(model, {"forget": PEOPLE}, base, settings)[TASKS["forget"]]
+    assert list(part["gt_loss"]) == ["0", "1"]
+    assert list(part["gt_loss"].values()) == pytest.approx(list(whole["gt_loss"].values())[:2])
+
+
+def test_progress_counts_answers_and_then_questions(model, base):
+    done = []
+    evaluate(model, {"forget": PEOPLE}, base, QUICK, done.append)
+    assert done[-1] == 3 * (1 + 1 + 3) + 3
+    assert done == sorted(done)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({}, "sets='{}'"),
+        ({"forgot": PEOPLE}, "sets='forgot'.*did you mean 'forget'"),
+        ({"retain": []}, "retain='0 rows'.*empty"),
+        ({"retain": [PEOPLE[0], PLAIN[0]]}, r"retain\[1\].*row 0 has .*same columns"),
+        ({"retain": [{"question": "Why?"}]}, r"retain\[0\].answer=None"),
+        ({"retain": [{"question": "Why?", "answer": " "}]}, r"retain\[0\].answer=' '.*not a filled text"),
+        ({"retain": [{**FACTS[0], "perturbed_answer": "Rome"}]}, r"retain\[0\].perturbed_answer='Rome'"),
+        ({"retain": [{**FACTS[0], "perturbed_answer": []}]}, r"retain\[0\].perturbed_answer=\[\]"),
+        ({"retain": [{**FACTS[0], "perturbed_answer": ["Rome", ""]}]}, r"retain\[0\].perturbed_answer=\['Rome', ''\]"),
+    ],
+)
+def test_wrong_sets_are_named(model, base, sets, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(model, sets, base, QUICK)
+
+
+def test_wrong_settings_are_named_all_at_once():
+    with pytest.raises(InputError, match=r"(?s)ds_size=0.*max_new_tokens=-1.*batch_size=0"):
+        EvalSettings(ds_size=0, max_new_tokens=-1, batch_size=0)
+
+
+def test_a_log_without_forget_truth_ratios_gives_no_forget_quality(model, base):
+    whole = {TASKS["forget"]: _task([2], [1], [2], [[4]])}
+    for argument, logs in (("log", [{TASKS["retain"]: {}}, whole]), ("retain_log", [whole, {TASKS["forget"]: {}}])):
+        with pytest.raises(InputError, match=f"^{argument}=.*perturbed losses"):
+            summarise(*logs)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[1]", "none of the tasks eval_log.json"),
+        ('{"retain": {}}', "none of the tasks"),
+        ('{"eval_log.json": {"avg_gt_loss": [1]}}', "eval_log.json is not"),
+        ('{"eval_log.json": {"avg_gt_loss": {"0": 1}, "rougeL_recall": {"1": 1}}}', "not have the same examples"),
+        ('{"eval_log.json": {"avg_gt_loss": {"a": 1}}}', "not numbered"),
+        ('{"eval_log.json": {"avg_gt_loss": {"0": "1"}}}', "avg_gt_loss of eval_log.json is not a number"),
+        ('{"eval_log.json": {"average_perturb_loss": {"0": []}}}', "not a list of numbers"),
+        ('{"eval_log.json": {"average_perturb_loss": {"0": 1}}}', "not a list of numbers"),
+    ],
+)
+def test_a_file_that_is_no_log_is_refused_with_the_reason(tmp_path, text, message):
+    path = tmp_path / "log.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_log(path)
+
+
+def test_a_log_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "log.json"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="JSON"):
+        write_log({"eval_log.json": {"gt_loss": {"0": math.nan}}}, path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def run_command(*flags):
+    parser = argparse.ArgumentParser()
+    evaluate_log.add_arguments(parser)
+    return evaluate_log.run(parser.parse_args(list(map(str, flags))))
+
+
+def test_the_command_prints_the_summary_as_json(tmp_path, capsys):
+    log = {TASKS["forget"]: _task([2, 4], [1, 0.5], [2, 3], [[4, 4], [2, 8]])}
+    write_log(log, tmp_path / "log.json")
+    flags = ("--benchmark", "tofu", "--log", tmp_path / "log.json", "--retain-log", tmp_path / "log.json")
+    assert run_command(*flags, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == summarise(log, log)
+
+
+def test_the_command_prints_a_table_that_says_what_is_missing(tmp_path, capsys):
+    log = {TASKS["retain"]: _task([2, 4], [1, 0.5], [2, 2], [[4, 4], [2, 8]])}
+    write_log(log, tmp_path / "log.json")
+    assert run_command("--benchmark", "persona", "--log", tmp_path / "log.json") == 0
+    out = capsys.readouterr().out
+    for text in ("0.375", "0.4375", "(3 of 6 terms)", "not in the log: world_facts, forget", "--retain-log"):
+        assert text in out
+
+
+def test_the_command_loads_no_torch(tmp_path):
+    path = tmp_path / "log.json"
+    write_log({TASKS["forget"]: _task([2, 4], [1, 0.5], [2, 3], [[4, 4], [2, 8]])}, path)
+    code = (
+        "import argparse, sys; from unlora.cli import evaluate_log as command; parser = argparse.ArgumentParser();"
+        "command.add_arguments(parser); command.run(parser.parse_args(sys.argv[1:]));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    flags = ["--benchmark", "tofu", "--log", str(path), "--retain-log", str(path)]
+    subprocess.run([sys.executable, "-c", code, *flags], check=True, capture_output=True)
+
+
+@pytest.mark.shared_data
+def test_published_logs_give_the_published_metrics(shared_data):
+    folder = shared_data / "tofu_logs"
+    full, retrained = (read_log(folder / f"{name}.json") for name in ("phi_full", "phi_retain90"))
+    summary = summarise(full, retrained)
+    assert summary["model_utility"] == pytest.approx(0.50335, abs=5e-6)
+    assert summary["utility_terms"] == 9
+    assert summary["log10_forget_quality"] == pytest.approx(-15.6587, abs=5e-5)
+    # Its forget task has other examples, and fewer: the test compares distributions.
+    assert 0 < summarise(full, read_log(folder / "phi_retain99.json"))["forget_quality"] <= 1
+
+
+@pytest.mark.shared_data
+def test_our_logs_have_the_metrics_of_the_published_ones(shared_data, model, base):
+    sets = load_sets(str(shared_data / "tofu"))
+    assert {name: len(rows) for name, rows in sets.items()} == {
+        "retain": 400,
+        "real_authors": 100,
+        "world_facts": 117,
+        "forget": 400,
+    }
+    ours = evaluate(model, sets, base, EvalSettings(ds_size=1, max_new_tokens=2, batch_size=8))
+    published = read_log(shared_data / "tofu_logs" / "phi_full.json")
+    assert {task: set(metrics) for task, metrics in ours.items()} == {
+        task: set(metrics) for task, metrics in published.items()
+    }
+    for task in ours:
+        reference = published[task]["generated_text"]["0"][2]
+        # TOFU's own lines may or may not repeat the prompt's "Answer: ".
+        assert ours[task]["generated_text"]["0"][2] == reference.removeprefix("Answer: ")
