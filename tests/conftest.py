@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -18,7 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
-from transformers import AutoModelForCausalLM
+
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 ARCHITECTURES = ("llama", "qwen", "phi", "gemma", "gpt2", "gptneox")
 CORPUS = [

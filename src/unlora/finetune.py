@@ -23,7 +23,6 @@ class FinetuneConfig(TrainingArguments):
     num_train_epochs: float = field(default=5.0, metadata={"help": "Passes over the data."})
     gradient_accumulation_steps: int = field(default=4, metadata={"help": "Batches added up before an update."})
     logging_steps: float = field(default=20, metadata={"help": "Log the loss every so many updates."})
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "Where to log, as in transformers."})
 
 
 def finetune(model: Any, tokenizer: Any, examples: Sequence[Example], args: TrainingArguments) -> Path:

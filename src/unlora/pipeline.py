@@ -91,8 +91,15 @@ class Result:
     model: Any
 
 
-def unlearn(request: Request) -> Result:
+def unlearn(
+    request: Request, sets: Mapping[str, Sequence[Record]] | None = None, retrain_log: Log | None = None
+) -> Result:
     """Runs one request whole: importance, training, export, evaluation.
+
+    Args:
+        request: all settings.
+        sets: what to evaluate, as for `unlora.evals.evaluate`; what the request names if not given.
+        retrain_log: log of a model trained without the forget set; what the request names if not given.
 
     Raises:
         InputError: anything wrong with the input, before training starts.
@@ -101,8 +108,9 @@ def unlearn(request: Request) -> Result:
     request.check()
     folder = Path(request.args.output_dir)
     materials = prepare(request)
-    sets = evaluation_sets(request, materials)
-    retrain_log = read_log(request.evaluation.retrain_log) if request.evaluation.retrain_log else None
+    sets = evaluation_sets(request, materials) if sets is None else sets
+    if retrain_log is None and request.evaluation.retrain_log:
+        retrain_log = read_log(request.evaluation.retrain_log)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG, yaml.safe_dump(request.settings(), sort_keys=False))
     importance = importance_for(request, materials, folder / IMPORTANCE)

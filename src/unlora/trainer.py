@@ -68,7 +68,6 @@ class UnlearnConfig(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: batches hold pairs."})
     logging_steps: float = field(default=5, metadata={"help": "Log forget and retain loss every so many updates."})
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "Where to log, as in transformers."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -147,10 +147,10 @@ def test_ds_size_takes_the_first_rows(model, base):
     assert list(part["gt_loss"].values()) == pytest.approx(list(whole["gt_loss"].values())[:2])
 
 
-def test_progress_counts_answers_and_then_questions(model, base):
+def test_progress_counts_questions_and_then_answers(model, base):
     done = []
     evaluate(model, {"forget": PEOPLE}, base, QUICK, done.append)
-    assert done[-1] == 3 * (1 + 1 + 3) + 3
+    assert done[-1] == 3 + 3 * (1 + 1 + 3)
     assert done == sorted(done)
 
 

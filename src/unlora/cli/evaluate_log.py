@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-HELP = "print the metrics of an evaluation log, and the forget quality against a retrained model's log"
 EXAMPLE = "unlora evaluate-log --benchmark tofu --log unlearned.json --retain-log retrained.json"
 
 # The sets that a whole log of the benchmark has; all but forget have three terms of model utility.
@@ -23,27 +22,30 @@ COLUMNS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds this command's flags."""
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    flags = argparse.ArgumentParser(prog="unlora evaluate-log", epilog=f"example: {EXAMPLE}", allow_abbrev=False)
+    flags.add_argument(
         "--benchmark",
         choices=BENCHMARKS,
         required=True,
         help="says which sets a whole log has: parts left out are named",
     )
-    parser.add_argument("--log", type=Path, required=True, help="the model's log, in the format of TOFU's own logs")
-    parser.add_argument(
+    flags.add_argument("--log", type=Path, required=True, help="the model's log, in the format of TOFU's own logs")
+    flags.add_argument(
         "--retain-log", type=Path, help="log of a model trained without the forget set; without it no forget quality"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    flags.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return flags
 
 
-def run(args: argparse.Namespace) -> int:
+def run(argv: list[str]) -> int:
     """Prints the summary to stdout.
 
     Raises:
         InputError: a log that cannot be read, or that cannot give a forget quality when one is asked for.
     """
+    args = parser().parse_args(argv)
     from unlora.evals import read_log, summarise
 
     retain_log = None if args.retain_log is None else read_log(args.retain_log)

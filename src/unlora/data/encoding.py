@@ -138,7 +138,7 @@ def _encode_chat(messages: Sequence[Record], text_format: TextFormat) -> Example
                 labels[i] = ids[i]
     last = max((i for i, label in enumerate(labels) if label != IGNORE_INDEX), default=len(ids) - 1)
     example: Example = {"input_ids": ids[: last + 1], "labels": labels[: last + 1]}  # nothing after it is learned
-    return example if ids[last] in tokenizer.all_special_ids else _with_end(example, tokenizer)
+    return example if ids[last] in special_ids(tokenizer) else _with_end(example, tokenizer)
 
 
 def _turn_span(messages: Sequence[Record], turn: int, text: str, tokenizer: Any) -> tuple[int, int]:
@@ -155,8 +155,14 @@ def _turn_span(messages: Sequence[Record], turn: int, text: str, tokenizer: Any)
 
 def _until_end_token(span: list[int], ids: list[int], tokenizer: Any) -> list[int]:
     """Drops what a template writes after the end-of-turn token (often a line break)."""
-    special = [place for place, i in enumerate(span) if ids[i] in tokenizer.all_special_ids]
-    return span[: special[-1] + 1] if special else span
+    special = special_ids(tokenizer)
+    ends = [place for place, i in enumerate(span) if ids[i] in special]
+    return span[: ends[-1] + 1] if ends else span
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Every special token: `all_special_ids` has only those with a role, often without the template's end of turn."""
+    return {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
 
 
 def _encode_text(text: str, text_format: TextFormat) -> Iterator[Example]:

@@ -41,11 +41,6 @@ class Attribute(NamedTuple):
     answers: tuple[str, ...]
 
 
-class Person(NamedTuple):
-    name: str
-    values: dict[str, str]
-
-
 class Relation(NamedTuple):
     """General facts that share a question form: subject -> true answer."""
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import GenerationConfig
 
-from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_records, encode_turns
+from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_records, encode_turns, special_ids
 from unlora.data.padding import Batch, pad_batch, padding_id
 from unlora.errors import InputError, Problem
 from unlora.forward import causal_lm, labelled_tokens
@@ -84,21 +84,11 @@ def generate_answers(
     Raises:
         InputError: no questions, or prompt and answer may need more tokens than the model has positions.
     """
-    if max_new_tokens < 1:
-        raise InputError(Problem("max_new_tokens", max_new_tokens, "an answer needs a token", "use at least 1"))
-    if not questions:
-        raise InputError(Problem("questions", "0 questions", "there is nothing to ask", "give at least one"))
+    _check_request(questions, max_new_tokens)
     prompts = [_prompt_example(question, text_format) for question in questions]
     _check_positions(model, prompts, max_new_tokens, "max_new_tokens", max_new_tokens)
     stops = end_tokens(text_format)
-    config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(stops) or None,
-        pad_token_id=padding_id(text_format.tokenizer),
-    )
+    config = _greedy(max_new_tokens, stops, padding_id(text_format.tokenizer))
     answers = [""] * len(questions)
     with _evaluating(model), _own_generation_settings_off(causal_lm(model)) as core:
         # Left padding, so that every row's answer begins in the same column.
@@ -108,6 +98,24 @@ def generate_answers(
             for index, row in zip(chosen, rows, strict=True):
                 answers[index] = _decode(list(takewhile(lambda token: token not in stops, row)), text_format.tokenizer)
     return answers
+
+
+def _check_request(questions: Sequence[str], max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise InputError(Problem("max_new_tokens", max_new_tokens, "an answer needs a token", "use at least 1"))
+    if not questions:
+        raise InputError(Problem("questions", "0 questions", "there is nothing to ask", "give at least one"))
+
+
+def _greedy(max_new_tokens: int, stops: set[int], pad_id: int) -> GenerationConfig:
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(stops) or None,
+        pad_token_id=pad_id,
+    )
 
 
 def encode_prompt(question: str, text_format: TextFormat) -> list[int]:
@@ -120,7 +128,7 @@ def encode_prompt(question: str, text_format: TextFormat) -> list[int]:
 def end_tokens(text_format: TextFormat) -> set[int]:
     """The tokens that end an answer: the tokenizer's eos, and special tokens that the chat template puts behind it."""
     tokenizer = text_format.tokenizer
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    special = special_ids(tokenizer)
     ends = {tokenizer.eos_token_id} - {None}
     for token in reversed(encode_turns("x", "x", text_format)["labels"]):
         if token in special:

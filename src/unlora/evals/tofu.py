@@ -101,7 +101,7 @@ def evaluate(
             answers); what cannot be computed without them is not in the log.
         text_format: how rows become tokens.
         settings: how much is evaluated.
-        progress: called with the number of texts done so far, of all answers scored and then all questions asked.
+        progress: called with the number of texts done so far, of all questions asked and then all answers scored.
 
     Raises:
         InputError: unknown or empty sets, or rows that lack a column that others of their set have.
@@ -111,21 +111,24 @@ def evaluate(
     _check_sets(sets)
     questions = {name: _questions(name, sets[name][: settings.ds_size]) for name in TASKS if name in sets}
     everything = [question for rows in questions.values() for question in rows]
-    # Every text once: one length-sorted run for all sets wastes the least padding.
-    pairs = list(dict.fromkeys((row.question, text) for row in everything for text in row.texts()))
-    sums, tokens = answer_nll(model, pairs, text_format, settings.batch_size, progress)
-    after = None if progress is None else lambda done: progress(len(pairs) + done)
+    # Every text once: one length-sorted run for all sets wastes the least padding. Questions come first because what
+    # the model has no room for shows there.
     asked = list(dict.fromkeys(row.question for row in everything))
-    answers = generate_answers(model, asked, text_format, settings.max_new_tokens, settings.batch_size, after)
+    answers = generate_answers(model, asked, text_format, settings.max_new_tokens, settings.batch_size, progress)
+    pairs = list(dict.fromkeys((row.question, text) for row in everything for text in row.texts()))
+    after = None if progress is None else lambda done: progress(len(asked) + done)
+    sums, tokens = answer_nll(model, pairs, text_format, settings.batch_size, after)
     losses = {pair: (float(nll), int(count)) for pair, nll, count in zip(pairs, sums, tokens, strict=True)}
     generated = dict(zip(asked, answers, strict=True))
     log: Log = {}
     for name, rows in questions.items():
         columns = _loss_columns(name, rows, losses) | _text_columns(rows, generated, text_format)
-        log[TASKS[name]] = {
-            metric: {str(i): value for i, value in enumerate(column)} for metric, column in columns.items()
-        }
+        log[TASKS[name]] = {metric: _numbered(column) for metric, column in columns.items()}
     return log
+
+
+def _numbered(column: Sequence[Any]) -> dict[str, Any]:
+    return {str(index): value for index, value in enumerate(column)}
 
 
 def _check_sets(sets: Mapping[str, Sequence[Record]]) -> None:

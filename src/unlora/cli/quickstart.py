@@ -1,0 +1,57 @@
+"""`unlora quickstart`: the whole job on the built-in benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+EXAMPLE = "unlora quickstart --seed 1"
+SHOWN = {"forget": 3, "retain": 2}
+
+
+def run(argv: list[str]) -> int:
+    """Runs it, prints one table, answers before and after, and the adapter's path last."""
+    args = parser().parse_args(argv)
+    print("loading libraries ...", flush=True)
+    from unlora.cli.tables import print_comparison
+    from unlora.quickstart import quickstart
+
+    started = time.monotonic()
+    folder = args.output_dir or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
+
+    def say(line: str) -> None:
+        print(f"[{time.monotonic() - started:4.0f} s] {line}", flush=True)
+
+    report = quickstart(folder, args.seed, say)
+    print_comparison(report.metrics)
+    print_answers(report.answers)
+    print(report.adapter)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    flags = argparse.ArgumentParser(prog="unlora quickstart", epilog=f"example: {EXAMPLE}", allow_abbrev=False)
+    flags.add_argument("--seed", type=int, default=0, help="of people, models and training (default: 0)")
+    flags.add_argument("--output_dir", type=Path, help="a new folder (default: runs/quickstart-<time>)")
+    return flags
+
+
+def print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Some questions of the forget and of the retain set with each model's answer."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from unlora.evals.tofu import TASKS
+
+    for name, count in SHOWN.items():
+        table = Table("question", *(f"{model}'s answer" for model in logs), title=f"{name} set")
+        columns = [log[TASKS[name]]["generated_text"] for log in logs.values()]
+        for index in list(columns[0])[: 8 * count : 8]:  # one question a person
+            prompt = columns[0][index][0].removeprefix("Question: ").removesuffix("\nAnswer:")
+            table.add_row(*(escape(text) for text in (prompt, *(column[index][1] for column in columns))))
+        Console().print(table)

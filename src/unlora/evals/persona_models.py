@@ -1,0 +1,130 @@
+"""The two models of the `persona` benchmark, trained from nothing: one on everything, one without the forget set.
+
+Both are cached; a killed training leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments, set_seed
+
+from unlora.data import TextFormat, encode_records
+from unlora.data.sources import Record
+from unlora.evals.persona import generate
+from unlora.files import atomic_path
+from unlora.finetune import finetune
+
+# What each model is trained on.
+CORPORA = {"original": "full", "retrained": "retain_full"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Size and training of a persona model: the smallest that learns every row by heart in about half a minute."""
+
+    seed: int = 0
+    vocab_size: int = 2000
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 4
+    heads: int = 4
+    epochs: int = 36
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    warmup: float = 0.1
+
+
+def persona_model(kind: str, recipe: Recipe, cache: Path | None = None) -> Path:
+    """The folder of the "original" or "retrained" model, trained now unless it is cached.
+
+    Args:
+        kind: "original" knows everyone, "retrained" never saw the forget people (the gold standard).
+        recipe: also the seed of the people.
+        cache: where models are kept; `cache_folder()` if not given.
+    """
+    key = hashlib.sha256(json.dumps([asdict(recipe), corpus(recipe.seed)], sort_keys=True).encode()).hexdigest()[:16]
+    folder = (cache or cache_folder()) / f"persona-{key}" / kind
+    if not folder.exists():
+        with atomic_path(folder) as partial:
+            train_persona(kind, recipe, partial)
+    return folder
+
+
+def cache_folder() -> Path:
+    """$UNLORA_CACHE, or `unlora` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("UNLORA_CACHE") or Path(home) / "unlora")
+
+
+def corpus(seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows each kind of model is trained on."""
+    configs = generate(seed)
+    return {kind: configs[name] for kind, name in CORPORA.items()}
+
+
+def train_persona(kind: str, recipe: Recipe, folder: Path) -> None:
+    """Trains one model from nothing and saves it with its tokenizer."""
+    rows = corpus(recipe.seed)
+    # Both models share a tokenizer made from all text: they must differ in what they were taught, not in their tokens.
+    tokenizer = train_tokenizer(rows["original"], recipe.vocab_size)
+    set_seed(recipe.seed)
+    model = LlamaForCausalLM(model_config(recipe, tokenizer))
+    examples = encode_records(rows[kind], TextFormat(tokenizer), argument=kind)
+    finetune(model, tokenizer, examples, training_arguments(recipe, folder))
+
+
+def train_tokenizer(rows: Sequence[Record], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE on the rows' text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator((f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
+
+
+def model_config(recipe: Recipe, tokenizer: Any) -> LlamaConfig:
+    """A small Llama."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
+    """AdamW with a cosine schedule and no checkpoints: it takes half a minute."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=recipe.batch_size,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup,
+        weight_decay=0.0,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        seed=recipe.seed,
+    )
