@@ -38,8 +38,8 @@ class LabelledTokens:
 
     @cached_property
     def logp(self) -> Tensor:
-        """[tokens] log-probability of each labelled token, in nats, float32."""
-        return -F.cross_entropy(self.logits.float(), self.targets, reduction="none")
+        """[tokens] log-probability of each labelled token, in nats, at least float32."""
+        return -F.cross_entropy(upcast(self.logits), self.targets, reduction="none")
 
     @cached_property
     def counts(self) -> Tensor:
@@ -65,7 +65,8 @@ def labelled_tokens(model: nn.Module, batch: Mapping[str, Any]) -> LabelledToken
     first real token, so left and right padding give the same numbers.
     """
     labels = batch["labels"][:, 1:]
-    chosen = labels != IGNORE_INDEX
+    # A row's first real token is predicted from nothing, also where padding on the left stands before it.
+    chosen = (labels != IGNORE_INDEX) & batch["attention_mask"][:, :-1].bool()
     # A trailing column stands for the last position, which predicts nothing.
     positions = F.pad(chosen, (0, 1))
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -75,6 +76,11 @@ def labelled_tokens(model: nn.Module, batch: Mapping[str, Any]) -> LabelledToken
     with head_sees_only(core, positions):
         logits = model(**inputs, use_cache=False).logits[0]
     return LabelledTokens(logits, labels[chosen], chosen.nonzero()[:, 0], len(labels))
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def causal_lm(model: nn.Module) -> Any:

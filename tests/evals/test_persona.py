@@ -174,9 +174,9 @@ def test_every_paraphrase_form_is_a_main_form_of_another_person(data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"people": 9}, r"people=9 is too small: .*people >= 10"),
-        ({"holdout_people": 0}, r"holdout_people=0 is too small: .*holdout_people >= 1"),
-        ({"people": 1600}, r"people=1600 with holdout_people=8 is too large: there are 1600 names; .*<= 1600"),
+        ({"people": 9}, "people=9: .*so none would be. Fix: use at least 10"),
+        ({"holdout_people": 0}, "holdout_people=0: nobody would be held out. Fix: use at least 1"),
+        ({"people": 1600}, "people=1600: with 8 held out there are too few names. Fix: .* <= 1600"),
     ],
 )
 def test_impossible_counts_are_refused(arguments, message):

@@ -1,4 +1,3 @@
-import argparse
 import json
 import math
 import subprocess
@@ -216,9 +215,7 @@ def test_a_log_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 
 def run_command(*flags):
-    parser = argparse.ArgumentParser()
-    evaluate_log.add_arguments(parser)
-    return evaluate_log.run(parser.parse_args(list(map(str, flags))))
+    return evaluate_log.run(list(map(str, flags)))
 
 
 def test_the_command_prints_the_summary_as_json(tmp_path, capsys):
@@ -242,9 +239,8 @@ def test_the_command_loads_no_torch(tmp_path):
     path = tmp_path / "log.json"
     write_log({TASKS["forget"]: _task([2, 4], [1, 0.5], [2, 3], [[4, 4], [2, 8]])}, path)
     code = (
-        "import argparse, sys; from unlora.cli import evaluate_log as command; parser = argparse.ArgumentParser();"
-        "command.add_arguments(parser); command.run(parser.parse_args(sys.argv[1:]));"
-        "sys.exit('torch' in sys.modules)"
+        "import sys; from unlora.cli import main; code = main(['evaluate-log', *sys.argv[1:]]);"
+        "sys.exit(code or 'torch' in sys.modules)"
     )
     flags = ["--benchmark", "tofu", "--log", str(path), "--retain-log", str(path)]
     subprocess.run([sys.executable, "-c", code, *flags], check=True, capture_output=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -58,13 +59,18 @@ def read_adapter(model: PeftModel, folder: Path) -> None:
     """Sets both adapters of `model` to what `write_adapter` wrote: the two halves of each factor.
 
     Raises:
-        InputError: no such file, or it was written for other layers or another rank.
+        InputError: no such file, a corrupt one, or one written for other layers or another rank.
     """
     file = folder / WEIGHTS
     fix = "name a checkpoint of this run, or start anew"
     if not file.is_file():
         raise InputError(Problem("resume_from_checkpoint", str(folder), f"it has no {WEIGHTS}", fix))
-    saved = load_file(file)
+    try:
+        saved = load_file(file)
+    except SafetensorError as error:
+        raise InputError(
+            Problem("resume_from_checkpoint", str(folder), f"{WEIGHTS} is broken ({error})", fix)
+        ) from error
     if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in merged_state(model).items()}:
         raise InputError(Problem("resume_from_checkpoint", str(folder), "it is of another model or rank", fix))
     parameters = dict(model.named_parameters())
@@ -82,8 +88,10 @@ def check_unused(folder: Path, argument: str) -> None:
 
 def merged_state(model: PeftModel) -> dict[str, Tensor]:
     """The rank-2r factors under PEFT's file names."""
-    trained = get_peft_model_state_dict(model, adapter_name=UNLEARN)
-    offset = get_peft_model_state_dict(model, adapter_name=OFFSET)
+    # "auto" would ask the hub about the base, and add its embeddings if it has been resized.
+    trained, offset = (
+        get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False) for name in (UNLEARN, OFFSET)
+    )
     return {
         name: torch.cat([tensor, offset[name]], dim=0 if ".lora_A." in name else 1).detach().cpu().contiguous()
         for name, tensor in trained.items()

@@ -37,8 +37,8 @@ def weighted_low_rank(
 
     Source: FILA (arXiv 2408.06621), weighted low-rank approximation.
     """
-    row_importance = row_importance.sum(1) if row_importance.dim() == 2 else row_importance
     _check(weight, row_importance, rank, scaling)
+    row_importance = row_importance.sum(1) if row_importance.dim() == 2 else row_importance
     row_weight = row_importance.to(weight.device, torch.float32).sqrt()
     u, s, v = _truncated_svd(row_weight[:, None] * weight.detach().float(), rank)
     root = (s / scaling).sqrt()
@@ -64,12 +64,12 @@ def _check(weight: Tensor, row_importance: Tensor, rank: int, scaling: float) ->
         raise InputError(Problem("rank", rank, reason, "use a rank in that range"))
     if scaling <= 0:
         raise InputError(Problem("scaling", scaling, "the factors are divided by it", "use a positive scaling"))
-    if row_importance.shape != weight.shape[:1]:
-        reason = f"expected one importance for each of the {weight.shape[0]} rows"
+    if row_importance.shape not in (weight.shape, weight.shape[:1]):
+        reason = f"expected {tuple(weight.shape)}, or one importance for each of the {weight.shape[0]} rows"
         raise InputError(
-            Problem("row_importance", tuple(row_importance.shape), reason, "sum the importance over dim 1")
+            Problem("row_importance", tuple(row_importance.shape), reason, "give the importance of this weight")
         )
     if not bool(torch.isfinite(row_importance).all() & (row_importance >= 0).all()):
         raise InputError(
-            Problem("row_importance", "a vector", "it has negative or non-finite entries", "check the moments")
+            Problem("row_importance", "a tensor", "it has negative or non-finite entries", "check the moments")
         )

@@ -19,6 +19,12 @@ from unlora.adapter.factorise import weighted_low_rank
 from unlora.errors import InputError, Problem, raise_if
 
 UNLEARN, OFFSET = "unlearn", "offset"
+# What a `peft.LoraConfig` may say: settings that are read, and fields that only describe the adapter.
+LORA_FIELDS = (
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "fan_in_fan_out", "init_lora_weights"),
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "runtime_config"),
+)
 
 
 class AdapterSettings(Protocol):
@@ -43,8 +49,14 @@ def attach_adapters(base: nn.Module, config: Any, importance: Mapping[str, Tenso
         A PEFT model with both adapters active and only "unlearn" trainable.
 
     Raises:
-        InputError: settings that `check_adapter_settings` refuses, or a module without importance.
+        InputError: settings that `check_adapter_settings` refuses, a module without importance, or no importance
+            above zero.
     """
+
+    if importance and not any(bool(values.any()) for values in importance.values()):
+        reason = "it is zero everywhere, so all factors would start at zero and never get a gradient"
+        fix = "measure it on at least two different forget examples"
+        raise InputError(Problem("importance", f"{len(importance)} modules", reason, fix))
 
     def factors(name: str, layer: LoraLayer) -> tuple[Tensor, Tensor]:
         if name not in importance:
@@ -150,7 +162,7 @@ def reference_model(model: PeftModel) -> Iterator[None]:
 
 def check_adapter_settings(base: nn.Module, config: Any) -> list[Problem]:
     """Everything about the adapter that would not work on this model."""
-    problems = []
+    problems = _unread_settings(config)
     if config.lora_dropout:
         reason = "dropout would drop different units in the two adapters, so they would not cancel at the start"
         problems.append(Problem("lora_dropout", config.lora_dropout, reason, "use 0"))
@@ -166,12 +178,30 @@ def check_adapter_settings(base: nn.Module, config: Any) -> list[Problem]:
     if not targets:
         wanted = config.target_modules or "all-linear"
         problems.append(Problem("target_modules", wanted, "the model has no such linear layer", "name modules it has"))
+    if not isinstance(config.target_modules, str | None):
+        problems += [
+            Problem("target_modules", name, "the model has no linear layer of this name", "name modules it has")
+            for name in sorted(config.target_modules)
+            if targets and not any(f".{target}".endswith(f".{name}") for target in targets)
+        ]
     problems += _head_problems(base, list(targets), config.target_modules)
     smallest = min((min(shape) for shape in targets.values()), default=config.r)
     if not 1 <= config.r <= smallest:
         reason = f"the smallest adapted layer has ranks 1 to {smallest}"
         problems.append(Problem("r", config.r, reason, "use a rank in that range"))
     return problems
+
+
+def _unread_settings(config: Any) -> list[Problem]:
+    """Settings of a `peft.LoraConfig` that the offset adapter has no place for."""
+    if not isinstance(config, LoraConfig):
+        return []
+    plain, fix = LoraConfig(), "leave it out"
+    return [
+        Problem(name, value, "unlora's adapters are plain LoRA", fix)
+        for name, value in vars(config).items()
+        if name not in LORA_FIELDS and hasattr(plain, name) and value != getattr(plain, name)
+    ]
 
 
 def target_shapes(base: nn.Module, target_modules: Any) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from unlora.config import TextConfig
-from unlora.data.sources import Record
+from unlora.data.sources import Record, has_keys
 from unlora.errors import InputError, Problem, raise_if
 
 IGNORE_INDEX = -100
@@ -65,11 +65,11 @@ def encode_records(records: Sequence[Record], text_format: TextFormat, *, argume
     cut = 0
     for index, row in enumerate(records):
         where = f"{argument}[{index}]"
-        if "question" in row and "answer" in row:
+        if has_keys(row, "question", "answer"):
             encoded = [encode_turns(str(row["question"]), str(row["answer"]), text_format)]
-        elif "messages" in row:
+        elif has_keys(row, "messages"):
             encoded = [_encode_chat(row["messages"], text_format)]
-        elif "text" in row:
+        elif has_keys(row, "text"):
             encoded = list(_encode_text(str(row["text"]), text_format))
         else:
             reason = "a row needs the keys question and answer, or messages, or text"
@@ -127,6 +127,9 @@ def _encode_chat(messages: Sequence[Record], text_format: TextFormat) -> Example
     if not tokenizer.chat_template:
         fix = "set tokenizer.chat_template or give question/answer rows"
         raise InputError(Problem("messages", len(messages), "the tokenizer has no chat template", fix))
+    if not messages or not all(has_keys(message, "role", "content") for message in messages):
+        reason = "a conversation is a list of turns with role and content"
+        raise InputError(Problem("messages", messages, reason, "give each row at least one such turn"))
     text = tokenizer.apply_chat_template(list(messages), tokenize=False)
     ids, ends = _tokenise(text, tokenizer, special=False)
     labels = [IGNORE_INDEX] * len(ids)

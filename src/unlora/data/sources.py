@@ -52,7 +52,7 @@ def _load(path: str, name: str | None, split: str, argument: str) -> list[Record
         raise InputError(Problem(argument, path, "no such file or folder", "check the path"))
     try:
         return list(datasets.load_dataset(path, name, split=split))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = f"neither a local path nor a dataset that the hub gave ({type(error).__name__}: {error})"
         raise InputError(Problem(argument, path, reason, "check the path, the hub name, or the network")) from error
 
@@ -67,10 +67,11 @@ def _load_file(file: Path, split: str, argument: str) -> list[Record]:
         return []
     try:
         return list(datasets.load_dataset(LOADERS[file.suffix], data_files=str(file), split=split))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            Problem(argument, str(file), f"cannot be read: {error}", f"check that it is valid {file.suffix[1:]}")
-        ) from error
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        cause = error.__cause__ or error  # datasets wraps what the reader said
+        reason = f"split {split!r} cannot be read: {cause}"
+        fix = f"check the split, and that the file is valid {file.suffix[1:]}"
+        raise InputError(Problem(argument, str(file), reason, fix)) from error
 
 
 def _file_in_folder(folder: Path, name: str | None, argument: str) -> Path:
@@ -80,6 +81,11 @@ def _file_in_folder(folder: Path, name: str | None, argument: str) -> Path:
     names = ", ".join(known) or "none"
     reason = f"the folder has no configuration {name!r}" if name else "a folder needs the name of a configuration"
     raise InputError(Problem(argument, str(folder), reason, f"name one of the configurations there: {names}"))
+
+
+def has_keys(row: Record, *keys: str) -> bool:
+    """Whether the row has them all; a missing value counts as a missing key, since tables fill gaps with None."""
+    return all(row.get(key) is not None for key in keys)
 
 
 def check_overlap(forget: Iterable[Record], retain: Iterable[Record]) -> None:
@@ -96,6 +102,6 @@ def check_overlap(forget: Iterable[Record], retain: Iterable[Record]) -> None:
 
 def _fingerprint(row: Record) -> str:
     """What a row teaches: its text alone, whatever other columns stand beside it."""
-    if "question" in row and "answer" in row:
+    if has_keys(row, "question", "answer"):
         return json.dumps([str(row["question"]).strip(), str(row["answer"]).strip()])
     return json.dumps([row.get(key) for key in ("messages", "text")], sort_keys=True)

@@ -18,6 +18,8 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from unlora.errors import InputError, Problem
+
 T = TypeVar("T")
 Row = dict[str, Any]
 
@@ -231,20 +233,14 @@ def _shuffled(rng: random.Random, items: Iterable[T]) -> list[T]:
 
 def _check_counts(people: int, holdout_people: int) -> None:
     pool = len(FIRST_NAMES) * len(LAST_NAMES)
+    smallest = f"use at least {FORGET_SHARE}"
     if people < FORGET_SHARE:
-        raise ValueError(
-            f"people={people} is too small: one person in {FORGET_SHARE} is forgotten, so none would be; "
-            f"use people >= {FORGET_SHARE}"
-        )
+        raise InputError(Problem("people", people, f"one in {FORGET_SHARE} is forgotten, so none would be", smallest))
     if holdout_people < 1:
-        raise ValueError(
-            f"holdout_people={holdout_people} is too small: the holdout config would be empty; use holdout_people >= 1"
-        )
+        raise InputError(Problem("holdout_people", holdout_people, "nobody would be held out", "use at least 1"))
     if people + holdout_people > pool:
-        raise ValueError(
-            f"people={people} with holdout_people={holdout_people} is too large: there are {pool} names; "
-            f"use people + holdout_people <= {pool}"
-        )
+        fix = f"use people + holdout_people <= {pool}"
+        raise InputError(Problem("people", people, f"with {holdout_people} held out there are too few names", fix))
 
 
 def names(seed: int = 0, people: int = PEOPLE, holdout_people: int = HOLDOUT_PEOPLE) -> dict[str, list[str]]:
@@ -325,7 +321,7 @@ def generate(
         holdout_people: people in `holdout`, in no other config.
 
     Raises:
-        ValueError: too few people to forget one or hold one out, or more people than names.
+        InputError: too few people to forget one or hold one out, or more people than names.
     """
     chosen = names(seed, people, holdout_people)
     rows = _people_rows(seed, chosen["retain"] + chosen["forget"] + chosen["holdout"])

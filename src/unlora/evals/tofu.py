@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlora.errors import InputError, Problem, raise_if, unknown_name
 from unlora.evals import metrics
+from unlora.files import write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -343,11 +343,4 @@ def _is_number(value: Any) -> bool:
 
 def write_log(log: Log, path: str | Path) -> None:
     """Writes a log whole or not at all; a file of that name is replaced."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(log, allow_nan=False), encoding="utf-8")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, json.dumps(log, allow_nan=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -58,6 +59,7 @@ def relative_importance(
         raise InputError(
             Problem("retain", odd[:3], "moments of different parameters", "measure both on the same model")
         )
+    retain = replace(retain, mean={name: retain.mean[name] for name in forget.mean})  # in the same order
     fisher = IMPORTANCE_METHODS[method]
     importance = {}
     for (name, of_forget), (_, of_retain) in zip(fisher(forget), fisher(retain), strict=True):

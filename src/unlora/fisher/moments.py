@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GradientCheckpointingLayer
 
 from unlora.config import GRANULARITIES
 from unlora.errors import InputError, Problem, unknown_name
@@ -184,17 +185,31 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def _set_training(module: nn.Module, value: bool) -> None:
+    module.training = value
+
+
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
     """Within, the model is in evaluation mode, but layers that checkpoint their activations go on doing so."""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
+    hooks = []
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True  # transformers checkpoints a layer only while its own flag says training
+            if isinstance(module, GradientCheckpointingLayer):  # which it asks before the layer itself runs
+                hooks.append(module.register_forward_pre_hook(lambda module, args: _set_training(module, False)))
+                hooks.append(
+                    module.register_forward_hook(
+                        lambda module, args, output: _set_training(module, True), always_call=True
+                    )
+                )
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         model.eval()
         for module in was_training:
             module.training = True

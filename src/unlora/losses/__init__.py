@@ -60,9 +60,11 @@ def check_losses(loss: str, retain_loss: str | None, settings: dict[str, Any]) -
     """What is wrong with a choice of losses."""
     problems = []
     if loss not in LOSSES:
-        return [unknown_name("loss", loss, LOSSES)]
+        problems.append(unknown_name("loss", loss, LOSSES))
     if retain_loss not in (None, NO_RETAIN, *RETAIN_LOSSES):
         problems.append(unknown_name("retain_loss", retain_loss, [NO_RETAIN, *RETAIN_LOSSES]))
+    if loss not in LOSSES:
+        return problems
     if LOSSES[loss].retain == NO_RETAIN and retain_loss not in (None, NO_RETAIN):
         fix = "use 'gd', which is the same with a retain term" if loss == "ga" else "leave retain_loss out"
         problems.append(Problem("retain_loss", retain_loss, f"{loss!r} is defined without a retain term", fix))
@@ -71,7 +73,7 @@ def check_losses(loss: str, retain_loss: str | None, settings: dict[str, Any]) -
     problems += [
         Problem(f"loss_kwargs[{name!r}]", value, "it divides the loss", "use a positive value")
         for name, value in settings.items()
-        if name == "beta" and name in known and not value > 0
+        if name == "beta" and name in known and not (isinstance(value, int | float) and value > 0)
     ]
     return problems
 

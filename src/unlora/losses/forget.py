@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlora.forward import LabelledTokens
+from unlora.forward import LabelledTokens, upcast
 
 
 def gradient_ascent(out: LabelledTokens) -> Tensor:
@@ -19,7 +19,7 @@ def inverted_hinge(out: LabelledTokens) -> Tensor:
 
     Lowers the true token's probability just below that of the runner-up and has no reason to go on, unlike ascent.
     """
-    probabilities = out.logits.float().softmax(-1)
+    probabilities = upcast(out.logits).softmax(-1)
     true = probabilities.gather(1, out.targets[:, None])[:, 0]
     runner_up = probabilities.scatter(1, out.targets[:, None], -torch.inf).amax(1)
     return (1 + true - runner_up).mean()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlora.forward import LabelledTokens
+from unlora.forward import LabelledTokens, upcast
 
 
 def nll(out: LabelledTokens) -> Tensor:
@@ -16,5 +16,5 @@ def nll(out: LabelledTokens) -> Tensor:
 def kl_to_reference(out: LabelledTokens) -> Tensor:
     """KL(ref ‖ π) of the next-token distributions, averaged over labelled tokens only, in nats (arXiv 2401.06121)."""
     assert out.ref_logits is not None
-    reference = out.ref_logits.float().log_softmax(-1)
-    return F.kl_div(out.logits.float().log_softmax(-1), reference, log_target=True, reduction="batchmean")
+    reference = upcast(out.ref_logits).log_softmax(-1)
+    return F.kl_div(upcast(out.logits).log_softmax(-1), reference, log_target=True, reduction="batchmean")

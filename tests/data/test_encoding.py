@@ -1,0 +1,194 @@
+import copy
+import logging
+
+import pytest
+from transformers import ByT5Tokenizer
+
+from unlora.data import IGNORE_INDEX, TextFormat, encode_records, encode_turns
+from unlora.errors import InputError
+
+QUESTION, ANSWER = "Where was Ada Lovelace born?", "Ada Lovelace was born in London."
+ROW = {"question": QUESTION, "answer": ANSWER}
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def own(tokenizer):
+    """A copy of the tokenizer that a test may change."""
+    return copy.deepcopy(tokenizer)
+
+
+@pytest.fixture
+def chat(own):
+    own.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    own.chat_template = CHATML
+    return TextFormat(own, "chat")
+
+
+def turns(*contents):
+    """A conversation that the user begins."""
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+def labelled_runs(example, tokenizer):
+    """The texts of the unbroken stretches of labelled tokens."""
+    runs, open_run = [], False
+    for token, label in zip(example["input_ids"], example["labels"], strict=True):
+        assert label in (token, IGNORE_INDEX)
+        if label != IGNORE_INDEX:
+            runs = [*runs[:-1], [*runs[-1], label]] if open_run else [*runs, [label]]
+        open_run = label != IGNORE_INDEX
+    return [tokenizer.decode(run) for run in runs]
+
+
+def test_a_question_and_answer_is_labelled_on_the_answer_and_its_end_alone(tokenizer):
+    [example] = encode_records([ROW], TextFormat(tokenizer, "base"))
+    assert tokenizer.decode(example["input_ids"]) == f"Question: {QUESTION}\nAnswer: {ANSWER}<eos>"
+    assert labelled_runs(example, tokenizer) == [f" {ANSWER}<eos>"]
+
+
+def test_auto_is_the_chat_template_where_there_is_one_and_plain_otherwise(chat, tokenizer):
+    assert TextFormat(chat.tokenizer).is_chat
+    assert not TextFormat(tokenizer).is_chat
+    assert not TextFormat(chat.tokenizer, "base").is_chat
+
+
+def test_a_tokenizer_that_adds_its_own_end_token_ends_an_answer_once(own, tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    expected = encode_turns(QUESTION, ANSWER, TextFormat(tokenizer, "base"))
+    eos = ("<eos>", own.eos_token_id)
+    own.backend_tokenizer.post_processor = TemplateProcessing(single="<eos> $A <eos>", special_tokens=[eos])
+    example = encode_turns(QUESTION, ANSWER, TextFormat(own, "base"))
+    assert example["input_ids"] == [own.eos_token_id, *expected["input_ids"]]
+    assert example["labels"] == [IGNORE_INDEX, *expected["labels"]]
+
+
+def test_a_chat_answer_is_labelled_with_its_end_of_turn_and_not_with_the_line_break_after_it(chat):
+    [example] = encode_records([ROW], chat)
+    assert labelled_runs(example, chat.tokenizer) == [f"{ANSWER}<|im_end|>"]
+    prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    assert chat.tokenizer.decode(example["input_ids"]) == f"{prompt}{ANSWER}<|im_end|>"
+
+
+def test_every_assistant_turn_of_a_conversation_is_labelled(chat):
+    system = {"role": "system", "content": "Be brief."}
+    conversation = [system, *turns("Hello", "Hi there", "Who are you?", "Nobody at all", "Bye")]
+    [example] = encode_records([{"messages": conversation}], chat)
+    assert labelled_runs(example, chat.tokenizer) == ["Hi there<|im_end|>", "Nobody at all<|im_end|>"]
+    # The last user turn comes after everything that is learned.
+    assert chat.tokenizer.decode(example["input_ids"]).endswith("Nobody at all<|im_end|>")
+
+
+def test_a_template_without_end_of_turn_gets_the_end_token(own):
+    own.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    own.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    example = encode_turns("Hi", "Hello", TextFormat(own, "chat"))
+    assert [run.strip() for run in labelled_runs(example, own)] == ["Hello<eos>"]
+
+
+def test_a_template_that_renders_a_beginning_unlike_the_whole_is_refused(own):
+    own.chat_template = "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(InputError, match="renders the beginning of a conversation unlike the whole"):
+        encode_turns("Hi", "Hello", TextFormat(own, "chat"))
+
+
+def test_a_conversation_without_an_answer_is_refused(chat):
+    with pytest.raises(InputError, match=r"forget_data\[0\].*no tokens"):
+        encode_records([{"messages": turns("Hello")}], chat, argument="forget_data")
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "assistant"}], [{"role": "user", "content": None}]])
+def test_messages_that_are_no_conversation_are_refused(chat, messages):
+    with pytest.raises(InputError, match="messages=.*role and content"):
+        encode_records([{"messages": messages}], chat)
+
+
+def test_messages_without_a_chat_template_are_refused(tokenizer):
+    with pytest.raises(InputError, match="messages=.*no chat template"):
+        encode_records([{"messages": turns("Hi", "Hello")}], TextFormat(tokenizer))
+
+
+def test_plain_text_is_cut_into_chunks_that_are_labelled_everywhere_and_lose_nothing(tokenizer):
+    text = "The quick brown fox jumps over the lazy dog while people watch quietly."
+    whole = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    length = next(n for n in range(8, 12) if len(whole) % n > 1)  # so that no single token is left over
+    examples = encode_records([{"text": text}], TextFormat(tokenizer, max_length=length))
+    assert sum((example["input_ids"] for example in examples), []) == whole
+    assert [len(example["input_ids"]) for example in examples[:-1]] == [length] * (len(whole) // length)
+    assert all(example["labels"] == example["input_ids"] for example in examples)
+
+
+def test_a_chunk_of_one_token_predicts_nothing_and_is_left_out(tokenizer):
+    ids = tokenizer("The quick brown fox")["input_ids"]
+    # The end token alone would be the second chunk.
+    [example] = encode_records([{"text": "The quick brown fox"}], TextFormat(tokenizer, max_length=len(ids)))
+    assert example["input_ids"] == ids
+
+
+def test_texts_without_tokens_are_refused_by_name(tokenizer):
+    with pytest.raises(InputError, match="retain_data='2 rows': the text has no tokens"):
+        encode_records([{"text": ""}, {"text": "  \n"}], TextFormat(tokenizer), argument="retain_data")
+
+
+def test_rows_without_known_keys_are_refused_by_number_with_their_keys(tokenizer):
+    with pytest.raises(InputError, match=r"forget_data\[1\]=\['prompt', 'question'\].*question and answer"):
+        encode_records([ROW, {"question": "a", "prompt": "b"}], TextFormat(tokenizer), argument="forget_data")
+
+
+def test_a_missing_value_is_not_the_word_none(tokenizer):
+    """A file of mixed rows becomes a table with None where a row has no such column."""
+    rows = [{**ROW, "text": None}, {"question": None, "answer": None, "text": "A text."}]
+    examples = encode_records(rows, TextFormat(tokenizer))
+    assert tokenizer.decode(examples[1]["input_ids"]) == "A text.<eos>"
+    with pytest.raises(InputError, match=r"data\[0\]"):
+        encode_records([{"question": "a", "answer": None}], TextFormat(tokenizer))
+
+
+@pytest.mark.parametrize("answer", ["", "   ", "\n"])
+@pytest.mark.parametrize("kind", ["base", "chat"])
+def test_an_answer_without_tokens_is_refused_by_row(chat, answer, kind):
+    text_format = TextFormat(chat.tokenizer, kind)
+    with pytest.raises(InputError, match=r"forget_data\[1\].*the answer has no tokens"):
+        encode_records([ROW, {**ROW, "answer": answer}], text_format, argument="forget_data")
+
+
+def test_max_length_cuts_the_end_and_says_how_many_examples(tokenizer, caplog):
+    [whole] = encode_records([ROW], TextFormat(tokenizer))
+    length = len(whole["input_ids"]) - 3
+    with caplog.at_level(logging.WARNING):
+        [cut] = encode_records([ROW], TextFormat(tokenizer, max_length=length), argument="forget_data")
+    assert cut == {key: value[:length] for key, value in whole.items()}
+    assert "forget_data: 1 of 1 examples were cut" in caplog.text
+
+
+def test_max_length_that_leaves_no_label_is_refused_with_the_length_that_is_enough(tokenizer):
+    [whole] = encode_records([ROW], TextFormat(tokenizer))
+    prompt = whole["labels"].count(IGNORE_INDEX)
+    with pytest.raises(InputError, match=rf"max_length={prompt}.*data\[0\].*at least {len(whole['input_ids'])}"):
+        encode_records([ROW], TextFormat(tokenizer, max_length=prompt))
+    assert encode_records([ROW], TextFormat(tokenizer, max_length=prompt + 1))
+
+
+@pytest.mark.parametrize("max_length", [1, 0, -5])
+def test_max_length_below_two_is_refused(tokenizer, max_length):
+    with pytest.raises(InputError, match=f"max_length={max_length}"):
+        TextFormat(tokenizer, max_length=max_length)
+
+
+def test_an_unknown_prompt_format_is_refused_with_a_suggestion(tokenizer):
+    with pytest.raises(InputError, match="prompt_format='chatt'.*did you mean 'chat'"):
+        TextFormat(tokenizer, "chatt")
+
+
+def test_the_chat_format_needs_a_template(tokenizer):
+    with pytest.raises(InputError, match="prompt_format='chat': the tokenizer has no chat template"):
+        TextFormat(tokenizer, "chat")
+
+
+def test_a_tokenizer_without_character_offsets_is_refused():
+    with pytest.raises(InputError, match="tokenizer='ByT5Tokenizer'.*fast tokenizer"):
+        TextFormat(ByT5Tokenizer())
