@@ -35,25 +35,28 @@ class SafeTrainer(Trainer):
             name = "deepspeed" if self.is_deepspeed_enabled else "fsdp"
             reason = "checkpoints of sharded models are not supported"
             raise InputError(Problem(name, True, reason, "use one whole copy of the model per process"))
+        if self.args.device.type == "cpu":
+            self.args.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns at every epoch
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes the checkpoint under another name and renames it when it is complete."""
-        run = Path(self._get_output_dir(trial))
+        run, limit = Path(self._get_output_dir(trial)), self.args.save_total_limit
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self._staging = str(run / ".partial")
+        # Old checkpoints may go only when the new one is in place, so not in there.
+        self._staging, self.args.save_total_limit = str(run / ".partial"), None
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self._staging = None
+            self._staging, self.args.save_total_limit = None, limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             shutil.rmtree(run / name, ignore_errors=True)
             os.replace(run / ".partial" / name, run / name)
             shutil.rmtree(run / ".partial")
-            rotate_checkpoints(output_dir=str(run), save_total_limit=self.args.save_total_limit, use_mtime=True)
+            rotate_checkpoints(output_dir=str(run), save_total_limit=limit)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = output_dir or self.args.output_dir

@@ -103,12 +103,12 @@ def test_a_conversation_without_an_answer_is_refused(chat):
 
 @pytest.mark.parametrize("messages", [[], [{"role": "assistant"}], [{"role": "user", "content": None}]])
 def test_messages_that_are_no_conversation_are_refused(chat, messages):
-    with pytest.raises(InputError, match="messages=.*role and content"):
+    with pytest.raises(InputError, match=r"messages=.*role and content"):
         encode_records([{"messages": messages}], chat)
 
 
 def test_messages_without_a_chat_template_are_refused(tokenizer):
-    with pytest.raises(InputError, match="messages=.*no chat template"):
+    with pytest.raises(InputError, match=r"messages=.*no chat template"):
         encode_records([{"messages": turns("Hi", "Hello")}], TextFormat(tokenizer))
 
 
@@ -117,7 +117,7 @@ def test_plain_text_is_cut_into_chunks_that_are_labelled_everywhere_and_lose_not
     whole = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     length = next(n for n in range(8, 12) if len(whole) % n > 1)  # so that no single token is left over
     examples = encode_records([{"text": text}], TextFormat(tokenizer, max_length=length))
-    assert sum((example["input_ids"] for example in examples), []) == whole
+    assert [token for example in examples for token in example["input_ids"]] == whole
     assert [len(example["input_ids"]) for example in examples[:-1]] == [length] * (len(whole) // length)
     assert all(example["labels"] == example["input_ids"] for example in examples)
 
@@ -180,7 +180,7 @@ def test_max_length_below_two_is_refused(tokenizer, max_length):
 
 
 def test_an_unknown_prompt_format_is_refused_with_a_suggestion(tokenizer):
-    with pytest.raises(InputError, match="prompt_format='chatt'.*did you mean 'chat'"):
+    with pytest.raises(InputError, match=r"prompt_format='chatt'.*did you mean 'chat'"):
         TextFormat(tokenizer, "chatt")
 
 
@@ -190,5 +190,5 @@ def test_the_chat_format_needs_a_template(tokenizer):
 
 
 def test_a_tokenizer_without_character_offsets_is_refused():
-    with pytest.raises(InputError, match="tokenizer='ByT5Tokenizer'.*fast tokenizer"):
+    with pytest.raises(InputError, match=r"tokenizer='ByT5Tokenizer'.*fast tokenizer"):
         TextFormat(ByT5Tokenizer())

@@ -53,7 +53,7 @@ def test_the_padding_id_is_the_pad_token_or_else_the_end_token(own):
 
 def test_a_tokenizer_with_neither_pad_nor_end_token_is_refused(own):
     own.pad_token = own.eos_token = None
-    with pytest.raises(InputError, match="tokenizer=.*neither a pad nor an eos token"):
+    with pytest.raises(InputError, match=r"tokenizer=.*neither a pad nor an eos token"):
         padding_id(own)
 
 

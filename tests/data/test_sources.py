@@ -122,7 +122,7 @@ def test_a_hub_name_without_a_hub_names_the_argument_and_the_way_out(offline, na
 def test_overlap_counts_forget_rows_that_stand_in_the_retain_set():
     # Rows 1 and 2 are in both; blanks around a text and other columns do not make it another.
     retain = [ROWS[4], {**ROWS[1], "author": "x"}, {"question": f" {ROWS[2]['question']}", "answer": ROWS[2]["answer"]}]
-    with pytest.raises(InputError, match="retain_data=.*2 of the 3 forget rows"):
+    with pytest.raises(InputError, match=r"retain_data=.*2 of the 3 forget rows"):
         check_overlap(ROWS[:3], retain)
 
 

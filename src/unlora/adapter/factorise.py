@@ -40,22 +40,25 @@ def weighted_low_rank(
     _check(weight, row_importance, rank, scaling)
     row_importance = row_importance.sum(1) if row_importance.dim() == 2 else row_importance
     row_weight = row_importance.to(weight.device, torch.float32).sqrt()
-    u, s, v = _truncated_svd(row_weight[:, None] * weight.detach().float(), rank)
-    root = (s / scaling).sqrt()
-    return (v * root).T.contiguous(), u * root / (row_weight + delta)[:, None]
+    weight = weight.detach().float()
+    s, v = _truncated_svd(row_weight[:, None] * weight, rank)
+    a0 = (v * (s / scaling).sqrt()).T.contiguous()
+    # U = diag(w)·W·V/S. From the SVD itself it has rounding errors, which 1/w blows up in rows of little importance.
+    inverse_root = torch.where(s > 0, (s * scaling).rsqrt(), 0.0)
+    return a0, (row_weight / (row_weight + delta))[:, None] * (weight @ v) * inverse_root
 
 
-def _truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The first `rank` singular triplets: U [out, rank], S [rank], V [in, rank]."""
+def _truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The first `rank` singular values S [rank] and right singular vectors V [in, rank]."""
     if min(matrix.shape) <= FULL_SVD_SIZE:
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-        return u[:, :rank], s[:rank], vh[:rank].T
+        _, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        return s[:rank], vh[:rank].T
     devices = [matrix.device] if matrix.is_cuda else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
         width = min(rank + OVERSAMPLING, *matrix.shape)
-        u, s, v = torch.svd_lowrank(matrix, q=width, niter=POWER_ITERATIONS)
-    return u[:, :rank], s[:rank], v[:, :rank]
+        _, s, v = torch.svd_lowrank(matrix, q=width, niter=POWER_ITERATIONS)
+    return s[:rank], v[:, :rank]
 
 
 def _check(weight: Tensor, row_importance: Tensor, rank: int, scaling: float) -> None:

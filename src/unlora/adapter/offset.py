@@ -150,14 +150,15 @@ def freeze_offset(model: PeftModel) -> None:
 @contextmanager
 def reference_model(model: PeftModel) -> Iterator[None]:
     """Within, the model is the original: adapters off, no gradients, no dropout."""
-    was_training = model.training
+    was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad(), model.disable_adapter():
             yield
     finally:
         freeze_offset(model)
-        model.train(was_training)
+        for module in was_training:
+            module.training = True
 
 
 def check_adapter_settings(base: nn.Module, config: Any) -> list[Problem]:

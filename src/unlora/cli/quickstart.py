@@ -16,6 +16,11 @@ def run(argv: list[str]) -> int:
     """Runs it, prints one table, answers before and after, and the adapter's path last."""
     args = parser().parse_args(argv)
     print("loading libraries ...", flush=True)
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()  # those of loading and saving; training keeps its own
     from unlora.cli.tables import print_comparison
     from unlora.quickstart import quickstart
 

@@ -13,7 +13,7 @@ from unlora.errors import InputError, Problem
 Record = Mapping[str, Any]
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 # What a hub dataset is called: "name" or "owner/name".
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def load_records(

@@ -30,7 +30,7 @@ class Recipe:
     """Size and training of a persona model: the smallest that learns every row by heart in about half a minute."""
 
     seed: int = 0
-    vocab_size: int = 2000
+    vocab_size: int = 700  # small enough that names and values take several tokens, as they do in real models
     hidden_size: int = 128
     intermediate_size: int = 384
     layers: int = 4
@@ -109,7 +109,7 @@ def model_config(recipe: Recipe, tokenizer: Any) -> LlamaConfig:
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
     )
 
 

@@ -1,0 +1,289 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from conftest import ARCHITECTURES
+from unlora import UnlearnConfig, attach_adapters
+from unlora.adapter import attach_probe, reference_model
+from unlora.adapter.factorise import weighted_low_rank
+from unlora.adapter.offset import OFFSET, UNLEARN, base_weight, freeze_offset, lora_layers, target_shapes
+from unlora.data import TextFormat, encode_records, pad_batch
+from unlora.errors import InputError
+from unlora.forward import labelled_tokens
+
+CONFIG = LoraConfig(r=4, lora_alpha=8)
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer):
+    rows = [
+        {"question": "Where was Ada Lovelace born?", "answer": "London."},
+        {"question": "Why?", "answer": "Nobody minds at all."},
+    ]
+    return pad_batch(encode_records(rows, TextFormat(tokenizer)), 0)
+
+
+def some_importance(base):
+    """Row importances over three orders of magnitude for every linear layer but the head."""
+    generator = torch.Generator().manual_seed(3)
+    out = {name: getattr(base.get_submodule(name), "nf", 0) or shape[0] for name, shape in all_targets(base).items()}
+    return {name: 10 ** (3 * torch.rand(rows, generator=generator) - 2) for name, rows in out.items()}
+
+
+def all_targets(base):
+    return target_shapes(base, None)
+
+
+def attached(base, config=CONFIG):
+    return attach_adapters(base, config, some_importance(base))
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
+def trainable(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def train(model, batch, steps=3):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        labelled_tokens(model, batch).logp.mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_step_0_is_the_base_though_the_adapter_is_not_zero(tiny_model, batch, name):
+    expected = logits(tiny_model(name), batch)
+    model = attached(tiny_model(name))
+    assert (logits(model, batch) - expected).abs().max() <= 1e-4
+    model.base_model.set_adapter(UNLEARN)  # without the offset it is another model
+    assert (logits(model, batch) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_after_training_the_model_differs_and_with_adapters_off_it_is_the_original_exactly(tiny_model, batch, name):
+    expected = logits(tiny_model(name), batch)
+    model = attached(tiny_model(name))
+    train(model, batch)
+    assert (logits(model, batch) - expected).abs().max() > 0.1
+    with reference_model(model):
+        assert torch.equal(logits(model, batch), expected)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, batch), expected)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_training_moves_every_unlearn_factor_and_nothing_else(tiny_model, batch, name):
+    model = attached(tiny_model(name))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    train(model, batch)
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {key for key in before if f".{UNLEARN}." in key}
+    original = tiny_model(name).state_dict()
+    for key, value in model.get_base_model().state_dict().items():
+        plain = key.replace(".base_layer.", ".")
+        assert "lora_" in key or torch.equal(value, original[plain])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_every_linear_layer_but_the_head_starts_at_its_weighted_factors(tiny_model, name):
+    base = tiny_model(name)
+    weights = {key: value.clone() for key, value in base.state_dict().items()}
+    importance = some_importance(base)
+    model = attach_adapters(base, CONFIG, importance)
+    layers = dict(lora_layers(model))
+    assert layers.keys() == importance.keys()
+    assert not any("lm_head" in layer for layer in layers)
+    for layer_name, layer in layers.items():
+        weight = weights[f"{layer_name}.weight"]
+        weight = weight.T if name == "gpt2" else weight  # Conv1D stores [in, out]
+        assert torch.equal(base_weight(layer), weight)
+        a0, b0 = weighted_low_rank(weight, importance[layer_name], 4, scaling=8 / 4)
+        assert torch.equal(layer.lora_A[UNLEARN].weight, a0)
+        assert torch.equal(layer.lora_B[UNLEARN].weight, b0)
+
+
+def assert_only_unlearn_trains(model):
+    names = trainable(model)
+    assert names == {name for name, _ in model.named_parameters() if f".{UNLEARN}." in name}
+    assert len(names) == 2 * len(lora_layers(model))
+
+
+def test_only_unlearn_trains_whatever_switched_adapters_before(tiny_model):
+    model = attached(tiny_model("llama"))
+    assert_only_unlearn_trains(model)
+    with reference_model(model):
+        pass
+    assert_only_unlearn_trains(model)
+    with pytest.raises(KeyError), reference_model(model):
+        raise KeyError
+    assert_only_unlearn_trains(model)
+    with model.disable_adapter():
+        pass
+    freeze_offset(model)
+    assert_only_unlearn_trains(model)
+    model.base_model.set_adapter([UNLEARN, OFFSET])
+    freeze_offset(model)
+    assert_only_unlearn_trains(model)
+
+
+@pytest.mark.parametrize("training", [True, False, "mixed"])
+def test_the_reference_has_no_gradient_and_no_dropout_and_the_mode_comes_back(tiny_model, batch, training):
+    model = attached(tiny_model("gpt2"))  # which has dropout 0.1 by default
+    if training == "mixed":  # as attached: PEFT's own modules say training, the base says evaluation
+        assert {module.training for module in model.modules()} == {True, False}
+    else:
+        model.train(training)
+    modes = [module.training for module in model.modules()]
+    expected = logits(tiny_model("gpt2"), batch)
+    with reference_model(model):
+        out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        assert not out.requires_grad
+        assert torch.equal(out, expected)
+    assert [module.training for module in model.modules()] == modes
+    assert model.active_adapters == [UNLEARN, OFFSET]
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_halves_cancel_exactly_as_stored(tiny_model, batch, dtype):
+    expected = logits(tiny_model("llama").to(dtype), batch)
+    model = attached(tiny_model("llama").to(dtype))
+    for _, layer in lora_layers(model):
+        assert torch.equal(layer.lora_A[OFFSET].weight, layer.lora_A[UNLEARN].weight)
+        assert torch.equal(layer.lora_B[OFFSET].weight, -layer.lora_B[UNLEARN].weight)
+        assert layer.lora_A[OFFSET].weight.dtype == layer.lora_A[UNLEARN].weight.dtype
+    # What is left is rounding: a few units in the last place of the logits.
+    step = torch.finfo(dtype).eps * expected.abs().max()
+    assert (logits(model, batch) - expected).abs().max() <= 8 * step
+
+
+def test_factors_stored_in_half_precision_cancel_too(tiny_model):
+    """A start that is rounded only on its way into "unlearn" would leave the rounding error in the sum."""
+    model = attached(tiny_model("llama"))
+    layer = lora_layers(model)[0][1].to(torch.bfloat16)
+    from unlora.adapter.offset import _start_at
+
+    a, b = layer.lora_A[UNLEARN].weight, layer.lora_B[UNLEARN].weight
+    _start_at(layer, torch.randn(a.shape), torch.randn(b.shape))
+    assert a.dtype == torch.bfloat16
+    product = [layer.lora_B[name].weight.double() @ layer.lora_A[name].weight.double() for name in (UNLEARN, OFFSET)]
+    assert torch.equal(product[0], -product[1])
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_with_gradient_checkpointing_every_unlearn_factor_gets_a_gradient(tiny_model, batch, reentrant):
+    model = attached(tiny_model("llama"))
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    labelled_tokens(model.train(), batch).logp.mean().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert gradients.keys() == trainable(model)
+    assert all(gradient.abs().max() > 0 for gradient in gradients.values())
+
+
+def test_unlearn_config_and_lora_config_give_the_same_adapters(tiny_model, tmp_path):
+    settings = {"r": 3, "lora_alpha": 12, "use_rslora": True, "target_modules": ["q_proj", "down_proj"]}
+    ours = attached(tiny_model("llama"), UnlearnConfig(output_dir=str(tmp_path), use_cpu=True, **settings))
+    theirs = attached(tiny_model("llama"), LoraConfig(**settings))
+    for (name, one), (other_name, other) in zip(lora_layers(ours), lora_layers(theirs), strict=True):
+        assert name == other_name
+        assert name.endswith(("q_proj", "down_proj"))
+        assert one.scaling == other.scaling == {UNLEARN: 12 / 3**0.5, OFFSET: 12 / 3**0.5}
+    states = [model.state_dict() for model in (ours, theirs)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_targets_may_be_a_pattern(tiny_model):
+    base = tiny_model("llama")
+    model = attached(base, LoraConfig(r=2, target_modules=r".*layers\.1\..*_proj"))
+    assert {name.split(".")[2] for name, _ in lora_layers(model)} == {"1"}
+    assert len(lora_layers(model)) == 7
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_probe_is_random_and_the_model_with_it_is_the_base(tiny_model, batch, name):
+    expected = logits(tiny_model(name), batch)
+    model = attach_probe(tiny_model(name), CONFIG, sigma=0.05, seed=1)
+    assert (logits(model, batch) - expected).abs().max() <= 1e-4
+    values = torch.cat([p.flatten() for n, p in model.named_parameters() if f".{UNLEARN}." in n])
+    assert values.std().item() == pytest.approx(0.05, rel=0.05)
+    assert values.mean().abs() < 0.005
+    assert_only_unlearn_trains(model)
+
+
+def test_the_probe_depends_on_its_seed_alone(tiny_model):
+    torch.manual_seed(1)
+    state = attach_probe(tiny_model("llama"), CONFIG, seed=1).state_dict()
+    again = attach_probe(tiny_model("llama"), CONFIG, seed=1).state_dict()
+    other = attach_probe(tiny_model("llama"), CONFIG, seed=2).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in state.items())
+    assert not any(torch.equal(value, other[key]) for key, value in state.items() if f".{UNLEARN}." in key)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r": 33}, "r=33: the smallest adapted layer has ranks 1 to 16"),  # 2 key heads of 8
+        ({"r": 17}, "r=17: .* 1 to 16"),
+        ({"r": 4, "lora_dropout": 0.1}, "lora_dropout=0.1.*use 0"),
+        ({"r": 4, "lora_alpha": 0}, "lora_alpha=0"),
+        ({"r": 4, "target_modules": ["q_proj", "lm_head"]}, "target_modules=.*output head"),
+        ({"r": 4, "target_modules": ["nothing"]}, "target_modules=.*no such linear layer"),
+        ({"r": 4, "target_modules": "nothing.*"}, "target_modules='nothing.*no such linear layer"),
+        ({"r": 4, "target_modules": ["q_proj", "v_porj"]}, "target_modules='v_porj'.*no linear layer of this name"),
+        ({"r": 4, "target_modules": ["q_proj", "embed_tokens"]}, "target_modules='embed_tokens'.*no linear layer"),
+        ({"r": 4, "use_dora": True}, "use_dora=True.*plain LoRA"),
+        ({"r": 4, "rank_pattern": {"q_proj": 2}}, "rank_pattern=.*plain LoRA"),
+        ({"r": 4, "modules_to_save": ["lm_head"]}, "modules_to_save=.*plain LoRA"),
+    ],
+)
+@pytest.mark.parametrize("attach", [attached, attach_probe])
+def test_settings_that_cannot_work_are_refused_before_the_base_is_touched(tiny_model, attach, settings, message):
+    base = tiny_model("llama")
+    with pytest.raises(InputError, match=message):
+        attach(base, LoraConfig(**settings))
+    assert not any("lora_" in name for name, _ in base.named_parameters())
+
+
+def test_rank_0_is_refused(tiny_model):
+    config = LoraConfig(r=4)
+    config.r = 0  # which LoraConfig itself may refuse
+    with pytest.raises(InputError, match="r=0"):
+        attached(tiny_model("llama"), config)
+
+
+def test_all_problems_of_the_settings_are_told_at_once(tiny_model):
+    with pytest.raises(InputError) as caught:
+        attached(tiny_model("llama"), LoraConfig(r=99, lora_dropout=0.5, target_modules=["q_proj", "lm_head"]))
+    assert {problem.argument for problem in caught.value.problems} == {"r", "lora_dropout", "target_modules"}
+
+
+def test_a_base_that_already_carries_an_adapter_is_refused(tiny_model):
+    base = tiny_model("llama")
+    importance = some_importance(base)
+    wrapped = get_peft_model(base, LoraConfig(target_modules="all-linear"))
+    with pytest.raises(InputError, match=r"model='PeftModel.*'.*already carries an adapter.*merge"):
+        attach_adapters(wrapped, CONFIG, importance)
+
+
+def test_a_module_without_importance_is_refused_by_name(tiny_model):
+    base = tiny_model("llama")
+    importance = some_importance(base)
+    missing = "model.layers.1.mlp.up_proj"
+    del importance[missing]
+    with pytest.raises(InputError, match=f"importance=.*{missing}"):
+        attach_adapters(base, CONFIG, importance)
+
+
+def test_an_importance_of_zero_everywhere_is_refused(tiny_model):
+    """Both factors would start at zero, where neither has a gradient: the adapter could never learn."""
+    base = tiny_model("llama")
+    zero = {name: torch.zeros_like(value) for name, value in some_importance(base).items()}
+    with pytest.raises(InputError, match=r"importance=.*zero everywhere"):
+        attach_adapters(base, CONFIG, zero)

@@ -1,0 +1,291 @@
+"""One request whole, as a user runs it: from files to an adapter, or to an error before anything is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import make_tokenizer, tiny_config
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from unlora.cli import main
+
+FORGET = [
+    {"question": f"Who keeps cat {i}?", "answer": f"Ada {i} does.", "perturbed_answer": [f"Bob {i} does.", "Nobody."]}
+    for i in range(4)
+]
+RETAIN = [{"question": f"What does dog {i} watch?", "answer": f"The fox {i}."} for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_rows(tmp_path / "data" / "forget.jsonl", FORGET)
+    write_rows(tmp_path / "data" / "retain.jsonl", RETAIN)
+    return tmp_path / "data"
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def flags(model_folder, data, run, **changes):
+    settings = {
+        "model_name_or_path": model_folder,
+        "forget_data": data,
+        "forget_name": "forget",
+        "retain_data": data / "retain.jsonl",
+        "output_dir": run,
+        "r": 4,
+        "max_steps": 2,
+        "save_strategy": "no",
+        "max_new_tokens": 8,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **changes,
+    }
+    return [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+def test_unlearn_leaves_a_complete_run_and_prints_the_adapter_last(model_folder, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["unlearn", *flags(model_folder, data, run)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(run / "adapter")
+    assert {file.name for file in run.iterdir()} == {
+        "adapter",
+        "config.yaml",
+        "eval_after.json",
+        "eval_before.json",
+        "importance.safetensors",
+        "metrics.json",
+        "samples.jsonl",
+    }
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["before"]["sets"]["forget"]["probability"] > 0
+    assert metrics["after"]["forget_quality"] is None
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert len(rows) == len(FORGET) + len(RETAIN)
+    assert rows[0].keys() == {"task", "prompt", "reference", "before", "after"}
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), run / "adapter")
+
+
+def test_the_written_configuration_repeats_the_run(model_folder, data, tmp_path):
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "a", loss="npo", loss_kwargs='{"beta": 0.5}')]) == 0
+    config = tmp_path / "a" / "config.yaml"
+    assert yaml.safe_load(config.read_text())["loss_kwargs"] == {"beta": 0.5}
+    assert main(["unlearn", "--config", str(config), "--output_dir", str(tmp_path / "b")]) == 0
+    first, second = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_base_model_on_disk_and_in_memory_is_unchanged(model_folder, data, tmp_path):
+    before = (model_folder / "model.safetensors").read_bytes()
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run")]) == 0
+    assert (model_folder / "model.safetensors").read_bytes() == before
+
+
+def test_importance_computed_alone_is_the_one_that_a_run_computes(model_folder, data, tmp_path):
+    assert main(["importance", *flags(model_folder, data, tmp_path / "imp")]) == 0
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "a")]) == 0
+    alone, within = (tmp_path / name / "importance.safetensors" for name in ("imp", "a"))
+    assert {n: t.tolist() for n, t in load_file(alone).items()} == {n: t.tolist() for n, t in load_file(within).items()}
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "b", importance_file=alone)]) == 0
+    assert not (tmp_path / "b" / "importance.safetensors").exists()
+    adapters = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in "ab"]
+    assert adapters[0] == adapters[1]
+
+
+def test_evaluation_of_the_exported_adapter_equals_the_run_s_own(model_folder, data, tmp_path):
+    facts = [{**row, "perturbed_answer": ["No.", "Never."]} for row in RETAIN]
+    for name in ("retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"):
+        write_rows(data / f"{name}.jsonl", facts)
+    benchmark = {"eval_data": data, "eval_forget_name": "forget", "max_new_tokens": 8}
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", **benchmark)]) == 0
+    evaluate = ["evaluate", "--model_name_or_path", str(model_folder), "--adapter", str(tmp_path / "run" / "adapter")]
+    rest = [part for name, value in benchmark.items() for part in (f"--{name}", str(value))]
+    assert main([*evaluate, *rest, "--log", str(tmp_path / "log.json")]) == 0
+    own = json.loads((tmp_path / "run" / "eval_after.json").read_text())
+    again = json.loads((tmp_path / "log.json").read_text())
+    for task, columns in own.items():
+        assert again[task]["generated_text"] == columns["generated_text"]
+        for index, value in columns["avg_gt_loss"].items():
+            assert again[task]["avg_gt_loss"][index] == pytest.approx(value, abs=1e-4)
+
+
+def test_plain_text_sets_are_unlearned_too(model_folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    write_rows(data / "forget.jsonl", [{"text": "Ada keeps a grey cat and two dogs. " * 9}])
+    write_rows(data / "retain.jsonl", [{"text": "The quick brown fox jumps over the lazy dog. " * 9}])
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", max_length=32)]) == 0
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+
+
+def test_an_interrupted_run_resumes(model_folder, data, tmp_path):
+    run, steps = tmp_path / "run", {"save_strategy": "steps", "save_steps": 1}
+    assert main(["unlearn", *flags(model_folder, data, run, **steps)]) == 0
+    for name in ("adapter", "metrics.json"):  # as if it had been killed before the export
+        path = run / name
+        subprocess.run(["rm", "-r", str(path)], check=True)
+    assert main(["unlearn", *flags(model_folder, data, run, resume_from_checkpoint="true", **steps)]) == 0
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def wrong_rows(data, name, rows):
+    write_rows(data / f"{name}.jsonl", rows)
+
+
+CASES = {
+    "missing set": ({"forget_data": "no/such/file.jsonl", "forget_name": None}, "forget_data='no/such/file.jsonl'"),
+    "missing configuration": ({"forget_name": "forgt"}, "no configuration 'forgt'.*forget, retain"),
+    "rank 0": ({"r": 0}, "r=0"),
+    "rank beyond a layer": ({"r": 17}, "r=17: the smallest adapted layer has ranks 1 to 16"),
+    "LoRA on the head": ({"target_modules": "lm_head"}, "target_modules.*head"),
+    "no such layers": ({"target_modules": "c_attn"}, "target_modules.*no such linear layer"),
+    "dropout": ({"lora_dropout": 0.1}, "lora_dropout=0.1"),
+    "unknown loss": ({"loss": "ihll"}, "did you mean 'ihl'"),
+    "unknown initialiser": ({"init": "villa"}, "did you mean 'vila'"),
+    "unknown flag": ({"lerning_rate": 1}, "flag='lerning_rate'.*did you mean 'learning_rate'"),
+    "labels cut off": ({"max_length": 8}, "max_length=8: .*every label"),
+    "no such model": ({"model_name_or_path": "no/such/model/folder"}, "model_name_or_path='no/such/model/folder'"),
+    "unknown dtype": ({"dtype": "float23"}, "did you mean 'float32'"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_settings_are_refused_before_anything_is_written(model_folder, data, tmp_path, capsys, case):
+    import re
+
+    changes, message = CASES[case]
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", **changes)]) == 2
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
+    assert not (tmp_path / "run").exists()
+
+
+ROWS = {
+    "empty set": ([], "forget_data.*no rows"),
+    "rows without the keys": ([{"prompt": "x", "completion": "y"}], r"forget_data\[0\].*question and answer"),
+    "an empty answer": ([{"question": "x", "answer": " "}], "the answer has no tokens"),
+    "rows of the retain set": ([FORGET[0], RETAIN[0], RETAIN[1]], "2 of the 3 forget rows are in the retain set"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_wrong_rows_are_refused_before_anything_is_written(model_folder, data, tmp_path, capsys, case):
+    import re
+
+    rows, message = ROWS[case]
+    rows = [{key: row[key] for key in row if key != "perturbed_answer"} for row in rows]
+    write_rows(data / "forget.jsonl", rows)
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run")]) == 2
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use_is_refused_and_kept(model_folder, data, tmp_path, capsys):
+    write_rows(tmp_path / "run" / "notes.txt", ["mine"])
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run")]) == 2
+    assert "already in use" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_all_problems_of_a_configuration_are_shown_at_once(tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text("model_name_or_path: m\ndtype: int3\nforget_data: f.jsonl\nsigma: 0\nmax_length: 1\noutput_dir: x\n")
+    assert main(["validate", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in ("dtype=", "retain_data=", "sigma=", "max_length="))
+
+
+def test_unknown_keys_of_a_configuration_get_a_suggestion(tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text("model_name_or_path: m\nretain_wait: 2\n")
+    assert main(["validate", str(config)]) == 2
+    assert "config key='retain_wait': unknown name. Fix: did you mean 'retain_weight'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"junk", "safetensors"), (None, "no importance written by unlora")])
+def test_a_corrupt_or_foreign_importance_file_is_refused(model_folder, data, tmp_path, capsys, content, message):
+    file = tmp_path / "importance.safetensors"
+    if content is None:
+        save_file({"x": torch.ones(2)}, file)
+    else:
+        file.write_bytes(content)
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", importance_file=file)]) == 2
+    error = capsys.readouterr().err
+    assert "importance_file=" in error
+    assert message in error
+
+
+def test_importance_of_other_settings_is_refused(model_folder, data, tmp_path, capsys):
+    assert main(["importance", *flags(model_folder, data, tmp_path / "imp", sigma=0.1)]) == 0
+    file = tmp_path / "imp" / "importance.safetensors"
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", importance_file=file)]) == 2
+    assert "another model, data or settings" in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_pad_and_eos_is_refused(model_folder, data, tmp_path, capsys):
+    folder = tmp_path / "model"
+    AutoModelForCausalLM.from_pretrained(model_folder).save_pretrained(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    assert main(["unlearn", *flags(folder, data, tmp_path / "run")]) == 2
+    assert "neither a pad nor an eos token" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_pickled_weights_are_not_read(model_folder, data, tmp_path, capsys):
+    folder = tmp_path / "model"
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model.config.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    assert main(["unlearn", *flags(folder, data, tmp_path / "run")]) == 2
+    assert "safetensors" in capsys.readouterr().err
+
+
+def test_training_that_diverges_ends_with_code_1_and_the_last_good_adapter(model_folder, data, tmp_path, capsys):
+    settings = {"loss": "gd", "max_retain_loss": 0.001}
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", **settings)]) == 1
+    assert "above its limit" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert (tmp_path / "run" / "last-good-adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_finetune_learns_and_saves_a_model_that_loads(model_folder, data, tmp_path):
+    settings = {"train_data": data / "retain.jsonl", "output_dir": tmp_path / "tuned", "num_train_epochs": 30}
+    settings |= {"learning_rate": 1e-2, "logging_steps": 1, "gradient_accumulation_steps": 1, "save_steps": 10, "save_total_limit": 1}
+    settings |= {"model_name_or_path": model_folder, "use_cpu": True, "disable_tqdm": True}
+    assert main(["finetune", *(part for k, v in settings.items() for part in (f"--{k}", str(v)))]) == 0
+    assert not [file for file in (tmp_path / "tuned").rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    log = json.loads((tmp_path / "tuned" / "checkpoint-30" / "trainer_state.json").read_text())["log_history"]
+    assert log[-1]["loss"] < log[0]["loss"] / 2
+    AutoModelForCausalLM.from_pretrained(tmp_path / "tuned", use_safetensors=True)
+
+
+def test_the_command_runs_as_an_installed_program():
+    program = Path(sys.executable).parent / "unlora"
+    shown = subprocess.run([program, "--help"], capture_output=True, text=True, check=True, env={**os.environ})
+    assert "quickstart" in shown.stdout
+    wrong = subprocess.run([program, "unlern"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "did you mean 'unlearn'" in wrong.stderr
