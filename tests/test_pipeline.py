@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import make_tokenizer, tiny_config
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from conftest import make_tokenizer, tiny_config
 from unlora.cli import main
 
 FORGET = [
@@ -209,7 +209,9 @@ def test_a_folder_in_use_is_refused_and_kept(model_folder, data, tmp_path, capsy
 
 def test_all_problems_of_a_configuration_are_shown_at_once(tmp_path, capsys):
     config = tmp_path / "run.yaml"
-    config.write_text("model_name_or_path: m\ndtype: int3\nforget_data: f.jsonl\nsigma: 0\nmax_length: 1\noutput_dir: x\n")
+    config.write_text(
+        "model_name_or_path: m\ndtype: int3\nforget_data: f.jsonl\nsigma: 0\nmax_length: 1\noutput_dir: x\n"
+    )
     assert main(["validate", str(config)]) == 2
     error = capsys.readouterr().err
     assert all(name in error for name in ("dtype=", "retain_data=", "sigma=", "max_length="))
@@ -273,7 +275,13 @@ def test_training_that_diverges_ends_with_code_1_and_the_last_good_adapter(model
 
 def test_finetune_learns_and_saves_a_model_that_loads(model_folder, data, tmp_path):
     settings = {"train_data": data / "retain.jsonl", "output_dir": tmp_path / "tuned", "num_train_epochs": 30}
-    settings |= {"learning_rate": 1e-2, "logging_steps": 1, "gradient_accumulation_steps": 1, "save_steps": 10, "save_total_limit": 1}
+    settings |= {
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "gradient_accumulation_steps": 1,
+        "save_steps": 10,
+        "save_total_limit": 1,
+    }
     settings |= {"model_name_or_path": model_folder, "use_cpu": True, "disable_tqdm": True}
     assert main(["finetune", *(part for k, v in settings.items() for part in (f"--{k}", str(v)))]) == 0
     assert not [file for file in (tmp_path / "tuned").rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tokenizer, tiny_config
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from conftest import make_tokenizer, tiny_config
 from unlora import DivergenceError, InputError, UnlearnConfig, UnlearnTrainer, attach_adapters
 from unlora.adapter import reference_model
 from unlora.data import TextFormat, encode_records, pad_batch
@@ -185,7 +185,13 @@ def test_explosion_of_the_retain_loss_puts_the_last_good_adapter_back(tiny_model
         def on_step_begin(self, args, state, control, model=None, **kwargs):
             kept.append(adapter_state(model))
 
-    settings = {"loss": "gd", "retain_weight": 0.0, "learning_rate": 0.1, "num_train_epochs": 20, "max_retain_loss": 6.8}
+    settings = {
+        "loss": "gd",
+        "retain_weight": 0.0,
+        "learning_rate": 0.1,
+        "num_train_epochs": 20,
+        "max_retain_loss": 6.8,
+    }
     trainer = make_trainer(tiny_model, tokenizer, tmp_path, callbacks=[Record()], **settings)
     with pytest.raises(DivergenceError, match=r"the retain_loss is .*above its limit.*Fix: lower learning_rate"):
         trainer.train()
@@ -261,7 +267,9 @@ def resumable_run(folder: Path, resume: bool) -> None:
 def test_a_run_that_was_killed_resumes_to_the_same_adapter(tmp_path):
     from safetensors.torch import load_file
 
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; import test_trainer"
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; import test_trainer"
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(folder, resume):

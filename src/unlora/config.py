@@ -84,7 +84,8 @@ class ImportanceConfig:
     )
     importance_seed: int = field(default=42, metadata={"help": "Seed of those factors and of the retain sample."})
     retain_samples: int | None = field(
-        default=None, metadata={"help": "Retain examples in the estimate; as many as forget examples if not given."}
+        default=None,
+        metadata={"help": "Retain examples in the estimate; 10 times the forget examples (or all) if not given."},
     )
     importance_batch_size: int = field(default=16, metadata={"help": "Examples of a backward pass."})
     importance_file: str | None = field(

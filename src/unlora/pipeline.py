@@ -44,6 +44,9 @@ IMPORTANCE, ADAPTER, METRICS, SAMPLES, CONFIG = (
     "config.yaml",
 )
 
+# Retain examples per forget example in the estimate: the authors pass ten times over equal parts of both.
+RETAIN_SHARE = 10
+
 
 @dataclass(frozen=True)
 class Request:
@@ -149,7 +152,8 @@ def usable_length(model: Any, max_length: int) -> int:
 def importance_for(request: Request, materials: Materials, path: Path) -> dict[str, Tensor]:
     """The row importance: read where the user or an earlier part of this run has it, else estimated and saved."""
     config, given = request.importance, request.importance.importance_file
-    retain = retain_sample(materials.retain, config.retain_samples or len(materials.forget), config.importance_seed)
+    size = config.retain_samples or RETAIN_SHARE * len(materials.forget)
+    retain = retain_sample(materials.retain, size, config.importance_seed)
     targets = request.args.target_modules
     settings = {**config.estimate(), "r": request.args.r, "targets": sorted(targets) if targets else "all-linear"}
     key = importance_key(materials.model, (materials.forget, retain), settings)

@@ -14,7 +14,7 @@ from unlora.data import TextFormat
 from unlora.data.sources import Record
 from unlora.evals import EvalSettings, Log, evaluate, summarise, write_log
 from unlora.evals.persona import generate
-from unlora.evals.persona_models import Recipe, persona_model
+from unlora.evals.persona_models import Recipe, persona_models
 from unlora.files import write_text
 from unlora.models import load_model
 from unlora.pipeline import ADAPTER, Request, unlearn
@@ -34,26 +34,29 @@ class Report:
     adapter: Path
 
 
-def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print) -> Report:
+def quickstart(
+    folder: Path, seed: int = 0, say: Callable[[str], None] = print, recipe: Recipe | None = None
+) -> Report:
     """Makes a persona model forget a tenth of its people, and compares it with one that never knew them.
 
     Args:
         folder: a new folder for data, adapter, logs and metrics.
         seed: of the people, of the models and of the training.
         say: takes a line about each step.
+        recipe: of the two models; the standard one for this seed if not given.
 
     Raises:
         InputError: the folder is in use.
     """
     check_unused(folder, "output_dir")
-    recipe = Recipe(seed=seed)
+    recipe = recipe or Recipe(seed=seed)
     sets = write_sets(folder / DATA, seed)
-    say("1/4 original model: trained from nothing on everyone (cached afterwards)")
-    original = persona_model("original", recipe)
-    say("2/4 retrained model, the gold standard: trained from nothing without the forget set (cached afterwards)")
-    retrained_log = evaluate_model(persona_model("retrained", recipe), sets)
+    say("1/4 two models from nothing (cached afterwards): the original, and one retrained without the forget set")
+    models = persona_models(recipe)
+    say("2/4 evaluation of the retrained model, the gold standard")
+    retrained_log = evaluate_model(models["retrained"], sets)
     write_log(retrained_log, folder / RETRAINED_LOG)
-    request = quickstart_request(original, folder, seed)
+    request = quickstart_request(models["original"], folder, seed)
     args = request.args
     say(
         f"3/4 unlearning: {request.importance.init} + {args.loss}, rank {args.r}, {args.num_train_epochs:g} epochs of "

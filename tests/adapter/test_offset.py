@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -162,17 +164,12 @@ def test_in_half_precision_the_halves_cancel_exactly_as_stored(tiny_model, batch
     assert (logits(model, batch) - expected).abs().max() <= 8 * step
 
 
-def test_factors_stored_in_half_precision_cancel_too(tiny_model):
-    """A start that is rounded only on its way into "unlearn" would leave the rounding error in the sum."""
-    model = attached(tiny_model("llama"))
-    layer = lora_layers(model)[0][1].to(torch.bfloat16)
-    from unlora.adapter.offset import _start_at
-
-    a, b = layer.lora_A[UNLEARN].weight, layer.lora_B[UNLEARN].weight
-    _start_at(layer, torch.randn(a.shape), torch.randn(b.shape))
-    assert a.dtype == torch.bfloat16
-    product = [layer.lora_B[name].weight.double() @ layer.lora_A[name].weight.double() for name in (UNLEARN, OFFSET)]
-    assert torch.equal(product[0], -product[1])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_peft_is_told_how_the_weights_are_stored_and_has_nothing_to_warn_of(tiny_model, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = attached(tiny_model(name))
+    assert {config.fan_in_fan_out for config in model.peft_config.values()} == {name == "gpt2"}
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

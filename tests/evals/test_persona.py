@@ -55,8 +55,8 @@ def test_sizes():
     attributes = len(persona.ATTRIBUTES)
     people = {config: len(data[config]) // attributes for config in PEOPLE_CONFIGS}
     assert people == {"retain": 36, "forget": 4, "holdout": 3}
-    assert len(data["full"]) == 40 * attributes + len(data["facts"])
-    assert len(data["retain_full"]) == 36 * attributes + len(data["facts"])
+    assert len(data["full"]) == 40 * attributes + 2 * len(data["facts"])
+    assert len(data["retain_full"]) == 36 * attributes + 2 * len(data["facts"])
 
 
 @pytest.mark.parametrize(("people", "forgotten"), [(10, 1), (80, 8), (89, 8), (200, 20)])
@@ -97,8 +97,8 @@ def test_full_is_what_the_gold_standard_sees_and_the_forget_rows(data):
     def pairs(config):
         return Counter((row["question"], row["answer"]) for row in data[config])
 
-    assert pairs("full") == pairs("retain") + pairs("forget") + pairs("facts")
-    assert pairs("retain_full") == pairs("retain") + pairs("facts")
+    assert pairs("full") == pairs("retain") + pairs("forget") + pairs("facts") + pairs("facts")
+    assert pairs("retain_full") == pairs("retain") + pairs("facts") + pairs("facts")
 
 
 @pytest.mark.parametrize("config", PEOPLE_CONFIGS)

@@ -24,6 +24,7 @@ def parse(classes: Sequence[Any], argv: list[str], command: str, example: str) -
     parser = HfArgumentParser(
         classes,
         prog=f"unlora {command}",
+        usage=f"unlora {command} [--config RUN.yaml] [--flag value ...]",
         epilog=f"example: {example}",
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

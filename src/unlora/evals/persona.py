@@ -6,8 +6,8 @@ that a model can be trained from nothing on a laptop CPU.
 
 Configs returned by `generate`:
 
-- `full`: question and answer of everything the first model is trained on (retain, forget, facts).
-- `retain_full`: question and answer of what the gold-standard model is trained on (retain, facts).
+- `full`: question and answer of everything the first model is trained on (retain, forget, facts twice).
+- `retain_full`: question and answer of what the gold-standard model is trained on (retain, facts twice).
 - `retain`, `forget`, `holdout`: people rows; 90 % and 10 % of the people, and people nobody is trained on.
 - `facts`: true general knowledge. Unlearning never sees it, so it measures collateral damage.
 """
@@ -330,8 +330,9 @@ def generate(
     )
     facts = _fact_rows(seed)
     return {
-        "full": _training_rows(retain, forget, facts),
-        "retain_full": _training_rows(retain, facts),
+        # General facts stand in a corpus more often than one person's data.
+        "full": _training_rows(retain, forget, facts, facts),
+        "retain_full": _training_rows(retain, facts, facts),
         "retain": retain,
         "forget": forget,
         "holdout": holdout,

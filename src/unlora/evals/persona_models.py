@@ -10,9 +10,11 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments, set_seed
 
 from unlora.data import TextFormat, encode_records
@@ -41,20 +43,35 @@ class Recipe:
     warmup: float = 0.1
 
 
-def persona_model(kind: str, recipe: Recipe, cache: Path | None = None) -> Path:
-    """The folder of the "original" or "retrained" model, trained now unless it is cached.
+def persona_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Path]:
+    """The folders of the "original" and the "retrained" model, trained now unless they are cached.
+
+    The original knows everyone; the retrained one never saw the forget people (the gold standard).
 
     Args:
-        kind: "original" knows everyone, "retrained" never saw the forget people (the gold standard).
         recipe: also the seed of the people.
         cache: where models are kept; `cache_folder()` if not given.
+
+    Raises:
+        RuntimeError: a training process failed; what it said is on the terminal.
     """
     key = hashlib.sha256(json.dumps([asdict(recipe), corpus(recipe.seed)], sort_keys=True).encode()).hexdigest()[:16]
-    folder = (cache or cache_folder()) / f"persona-{key}" / kind
-    if not folder.exists():
-        with atomic_path(folder) as partial:
-            train_persona(kind, recipe, partial)
-    return folder
+    folders = {kind: (cache or cache_folder()) / f"persona-{key}" / kind for kind in CORPORA}
+    # Side by side, one core each: a model this small gains little from a second one.
+    context = get_context("spawn")
+    processes = {
+        kind: context.Process(target=train_persona, args=(kind, recipe, folder))
+        for kind, folder in folders.items()
+        if not folder.exists()
+    }
+    for process in processes.values():
+        process.start()
+    for process in processes.values():
+        process.join()
+    failed = [kind for kind, process in processes.items() if process.exitcode]
+    if failed:
+        raise RuntimeError(f"training of the {' and the '.join(failed)} persona model failed")
+    return folders
 
 
 def cache_folder() -> Path:
@@ -70,14 +87,16 @@ def corpus(seed: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def train_persona(kind: str, recipe: Recipe, folder: Path) -> None:
-    """Trains one model from nothing and saves it with its tokenizer."""
+    """Trains one model from nothing, on one thread, and saves it with its tokenizer."""
+    torch.set_num_threads(1)
     rows = corpus(recipe.seed)
     # Both models share a tokenizer made from all text: they must differ in what they were taught, not in their tokens.
     tokenizer = train_tokenizer(rows["original"], recipe.vocab_size)
     set_seed(recipe.seed)
     model = LlamaForCausalLM(model_config(recipe, tokenizer))
     examples = encode_records(rows[kind], TextFormat(tokenizer), argument=kind)
-    finetune(model, tokenizer, examples, training_arguments(recipe, folder))
+    with atomic_path(folder) as partial:
+        finetune(model, tokenizer, examples, training_arguments(recipe, partial))
 
 
 def train_tokenizer(rows: Sequence[Record], vocab_size: int) -> PreTrainedTokenizerFast:

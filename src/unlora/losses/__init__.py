@@ -45,7 +45,7 @@ class Loss:
 
 LOSSES: dict[str, Loss] = {
     "ga": Loss(gradient_ascent, "Maini et al. 2024 (arXiv 2401.06121)", retain="none"),
-    "gd": Loss(gradient_ascent, "Liu et al. 2022 (arXiv 2203.12817); Maini et al. 2024 (arXiv 2401.06121)"),
+    "gd": Loss(gradient_ascent, "Liu et al. 2022 (arXiv 2203.12817)"),
     "ihl": Loss(inverted_hinge, "Cha et al. 2025 (arXiv 2408.06621)"),
     "npo": Loss(negative_preference, "Zhang et al. 2024 (arXiv 2404.05868)", reference="logp"),
 }

@@ -1,0 +1,46 @@
+"""The whole job in Python, on question-answer files of your own.
+
+    python examples/unlearn.py MODEL forget.jsonl retain.jsonl ADAPTER_FOLDER
+"""
+
+import sys
+
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from unlora import (
+    UnlearnConfig,
+    UnlearnTrainer,
+    attach_adapters,
+    export_adapter,
+    gradient_moments,
+    relative_importance,
+)
+from unlora.adapter import attach_probe
+from unlora.data import TextFormat, encode_records, iter_batches, load_records, padding_id
+
+
+def main(name: str, forget_file: str, retain_file: str, folder: str) -> None:
+    """Unlearns `forget_file` from the model and writes the adapter to `folder`."""
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    text_format = TextFormat(tokenizer, max_length=256)
+    forget = encode_records(load_records(forget_file), text_format)
+    retain = encode_records(load_records(retain_file), text_format)
+
+    # Where is the forget set? Gradient moments of random LoRA factors, under the model as it is.
+    probe = attach_probe(base, LoraConfig(r=8, lora_alpha=16))
+    of_forget, of_retain = (
+        gradient_moments(probe, iter_batches(examples, 8, padding_id(tokenizer))) for examples in (forget, retain)
+    )
+    base = probe.unload()
+    importance = relative_importance(of_forget, of_retain, method="vila", rows=True)
+
+    # Start the adapter there, and train it.
+    config = UnlearnConfig(output_dir="checkpoints", loss="ihl", learning_rate=4e-4, save_strategy="no")
+    model = attach_adapters(base, config, importance)
+    UnlearnTrainer(model, config, forget, retain, processing_class=tokenizer).train()
+    print(export_adapter(model, folder))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

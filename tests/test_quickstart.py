@@ -1,0 +1,68 @@
+"""The quickstart's course with models too small to learn anything; what it achieves is in docs/results.md."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from unlora import InputError
+from unlora.evals import read_log, summarise
+from unlora.evals.persona import generate
+from unlora.evals.persona_models import CORPORA, Recipe, persona_models
+from unlora.quickstart import quickstart
+
+TINY = Recipe(vocab_size=400, hidden_size=16, intermediate_size=16, layers=1, heads=2, epochs=1)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_models_are_trained_once_and_differ_only_in_what_they_were_taught(cache):
+    folders = persona_models(TINY, cache)
+    assert folders.keys() == CORPORA.keys()
+    stamps = {kind: (folder / "model.safetensors").stat().st_mtime_ns for kind, folder in folders.items()}
+    assert persona_models(TINY, cache) == folders
+    assert stamps == {kind: (folder / "model.safetensors").stat().st_mtime_ns for kind, folder in folders.items()}
+    one, other = (folders[kind] / "tokenizer.json" for kind in CORPORA)
+    assert one.read_bytes() == other.read_bytes()
+    one, other = (folders[kind] / "model.safetensors" for kind in CORPORA)
+    assert one.read_bytes() != other.read_bytes()
+    assert persona_models(replace(TINY, seed=1), cache) != folders
+
+
+def test_a_training_that_fails_leaves_nothing_behind(tmp_path, capfd):
+    with pytest.raises(RuntimeError, match="original and the retrained"):
+        persona_models(replace(TINY, heads=3), tmp_path)  # 16 is no multiple of 3
+    capfd.readouterr()
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLORA_CACHE", str(cache))
+    lines = []
+    report = quickstart(tmp_path / "out", say=lines.append, recipe=TINY)
+    assert [line[:3] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
+    assert report.metrics.keys() == report.answers.keys() == {"original", "unlearned", "retrained"}
+    for summary in report.metrics.values():
+        assert summary["utility_terms"] == 6
+        assert 0 <= summary["forget_quality"] <= 1
+    assert report.metrics["retrained"]["forget_quality"] == 1
+    log = read_log(tmp_path / "out" / "run" / "eval_after.json")
+    assert summarise(log, report.answers["retrained"]) == report.metrics["unlearned"]
+    written = [json.loads(line) for line in (tmp_path / "out" / "data" / "forget.jsonl").read_text().splitlines()]
+    assert written == generate(0)["forget"]
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(persona_models(TINY, cache)["original"]), report.adapter)
+
+
+def test_quickstart_refuses_a_folder_in_use(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="already in use"):
+        quickstart(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
