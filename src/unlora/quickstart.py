@@ -96,8 +96,8 @@ def quickstart_request(model: Path, folder: Path, seed: int) -> Request:
         args=UnlearnConfig(
             output_dir=str(folder / "run"),
             loss="ihl",
-            learning_rate=1e-3,
-            retain_weight=2.0,
+            learning_rate=4e-4,
+            retain_weight=1.5,
             per_device_train_batch_size=16,
             gradient_accumulation_steps=1,
             num_train_epochs=30,
