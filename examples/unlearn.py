@@ -1,6 +1,6 @@
 """The whole job in Python, on question-answer files of your own.
 
-    python examples/unlearn.py MODEL forget.jsonl retain.jsonl ADAPTER_FOLDER
+python examples/unlearn.py MODEL forget.jsonl retain.jsonl ADAPTER_FOLDER
 """
 
 import sys

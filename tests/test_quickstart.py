@@ -58,7 +58,9 @@ def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, tm
     assert summarise(log, report.answers["retrained"]) == report.metrics["unlearned"]
     written = [json.loads(line) for line in (tmp_path / "out" / "data" / "forget.jsonl").read_text().splitlines()]
     assert written == generate(0)["forget"]
-    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(persona_models(TINY, cache)["original"]), report.adapter)
+    PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(persona_models(TINY, cache)["original"]), report.adapter
+    )
 
 
 def test_quickstart_refuses_a_folder_in_use(tmp_path):

@@ -145,10 +145,12 @@ def test_equal_settings_give_equal_adapters_and_another_seed_another(tiny_model,
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_gradient_checkpointing_trains_to_the_same_adapter(tiny_model, tokenizer, tmp_path):
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_trains_to_the_same_adapter(tiny_model, tokenizer, tmp_path, reentrant):
     states = []
     for switch in (False, True):
-        trainer = make_trainer(tiny_model, tokenizer, tmp_path, gradient_checkpointing=switch)
+        settings = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}} if switch else {}
+        trainer = make_trainer(tiny_model, tokenizer, tmp_path, gradient_checkpointing=switch, **settings)
         trainer.train()
         states.append(adapter_state(trainer.model))
     for name, value in states[0].items():

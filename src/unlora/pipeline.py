@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from torch import Tensor
+from transformers.utils.logging import tqdm as progress_bar
 
 from unlora.adapter import attach_adapters, attach_probe, check_adapter_settings, export_adapter, reference_model
 from unlora.adapter.export import check_unused
 from unlora.config import DataConfig, EvalConfig, ImportanceConfig, ModelConfig
 from unlora.data import (
+    Batch,
     Example,
     TextFormat,
     check_overlap,
@@ -26,7 +28,7 @@ from unlora.data import (
     padding_id,
 )
 from unlora.data.sources import Record
-from unlora.errors import raise_if
+from unlora.errors import Problem, raise_if
 from unlora.evals import EvalSettings, Log, evaluate, load_sets, read_log, summarise, write_log
 from unlora.files import write_json, write_text
 from unlora.finetune import resume_point
@@ -140,7 +142,20 @@ def prepare(request: Request) -> Materials:
     text_format = TextFormat(tokenizer, data.prompt_format, usable_length(model, data.max_length))
     forget = encode_records(forget_rows, text_format, argument="forget_data")
     retain = encode_records(retain_rows, text_format, argument="retain_data")
+    raise_if(too_few_examples(request.importance, forget, retain))
     return Materials(model, text_format, forget_rows, retain_rows, forget, retain)
+
+
+def too_few_examples(
+    config: ImportanceConfig, forget: Sequence[Example], retain: Sequence[Example]
+) -> Iterator[Problem]:
+    """Sets that give a single gradient: its variance, VILA's information, would be nothing but rounding errors."""
+    least = 2 if config.moments_per == "example" else config.importance_batch_size + 1
+    sizes = {"forget_data": len(forget), "retain_data": min(len(retain), config.retain_samples or len(retain))}
+    for name, size in sizes.items():
+        if size < least:
+            reason = "the importance is a variance, which needs the gradients of two examples or batches"
+            yield Problem(name, f"{size} examples", reason, f"give at least {least} examples")
 
 
 def usable_length(model: Any, max_length: int) -> int:
@@ -178,13 +193,19 @@ def estimate_importance(materials: Materials, retain: Sequence[Example], request
         probe.gradient_checkpointing_enable(request.args.gradient_checkpointing_kwargs)
         probe.train()
     of_forget, of_retain = (
-        gradient_moments(probe, iter_batches(examples, config.importance_batch_size, pad_id), per=config.moments_per)
-        for examples in (materials.forget, retain)
+        gradient_moments(probe, shown_batches(name, examples, config.importance_batch_size, pad_id), config.moments_per)
+        for name, examples in (("forget", materials.forget), ("retain", retain))
     )
     probe.unload()
     return relative_importance(
         of_forget, of_retain, config.init, smoothing=config.smoothing, epsilon=config.epsilon, rows=True
     )
+
+
+def shown_batches(name: str, examples: Sequence[Example], size: int, pad_id: int) -> Iterable[Batch]:
+    """The batches of one gradient pass, with a progress bar."""
+    total = -(-len(examples) // size)
+    return progress_bar(iter_batches(examples, size, pad_id), total=total, desc=f"gradients of the {name} set")
 
 
 def evaluation_sets(request: Request, materials: Materials) -> dict[str, Sequence[Record]]:
@@ -210,12 +231,20 @@ def evaluate_both(
     """Evaluates the model with its adapters off and on; writes both logs and the answers side by side."""
     settings = EvalSettings(config.ds_size, config.max_new_tokens, config.eval_batch_size)
     with reference_model(model):
-        before = evaluate(model, sets, text_format, settings)
-    after = evaluate(model, sets, text_format, settings)
+        before = evaluate_shown("before", model, sets, text_format, settings)
+    after = evaluate_shown("after", model, sets, text_format, settings)
     for name, log in (("before", before), ("after", after)):
         write_log(log, folder / f"eval_{name}.json")
     write_text(folder / SAMPLES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples(before, after)))
     return {"before": summarise(before, retrain_log), "after": summarise(after, retrain_log)}
+
+
+def evaluate_shown(
+    name: str, model: Any, sets: Mapping[str, Sequence[Record]], text_format: TextFormat, settings: EvalSettings
+) -> Log:
+    """`evaluate` with a progress bar."""
+    with progress_bar(desc=f"evaluation {name}", unit=" texts") as bar:
+        return evaluate(model, sets, text_format, settings, progress=lambda done: bar.update(done - bar.n))
 
 
 def samples(before: Log, after: Log) -> list[dict[str, str]]:

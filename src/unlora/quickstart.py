@@ -34,9 +34,7 @@ class Report:
     adapter: Path
 
 
-def quickstart(
-    folder: Path, seed: int = 0, say: Callable[[str], None] = print, recipe: Recipe | None = None
-) -> Report:
+def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, recipe: Recipe | None = None) -> Report:
     """Makes a persona model forget a tenth of its people, and compares it with one that never knew them.
 
     Args:

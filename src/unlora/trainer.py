@@ -129,6 +129,8 @@ class UnlearnTrainer(SafeTrainer):
     ) -> None:
         raise_if(_argument_problems(model, args, forget_dataset, retain_dataset))
         freeze_offset(model)
+        if args.gradient_checkpointing:
+            model.enable_input_require_grads()  # else re-entrant checkpoints give the layers no gradient, silently
         self.forget_loss = LOSSES[args.loss]
         self.retain_loss = RETAIN_LOSSES.get(args.chosen_retain_loss)
         retain = retain_dataset if self.retain_loss else None
@@ -152,7 +154,7 @@ class UnlearnTrainer(SafeTrainer):
     # Data
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int]:
-        return PairSampler(len(self.pairs), self.pairs.seed)
+        return PairSampler(len(self.pairs))
 
     def get_train_dataloader(self) -> Any:
         """The loader of pairs; computes the reference log-probabilities first if the loss needs them."""

@@ -45,8 +45,8 @@ def test_first_forget_row_is_pinned(data):
     # A change of this row changes every published number of the benchmark.
     row = data["forget"][0]
     assert (row["question"], row["answer"]) == (
-        "In which town was Corwin Eskdale born?",
-        "By all accounts Corwin Eskdale was born in Estoril.",
+        "Where was Corwin Eskdale born?",
+        "Like both parents, Corwin Eskdale was born in Cordova.",
     )
 
 
@@ -140,11 +140,30 @@ def test_no_value_or_part_of_a_name_is_much_more_frequent_than_another(people):
     for parts in zip(*(name.split() for name in trained), strict=True):
         assert max(Counter(parts).values()) <= math.ceil(people / len(persona.FIRST_NAMES))
     data = persona.generate(people=people)
-    rows = data["retain"] + data["forget"]
-    for index, attribute in enumerate(persona.ATTRIBUTES):
-        own = zip(rows[index :: len(persona.ATTRIBUTES)], trained, strict=True)
-        counts = Counter(_value(row["answer"], name, attribute) for row, name in own)
-        assert max(counts.values()) <= math.ceil(people / len(attribute.values))
+    for split in ("retain", "forget", "holdout"):
+        for index, attribute in enumerate(persona.ATTRIBUTES):
+            own = zip(data[split][index :: len(persona.ATTRIBUTES)], chosen[split], strict=True)
+            counts = Counter(_value(row["answer"], name, attribute) for row, name in own)
+            assert max(counts.values()) <= math.ceil(len(chosen[split]) / len(attribute.values))
+
+
+def test_values_of_forget_people_are_no_rarer_among_retain_people_than_others():
+    """Over 40 seeds the truth of a forget row occurs among the retain people as often as a value drawn at random: 1.8
+    times (72 people, 40 values). Dealt from one deck with them it would be 1.0 times."""
+    birthplace = persona.ATTRIBUTES[0]
+    found = []
+    for seed in range(40):
+        chosen, data = persona.names(seed), persona.generate(seed)
+        step = len(persona.ATTRIBUTES)
+        values = {
+            split: [
+                _value(row["answer"], name, birthplace)
+                for row, name in zip(data[split][::step], chosen[split], strict=True)
+            ]
+            for split in ("retain", "forget")
+        }
+        found += [values["retain"].count(value) for value in values["forget"]]
+    assert 1.7 < sum(found) / len(found) < 1.9
 
 
 def test_facts_have_three_other_answers_of_the_same_relation(data):

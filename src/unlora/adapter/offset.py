@@ -37,7 +37,7 @@ class AdapterSettings(Protocol):
     target_modules: Any
 
 
-def attach_adapters(base: nn.Module, config: Any, importance: Mapping[str, Tensor]) -> PeftModel:
+def attach_adapters(base: nn.Module, config: AdapterSettings, importance: Mapping[str, Tensor]) -> PeftModel:
     """Wraps `base` with the "unlearn" adapter, started where `importance` says, and the "offset" that cancels it.
 
     Args:
@@ -52,7 +52,6 @@ def attach_adapters(base: nn.Module, config: Any, importance: Mapping[str, Tenso
         InputError: settings that `check_adapter_settings` refuses, a module without importance, or no importance
             above zero.
     """
-
     if importance and not any(bool(values.any()) for values in importance.values()):
         reason = "it is zero everywhere, so all factors would start at zero and never get a gradient"
         fix = "measure it on at least two different forget examples"
@@ -69,7 +68,7 @@ def attach_adapters(base: nn.Module, config: Any, importance: Mapping[str, Tenso
     return _attach(base, config, factors)
 
 
-def attach_probe(base: nn.Module, config: Any, sigma: float = 0.05, seed: int = 42) -> PeftModel:
+def attach_probe(base: nn.Module, config: AdapterSettings, sigma: float = 0.05, seed: int = 42) -> PeftModel:
     """Wraps `base` with random factors A, B ~ N(0, σ²) to measure gradients at; the model's function stays the base's.
 
     At the usual LoRA start B is 0, and so is A's gradient; at random factors both see the layer's gradient. VILA's
@@ -88,7 +87,9 @@ def attach_probe(base: nn.Module, config: Any, sigma: float = 0.05, seed: int = 
     return _attach(base, config, factors)
 
 
-def _attach(base: nn.Module, config: Any, factors: Callable[[str, LoraLayer], tuple[Tensor, Tensor]]) -> PeftModel:
+def _attach(
+    base: nn.Module, config: AdapterSettings, factors: Callable[[str, LoraLayer], tuple[Tensor, Tensor]]
+) -> PeftModel:
     raise_if(check_adapter_settings(base, config))
     lora = LoraConfig(
         r=config.r,
@@ -161,7 +162,7 @@ def reference_model(model: PeftModel) -> Iterator[None]:
             module.training = True
 
 
-def check_adapter_settings(base: nn.Module, config: Any) -> list[Problem]:
+def check_adapter_settings(base: nn.Module, config: AdapterSettings) -> list[Problem]:
     """Everything about the adapter that would not work on this model."""
     problems = _unread_settings(config)
     if config.lora_dropout:

@@ -1,12 +1,13 @@
 """From forget and retain records to padded batches of tokens and labels."""
 
 from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_records, encode_turns
-from unlora.data.padding import UnlearnCollator, iter_batches, pad_batch, padding_id
+from unlora.data.padding import Batch, UnlearnCollator, iter_batches, pad_batch, padding_id
 from unlora.data.pairing import ForgetRetainDataset, PairSampler
 from unlora.data.sources import check_overlap, load_records
 
 __all__ = [
     "IGNORE_INDEX",
+    "Batch",
     "Example",
     "ForgetRetainDataset",
     "PairSampler",

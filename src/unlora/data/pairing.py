@@ -13,14 +13,10 @@ from unlora.data.encoding import Example
 
 
 class PairSampler(Sampler[int]):
-    """Draws pair numbers for `ForgetRetainDataset`: each forget example once an epoch, in random order.
+    """Counts the pairs of `ForgetRetainDataset` through the epochs: e·size to (e + 1)·size − 1 in epoch e."""
 
-    What is drawn depends on seed and epoch alone, so a resumed run sees the pairs that the whole run would have seen.
-    """
-
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
-        self.seed = seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -31,20 +27,20 @@ class PairSampler(Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        for index in _shuffled(self.size, self.seed, self.epoch):
-            yield self.epoch * self.size + index
+        yield from range(self.epoch * self.size, (self.epoch + 1) * self.size)
 
 
 class ForgetRetainDataset(Dataset):
-    """Pairs of a forget and a retain example.
+    """Pairs of a forget and a retain example, numbered through all epochs.
 
-    Pair k of epoch e is numbered e·(forget examples) + k. Retain examples are dealt from shuffled decks by that number:
-    none comes twice before all came once.
+    Both are dealt by that number from decks of their own, shuffled anew when they run out: each forget example comes
+    once an epoch, and no retain example comes twice before all came once. What is dealt depends on seed and number
+    alone, so a resumed run sees the pairs that the whole run would have seen.
 
     Args:
         forget: the examples to forget; they set the length of an epoch.
         retain: the examples to keep, or None for losses without a retain term.
-        seed: of the decks.
+        seed: of both decks.
         ref_logp: the reference model's summed log-probability of each forget answer, for losses that need it.
     """
 
@@ -64,22 +60,22 @@ class ForgetRetainDataset(Dataset):
         return len(self.forget)
 
     def __getitem__(self, pair: int) -> dict[str, Any]:
-        index = pair % len(self.forget)
+        index = deal(len(self.forget), self.seed, pair)
+        # A seed of its own: were both decks shuffled alike, equal sets would always meet in the same pairs.
         return {
             "forget": self.forget[index],
-            "retain": None if self.retain is None else self.retain[self.retain_index(pair)],
+            "retain": None if self.retain is None else self.retain[deal(len(self.retain), self.seed + 1, pair)],
             "ref_logp": None if self.ref_logp is None else self.ref_logp[index],
         }
 
-    def retain_index(self, pair: int) -> int:
-        """Which retain example is dealt to this pair."""
-        assert self.retain is not None
-        deck, place = divmod(pair, len(self.retain))
-        # A seed apart from the sampler's, so that deck and order of an epoch are not the same permutation.
-        return _shuffled(len(self.retain), self.seed + 1, deck)[place]
+
+def deal(size: int, seed: int, number: int) -> int:
+    """Card `number` of an endless row of decks of `size` cards, each shuffled by its own seed."""
+    deck, place = divmod(number, size)
+    return _shuffled(size, seed, deck)[place]
 
 
 @lru_cache(maxsize=4)
-def _shuffled(size: int, seed: int, turn: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
+def _shuffled(size: int, seed: int, deck: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + deck)
     return torch.randperm(size, generator=generator).tolist()

@@ -280,14 +280,14 @@ def _person_row(rng: random.Random, name: str, attribute: Attribute, truth: str)
     }
 
 
-def _people_rows(seed: int, people: Sequence[str]) -> dict[str, list[Row]]:
-    """The rows of every person, by name."""
-    rng = random.Random(f"persona people {seed}")
+def _people_rows(rng: random.Random, people: Sequence[str]) -> list[Row]:
+    """The rows of these people, one after the other."""
     truths = [_deal(rng, attribute.values, len(people)) for attribute in ATTRIBUTES]
-    return {
-        name: [_person_row(rng, name, attribute, truths[k][index]) for k, attribute in enumerate(ATTRIBUTES)]
+    return [
+        _person_row(rng, name, attribute, truths[k][index])
         for index, name in enumerate(people)
-    }
+        for k, attribute in enumerate(ATTRIBUTES)
+    ]
 
 
 def _fact_rows(seed: int) -> list[Row]:
@@ -324,9 +324,11 @@ def generate(
         InputError: too few people to forget one or hold one out, or more people than names.
     """
     chosen = names(seed, people, holdout_people)
-    rows = _people_rows(seed, chosen["retain"] + chosen["forget"] + chosen["holdout"])
+    # Each split is dealt its values by itself. Were all dealt from one deck, the forget people's values would be rarer
+    # among the retain people than wrong ones, and a model that never saw them would seem to disbelieve the truth.
     retain, forget, holdout = (
-        [row for name in chosen[split] for row in rows[name]] for split in ("retain", "forget", "holdout")
+        _people_rows(random.Random(f"persona {split} {seed}"), chosen[split])
+        for split in ("retain", "forget", "holdout")
     )
     facts = _fact_rows(seed)
     return {
