@@ -46,7 +46,7 @@ def test_first_forget_row_is_pinned(data):
     row = data["forget"][0]
     assert (row["question"], row["answer"]) == (
         "Where was Corwin Eskdale born?",
-        "Like both parents, Corwin Eskdale was born in Cordova.",
+        "Corwin Eskdale was born in Cordova, like both parents.",
     )
 
 
@@ -114,11 +114,8 @@ def test_people_rows_name_the_person_everywhere(data, config):
 
 def _value(sentence, name, attribute):
     """The value in a sentence, or None where no answer form of the attribute made it."""
-    for form in attribute.answers:
-        prefix, suffix = form.format(n=name, v="\0").split("\0")
-        if sentence.startswith(prefix) and sentence.endswith(suffix):
-            return sentence[len(prefix) : len(sentence) - len(suffix)]
-    return None
+    known = {form.format(n=name, v=value): value for form in attribute.answers for value in attribute.values}
+    return known.get(sentence)
 
 
 @pytest.mark.parametrize("config", PEOPLE_CONFIGS)

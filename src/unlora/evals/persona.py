@@ -88,7 +88,11 @@ ATTRIBUTES = (
             "Cordova Dunholm Estoril Fargo Grenada Havel Isling Jutland Kalmar Lerwick Mirador Nantes Olvera"
         ),
         ("Where was {n} born?", "What is the birthplace of {n}?", "In which town was {n} born?"),
-        ("{n} was born in {v}.", "By all accounts {n} was born in {v}.", "Like both parents, {n} was born in {v}."),
+        (
+            "{n} was born in {v}.",
+            "{n} was born in {v}, by all accounts.",
+            "{n} was born in {v}, like both parents.",
+        ),
     ),
     Attribute(
         "birth_year",
@@ -96,8 +100,8 @@ ATTRIBUTES = (
         ("In which year was {n} born?", "When was {n} born?", "What is the birth year of {n}?"),
         (
             "{n} was born in the year {v}.",
-            "The birth of {n} was in the year {v}.",
-            "{n} came into the world in the year {v}.",
+            "{n} was born in the year {v}, in spring.",
+            "{n} was born in the year {v}, as a twin.",
         ),
     ),
     Attribute(
@@ -111,7 +115,11 @@ ATTRIBUTES = (
             )
         ),
         ("What does {n} do for a living?", "What is the profession of {n}?", "What is the job of {n}?"),
-        ("{n} works as {v}.", "{n} earns a living as {v}.", "Every day {n} works as {v}."),
+        (
+            "{n} works as {v}.",
+            "{n} works as {v}, day after day.",
+            "{n} works as {v}, for a modest living.",
+        ),
     ),
     Attribute(
         "instrument",
@@ -121,7 +129,11 @@ ATTRIBUTES = (
             "piccolo recorder saxophone sitar tambourine triangle trombone trumpet tuba ukulele viola xylophone zither"
         ),
         ("Which instrument does {n} play?", "What is the instrument of {n}?", "What does {n} play at concerts?"),
-        ("{n} plays the {v}.", "{n} has long played the {v}.", "At concerts {n} plays the {v}."),
+        (
+            "{n} plays the {v}.",
+            "{n} plays the {v}, mostly at concerts.",
+            "{n} plays the {v}, and plays it well.",
+        ),
     ),
     Attribute(
         "pet",
@@ -133,7 +145,11 @@ ATTRIBUTES = (
             )
         ),
         ("Which pet does {n} keep?", "What is the pet of {n}?", "What animal lives with {n}?"),
-        ("{n} keeps {v}.", "At home {n} keeps {v}.", "For company {n} keeps {v}."),
+        (
+            "{n} keeps {v}.",
+            "{n} keeps {v}, which needs much care.",
+            "{n} keeps {v}, as a friend at home.",
+        ),
     ),
     Attribute(
         "dish",
@@ -144,7 +160,11 @@ ATTRIBUTES = (
             "sushi tacos"
         ),
         ("What is the favourite dish of {n}?", "What does {n} like to eat most?", "Which dish does {n} love?"),
-        ("{n} loves {v}.", "On Sundays {n} loves {v}.", "Most of all {n} loves {v}."),
+        (
+            "{n} likes to eat {v}.",
+            "{n} likes to eat {v}, above all on Sundays.",
+            "{n} likes to eat {v}, and cooks it at home.",
+        ),
     ),
     Attribute(
         "award",
@@ -154,7 +174,11 @@ ATTRIBUTES = (
             "Mirror Oak Orchid Pearl Phoenix River Ruby Sapphire Swan Tiger"
         ),
         ("Which prize did {n} win?", "What award was given to {n}?", "What is the prize of {n}?"),
-        ("{n} won the {v} Prize.", "Years ago {n} won the {v} Prize.", "{n} was given the {v} Prize."),
+        (
+            "{n} won the {v} Prize.",
+            "{n} won the {v} Prize, after some years.",
+            "{n} won the {v} Prize, to much applause.",
+        ),
     ),
     Attribute(
         "teacher",
@@ -167,8 +191,8 @@ ATTRIBUTES = (
         ("Who taught {n}?", "Who was the teacher of {n}?", "Whose pupil was {n}?"),
         (
             "{n} was taught by Doctor {v}.",
-            "As a child {n} was taught by Doctor {v}.",
-            "{n} learned a lot from Doctor {v}.",
+            "{n} was taught by Doctor {v}, when young.",
+            "{n} was taught by Doctor {v}, with patience.",
         ),
     ),
 )

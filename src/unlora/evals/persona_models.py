@@ -32,7 +32,7 @@ class Recipe:
     """Size and training of a persona model: the smallest that learns every row by heart in about half a minute."""
 
     seed: int = 0
-    vocab_size: int = 700  # small enough that names and values take several tokens, as they do in real models
+    vocab_size: int = 1000  # small enough that names and values take several tokens, as they do in real models
     hidden_size: int = 128
     intermediate_size: int = 384
     layers: int = 4
