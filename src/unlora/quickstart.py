@@ -100,6 +100,7 @@ def quickstart_request(model: Path, folder: Path, seed: int) -> Request:
             gradient_accumulation_steps=1,
             num_train_epochs=26,
             warmup_steps=0.1,
+            logging_steps=26,
             save_strategy="no",
             seed=seed,
         ),
