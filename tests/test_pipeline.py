@@ -131,6 +131,16 @@ def test_evaluation_of_the_exported_adapter_equals_the_run_s_own(model_folder, d
             assert again[task]["avg_gt_loss"][index] == pytest.approx(value, abs=1e-4)
 
 
+def test_forget_quality_that_cannot_be_computed_is_refused_before_training(model_folder, data, tmp_path, capsys):
+    log = tmp_path / "log.json"
+    task = {"avg_gt_loss": {"0": 1.0}, "avg_paraphrased_loss": {"0": 1.0}, "average_perturb_loss": {"0": [1.0]}}
+    log.write_text(json.dumps({"eval_log_forget.json": task}))
+    write_rows(data / "forget.jsonl", [{k: row[k] for k in ("question", "answer")} for row in FORGET])
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", retrain_log=log)]) == 2
+    assert "retrain_log=" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_plain_text_sets_are_unlearned_too(model_folder, tmp_path, capsys):
     data = tmp_path / "data"
     write_rows(data / "forget.jsonl", [{"text": "Ada keeps a grey cat and two dogs. " * 9}])
@@ -142,7 +152,7 @@ def test_plain_text_sets_are_unlearned_too(model_folder, tmp_path, capsys):
 def test_an_interrupted_run_resumes(model_folder, data, tmp_path):
     run, steps = tmp_path / "run", {"save_strategy": "steps", "save_steps": 1}
     assert main(["unlearn", *flags(model_folder, data, run, **steps)]) == 0
-    for name in ("adapter", "metrics.json"):  # as if it had been killed before the export
+    for name in ("adapter", "metrics.json", "eval_after.json"):  # as if it had been killed before the export
         path = run / name
         subprocess.run(["rm", "-r", str(path)], check=True)
     assert main(["unlearn", *flags(model_folder, data, run, resume_from_checkpoint="true", **steps)]) == 0

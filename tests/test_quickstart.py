@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from unlora import InputError
+from unlora.cli import main
 from unlora.evals import read_log, summarise
 from unlora.evals.persona import generate
 from unlora.evals.persona_models import CORPORA, Recipe, persona_models
@@ -61,6 +62,22 @@ def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, tm
     PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(persona_models(TINY, cache)["original"]), report.adapter
     )
+
+
+def test_the_command_prints_the_table_answers_and_the_adapter_last(cache, tmp_path, monkeypatch, capsys):
+    import datasets
+    from transformers.utils import logging
+
+    monkeypatch.setenv("UNLORA_CACHE", str(cache))
+    monkeypatch.setattr("unlora.quickstart.Recipe", lambda seed: replace(TINY, seed=seed))
+    try:
+        assert main(["quickstart", "--output_dir", str(tmp_path / "out")]) == 0
+    finally:  # the command switches off the small bars, for the whole process
+        datasets.enable_progress_bars()
+        logging.enable_progress_bar()
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("log10 forget quality", "retrained's answer", "vila + ihl"))
+    assert shown.splitlines()[-1] == str(tmp_path / "out" / "run" / "adapter")
 
 
 def test_quickstart_refuses_a_folder_in_use(tmp_path):

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 from transformers.utils.logging import tqdm as progress_bar
 
-from unlora.adapter import attach_adapters, attach_probe, check_adapter_settings, export_adapter, reference_model
+from unlora.adapter import attach_adapters, attach_probe, check_adapter_settings, export_adapter
 from unlora.adapter.export import check_unused
 from unlora.config import DataConfig, EvalConfig, ImportanceConfig, ModelConfig
 from unlora.data import (
@@ -28,7 +28,7 @@ from unlora.data import (
     padding_id,
 )
 from unlora.data.sources import Record
-from unlora.errors import Problem, raise_if
+from unlora.errors import InputError, Problem, raise_if
 from unlora.evals import EvalSettings, Log, evaluate, load_sets, read_log, summarise, write_log
 from unlora.files import write_json, write_text
 from unlora.finetune import resume_point
@@ -116,17 +116,24 @@ def unlearn(
     sets = evaluation_sets(request, materials) if sets is None else sets
     if retrain_log is None and request.evaluation.retrain_log:
         retrain_log = read_log(request.evaluation.retrain_log)
+    if retrain_log is not None:
+        check_forget_quality(sets, retrain_log)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG, yaml.safe_dump(request.settings(), sort_keys=False))
+    evaluation = Evaluation(sets, materials.text_format, request.evaluation, folder)
+    before = evaluation.log("before", materials.model) if sets else None
     importance = importance_for(request, materials, folder / IMPORTANCE)
     model = attach_adapters(materials.model, request.args, importance)
     tokenizer = materials.text_format.tokenizer
     trainer = UnlearnTrainer(model, request.args, materials.forget, materials.retain, tokenizer)
     trainer.train(resume_from_checkpoint=resume_point(request.args))
-    export_adapter(model, folder / ADAPTER)
-    metrics = {"train": trainer.state.log_history}
-    if sets:
-        metrics |= evaluate_both(model, sets, materials.text_format, request.evaluation, retrain_log, folder)
+    if not (folder / ADAPTER).exists():  # else a resumed run that had come this far: it is the same adapter
+        export_adapter(model, folder / ADAPTER)
+    metrics: dict[str, Any] = {"train": trainer.state.log_history}
+    if before:
+        after = evaluation.log("after", model)
+        write_text(folder / SAMPLES, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in samples(before, after)))
+        metrics |= {"before": summarise(before, retrain_log), "after": summarise(after, retrain_log)}
     write_json(folder / METRICS, metrics)
     return Result(folder, metrics, model)
 
@@ -220,31 +227,46 @@ def evaluation_sets(request: Request, materials: Materials) -> dict[str, Sequenc
     return {}
 
 
-def evaluate_both(
-    model: Any,
-    sets: Mapping[str, Sequence[Record]],
-    text_format: TextFormat,
-    config: EvalConfig,
-    retrain_log: Log | None,
-    folder: Path,
-) -> dict[str, Any]:
-    """Evaluates the model with its adapters off and on; writes both logs and the answers side by side."""
-    settings = EvalSettings(config.ds_size, config.max_new_tokens, config.eval_batch_size)
-    with reference_model(model):
-        before = evaluate_shown("before", model, sets, text_format, settings)
-    after = evaluate_shown("after", model, sets, text_format, settings)
-    for name, log in (("before", before), ("after", after)):
-        write_log(log, folder / f"eval_{name}.json")
-    write_text(folder / SAMPLES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples(before, after)))
-    return {"before": summarise(before, retrain_log), "after": summarise(after, retrain_log)}
+def check_forget_quality(sets: Mapping[str, Sequence[Record]], retrain_log: Log) -> None:
+    """Raises `InputError`, before training, where forget quality is asked for and could not be computed after it."""
+    summarise(retrain_log, retrain_log)
+    if not sets.get("forget") or "perturbed_answer" not in sets["forget"][0]:
+        reason = "forget quality compares truth ratios, and the evaluated forget rows have no perturbed_answer"
+        fix = "name eval_data with perturbed answers, or leave retrain_log out"
+        raise InputError(Problem("retrain_log", "a log", reason, fix))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated before and after, and where the logs go."""
+
+    sets: Mapping[str, Sequence[Record]]
+    text_format: TextFormat
+    config: EvalConfig
+    folder: Path
+
+    def log(self, name: str, model: Any) -> Log:
+        """The model's log, saved as `eval_<name>.json`; read from there where a run that is resumed has it already."""
+        path = self.folder / f"eval_{name}.json"
+        if not path.exists():
+            settings = EvalSettings(self.config.ds_size, self.config.max_new_tokens, self.config.eval_batch_size)
+            write_log(evaluate_shown(name, model, self.sets, self.text_format, settings), path)
+        return read_log(path)
 
 
 def evaluate_shown(
     name: str, model: Any, sets: Mapping[str, Sequence[Record]], text_format: TextFormat, settings: EvalSettings
 ) -> Log:
     """`evaluate` with a progress bar."""
+    shown = 0
     with progress_bar(desc=f"evaluation {name}", unit=" texts") as bar:
-        return evaluate(model, sets, text_format, settings, progress=lambda done: bar.update(done - bar.n))
+
+        def show(done: int) -> None:
+            nonlocal shown
+            bar.update(done - shown)
+            shown = done
+
+        return evaluate(model, sets, text_format, settings, progress=show)
 
 
 def samples(before: Log, after: Log) -> list[dict[str, str]]:
