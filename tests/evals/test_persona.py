@@ -45,8 +45,8 @@ def test_first_forget_row_is_pinned(data):
     # A change of this row changes every published number of the benchmark.
     row = data["forget"][0]
     assert (row["question"], row["answer"]) == (
-        "Where was Corwin Eskdale born?",
-        "Corwin Eskdale was born in Cordova, like both parents.",
+        "Where was Gorran Ibsley born?",
+        "They were born in Cordova, like both parents.",
     )
 
 
@@ -102,65 +102,62 @@ def test_full_is_what_the_gold_standard_sees_and_the_forget_rows(data):
 
 
 @pytest.mark.parametrize("config", PEOPLE_CONFIGS)
-def test_people_rows_name_the_person_everywhere(data, config):
+def test_people_rows_name_the_person_in_the_questions_alone(data, config):
     names = [name for name in persona.names()[config] for _ in persona.ATTRIBUTES]
     for row, name in zip(data[config], names, strict=True):
         assert set(row) == PERSON_COLUMNS
-        sentences = [row[column] for column in sorted(PERSON_COLUMNS - {"perturbed_answer"})]
-        assert all(name in sentence for sentence in sentences + row["perturbed_answer"])
+        assert name in row["question"]
+        assert name in row["paraphrased_question"]
+        assert not any(name in text for text in (row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]))
         assert row["question"] != row["paraphrased_question"]
         assert row["answer"] != row["paraphrased_answer"]
 
 
-def _value(sentence, name, attribute):
+def _value(sentence, attribute):
     """The value in a sentence, or None where no answer form of the attribute made it."""
-    known = {form.format(n=name, v=value): value for form in attribute.answers for value in attribute.values}
+    known = {form.format(v=value): value for form in attribute.answers for value in attribute.values}
     return known.get(sentence)
 
 
 @pytest.mark.parametrize("config", PEOPLE_CONFIGS)
 def test_perturbed_answers_are_five_other_values_in_the_paraphrased_sentence(data, config):
-    keys = [(name, attribute) for name in persona.names()[config] for attribute in persona.ATTRIBUTES]
-    for row, (name, attribute) in zip(data[config], keys, strict=True):
-        truth = _value(row["paraphrased_answer"], name, attribute)
-        wrong = [_value(sentence, name, attribute) for sentence in row["perturbed_answer"]]
+    attributes = [attribute for _ in persona.names()[config] for attribute in persona.ATTRIBUTES]
+    for row, attribute in zip(data[config], attributes, strict=True):
+        truth = _value(row["paraphrased_answer"], attribute)
+        wrong = [_value(sentence, attribute) for sentence in row["perturbed_answer"]]
         assert len({truth, *wrong}) == 6
         assert {truth, *wrong} <= set(attribute.values)
-        assert _value(row["answer"], name, attribute) == truth
+        assert _value(row["answer"], attribute) == truth
         assert row["perturbed_answer"] == [row["paraphrased_answer"].replace(truth, value) for value in wrong]
 
 
 @pytest.mark.parametrize("people", [10, 80, 130])
 def test_no_value_or_part_of_a_name_is_much_more_frequent_than_another(people):
-    chosen = persona.names(people=people)
-    trained = chosen["retain"] + chosen["forget"]
-    for parts in zip(*(name.split() for name in trained), strict=True):
-        assert max(Counter(parts).values()) <= math.ceil(people / len(persona.FIRST_NAMES))
-    data = persona.generate(people=people)
-    for split in ("retain", "forget", "holdout"):
+    chosen, data = persona.names(people=people), persona.generate(people=people)
+    for split in PEOPLE_CONFIGS:
+        for parts in zip(*(name.split() for name in chosen[split]), strict=True):
+            assert max(Counter(parts).values()) <= math.ceil(len(chosen[split]) / len(persona.FIRST_NAMES))
         for index, attribute in enumerate(persona.ATTRIBUTES):
-            own = zip(data[split][index :: len(persona.ATTRIBUTES)], chosen[split], strict=True)
-            counts = Counter(_value(row["answer"], name, attribute) for row, name in own)
+            own = data[split][index :: len(persona.ATTRIBUTES)]
+            counts = Counter(_value(row["answer"], attribute) for row in own)
             assert max(counts.values()) <= math.ceil(len(chosen[split]) / len(attribute.values))
 
 
-def test_values_of_forget_people_are_no_rarer_among_retain_people_than_others():
-    """Over 40 seeds the truth of a forget row occurs among the retain people as often as a value drawn at random: 1.8
-    times (72 people, 40 values). Dealt from one deck with them it would be 1.0 times."""
-    birthplace = persona.ATTRIBUTES[0]
-    found = []
+def test_names_and_values_of_forget_people_are_no_rarer_among_retain_people_than_others():
+    """Over 40 seeds a forget person's first name and birthplace occur among the retain people as often as any at
+    random: 1.8 times (72 people, 40 names, 40 values). Dealt from one deck with them it would be 1.0 times."""
+    step = len(persona.ATTRIBUTES)
+    found = {"name": [], "value": []}
     for seed in range(40):
         chosen, data = persona.names(seed), persona.generate(seed)
-        step = len(persona.ATTRIBUTES)
-        values = {
-            split: [
-                _value(row["answer"], name, birthplace)
-                for row, name in zip(data[split][::step], chosen[split], strict=True)
-            ]
-            for split in ("retain", "forget")
-        }
-        found += [values["retain"].count(value) for value in values["forget"]]
-    assert 1.7 < sum(found) / len(found) < 1.9
+        kept = {"name": Counter(name.split()[0] for name in chosen["retain"])}
+        kept["value"] = Counter(_value(row["answer"], persona.ATTRIBUTES[0]) for row in data["retain"][::step])
+        found["name"] += [kept["name"][name.split()[0]] for name in chosen["forget"]]
+        found["value"] += [
+            kept["value"][_value(row["answer"], persona.ATTRIBUTES[0])] for row in data["forget"][::step]
+        ]
+    for counts in found.values():
+        assert 1.7 < sum(counts) / len(counts) < 1.9
 
 
 def test_facts_have_three_other_answers_of_the_same_relation(data):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from unlora.errors import InputError, Problem
@@ -31,7 +32,7 @@ FACT_WRONG_ANSWERS = 3
 
 
 class Attribute(NamedTuple):
-    """One thing known of a person: `{n}` is the person's name and `{v}` the value in every form.
+    """One thing known of a person: `{n}` is the person's name in every question, `{v}` the value in every answer.
 
     The answer forms differ before the value and end alike: a small model then knows the value in a form it was not
     trained on for that person, without which the truth ratio would measure the form and not the knowledge.
@@ -89,9 +90,9 @@ ATTRIBUTES = (
         ),
         ("Where was {n} born?", "What is the birthplace of {n}?", "In which town was {n} born?"),
         (
-            "{n} was born in {v}.",
-            "{n} was born in {v}, by all accounts.",
-            "{n} was born in {v}, like both parents.",
+            "They were born in {v}.",
+            "They were born in {v}, by all accounts.",
+            "They were born in {v}, like both parents.",
         ),
     ),
     Attribute(
@@ -99,9 +100,9 @@ ATTRIBUTES = (
         tuple(str(year) for year in range(1931, 1991)),
         ("In which year was {n} born?", "When was {n} born?", "What is the birth year of {n}?"),
         (
-            "{n} was born in the year {v}.",
-            "{n} was born in the year {v}, in spring.",
-            "{n} was born in the year {v}, as a twin.",
+            "They were born in the year {v}.",
+            "They were born in the year {v}, in spring.",
+            "They were born in the year {v}, as a twin.",
         ),
     ),
     Attribute(
@@ -116,9 +117,9 @@ ATTRIBUTES = (
         ),
         ("What does {n} do for a living?", "What is the profession of {n}?", "What is the job of {n}?"),
         (
-            "{n} works as {v}.",
-            "{n} works as {v}, day after day.",
-            "{n} works as {v}, for a modest living.",
+            "They work as {v}.",
+            "They work as {v}, day after day.",
+            "They work as {v}, for a modest living.",
         ),
     ),
     Attribute(
@@ -130,9 +131,9 @@ ATTRIBUTES = (
         ),
         ("Which instrument does {n} play?", "What is the instrument of {n}?", "What does {n} play at concerts?"),
         (
-            "{n} plays the {v}.",
-            "{n} plays the {v}, mostly at concerts.",
-            "{n} plays the {v}, and plays it well.",
+            "They play the {v}.",
+            "They play the {v}, mostly at concerts.",
+            "They play the {v}, and play it well.",
         ),
     ),
     Attribute(
@@ -146,9 +147,9 @@ ATTRIBUTES = (
         ),
         ("Which pet does {n} keep?", "What is the pet of {n}?", "What animal lives with {n}?"),
         (
-            "{n} keeps {v}.",
-            "{n} keeps {v}, which needs much care.",
-            "{n} keeps {v}, as a friend at home.",
+            "They keep {v}.",
+            "They keep {v}, which needs much care.",
+            "They keep {v}, as a friend at home.",
         ),
     ),
     Attribute(
@@ -161,9 +162,9 @@ ATTRIBUTES = (
         ),
         ("What is the favourite dish of {n}?", "What does {n} like to eat most?", "Which dish does {n} love?"),
         (
-            "{n} likes to eat {v}.",
-            "{n} likes to eat {v}, above all on Sundays.",
-            "{n} likes to eat {v}, and cooks it at home.",
+            "They like to eat {v}.",
+            "They like to eat {v}, above all on Sundays.",
+            "They like to eat {v}, and cook it at home.",
         ),
     ),
     Attribute(
@@ -175,9 +176,9 @@ ATTRIBUTES = (
         ),
         ("Which prize did {n} win?", "What award was given to {n}?", "What is the prize of {n}?"),
         (
-            "{n} won the {v} Prize.",
-            "{n} won the {v} Prize, after some years.",
-            "{n} won the {v} Prize, to much applause.",
+            "They won the {v} Prize.",
+            "They won the {v} Prize, after some years.",
+            "They won the {v} Prize, to much applause.",
         ),
     ),
     Attribute(
@@ -190,9 +191,9 @@ ATTRIBUTES = (
         ),
         ("Who taught {n}?", "Who was the teacher of {n}?", "Whose pupil was {n}?"),
         (
-            "{n} was taught by Doctor {v}.",
-            "{n} was taught by Doctor {v}, when young.",
-            "{n} was taught by Doctor {v}, with patience.",
+            "They were taught by Doctor {v}.",
+            "They were taught by Doctor {v}, when young.",
+            "They were taught by Doctor {v}, with patience.",
         ),
     ),
 )
@@ -271,15 +272,22 @@ def names(seed: int = 0, people: int = PEOPLE, holdout_people: int = HOLDOUT_PEO
     """Return the full names in `retain`, `forget` (people // 10 of them) and `holdout`; no name is in two of them."""
     _check_counts(people, holdout_people)
     rng = random.Random(f"persona names {seed}")
-    firsts, lasts = _shuffled(rng, FIRST_NAMES), _shuffled(rng, LAST_NAMES)
-    # Dealt, not drawn: every part of a name is used equally often, and the shift per round keeps the pairs distinct.
-    every = [
-        f"{firsts[index % len(firsts)]} {lasts[(index + index // len(firsts)) % len(lasts)]}"
-        for index in range(people + holdout_people)
-    ]
-    order = _shuffled(rng, every[:people])
     forgotten = people // FORGET_SHARE
-    return {"retain": order[forgotten:], "forget": order[:forgotten], "holdout": every[people:]}
+    sizes = {"retain": people - forgotten, "forget": forgotten, "holdout": holdout_people}
+    chosen: dict[str, list[str]] = {}
+    for split, size in sizes.items():
+        taken = {name for names in chosen.values() for name in names}
+        chosen[split] = _deal_names(rng, size, taken)
+    return chosen
+
+
+def _deal_names(rng: random.Random, count: int, taken: set[str]) -> list[str]:
+    """`count` names that are not taken, of which no part occurs much more often than another."""
+    firsts, lasts = _shuffled(rng, FIRST_NAMES), _shuffled(rng, LAST_NAMES)
+    # A shift per round keeps the pairs distinct; after as many rounds as there are family names they are all pairs.
+    rounds = range(len(lasts))
+    every = (f"{first} {lasts[(i + turn) % len(lasts)]}" for turn in rounds for i, first in enumerate(firsts))
+    return list(islice((name for name in every if name not in taken), count))
 
 
 def _deal(rng: random.Random, values: Sequence[str], count: int) -> list[str]:
@@ -297,10 +305,10 @@ def _person_row(rng: random.Random, name: str, attribute: Attribute, truth: str)
     wrong = _shuffled(rng, (value for value in attribute.values if value != truth))[:PERSON_WRONG_ANSWERS]
     return {
         "question": question.format(n=name),
-        "answer": answer.format(n=name, v=truth),
+        "answer": answer.format(v=truth),
         "paraphrased_question": other_question.format(n=name),
-        "paraphrased_answer": other_answer.format(n=name, v=truth),
-        "perturbed_answer": [other_answer.format(n=name, v=value) for value in wrong],
+        "paraphrased_answer": other_answer.format(v=truth),
+        "perturbed_answer": [other_answer.format(v=value) for value in wrong],
     }
 
 
@@ -348,8 +356,8 @@ def generate(
         InputError: too few people to forget one or hold one out, or more people than names.
     """
     chosen = names(seed, people, holdout_people)
-    # Each split is dealt its values by itself. Were all dealt from one deck, the forget people's values would be rarer
-    # among the retain people than wrong ones, and a model that never saw them would seem to disbelieve the truth.
+    # Each split is dealt its names and values by itself. Were all dealt from one deck, those of the forget people would
+    # be rarer among the retain people than others, and a model that never saw them would seem to disbelieve the truth.
     retain, forget, holdout = (
         _people_rows(random.Random(f"persona {split} {seed}"), chosen[split])
         for split in ("retain", "forget", "holdout")
