@@ -56,7 +56,7 @@ def print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:
     for name, count in SHOWN.items():
         table = Table("question", *(f"{model}'s answer" for model in logs), title=f"{name} set")
         columns = [log[TASKS[name]]["generated_text"] for log in logs.values()]
-        for index in list(columns[0])[: 8 * count : 8]:  # one question a person
+        for index in list(columns[0])[: 9 * count : 9]:  # people have 8 questions: another person and question each
             prompt = columns[0][index][0].removeprefix("Question: ").removesuffix("\nAnswer:")
             table.add_row(*(escape(text) for text in (prompt, *(column[index][1] for column in columns))))
         Console().print(table)
