@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from unlora.errors import Problem, unknown_name
+
+if TYPE_CHECKING:
+    from unlora.evals import EvalSettings
 
 PROMPT_FORMATS = ("auto", "base", "chat")
 GRANULARITIES = ("example", "batch")
@@ -131,6 +135,12 @@ class EvalConfig:
     ds_size: int | None = field(default=300, metadata={"help": "First examples of each set that are evaluated."})
     max_new_tokens: int = field(default=200, metadata={"help": "Most tokens of a generated answer."})
     eval_batch_size: int = field(default=32, metadata={"help": "Examples of a forward pass."})
+
+    def settings(self) -> EvalSettings:
+        """How much is evaluated, as `unlora.evals.evaluate` takes it."""
+        from unlora.evals import EvalSettings
+
+        return EvalSettings(self.ds_size, self.max_new_tokens, self.eval_batch_size)
 
     def problems(self) -> list[Problem]:
         """What is wrong, before anything is loaded."""

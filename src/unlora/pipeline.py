@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from unlora.data import (
 from unlora.data.sources import Record
 from unlora.errors import InputError, Problem, raise_if
 from unlora.evals import EvalSettings, Log, evaluate, load_sets, read_log, summarise, write_log
-from unlora.files import write_json, write_text
+from unlora.files import write_json, write_jsonl, write_text
 from unlora.finetune import resume_point
 from unlora.fisher import gradient_moments, load_importance, relative_importance, save_importance
 from unlora.fisher.storage import importance_key
@@ -68,7 +67,7 @@ class Request:
             check_unused(Path(self.args.output_dir), "output_dir")
 
     def settings(self) -> dict[str, Any]:
-        """All settings that differ from their defaults or have none, as one flat mapping of flags."""
+        """One flat mapping of flags: all of ours, and the training arguments that differ from their defaults."""
         flat: dict[str, Any] = {}
         for part in (self.model, self.data, self.importance, self.evaluation):
             flat |= asdict(part)
@@ -132,7 +131,7 @@ def unlearn(
     metrics: dict[str, Any] = {"train": trainer.state.log_history}
     if before:
         after = evaluation.log("after", model)
-        write_text(folder / SAMPLES, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in samples(before, after)))
+        write_jsonl(folder / SAMPLES, samples(before, after))
         metrics |= {"before": summarise(before, retrain_log), "after": summarise(after, retrain_log)}
     write_json(folder / METRICS, metrics)
     return Result(folder, metrics, model)
@@ -249,8 +248,7 @@ class Evaluation:
         """The model's log, saved as `eval_<name>.json`; read from there where a run that is resumed has it already."""
         path = self.folder / f"eval_{name}.json"
         if not path.exists():
-            settings = EvalSettings(self.config.ds_size, self.config.max_new_tokens, self.config.eval_batch_size)
-            write_log(evaluate_shown(name, model, self.sets, self.text_format, settings), path)
+            write_log(evaluate_shown(name, model, self.sets, self.text_format, self.config.settings()), path)
         return read_log(path)
 
 

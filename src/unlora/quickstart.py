@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ from unlora.adapter.export import check_unused
 from unlora.config import DataConfig, EvalConfig, ImportanceConfig, ModelConfig
 from unlora.data import TextFormat
 from unlora.data.sources import Record
-from unlora.evals import EvalSettings, Log, evaluate, summarise, write_log
+from unlora.evals import EvalSettings, Log, evaluate, read_log, summarise, write_log
 from unlora.evals.persona import generate
 from unlora.evals.persona_models import Recipe, persona_models
-from unlora.files import write_text
+from unlora.files import write_jsonl
 from unlora.models import load_model
 from unlora.pipeline import ADAPTER, Request, unlearn
 from unlora.trainer import UnlearnConfig
@@ -63,7 +62,7 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, 
     )
     result = unlearn(request, sets, retrained_log)
     say("4/4 done")
-    logs = {name: read(result.folder / f"eval_{name}.json") for name in ("before", "after")}
+    logs = {name: read_log(result.folder / f"eval_{name}.json") for name in ("before", "after")}
     return Report(
         metrics={
             "original": result.metrics["before"],
@@ -79,7 +78,7 @@ def write_sets(folder: Path, seed: int) -> dict[str, Sequence[Record]]:
     """Writes the benchmark as a folder of `<config>.jsonl` and returns the sets to evaluate."""
     configs = generate(seed)
     for name, rows in configs.items():
-        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(folder / f"{name}.jsonl", rows)
     return {"forget": configs["forget"], "retain": configs["retain"], "world_facts": configs["facts"]}
 
 
@@ -111,10 +110,3 @@ def evaluate_model(folder: Path, sets: Mapping[str, Sequence[Record]]) -> Log:
     """TOFU's evaluation of a saved model."""
     model, tokenizer = load_model(ModelConfig(str(folder)))
     return evaluate(model, sets, TextFormat(tokenizer), EvalSettings(max_new_tokens=MAX_NEW_TOKENS))
-
-
-def read(path: Path) -> Log:
-    """A log of this run."""
-    from unlora.evals import read_log
-
-    return read_log(path)

@@ -57,7 +57,7 @@ class UnlearnConfig(TrainingArguments):
     max_retain_loss: float | None = field(
         default=None,
         metadata={
-            "help": "Stop if the retain loss of a batch exceeds this; ln(vocabulary), blind guessing, if not given."
+            "help": "Stop if a batch's retain loss exceeds this; the first batch's + ln(vocabulary) if not given."
         },
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of AdamW."})

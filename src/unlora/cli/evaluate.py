@@ -24,7 +24,7 @@ def run(argv: list[str]) -> int:
     from unlora.cli.tables import print_comparison
     from unlora.data import TextFormat
     from unlora.errors import InputError, Problem, raise_if
-    from unlora.evals import EvalSettings, load_sets, read_log, summarise, write_log
+    from unlora.evals import load_sets, read_log, summarise, write_log
     from unlora.models import load_adapter, load_model
     from unlora.pipeline import evaluate_shown
 
@@ -41,9 +41,8 @@ def run(argv: list[str]) -> int:
     model, tokenizer = load_model(model_config)
     if target.adapter:
         model = load_adapter(model, target.adapter)
-    settings = EvalSettings(config.ds_size, config.max_new_tokens, config.eval_batch_size)
     text_format = TextFormat(tokenizer, target.prompt_format, target.max_length)
-    log = evaluate_shown(target.log, model, sets, text_format, settings)
+    log = evaluate_shown(target.log, model, sets, text_format, config.settings())
     write_log(log, target.log)
     print_comparison({"model": summarise(log, retrain_log)})
     print(target.log)

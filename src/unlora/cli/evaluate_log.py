@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unlora.cli.tables import number
+
 EXAMPLE = "unlora evaluate-log --benchmark tofu --log unlearned.json --retain-log retrained.json"
 
 # The sets that a whole log of the benchmark has; all but forget have three terms of model utility.
@@ -64,13 +66,13 @@ def _print_tables(summary: dict[str, Any], expected: tuple[str, ...]) -> None:
     console = Console()
     table = Table("set", *COLUMNS.values())
     for name, values in summary["sets"].items():
-        table.add_row(name, *(_number(values[column]) for column in COLUMNS))
+        table.add_row(name, *(number(values[column]) for column in COLUMNS))
     console.print(table)
     whole = 3 * sum(name != "forget" for name in expected)
     lines = {
-        "model utility": f"{_number(summary['model_utility'])}  ({summary['utility_terms']} of {whole} terms)",
-        "forget quality": _number(summary["forget_quality"]),
-        "log10 forget quality": _number(summary["log10_forget_quality"]),
+        "model utility": f"{number(summary['model_utility'])}  ({summary['utility_terms']} of {whole} terms)",
+        "forget quality": number(summary["forget_quality"]),
+        "log10 forget quality": number(summary["log10_forget_quality"]),
     }
     for label, text in lines.items():
         console.print(f"{label:<22}{text}", highlight=False)
@@ -79,7 +81,3 @@ def _print_tables(summary: dict[str, Any], expected: tuple[str, ...]) -> None:
         console.print(f"not in the log: {', '.join(missing)}", highlight=False)
     if summary["forget_quality"] is None:
         console.print("forget quality needs --retain-log, the log of a model trained without the forget set")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
