@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.utils.logging import tqdm as progress_bar
 
-from unlora.config import ADAPTER, AttackConfig, DataConfig, EvalConfig, ModelConfig, saved_settings
+from unlora.config import ADAPTER, AttackConfig, DataConfig, EvalConfig, ModelConfig, saved_settings, settings_of
 from unlora.data import TextFormat, load_records
 from unlora.data.sources import Record
 from unlora.errors import InputError, Problem, raise_if
@@ -94,14 +94,10 @@ def read_run(run: str) -> Target:
         reason, fix = "it has no exported adapter", "name the folder of an `unlora unlearn` that has finished"
         raise InputError(Problem("RUN", run, reason, fix))
     values = saved_settings(run, "RUN")
-
-    def part(kind: Any) -> Any:
-        return kind(**{name: values[name] for name in kind.__dataclass_fields__ if name in values})
-
     # The exported adapter holds those of earlier requests too, and is for the base alone.
-    model = replace(part(ModelConfig), on=None)
+    model = replace(settings_of(ModelConfig, values), on=None)
     rate = values.get("learning_rate", UnlearnConfig.learning_rate)
-    return Target(run, model, part(DataConfig), part(EvalConfig), float(rate))
+    return Target(run, model, settings_of(DataConfig, values), settings_of(EvalConfig, values), float(rate))
 
 
 def read_rows(target: Target) -> tuple[list[Record], list[Record]]:

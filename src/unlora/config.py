@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,11 @@ def saved_settings(run: str, argument: str = "on") -> dict[str, Any]:
     except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
         reason = f"its {CONFIG} cannot be read ({error})"
         raise InputError(Problem(argument, run, reason, "name the folder of an earlier `unlora unlearn`")) from error
+
+
+def settings_of(kind: Any, values: Mapping[str, Any]) -> Any:
+    """One of the dataclasses here, from those of the settings that are its own."""
+    return kind(**{name: values[name] for name in kind.__dataclass_fields__ if name in values})
 
 
 def _same_folder(one: str, other: str) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 from unlora.config import ADAPTER, ModelConfig
 from unlora.data import padding_id
 from unlora.errors import InputError, Problem
+from unlora.record import check_base
 
 
 def load_model(config: ModelConfig) -> tuple[Any, Any]:
@@ -20,10 +21,12 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
 
     Raises:
         InputError: nothing that transformers can load there, weights that are not safetensors, a tokenizer with
-            neither pad nor eos token, or an adapter that does not fit.
+            neither pad nor eos token, an adapter that does not fit, or one that was made for other weights.
     """
     from transformers import AutoModelForCausalLM
 
+    if config.on is not None:
+        check_base(config.on, config, "model_name_or_path")
     common = source_settings(config)
     tokenizer = load_tokenizer(config.model_name_or_path, common)
     try:

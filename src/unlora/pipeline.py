@@ -40,6 +40,7 @@ from unlora.fisher.storage import importance_key
 from unlora.initialisers import INITIALISERS, Measurement
 from unlora.losses import LOSSES
 from unlora.models import load_adapter, load_model
+from unlora.record import Clock, inputs, write_record
 from unlora.stopping import StopWhenUnseen, UnseenTest, unseen_test
 from unlora.trainer import UnlearnConfig, UnlearnTrainer
 
@@ -128,8 +129,11 @@ def unlearn(
         DivergenceError: training went wrong; the last good adapter is kept.
     """
     request.check()
-    folder = Path(request.args.output_dir)
+    folder, clock = Path(request.args.output_dir), Clock()
     materials = prepare(request)
+    clock.lap("loading")
+    sources = inputs(request.model, request.data, materials.forget_rows, materials.retain_rows)
+    clock.lap("hashes")
     sets = evaluation_sets(request, materials) if sets is None else sets
     if retrain_log is None and request.evaluation.retrain_log:
         retrain_log = read_log(request.evaluation.retrain_log)
@@ -140,7 +144,9 @@ def unlearn(
     write_text(folder / CONFIG, yaml.safe_dump(request.settings(), sort_keys=False))
     evaluation = Evaluation(sets, materials.text_format, request.evaluation, folder)
     before = evaluation.log("before", materials.model, original_log) if sets else None
+    clock.lap("evaluation_before")
     importance = importance_for(request, materials, folder / IMPORTANCE)
+    clock.lap("importance")
     set_seed(request.args.seed)  # a plain LoRA start is drawn at random
     model = attach_adapters(materials.model, request.args, importance)
     tokenizer = materials.text_format.tokenizer
@@ -151,6 +157,7 @@ def unlearn(
         config = request.stopping
         trainer.add_callback(StopWhenUnseen(trainer, materials.unseen, config.stop_every, config.stop_auc))
     trainer.train(resume_from_checkpoint=resume_point(request.args))
+    clock.lap("training")
     metrics: dict[str, Any] = {"train": trainer.state.log_history}
     rank = request.args.export_rank
     if not (folder / ADAPTER).exists():  # else a resumed run that had come this far: it is the same adapter
@@ -158,10 +165,13 @@ def unlearn(
     if rank is not None:  # then the exported adapter is another one, and it is what counts
         metrics["compression"] = asdict(compression(model, rank))
         model = load_adapter(model.unload(), str(folder / ADAPTER))
+    clock.lap("export")
     if before:
         after = evaluation.log("after", model)
         write_jsonl(folder / SAMPLES, samples(before, after))
         metrics |= {"before": summarise(before, retrain_log), "after": summarise(after, retrain_log)}
+    clock.lap("evaluation_after")
+    write_record(folder, request, sources, clock.laps, metrics)
     write_json(folder / METRICS, metrics)
     return Result(folder, metrics, model)
 

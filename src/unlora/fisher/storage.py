@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unlora.errors import InputError, Problem
 from unlora.files import atomic_path
+from unlora.hashes import weights_digest
 
 FORMAT = "unlora-importance-1"
 
 
 def importance_key(model: nn.Module, datasets: Iterable[Any], settings: Mapping[str, Any]) -> str:
     """SHA-256 over the model's weights, the tokenised data and the settings of the estimate."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    digest = weights_digest(sorted(model.state_dict().items()))
     digest.update(json.dumps([list(datasets), dict(settings)], sort_keys=True).encode())
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def save_importance(importance: Mapping[str, Tensor], path: str | Path, key: str, settings: Mapping[str, Any]) -> None:

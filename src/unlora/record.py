@@ -1,0 +1,220 @@
+"""record.json: what a run was made from, with what, where, and what came out; and whether that is still so.
+
+It names no secret, no user and no place on the machine: of a path only the last part is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlora import __version__
+from unlora.config import ADAPTER, DataConfig, ModelConfig, saved_settings, settings_of
+from unlora.data.sources import Record, load_records
+from unlora.errors import InputError, Problem
+from unlora.files import write_json
+from unlora.hashes import adapter_sha256, base_sha256, rows_sha256
+
+if TYPE_CHECKING:
+    from unlora.pipeline import Request
+
+RECORD = "record.json"
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
+# The metrics of metrics.json that are kept: not the log of every step.
+METRICS = ("before", "after", "compression")
+UNCHANGED, CHANGED, NOT_FOUND = "unchanged", "changed", "not found"
+
+
+class Clock:
+    """Seconds of each stage: what has passed since the stage before ended."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        """Ends a stage."""
+        now = time.monotonic()
+        self.laps[stage] = self.laps.get(stage, 0.0) + round(now - self._last, 3)
+        self._last = now
+
+
+def inputs(model: ModelConfig, data: DataConfig, forget: Sequence[Record], retain: Sequence[Record]) -> dict[str, Any]:
+    """Names and hashes of what a run works on; taken before it starts, so that they are those of what it read."""
+    sets = {
+        "forget": (data.forget_data, data.forget_name, data.forget_split, forget),
+        "retain": (data.retain_data, data.retain_name, data.retain_split, retain),
+    }
+    base = {
+        "name": shown_name(model.model_name_or_path),
+        "revision": model.model_revision,
+        "sha256": base_sha256(model.model_name_or_path, model.model_revision),
+    }
+    described = {
+        name: {"source": shown_name(path), "name": config, "split": split, "rows": len(rows)}
+        | {"sha256": rows_sha256(rows)}
+        for name, (path, config, split, rows) in sets.items()
+    }
+    return {"data": described, "base": base}
+
+
+def shown_name(path: str) -> str:
+    """A name on the hub as it is; of a path its last part alone, which tells nothing of the machine."""
+    local = Path(path)
+    return local.resolve().name if local.exists() or local.is_absolute() else path
+
+
+def write_record(
+    folder: Path, request: Request, sources: dict[str, Any], times: dict[str, float], metrics: dict[str, Any]
+) -> None:
+    """Writes the record of a run that has its adapter, whole or not at all.
+
+    Args:
+        folder: the run's.
+        request: its settings.
+        sources: from `inputs`.
+        times: seconds by stage, of this process; a resumed run says so, and has those of its last part.
+        metrics: as metrics.json has them.
+    """
+    args = request.args
+    record = {
+        "unlora": __version__,
+        "command": "unlora unlearn --config config.yaml --output_dir again",
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "resumed": bool(args.resume_from_checkpoint),
+        **sources,
+        "adapter": {"sha256": adapter_sha256(folder / ADAPTER)},
+        "versions": versions(),
+        "seeds": {
+            "seed": args.seed,
+            "data_seed": args.pairing_seed,
+            "importance_seed": request.importance.importance_seed,
+        },
+        "hardware": hardware(args.device.type, args.world_size),
+        "times": times,
+        "peak_memory_bytes": peak_memory(),
+        "metrics": {name: metrics[name] for name in METRICS if name in metrics},
+    }
+    write_json(folder / RECORD, record)
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of this library, and of what it works with."""
+    own = {"python": platform.python_version(), "unlora": __version__}
+    return own | {name: metadata.version(name) for name in PACKAGES}
+
+
+def hardware(device: str, processes: int) -> dict[str, Any]:
+    """What the run ran on: kinds and sizes, not the machine's name."""
+    import psutil
+    import torch
+
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "device": device,
+        "devices": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())],
+        "processes": processes,
+    }
+
+
+def peak_memory() -> dict[str, int]:
+    """The most memory that this process had so far: of the machine (where the system tells), and of each device."""
+    import torch
+
+    peaks = {f"cuda:{place}": torch.cuda.max_memory_allocated(place) for place in range(torch.cuda.device_count())}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peaks["machine"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peaks
+
+
+def recorded_hashes(run: str | Path) -> dict[str, str | None]:
+    """The hashes in a run's record: of "forget", "retain", "base" and "adapter".
+
+    Raises:
+        InputError: there is no record, or it is none.
+    """
+    try:
+        record = json.loads((Path(run) / RECORD).read_text(encoding="utf-8"))
+        parts = {**record["data"], "base": record["base"], "adapter": record["adapter"]}
+        return {name: part["sha256"] for name, part in parts.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"its {RECORD} cannot be read ({type(error).__name__}: {error})"
+        raise InputError(Problem("RUN", str(run), reason, "name the folder of a finished `unlora unlearn`")) from error
+
+
+def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict[str, dict[str, Any]]:
+    """Recomputes a run's hashes.
+
+    Args:
+        run: its folder.
+        base: where the base model is now, if elsewhere than the run's configuration says.
+        data: likewise `forget_data` and `retain_data`.
+
+    Returns:
+        {"forget", "retain", "base" and "adapter": {"status", "recorded" and "found" hash, and the "reason" why it was
+        not found}}.
+
+    Raises:
+        InputError: a folder without record or configuration.
+    """
+    recorded, values = recorded_hashes(run), saved_settings(str(run), "RUN")
+    moved = {name: value for name, value in {**data, "model_name_or_path": base}.items() if value is not None}
+    config, model = (settings_of(kind, {**values, **moved}) for kind in (DataConfig, ModelConfig))
+
+    def rows_of(part: str) -> Callable[[], str]:
+        path, name, split = (getattr(config, f"{part}_{field}") for field in ("data", "name", "split"))
+        return lambda: rows_sha256(load_records(path, name, split, argument=f"{part}_data"))
+
+    def base_of() -> str:
+        found = base_sha256(model.model_name_or_path, model.model_revision)
+        if found is None:
+            raise FileNotFoundError("it has no safetensors")
+        return found
+
+    compute = {
+        "forget": rows_of("forget"),
+        "retain": rows_of("retain"),
+        "base": base_of,
+        "adapter": lambda: adapter_sha256(Path(run) / ADAPTER),
+    }
+    return {name: compared(recorded[name], function) for name, function in compute.items()}
+
+
+def compared(recorded: str | None, compute: Callable[[], str]) -> dict[str, Any]:
+    """What has become of one part of a run."""
+    from safetensors import SafetensorError
+
+    try:
+        found = compute()
+    except (OSError, ValueError, SafetensorError) as error:
+        return {"status": NOT_FOUND, "recorded": recorded, "found": None, "reason": str(error).splitlines()[0]}
+    return {"status": UNCHANGED if found == recorded else CHANGED, "recorded": recorded, "found": found}
+
+
+def check_base(run: str, model: ModelConfig, argument: str) -> None:
+    """Raises `InputError` where the base's weights are not those that the run's adapter was made for.
+
+    Names and shapes say nothing of that, and the adapter of another model loads without a word. A run without a record
+    (of an earlier version) cannot be checked.
+    """
+    if not (Path(run) / RECORD).exists():
+        return
+    recorded = recorded_hashes(run)["base"]
+    if recorded is not None and base_sha256(model.model_name_or_path, model.model_revision) != recorded:
+        reason = f"its weights are not those that the adapter in {run} was made for"
+        fix = "name the model of that run; `unlora verify` says what has changed"
+        raise InputError(Problem(argument, model.model_name_or_path, reason, fix))

@@ -1,0 +1,208 @@
+"""The record of a run, and whether what it was made from is still the same."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import platform
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from test_pipeline import FORGET, RETAIN, flags, model_folder, write_rows  # noqa: F401 - a fixture
+from unlora.cli import main
+from unlora.config import ModelConfig
+from unlora.errors import InputError
+from unlora.hashes import adapter_sha256, base_sha256, rows_sha256
+from unlora.models import load_model
+from unlora.record import Clock, recorded_hashes, shown_name, verify
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder, tmp_path_factory):  # noqa: F811
+    """A folder with a copy of the model, the data and a finished run; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(model_folder, folder / "model")
+    write_rows(folder / "data" / "forget.jsonl", FORGET)
+    write_rows(folder / "data" / "retain.jsonl", RETAIN)
+    argv = flags(folder / "model", folder / "data", folder / "run", seed=7, export_rank=2)
+    assert main(["unlearn", *argv]) == 0
+    return folder
+
+
+@pytest.fixture
+def work(finished, tmp_path):
+    """A copy of it that may be changed, with the configuration's paths of the copy."""
+    shutil.copytree(finished, tmp_path / "work")
+    config = tmp_path / "work" / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(finished), str(tmp_path / "work")))
+    return tmp_path / "work"
+
+
+def read(folder):
+    return json.loads((folder / "run" / "record.json").read_text())
+
+
+def test_a_run_leaves_a_record_of_what_it_was_made_from(finished):
+    record = read(finished)
+    assert record["data"]["forget"] == {
+        "source": "data",
+        "name": "forget",
+        "split": "train",
+        "rows": len(FORGET),
+        "sha256": rows_sha256(FORGET),
+    }
+    assert record["data"]["retain"]["source"] == "retain.jsonl"
+    assert record["data"]["retain"]["sha256"] == rows_sha256(RETAIN)
+    base = {"name": "model", "revision": "main", "sha256": base_sha256(str(finished / "model"))}
+    assert record["base"] == base
+    assert record["adapter"] == {"sha256": adapter_sha256(finished / "run" / "adapter")}
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["seeds"] == {"seed": 7, "data_seed": 7, "importance_seed": 42}
+    assert record["resumed"] is False
+
+
+def test_it_has_the_metrics_times_and_memory_of_the_run(finished):
+    record, metrics = read(finished), json.loads((finished / "run" / "metrics.json").read_text())
+    assert record["metrics"] == {name: metrics[name] for name in ("before", "after", "compression")}
+    stages = ["loading", "hashes", "evaluation_before", "importance", "training", "export", "evaluation_after"]
+    assert list(record["times"]) == stages
+    assert record["times"]["training"] > 0
+    weights = sum(file.stat().st_size for file in (finished / "model").glob("*.safetensors"))
+    assert weights < record["peak_memory_bytes"]["machine"] < record["hardware"]["memory_bytes"]
+
+
+def test_it_names_no_place_on_the_machine_nor_its_name(finished):
+    text = (finished / "run" / "record.json").read_text()
+    assert str(finished) not in text
+    assert str(Path.home()) + "/" not in text
+    assert str(Path.cwd()) not in text
+    words = set(text.replace('"', " ").replace("/", " ").split())
+    assert not words & {platform.node(), getpass.getuser()}
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [("locuslab/TOFU", "locuslab/TOFU"), ("/home/ada/secret.jsonl", "secret.jsonl"), ("..", None), ("tests", "tests")],
+)
+def test_of_a_path_only_the_last_part_is_shown(path, shown, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert shown_name(path) == (shown or Path(__file__).resolve().parents[2].name)
+
+
+def test_the_recorded_command_repeats_the_run(finished, monkeypatch):
+    monkeypatch.chdir(finished / "run")
+    program, *argv = read(finished)["command"].split()
+    assert program == "unlora"
+    try:
+        assert main(argv) == 0
+        assert adapter_sha256("again/adapter") == adapter_sha256("adapter")
+    finally:
+        shutil.rmtree("again", ignore_errors=True)
+
+
+def test_a_resumed_run_says_so(work, tmp_path):
+    argv = flags(work / "model", work / "data", work / "run", seed=7, export_rank=2, resume_from_checkpoint="true")
+    before = read(work)
+    assert main(["unlearn", *argv]) == 0
+    after = read(work)
+    assert after["resumed"] is True
+    assert (after["data"], after["base"], after["adapter"]) == (before["data"], before["base"], before["adapter"])
+
+
+def test_laps_of_one_stage_add_up():
+    clock = Clock()
+    for _ in range(3):
+        clock.lap("a")
+    clock.lap("b")
+    assert list(clock.laps) == ["a", "b"]
+    assert all(seconds >= 0 for seconds in clock.laps.values())
+
+
+def statuses(capsys, run, *rest):
+    code = main(["verify", str(run), "--json", *rest])
+    return code, {name: part["status"] for name, part in json.loads(capsys.readouterr().out).items()}
+
+
+SAME = {"forget": "unchanged", "retain": "unchanged", "base": "unchanged", "adapter": "unchanged"}
+
+
+def test_nothing_changed(finished, capsys):
+    assert statuses(capsys, finished / "run") == (0, SAME)
+    assert main(["verify", str(finished / "run")]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [[*item] for item in SAME.items()]
+
+
+def change_rows(work):
+    write_rows(work / "data" / "forget.jsonl", [*FORGET[1:], FORGET[0]])
+
+
+def change_weights(work):
+    weights = load_file(work / "model" / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 2
+    save_file(weights, work / "model" / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_adapter(work):
+    file = work / "run" / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 1}))
+
+
+@pytest.mark.parametrize(
+    ("part", "change"), [("forget", change_rows), ("base", change_weights), ("adapter", change_adapter)]
+)
+def test_what_changed_is_named(work, capsys, part, change):
+    change(work)
+    assert statuses(capsys, work / "run") == (1, {**SAME, part: "changed"})
+
+
+def test_what_is_gone_is_named_and_what_moved_can_be_pointed_at(work, capsys):
+    (work / "model").rename(work / "moved")
+    (work / "data" / "retain.jsonl").rename(work / "kept.jsonl")
+    assert statuses(capsys, work / "run") == (1, {**SAME, "base": "not found", "retain": "not found"})
+    main(["verify", str(work / "run")])
+    assert "retain   not found (retain_data=" in capsys.readouterr().out
+    now = ["--base", str(work / "moved"), "--retain_data", str(work / "kept.jsonl")]
+    assert statuses(capsys, work / "run", *now) == (0, SAME)
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"data": 1, "base": {}, "adapter": {}}'])
+def test_a_folder_without_a_record_is_refused(work, text, capsys):
+    record = work / "run" / "record.json"
+    record.unlink() if text is None else record.write_text(text)
+    assert main(["verify", str(work / "run")]) == 2
+    assert "RUN=" in capsys.readouterr().err
+
+
+def test_a_base_without_safetensors_is_not_found(finished, tmp_path):
+    (tmp_path / "model").mkdir()
+    assert verify(finished / "run", base=str(tmp_path / "model"))["base"]["status"] == "not found"
+
+
+def test_a_request_on_top_of_a_run_is_refused_where_the_base_has_other_weights(work, capsys):
+    change_weights(work)
+    write_rows(work / "data" / "second.jsonl", [{**row, "question": f"Is it so? {row['question']}"} for row in FORGET])
+    changes = {"on": work / "run", "forget_name": "second"}
+    assert main(["unlearn", *flags(work / "model", work / "data", work / "run2", **changes)]) == 2
+    error = capsys.readouterr().err
+    assert "its weights are not those that the adapter in" in error
+    assert not (work / "run2").exists()
+
+
+def test_a_run_of_an_earlier_version_has_no_record_to_check_its_base_with(work):
+    config = ModelConfig(str(work / "model"), on=str(work / "run"))
+    (work / "run" / "record.json").unlink()
+    load_model(config)
+    change_weights(work)
+    load_model(replace(config, dtype="float32"))
+
+
+def test_the_hashes_of_a_record_are_read_by_part(finished):
+    found = recorded_hashes(finished / "run")
+    assert found.keys() == SAME.keys()
+    with pytest.raises(InputError, match=r"record\.json cannot be read"):
+        recorded_hashes(finished)
