@@ -94,8 +94,15 @@ def example_nll(
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """As `answer_nll`, of examples that are tokenised already: over their labelled tokens, each [examples]."""
-    losses = token_nll(model, examples, text_format, batch_size, progress)
-    return np.array([loss.sum() for loss in losses]), np.array([len(loss) for loss in losses], dtype=np.int64)
+    check_positions(model, examples, 0, "text_format.max_length", text_format.max_length)
+    sums = np.zeros(len(examples))
+    tokens = np.zeros(len(examples), dtype=np.int64)
+    with _evaluating(model):
+        for chosen, batch in scoring_batches(model, examples, batch_size, text_format, "right", progress):
+            scored = labelled_tokens(model, batch)
+            sums[chosen] = -scored.example_logp.double().cpu().numpy()
+            tokens[chosen] = scored.counts.cpu().numpy()
+    return sums, tokens
 
 
 def token_nll(
