@@ -49,14 +49,14 @@ def test_truth_ratio_stays_finite_where_the_truth_became_impossible(mean):
     ratio = metrics.truth_ratio([5000, 0], [[0, 1], [5000]], mean)
     assert np.isfinite(ratio).all()
     assert ratio[1] == 0
-    assert metrics.forget_truth_ratio(ratio) < 1e-300
-    assert metrics.retain_truth_ratio(ratio) == 0.5
+    assert metrics.forget_truth_scores(ratio).max() < 1e-300
+    assert metrics.retain_truth_scores(ratio).tolist() == [0, 1]
 
 
-def test_aggregated_truth_ratios_by_hand():
-    """R = 1/4, 1, 4. max(0, 1−R) = 3/4, 0, 0: mean 1/4. min(R, 1/R) = 1/4, 1, 1/4: mean 1/2."""
-    assert metrics.retain_truth_ratio([0.25, 1, 4]) == pytest.approx(0.25)
-    assert metrics.forget_truth_ratio([0.25, 1, 4]) == pytest.approx(0.5)
+def test_truth_scores_by_hand():
+    """R = 1/4, 1, 4: max(0, 1−R) and min(R, 1/R)."""
+    assert metrics.retain_truth_scores([0.25, 1, 4]).tolist() == [0.75, 0, 0]
+    assert metrics.forget_truth_scores([0.25, 1, 4]).tolist() == [0.25, 1, 0.25]
 
 
 def test_model_utility_by_hand():
@@ -101,15 +101,15 @@ def test_rouge_recall_by_hand():
 
 
 @given(ratios)
-def test_aggregated_truth_ratios_are_shares(values):
-    assert 0 <= metrics.forget_truth_ratio(values) <= 1
-    assert 0 <= metrics.retain_truth_ratio(values) <= 1
+def test_truth_scores_are_shares(values):
+    for scores in (metrics.forget_truth_scores(values), metrics.retain_truth_scores(values)):
+        assert 0 <= scores.min() <= scores.max() <= 1
 
 
 @given(st.lists(st.floats(1e-300, 1e300), min_size=1, max_size=30))
-def test_the_forget_truth_ratio_sees_no_side(values):
+def test_the_forget_truth_score_sees_no_side(values):
     mirrored = [1 / value for value in values]
-    assert metrics.forget_truth_ratio(mirrored) == pytest.approx(metrics.forget_truth_ratio(values))
+    assert metrics.forget_truth_scores(mirrored) == pytest.approx(metrics.forget_truth_scores(values))
 
 
 @given(st.lists(losses, min_size=1, max_size=8), losses)
@@ -140,7 +140,7 @@ def test_forget_quality_is_symmetric_and_1_for_equal_samples(one, other):
         (lambda: metrics.normalised_probability([1], [[]]), r"perturbed_avg_nll\[0\]='shape \(0,\)'"),
         (lambda: metrics.truth_ratio([1], [[1, math.inf]]), r"perturbed_avg_nll\[0\]\[1\]=inf"),
         (lambda: metrics.truth_ratio([1], [[1]], "harmonic"), "mean='harmonic'.*arithmetic, geometric"),
-        (lambda: metrics.forget_truth_ratio([0.5, -1]), r"ratios\[1\]=-1.0.*negative"),
+        (lambda: metrics.forget_truth_scores([0.5, -1]), r"ratios\[1\]=-1.0.*negative"),
         (lambda: metrics.model_utility([]), "terms="),
         (lambda: metrics.forget_quality([1], [math.inf]), r"retrained_ratios\[0\]=inf"),
     ],

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from conftest import make_tokenizer
 from unlora.cli import evaluate_log
 from unlora.config import EvalConfig
 from unlora.data import TextFormat
@@ -73,6 +74,24 @@ def test_the_log_holds_what_the_model_says_of_each_row(model, base):
             assert at["truth_ratio"] == pytest.approx(ratio, rel=1e-5)
             answer = generate_answers(model, [row["question"]], base, 4)[0]
             assert at["generated_text"] == [f"Question: {row['question']}\nAnswer:", answer, right]
+
+
+@pytest.mark.parametrize("form", ["base", "chat"])
+def test_the_log_holds_the_tokens_of_the_forget_answers(model, base, form):
+    text_format = base
+    if form == "chat":
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<eos>\n{% endfor %}"
+        text_format = TextFormat(tokenizer, "chat")
+    odd = {"question": "Where?", "answer": "In Malmö, ünter 日本 <b>."}
+    task = evaluate(model, {"forget": [PLAIN[0], odd], "retain": PLAIN}, text_format, QUICK)[TASKS["forget"]]
+    for index, row in enumerate((PLAIN[0], odd)):
+        texts, losses = task["gt_tokens"][str(index)], task["gt_token_loss"][str(index)]
+        assert len(texts) == len(losses) == task["num_token_gt"][str(index)]
+        assert sum(losses) == pytest.approx(task["gt_loss"][str(index)], abs=1e-4 * len(losses))
+        assert "".join(texts).split("<eos>")[0].endswith(f" {row['answer']}")
+        assert "<eos>" in "".join(texts[-2:])
+        assert "\N{REPLACEMENT CHARACTER}" not in "".join(texts)
 
 
 def test_summary_by_hand():
@@ -270,8 +289,9 @@ def test_our_logs_have_the_metrics_of_the_published_ones(shared_data, model, bas
     }
     ours = evaluate(model, sets, base, EvalSettings(ds_size=1, max_new_tokens=2, batch_size=8))
     published = read_log(shared_data / "tofu_logs" / "phi_full.json")
+    added = {TASKS["forget"]: {"gt_tokens", "gt_token_loss"}}
     assert {task: set(metrics) for task, metrics in ours.items()} == {
-        task: set(metrics) for task, metrics in published.items()
+        task: set(metrics) | added.get(task, set()) for task, metrics in published.items()
     }
     for task in ours:
         reference = published[task]["generated_text"]["0"][2]

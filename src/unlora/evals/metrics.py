@@ -75,16 +75,16 @@ def truth_ratio(
     return np.exp(np.minimum(logs, LARGEST_EXPONENT))
 
 
-def retain_truth_ratio(ratios: ArrayLike) -> float:
-    """Mean of max(0, 1 − R): 1 where the truth is always preferred. For everything a model should still know."""
-    return float(np.maximum(0, 1 - _ratios("ratios", ratios)).mean())
+def retain_truth_scores(ratios: ArrayLike) -> Values:
+    """max(0, 1 − R), [examples]: 1 where the truth is preferred wholly. For everything a model should still know."""
+    return np.maximum(0, 1 - _ratios("ratios", ratios))
 
 
-def forget_truth_ratio(ratios: ArrayLike) -> float:
-    """Mean of min(R, 1/R): 1 where truth and falsehood are equally likely. For what a model should have forgotten."""
+def forget_truth_scores(ratios: ArrayLike) -> Values:
+    """min(R, 1/R), [examples]: 1 where truth and falsehood are equally likely. For what it should have forgotten."""
     values = _ratios("ratios", ratios)
     # The floor only keeps 1/R finite: where it applies, R is the minimum.
-    return float(np.minimum(values, 1 / np.maximum(values, np.finfo(np.float64).tiny)).mean())
+    return np.minimum(values, 1 / np.maximum(values, np.finfo(np.float64).tiny))
 
 
 def model_utility(terms: ArrayLike) -> float:

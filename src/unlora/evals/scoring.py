@@ -75,11 +75,15 @@ def answer_nll(
     Raises:
         InputError: no pairs, an empty answer, or more tokens than the model has positions.
     """
+    return example_nll(model, answer_examples(questions_answers, text_format), text_format, batch_size, progress)
+
+
+def answer_examples(questions_answers: Sequence[tuple[str, str]], text_format: TextFormat) -> list[Example]:
+    """The pairs as tokens, labelled on the answers and their end tokens; refused as in `answer_nll`."""
     if not questions_answers:
         raise InputError(Problem("questions_answers", "0 pairs", "there is nothing to score", "give at least one pair"))
     rows = [{"question": question, "answer": answer} for question, answer in questions_answers]
-    examples = encode_records(rows, text_format, argument="questions_answers")
-    return example_nll(model, examples, text_format, batch_size, progress)
+    return encode_records(rows, text_format, argument="questions_answers")
 
 
 def example_nll(
@@ -99,6 +103,24 @@ def example_nll(
             sums[chosen] = -scored.example_logp.double().cpu().numpy()
             tokens[chosen] = scored.counts.cpu().numpy()
     return sums, tokens
+
+
+def token_nll(
+    model: nn.Module,
+    examples: Sequence[Example],
+    text_format: TextFormat,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> list[NDArray[np.float64]]:
+    """As `example_nll`, of each labelled token: for each example [tokens], in nats."""
+    check_positions(model, examples, 0, "text_format.max_length", text_format.max_length)
+    losses: dict[int, NDArray[np.float64]] = {}
+    with _evaluating(model):
+        for chosen, batch in scoring_batches(model, examples, batch_size, text_format, "right", progress):
+            scored = labelled_tokens(model, batch)
+            parts = (-scored.logp).double().cpu().split(scored.counts.tolist())
+            losses |= {place: part.numpy() for place, part in zip(chosen, parts, strict=True)}
+    return [losses[place] for place in range(len(examples))]
 
 
 def score_tokens(
@@ -271,6 +293,21 @@ def decode(tokens: list[int], tokenizer: Any) -> str:
     """The text of generated tokens, without special tokens."""
     text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text
+
+
+def labelled_texts(example: Example, tokenizer: Any) -> list[str]:
+    """The text that each predicted label adds, special tokens too; together they are the labelled text.
+
+    A character of several tokens stands at the last of them.
+    """
+    labels = [label for label in example["labels"][1:] if label != IGNORE_INDEX]
+    texts, shown = [], ""
+    for count in range(1, len(labels) + 1):
+        text = tokenizer.decode(labels[:count], clean_up_tokenization_spaces=False)
+        whole = text if count == len(labels) else text.rstrip("\N{REPLACEMENT CHARACTER}")
+        texts.append(whole[len(shown) :])
+        shown = max(shown, whole, key=len)
+    return texts
 
 
 def scoring_batches(

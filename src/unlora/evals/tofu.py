@@ -19,9 +19,11 @@ from unlora.evals import metrics
 from unlora.files import write_text
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
-    from unlora.data import TextFormat
+    from unlora.data import Example, TextFormat
     from unlora.data.sources import Record
 
 Log = dict[str, dict[str, dict[str, Any]]]
@@ -99,7 +101,7 @@ def evaluate(
     Raises:
         InputError: unknown or empty sets, or rows that lack a column that others of their set have.
     """
-    from unlora.evals.scoring import answer_nll, generate_answers
+    from unlora.evals.scoring import answer_examples, generate_answers, token_nll
 
     _check_sets(sets)
     questions = {name: read_questions(name, sets[name][: settings.ds_size]) for name in TASKS if name in sets}
@@ -110,12 +112,16 @@ def evaluate(
     answers = generate_answers(model, asked, text_format, settings.max_new_tokens, settings.batch_size, progress)
     pairs = list(dict.fromkeys((row.question, text) for row in everything for text in row.texts()))
     after = None if progress is None else lambda done: progress(len(asked) + done)
-    sums, tokens = answer_nll(model, pairs, text_format, settings.batch_size, after)
-    losses = {pair: (float(nll), int(count)) for pair, nll, count in zip(pairs, sums, tokens, strict=True)}
+    examples = answer_examples(pairs, text_format)
+    tokens = token_nll(model, examples, text_format, settings.batch_size, after)
+    losses = {pair: (float(nll.sum()), len(nll)) for pair, nll in zip(pairs, tokens, strict=True)}
+    scored = dict(zip(pairs, zip(examples, tokens, strict=True), strict=True))
     generated = dict(zip(asked, answers, strict=True))
     log: Log = {}
     for name, rows in questions.items():
         columns = _loss_columns(name, rows, losses) | _text_columns(rows, generated, text_format)
+        if name == "forget":
+            columns |= _token_columns([scored[row.question, row.answer] for row in rows], text_format)
         log[TASKS[name]] = {metric: _numbered(column) for metric, column in columns.items()}
     return log
 
@@ -203,6 +209,17 @@ def _loss_columns(
     return columns
 
 
+def _token_columns(
+    scored: Iterable[tuple[Example, NDArray[np.float64]]], text_format: TextFormat
+) -> dict[str, list[Any]]:
+    """Beside TOFU's metrics: the text of each token of the answer and of its end, and its loss to four decimals."""
+    from unlora.evals.scoring import labelled_texts
+
+    pairs = [(labelled_texts(example, text_format.tokenizer), nll.round(4).tolist()) for example, nll in scored]
+    texts, losses = map(list, zip(*pairs, strict=True))
+    return {"gt_tokens": texts, "gt_token_loss": losses}
+
+
 def _averages(scored: Iterable[tuple[float, int]]) -> list[float]:
     return [nll / count for nll, count in scored]
 
@@ -246,7 +263,7 @@ def summarise(log: Log, retain_log: Log | None = None) -> dict[str, Any]:
     terms = [term for term in kept if term is not None]
     quality = None
     if retain_log is not None:
-        quality = metrics.forget_quality(_forget_ratios("log", log), _forget_ratios("retain_log", retain_log))
+        quality = metrics.forget_quality(forget_truth_ratios("log", log), forget_truth_ratios("retain_log", retain_log))
     return {
         "sets": sets,
         "model_utility": metrics.model_utility(terms) if terms else None,
@@ -257,19 +274,25 @@ def summarise(log: Log, retain_log: Log | None = None) -> dict[str, Any]:
 
 
 def _summarise_set(name: str, task: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    values = example_values(name, task)
+    return {metric: float(values[metric].mean()) if metric in values else None for metric in SUMMARY}
+
+
+def example_values(name: str, task: Mapping[str, Mapping[str, Any]]) -> dict[str, metrics.Values]:
+    """By metric of a set's summary the values, [examples], that it is the mean of; without what the log cannot give."""
     answers, wrong = _column(task, "avg_gt_loss"), _column(task, "average_perturb_loss")
     rouge = _column(task, "rougeL_recall")
-    values: dict[str, float | None] = dict.fromkeys(SUMMARY)
+    values: dict[str, metrics.Values] = {}
     if answers and (wrong or name not in GENERAL_SETS):
         general = name in GENERAL_SETS
         probability = metrics.normalised_probability(answers, wrong) if general else metrics.answer_probability(answers)
-        values["probability"] = float(probability.mean())
+        values["probability"] = probability
     if rouge:
-        values["rougeL_recall"] = sum(rouge) / len(rouge)
+        values["rougeL_recall"] = metrics.finite_values("rougeL_recall", rouge)
     if wrong and "avg_paraphrased_loss" in task:
-        mean_of = metrics.forget_truth_ratio if name == "forget" else metrics.retain_truth_ratio
-        values["truth_ratio"] = mean_of(_truth_ratios(task, "arithmetic"))
-        values["truth_ratio_geometric"] = mean_of(_truth_ratios(task, "geometric"))
+        score = metrics.forget_truth_scores if name == "forget" else metrics.retain_truth_scores
+        values["truth_ratio"] = score(_truth_ratios(task, "arithmetic"))
+        values["truth_ratio_geometric"] = score(_truth_ratios(task, "geometric"))
     return values
 
 
@@ -277,7 +300,12 @@ def _truth_ratios(task: Mapping[str, Mapping[str, Any]], mean: str) -> metrics.V
     return metrics.truth_ratio(_column(task, "avg_paraphrased_loss"), _column(task, "average_perturb_loss"), mean)
 
 
-def _forget_ratios(argument: str, log: Log) -> metrics.Values:
+def forget_truth_ratios(argument: str, log: Log) -> metrics.Values:
+    """The geometric truth ratios of the forget set, [examples], which forget quality compares.
+
+    Raises:
+        InputError: the log, named by `argument`, lacks the losses.
+    """
     task = log.get(TASKS["forget"], {})
     if not {"avg_paraphrased_loss", "average_perturb_loss"} <= task.keys():
         reason = f"forget quality needs the paraphrased and perturbed losses of {TASKS['forget']}"
