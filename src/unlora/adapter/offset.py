@@ -148,6 +148,29 @@ def _start_at(layer: LoraLayer, a0: Tensor, b0: Tensor) -> None:
         layer.lora_B[OFFSET].weight.copy_(-layer.lora_B[UNLEARN].weight)
 
 
+def cancels(layer: LoraLayer) -> bool:
+    """Whether "unlearn" and "offset" are both active and exact opposites, as at the start and in a probe."""
+    active = layer.active_adapters
+    return (
+        all(name in active and name in layer.lora_A for name in (UNLEARN, OFFSET))
+        and torch.equal(layer.lora_A[UNLEARN].weight, layer.lora_A[OFFSET].weight)
+        and torch.equal(layer.lora_B[UNLEARN].weight, -layer.lora_B[OFFSET].weight)
+    )
+
+
+@contextmanager
+def without_request(layer: LoraLayer) -> Iterator[None]:
+    """Within, only earlier adapters act in this layer."""
+    active, trainable = list(layer.active_adapters), {p: p.requires_grad for p in layer.parameters()}
+    layer.set_adapter([name for name in active if name not in (UNLEARN, OFFSET)], inference_mode=True)
+    try:
+        yield
+    finally:
+        layer.set_adapter(active)
+        for parameter, value in trainable.items():
+            parameter.requires_grad_(value)
+
+
 @torch.no_grad()
 def base_weight(layer: LoraLayer) -> Tensor:
     """The weight that acts before this request, W + Σ s·B·A over the earlier adapters, as [out, in] floats.

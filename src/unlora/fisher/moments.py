@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import GradientCheckpointingLayer
 
-from unlora.adapter.settings import base_modules, linear_shape
+from unlora.adapter.offset import cancels, without_request
+from unlora.adapter.settings import UNLEARN, base_modules, linear_shape
 from unlora.config import GRANULARITIES
 from unlora.errors import InputError, Problem, unknown_name
 from unlora.forward import causal_lm, labelled_tokens
@@ -89,11 +91,11 @@ def gradient_moments(
         )
     device = next(iter(taps.values())).mean.device
     tokens = examples = 0
-    with tapped(model, taps):
+    with shortened(model, taps) as listeners, tapped(model, listeners):
         for batch in batches:
             out = labelled_tokens(model, {key: value.to(device) for key, value in batch.items()})
             counts = out.counts if per == "example" else out.counts.sum()[None]
-            for tap in taps.values():
+            for tap in listeners.values():
                 tap.start_batch(counts)
             per_token = counts[out.example] if per == "example" else counts
             (-out.logp / per_token).sum().backward()
@@ -166,9 +168,35 @@ class MomentTap(Tap):
         blocks = (values.split(size) for values in (counts, inputs, gradient))
         for weight, block_inputs, block_gradient in zip(*blocks, strict=True):
             per_example = torch.bmm(block_gradient.float().transpose(1, 2), block_inputs.float())  # [examples, out, in]
-            weight = weight.to(per_example.dtype)
-            self.mean.add_(torch.einsum("e,eoi->oi", weight, per_example))
-            self.second.add_(torch.einsum("e,eoi->oi", weight, per_example.square_()))
+            per_example, weight = per_example.flatten(1).T, weight.to(per_example.dtype)
+            self.mean.view(-1).addmv_(per_example, weight)
+            self.second.view(-1).addmv_(per_example.square_(), weight)
+
+
+class CancelledTap(Tap):
+    """Moments of both factors of a layer that is what it is without them: h = W x + s·B A x − s·B A x.
+
+    With δ the gradient of h, that of A x is s·Bᵀδ, and that of B z, z = A x, is s·δ: nothing but W need be run.
+
+    Args:
+        module: the layer.
+        name: of the layer, for errors.
+        of_a: the tap of A.
+        of_b: the tap of B.
+    """
+
+    def __init__(self, module: LoraLayer, name: str, of_a: MomentTap, of_b: MomentTap) -> None:
+        super().__init__(module, name)
+        self.of_a, self.of_b = of_a, of_b
+        self.a = of_a.module.get_parameter("weight").detach()
+        self.scaled_b = of_b.module.get_parameter("weight").detach() * module.scaling[UNLEARN]
+        self.scaling = module.scaling[UNLEARN]
+
+    def add(self, counts: Tensor, inputs: Tensor, gradient: Tensor) -> None:
+        """Adds the moments of a batch."""
+        inputs, gradient = inputs.to(self.a.dtype), gradient.to(self.a.dtype)
+        self.of_a.add(counts, inputs, gradient @ self.scaled_b)
+        self.of_b.add(counts, inputs @ self.a.T * self.scaling, gradient)
 
 
 def factor_taps(model: nn.Module) -> dict[str, MomentTap]:
@@ -179,6 +207,23 @@ def factor_taps(model: nn.Module) -> dict[str, MomentTap]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and (".lora_A." in name or ".lora_B." in name)
     }
+
+
+@contextmanager
+def shortened(model: nn.Module, taps: Mapping[str, MomentTap]) -> Iterator[dict[str, Tap]]:
+    """Within, layers whose adapter and offset cancel exactly run neither; yields the taps that then see everything."""
+    names = {tap.module: name for name, tap in taps.items()}
+    listeners: dict[str, Tap] = dict(taps)
+    with ExitStack() as stack:
+        for layer_name, layer in model.named_modules():
+            if isinstance(layer, LoraLayer) and cancels(layer):
+                factors = layer.lora_A[UNLEARN], layer.lora_B[UNLEARN]
+                if all(factor in names for factor in factors):
+                    of_a, of_b = (taps[names[factor]] for factor in factors)
+                    del listeners[names[factors[0]]], listeners[names[factors[1]]]
+                    listeners[layer_name] = CancelledTap(layer, names[factors[1]], of_a, of_b)
+                    stack.enter_context(without_request(layer))
+        yield listeners
 
 
 def weight_taps(model: nn.Module, modules: Sequence[str]) -> dict[str, MomentTap]:

@@ -1,0 +1,183 @@
+"""The cost of VILA's importance, beside the least it could be and beside what the authors of VILA and FILA do.
+
+- floor: one forward and backward over the same batches, everything frozen and only the loss asked for.
+- unlora: the importance as `unlora unlearn` measures it.
+- start: the adapter that begins there (a factorisation of every layer).
+- vila, fila: the authors' procedures: batches of 4 padded to 500 tokens, ten passes over the forget set and as many
+  random retain examples, moments added up on the CPU after each batch; of LoRA factors, or of all linear weights with
+  the gradients of all parameters.
+
+What would take too long is measured in part and scaled up: floor and unlora by tokens, theirs by batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from benchmarks._speed import (
+    THEIR_ROWS,
+    Procedures,
+    Run,
+    Stopwatch,
+    Subject,
+    add_arguments,
+    load,
+    measure,
+    now,
+    report,
+    spread,
+    tokens,
+)
+from unlora.adapter import attach_adapters, detach_adapters
+from unlora.adapter.settings import target_shapes
+from unlora.config import ImportanceConfig
+from unlora.data import IGNORE_INDEX, Example, iter_batches
+from unlora.initialisers import INITIALISERS, Measurement
+from unlora.pipeline import RETAIN_SHARE, retain_sample
+
+ADAPTER = LoraConfig(r=8, lora_alpha=16)
+THEIR_PASSES = 10
+SEED = 42
+
+
+class Extraction:
+    """The procedures on one subject.
+
+    Args:
+        subject: model and data.
+        retain: the retain examples that unlora measures.
+        batches: how many batches of floor and unlora are measured.
+    """
+
+    def __init__(self, subject: Subject, retain: Sequence[Example], batches: int) -> None:
+        self.subject, self.model, self.retain = subject, subject.model, retain
+        self.config = ImportanceConfig()
+        size = self.config.importance_batch_size
+        whole = [list(iter_batches(part, size, subject.pad_id)) for part in (subject.forget, retain)]
+        shares = [len(part) / sum(map(len, whole)) for part in whole]
+        self.sample = [spread(part, max(1, round(batches * share))) for part, share in zip(whole, shares, strict=True)]
+        self.share = sum(map(tokens, self.sample)) / sum(map(tokens, whole))
+
+    def procedures(self) -> Procedures:
+        """By name, in the order of the table."""
+        return {
+            "floor": self.floor,
+            "unlora": self.unlora,
+            "start": self.start,
+            "vila": self.vila,
+            "fila": self.fila,
+        }
+
+    def floor(self) -> Run:
+        """Forward and backward, and nothing made of it."""
+        return Run(0.0, self.subject.least(batch for part in self.sample for batch in part), self.share)
+
+    def unlora(self) -> Run:
+        """Importance of every row."""
+        watch, start = Stopwatch(), now()
+        of_forget, of_retain = (lambda part=part: watch.watch(part) for part in self.sample)
+        self.importance(of_forget, of_retain)
+        return Run(now() - start - watch.seconds, watch.seconds, self.share)
+
+    def importance(self, of_forget: Callable[[], Any], of_retain: Callable[[], Any]) -> dict[str, Tensor]:
+        """As the pipeline has it."""
+        rows = INITIALISERS["vila"].rows(Measurement(self.model, ADAPTER, self.config, of_forget, of_retain))
+        assert rows is not None
+        return rows
+
+    def start(self) -> Run:
+        """Weighted low-rank factors of every adapted layer."""
+        importance = {name: torch.rand(shape[0]) for name, shape in target_shapes(self.model, None).items()}
+        start = now()
+        model = attach_adapters(self.model, ADAPTER, importance)
+        seconds = now() - start
+        detach_adapters(model)
+        return Run(seconds, 0.0, 1.0)
+
+    def theirs(self, measured: Mapping[str, nn.Parameter], model: nn.Module, centred: bool) -> Run:
+        """One batch of the forget set and one of the retain set, and their moments."""
+        batches = [self.subject.padded(part[:THEIR_ROWS]) for part in (self.subject.forget, self.retain)]
+        powers = (1, 2) if centred else (2,)
+        sums: list[dict[tuple[str, int], Any]] = [
+            dict.fromkeys(((n, p) for n in measured for p in powers), 0) for _ in batches
+        ]
+        start = now()
+        for batch, total in zip(batches, sums, strict=True):
+            model(**batch).loss.backward()
+            count = (batch["labels"] != IGNORE_INDEX).sum()
+            for name, parameter in measured.items():
+                assert parameter.grad is not None
+                for power in powers:
+                    total[name, power] += (parameter.grad.pow(power) * count).cpu()
+            model.zero_grad()
+        seconds = now() - start
+        return Run(0.0, seconds, 1 / (THEIR_PASSES * -(-len(self.subject.forget) // THEIR_ROWS)))
+
+    def vila(self) -> Run:
+        """Moments of LoRA factors that are drawn at random."""
+        model = get_peft_model(
+            self.model, LoraConfig(r=ADAPTER.r, lora_alpha=ADAPTER.lora_alpha, target_modules="all-linear")
+        )
+        factors = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
+        for parameter in factors.values():
+            nn.init.normal_(parameter, std=self.config.sigma)
+        run = self.theirs(factors, model, centred=True)
+        model.unload()
+        return run
+
+    def fila(self) -> Run:
+        """Moments of all linear weights; every parameter of the model has a gradient."""
+        self.model.requires_grad_(True)
+        parameters = dict(self.model.named_parameters())
+        weights = {name: parameters[f"{name}.weight"] for name in target_shapes(self.model, None)}
+        return self.theirs(weights, self.model, centred=False)
+
+
+def agreement(extraction: Extraction, subject: Subject, examples: int) -> str:
+    """Spearman's correlation of the row importances with those from many more retain examples, mean over layers."""
+    full = [
+        iter_batches(part, extraction.config.importance_batch_size, subject.pad_id)
+        for part in (subject.forget, extraction.retain, subject.forget, retain_sample(subject.retain, examples, SEED))
+    ]
+    ours, converged = (extraction.importance(lambda f=f: f, lambda r=r: r) for f, r in (full[:2], full[2:]))
+    values = [spearmanr(ours[name], converged[name]).statistic for name in ours]
+    return (
+        f"Spearman's correlation of row importances with those from {examples} retain examples: "
+        f"mean over layers {np.mean(values):.4f}, lowest {np.min(values):.4f}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.extraction",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    parser.add_argument("--retain_samples", type=int, help="retain examples that unlora measures")
+    parser.add_argument("--batches", type=int, default=8, help="batches of floor and unlora that are measured")
+    parser.add_argument("--converged", type=int, metavar="EXAMPLES", help="compare with so many retain examples too")
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv)
+    subject = load(args)
+    size = args.retain_samples or RETAIN_SHARE * len(subject.forget)
+    extraction = Extraction(subject, retain_sample(subject.retain, size, SEED), args.batches)
+    runs, memory = measure("benchmarks.extraction", extraction.procedures(), args, argv)
+    notes = [f"{len(subject.forget)} forget and {len(extraction.retain)} retain examples of unlora and floor"]
+    if args.converged:
+        notes.append(agreement(extraction, subject, args.converged))
+    report(f"extraction: {args.model}, {args.forget_name}", runs, memory, notes, args.json)
+
+
+if __name__ == "__main__":
+    main()
