@@ -16,8 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conftest import make_tokenizer, tiny_config
-from unlora.bench.cells import Cell, grid
-from unlora.bench.table import COLUMNS, Results, best, markdown, to_csv
+from unlora.bench import BENCHMARKS, Cell, Progress, Results, grid, waves
+from unlora.bench.runner import _place, launcher
+from unlora.bench.table import best, markdown, to_csv
 from unlora.cli import main
 from unlora.cli.bench import flags as handed_on
 from unlora.errors import InputError
@@ -142,9 +143,12 @@ REFUSED = {
     "no such loss": (["--methods", "vila+ihll"], "did you mean 'ihl'"),
     "no such split": (["--splits", "forget02"], "splits='forget02'.*forget01"),
     "no seeds": (["--seeds", "0"], "seeds=0: nothing would run"),
-    "no model": (["--model_name_or_path", ""], "TOFU needs it.*fine-tuned on TOFU"),
+    "no model": (["--model_name_or_path", ""], "the benchmark needs it.*fine-tuned on TOFU"),
     "a flag that does not exist": (["--lerning_rate", "1"], "lerning_rate.*did you mean 'learning_rate'"),
-    "a retrained model of no split": (["--retrained", "model"], "it names no split"),
+    "a retrained model of no split": (["--retrained", "model"], "each split has a retrained model of its own"),
+    "a retrained model of another split": (["--retrained", "forget02=m"], "retrained='forget02': unknown name"),
+    "no processes": (["--num_processes", "0"], "num_processes=0: nothing would run"),
+    "no such preset": (["--config", "vila-phi"], "neither a file nor the name of a published configuration"),
     "a missing log": (["--retrained", "forget01=no.json"], "retrained='no.json': no such file"),
 }
 
@@ -160,9 +164,10 @@ def test_what_cannot_work_is_refused_before_any_cell_runs(tofu, tmp_path, capsys
     assert not stamps(tmp_path)
 
 
-def test_persona_takes_no_model_of_the_user_s(tmp_path, capsys):
-    assert main(["bench", "persona", "--output_dir", str(tmp_path / "b"), "--data", "x"]) == 2
-    assert "persona makes its own" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["persona", "muse-mini", "wmdp-mini"])
+def test_built_in_benchmarks_take_no_data_of_the_user_s(tmp_path, capsys, name):
+    assert main(["bench", name, "--output_dir", str(tmp_path / "b"), "--data", "x"]) == 2
+    assert "a built-in benchmark makes its own" in capsys.readouterr().err
 
 
 def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tmp_path):
@@ -186,39 +191,103 @@ def test_flags_are_handed_on_as_written():
 
 
 def result(method, quality, failed=0):
-    values = {column: quality if column == "log10 forget quality" else [] for column in COLUMNS}
-    return Results(method, "s", values, failed, f"run {method}")
+    return Results(method, "s", {"quality": quality, "leak": [-value for value in quality]}, failed, f"run {method}")
+
+
+WANTED = {"quality": "high"}.get
 
 
 def test_tables_have_mean_and_standard_error_and_the_best_in_bold():
     """−1 and −3: mean −2, standard error √2/√2 = 1."""
     table = [result("original", [0.0]), result("a", [-1.0, -3.0]), result("b", [-4.0], failed=1), result("c", [])]
-    assert best(table) == {("s", "a", "log10 forget quality")}  # the original is no method
-    text = markdown(table)
-    assert "| s | a | 2 | **-2.000 ± 1.000** | - |" in text
-    assert "| s | b | 1, 1 failed | -4.000 | - |" in text
+    assert best(table, WANTED) == {("s", "a", "quality")}  # the original is no method
+    text = markdown(table, WANTED)
+    assert "| s | a | 2 | **-2.000 ± 1.000** | 2.000 ± 1.000 |" in text
+    assert "| s | b | 1, 1 failed | -4.000 | 4.000 |" in text
     assert "| s | c | 0 | - | - |" in text
     assert "run b  # s, b" in text
-    [line] = [line for line in to_csv(table).splitlines() if line.startswith("s,a,log10")]
-    assert line == "s,a,log10 forget quality,-2.0,1.0,2,0,run a"
+    [line] = [line for line in to_csv(table).splitlines() if line.startswith("s,a,quality")]
+    assert line == "s,a,quality,-2.0,1.0,2,0,run a"
+
+
+@pytest.mark.parametrize(("direction", "winner"), [("high", "c"), ("low", "a"), ("zero", "b")])
+def test_what_is_best_depends_on_the_column(direction, winner):
+    table = [result("a", [-3.0]), result("b", [-1.0]), result("c", [2.0])]
+    assert best(table, {"quality": direction}.get) == {("s", winner, "quality")}
 
 
 def test_a_grid_has_every_combination_with_seeds_outermost():
-    cells = grid(["vila+ihl", "lora+gd"], ["x", "y"], range(2), Path("out"))
+    cells = grid(["vila+ihl", "lora+gd"], ["forget10", "forget01"], range(2), Path("out"), BENCHMARKS["tofu"])
     assert [(cell.seed, cell.split, cell.method) for cell in cells[:3]] == [
-        (0, "x", "vila+ihl"),
-        (0, "x", "lora+gd"),
-        (0, "y", "vila+ihl"),
+        (0, "forget10", "vila+ihl"),
+        (0, "forget10", "lora+gd"),
+        (0, "forget01", "vila+ihl"),
     ]
     assert len({cell.folder for cell in cells}) == len(cells) == 8
+
+
+def test_a_request_in_sequence_brings_the_earlier_ones_and_waits_for_them():
+    cells = grid(["vila+ihl"], ["sust_3", "scal_2"], range(2), Path("out"), BENCHMARKS["muse"])
+    assert [cell.split for cell in cells if cell.seed == 0] == ["sust_1", "sust_2", "sust_3", "scal_2"]
+    third = cells[2]
+    assert (third.on, third.on.on) == (cells[1], cells[0])
+    parts = [[(cell.split, cell.seed) for cell in part] for part in waves(cells)]
+    assert parts == [
+        [("sust_1", 0), ("scal_2", 0), ("sust_1", 1), ("scal_2", 1)],
+        [("sust_2", 0), ("sust_2", 1)],
+        [("sust_3", 0), ("sust_3", 1)],
+    ]
 
 
 def test_an_unfinished_run_is_no_result(tmp_path):
     cell = Cell("lora+gd", "s", 0, tmp_path)
     cell.prepare({"r": 1})
-    assert cell.metrics is None
+    assert not cell.finished
     write_json(tmp_path / "run" / "eval_before.json", {})
     cell.prepare({"r": 2})
     assert not (tmp_path / "run").exists()
     write_json(tmp_path / "run" / "metrics.json", {"after": {}})
-    assert cell.metrics == {"after": {}}
+    assert cell.finished
+
+
+def test_a_run_that_was_not_measured_is_not_repeated(tmp_path):
+    cell = Cell("lora+gd", "s", 0, tmp_path, "evaluate-muse")
+    cell.prepare({"r": 1}, {"data": "x"})
+    assert [command[0] for command in cell.commands] == ["unlearn", "evaluate-muse"]
+    write_json(tmp_path / "run" / "metrics.json", {})
+    cell.prepare({"r": 1}, {"data": "y"})  # another measurement of the same run
+    assert [command[0] for command in cell.commands] == ["evaluate-muse"]
+    with pytest.raises(InputError, match="finished, with other settings"):
+        cell.prepare({"r": 2}, {"data": "y"})
+    write_json(tmp_path / "scores.json", {})
+    assert cell.finished
+    with pytest.raises(InputError, match="finished, with other settings"):
+        cell.prepare({"r": 1}, {"data": "z"})
+
+
+def test_progress_tells_the_time_that_is_left():
+    lines = []
+    report = Progress(3, lines.append)
+    report.started -= 120  # two minutes for the first of three cells
+    report(Cell("lora+gd", "s", 0, Path("x")), "done")
+    assert lines == ["1/3 s lora+gd seed 0: done; 4 min left"]
+
+
+def test_several_processes_share_the_unlearning_of_a_cell_through_accelerate():
+    assert launcher("unlearn", 1) == launcher("evaluate-muse", 2) == [sys.executable, "-m", "unlora"]
+    argv = launcher("unlearn", 2)
+    assert argv[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert argv[argv.index("--num_processes") + 1] == "2"
+    shown = subprocess.run(
+        [*argv, "--version"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    import unlora
+
+    assert shown.stdout.split() == [unlora.__version__] * 2  # it runs the command line in each process
+
+
+def test_gpus_are_dealt_to_the_cells_that_run_at_a_time(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+    assert [_place(number, 3, 1)["CUDA_VISIBLE_DEVICES"] for number in range(3)] == ["3", "5", "6"]
+    assert [_place(number, 2, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)] == ["3,5", "6,7"]

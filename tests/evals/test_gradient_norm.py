@@ -1,12 +1,14 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
 from conftest import ARCHITECTURES
 from unlora.data import IGNORE_INDEX, TextFormat, encode_records, pad_batch
 from unlora.errors import InputError
-from unlora.evals.gradient_norm import gradient_norms
+from unlora.evals.gradient_norm import NormTap, gradient_norms
 
 ROWS = [
     {"question": "Where was Ada Lovelace born?", "answer": "London."},
@@ -108,3 +110,17 @@ def test_the_model_is_left_as_it_was_and_progress_is_told(tiny_model, text_forma
 def test_an_example_without_a_label_is_refused(tiny_model, text_format):
     with pytest.raises(InputError, match=r"examples\[0\]"):
         gradient_norms(tiny_model("llama"), [{"input_ids": [5, 6], "labels": [IGNORE_INDEX] * 2}], text_format, 1)
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
+def test_the_squares_are_those_of_the_summed_outer_products(rows, tokens, inputs, outputs, seed):
+    """Of each example's Σ_t δ_t x_tᵀ, made here."""
+    drawn = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, tokens, inputs, generator=drawn)
+    delta = torch.randn(rows, tokens, outputs, generator=drawn)
+    counts = torch.full((rows,), tokens)
+    tap = NormTap(torch.nn.Linear(inputs, outputs), "layer")
+    tap.start_batch(counts)
+    tap.add(counts, x, delta)
+    expected = torch.einsum("nto,nti->noi", delta.double(), x.double()).square().sum((1, 2))
+    torch.testing.assert_close(tap.squares.double(), expected, rtol=1e-4, atol=1e-4)

@@ -3,7 +3,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from unlora.errors import InputError
@@ -58,6 +58,31 @@ def test_standardised_by_hand():
     two = math.log(2)
     values = membership.standardised([-two, -2 * two], [-1.5 * two] * 2, [0.5 * two] * 2)
     assert values == pytest.approx([1, -1])
+
+
+@given(st.lists(st.floats(1e-3, 1), min_size=2, max_size=20))
+def test_standardised_values_of_a_prediction_have_mean_0_and_deviation_1(weights):
+    p = np.array(weights) / sum(weights)
+    logp = np.log(p)
+    mean = p @ logp
+    std = math.sqrt(p @ (logp - mean) ** 2)
+    assume(std > 1e-6)  # else all tokens are equally likely, and rounding is all there is
+    values = membership.standardised(logp, [mean] * len(p), [std] * len(p))
+    assert p @ values == pytest.approx(0, abs=1e-6)
+    assert p @ values**2 == pytest.approx(1, rel=1e-6)
+
+
+@given(logps, logps, st.text())
+def test_zlib_scores_of_one_text_are_in_the_order_of_the_loss(one, other, text):
+    low, high = sorted((one, other), key=membership.loss_score)
+    assert membership.zlib_score(low, text) <= membership.zlib_score(high, text) <= 0
+
+
+@given(logps, logps, st.floats(-10, 10))
+def test_the_reference_score_is_what_is_more_likely_than_under_the_reference(ours, theirs, more):
+    score = membership.reference_score(ours, theirs)
+    assert membership.reference_score(theirs, ours) == pytest.approx(-score, abs=1e-9)
+    assert membership.reference_score([value + more for value in ours], theirs) == pytest.approx(score + more, abs=1e-9)
 
 
 def test_a_certain_prediction_is_no_sign_where_right_and_a_large_finite_one_where_wrong():

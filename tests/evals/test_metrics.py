@@ -13,6 +13,19 @@ from unlora.evals.tofu import TASKS, read_log
 losses = st.floats(0, 500)
 ratios = st.lists(st.floats(0, 1e300), min_size=1, max_size=30)
 terms = st.lists(st.floats(1e-6, 1), min_size=1, max_size=9)
+wrong_losses = st.lists(losses, min_size=1, max_size=8)
+shifts = st.floats(-100, 100)
+# Few words that stemming leaves as they are, so that texts share some.
+texts = st.lists(st.sampled_from(["cat", "dog", "fox", "hen"]), min_size=1, max_size=9).map(" ".join)
+
+
+def longest_common_subsequence(one, other):
+    lengths = [0] * (len(other) + 1)
+    for word in one:
+        before = lengths[:]
+        for place, match in enumerate(other, 1):
+            lengths[place] = before[place - 1] + 1 if word == match else max(before[place], lengths[place - 1])
+    return lengths[-1]
 
 
 def test_answer_probability_by_hand():
@@ -98,6 +111,65 @@ def test_rouge_recall_by_hand():
     assert metrics.rouge_l_recall("The cat was running!", reference) == pytest.approx(3 / 5)
     assert metrics.rouge_recalls("running the cat", reference) == pytest.approx({"rouge1": 3 / 5, "rougeL": 2 / 5})
     assert metrics.rouge_l_recall("", reference) == 0
+
+
+@given(losses, losses)
+def test_a_larger_loss_is_a_smaller_probability(one, other):
+    small, large = metrics.answer_probability(sorted((one, other)))
+    assert 0 <= large <= small <= 1
+
+
+@given(losses, wrong_losses, losses)
+def test_a_further_wrong_answer_takes_its_share(right, wrong, further):
+    before, after = (metrics.normalised_probability([right], [others])[0] for others in (wrong, [*wrong, further]))
+    assert 0 <= after <= before <= 1
+
+
+@given(losses, st.integers(1, 8))
+def test_equally_likely_answers_share_the_probability(loss, count):
+    assert metrics.normalised_probability([loss], [[loss] * count])[0] == pytest.approx(1 / (count + 1))
+
+
+@given(losses, wrong_losses, shifts, st.sampled_from(metrics.MEANS))
+def test_quotients_see_only_differences_of_losses(right, wrong, shift, mean):
+    moved = [loss + shift for loss in reversed(wrong)]
+    ratio, other = (
+        metrics.truth_ratio([own], [all_], mean)[0] for own, all_ in ((right, wrong), (right + shift, moved))
+    )
+    assert other == pytest.approx(ratio, rel=1e-6)
+    share, other = (
+        metrics.normalised_probability([own], [all_])[0] for own, all_ in ((right, wrong), (right + shift, moved))
+    )
+    assert other == pytest.approx(share, rel=1e-6, abs=1e-300)
+
+
+@given(ratios, st.floats(1, 100))
+def test_the_retain_truth_ratio_falls_where_falsehood_gets_likelier(values, factor):
+    assert metrics.retain_truth_ratio([value * factor for value in values]) <= metrics.retain_truth_ratio(values)
+
+
+@given(texts, texts)
+def test_rouge_is_made_of_the_longest_common_subsequence(generated, reference):
+    ours, theirs = generated.split(), reference.split()
+    length = longest_common_subsequence(ours, theirs)
+    assert metrics.rouge_l_recall(generated, reference) == pytest.approx(length / len(theirs))
+    assert metrics.rouge_l_f1(generated, reference) == pytest.approx(2 * length / (len(ours) + len(theirs)))
+
+
+@given(st.text(), st.text(), st.text())
+def test_rouge_of_any_texts(generated, further, reference):
+    recalls = metrics.rouge_recalls(generated, reference)
+    assert 0 <= recalls["rougeL"] <= recalls["rouge1"] <= 1
+    assert metrics.rouge_l_recall(f"{generated} {further}", reference) >= recalls["rougeL"]
+    score = metrics.rouge_l_f1(generated, reference)
+    assert 0 <= score <= 1
+    assert metrics.rouge_l_f1(reference, generated) == pytest.approx(score)
+
+
+@given(st.lists(st.integers(-50, 50), min_size=1, max_size=20), st.lists(st.integers(-50, 50), min_size=1, max_size=20))
+def test_the_kolmogorov_smirnov_test_sees_the_order_alone(one, other):
+    cubed = ([value**3 for value in values] for values in (one, other))
+    assert metrics.ks_pvalue(*cubed) == metrics.ks_pvalue(one, other)
 
 
 @given(ratios)

@@ -8,6 +8,8 @@ from itertools import chain
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from conftest import make_tokenizer, tiny_config
@@ -75,6 +77,32 @@ def test_rouge_is_the_f1_of_unstemmed_words(generated, reference, value):
 )
 def test_an_answer_is_cut_where_another_question_begins(text, answer):
     assert cut_answer(text) == answer
+
+
+@given(st.lists(st.sampled_from(["Ada", "\n", "Question", ":", " "]), max_size=12).map("".join))
+def test_what_is_left_of_an_answer_is_its_beginning_without_another_question(text):
+    answer = cut_answer(text)
+    assert text.startswith(answer)
+    assert not any(end in answer for end in ("\n\n", "\nQuestion", "Question:"))
+    assert cut_answer(answer) == answer
+
+
+shares = st.lists(st.floats(0, 1), min_size=2, max_size=6)
+
+
+@given(shares, shares, shares, shares)
+def test_metrics_of_any_scores_are_percentages_and_a_model_leaks_as_much_as_itself(said, known, members, others):
+    leaked = {"min_k_40": members, "min_k_20": members, "loss": members}
+    held = {"min_k_40": others, "min_k_20": others, "loss": others}
+    memorised = {"exact_memorisation": [1.0], "extraction_strength": [1.0]}
+    rouge = {"verbmem": said, "forget_qa": known, "retain_qa": said}
+    every = {name: {"rougeL": values} for name, values in rouge.items()}
+    every |= {"forget": {**memorised, **leaked}, "holdout": {**memorised, **held}}
+    metrics = summarise_muse(every)
+    for metric, values in {"verbmem_f": said, "knowmem_f": known, "knowmem_r": said}.items():
+        assert metrics[metric] == pytest.approx(100 * sum(values) / len(values))
+    assume(score_auc(members, others).value < 1)  # else there is nothing to compare with
+    assert summarise_muse(every, every)["privleak"] == 0
 
 
 def test_the_prompt_holds_all_pairs_and_ends_with_a_blank():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,28 +11,54 @@ from typing import Any
 
 import yaml
 
+from unlora.bench.interface import Benchmark
 from unlora.errors import InputError, Problem, raise_if, unknown_name
 from unlora.files import write_text
 from unlora.initialisers import INITIALISERS
 from unlora.losses import LOSSES
 
-CONFIG, RUN, LOG, FAILED = "config.yaml", "run", "log.txt", "failed.txt"
+CONFIG, SCORING, RUN, LOG, FAILED = "config.yaml", "scoring.yaml", "run", "log.txt", "failed.txt"
+# Of the run: what appears last, and the log of TOFU's evaluation. Of the cell: the log of a scoring command.
+METRICS, EVALUATED, SCORES = "metrics.json", "eval_after.json", "scores.json"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a method ("vila+ihl"), a split of the benchmark, and a seed; and its folder in the bench's."""
+    """One run: a method ("vila+ihl"), a split of the benchmark, and a seed.
+
+    Args:
+        method: initialiser and loss.
+        split: of the benchmark.
+        seed: of everything.
+        folder: where it is kept.
+        scoring: the command that measures the run; None where `unlora unlearn` does.
+        on: the cell whose request this one goes on from.
+    """
 
     method: str
     split: str
     seed: int
     folder: Path
+    scoring: str | None = None
+    on: Cell | None = None
+
+    def __str__(self) -> str:
+        return f"{self.split} {self.method} seed {self.seed}"
 
     @property
-    def metrics(self) -> dict[str, Any] | None:
-        """The metrics of a finished run; the file appears whole, and last of all."""
-        path = self.folder / RUN / "metrics.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def finished(self) -> bool:
+        """Whether the request has been run and measured."""
+        return not self.commands
+
+    @property
+    def unlearned(self) -> bool:
+        """Whether the request has been run; the file appears whole, and last of all."""
+        return (self.folder / RUN / METRICS).exists()
+
+    @property
+    def log(self) -> Path:
+        """What was measured after unlearning."""
+        return self.folder / RUN / EVALUATED if self.scoring is None else self.folder / SCORES
 
     @property
     def failure(self) -> str | None:
@@ -41,31 +66,82 @@ class Cell:
         path = self.folder / FAILED
         return path.read_text(encoding="utf-8") if path.exists() else None
 
-    def prepare(self, flags: Mapping[str, Any]) -> None:
-        """Writes the configuration of `unlora unlearn`, and clears what an unfinished run left.
+    @property
+    def commands(self) -> list[list[str]]:
+        """What is still to be run, as arguments of `unlora`."""
+        run, scores = str(self.folder / RUN), self.folder / SCORES
+        commands = [] if self.unlearned else [self.unlearning(run)]
+        if self.scoring is not None and not scores.exists():
+            commands.append(self.measuring(run, str(scores)))
+        return commands
+
+    def unlearning(self, run: str) -> list[str]:
+        """The request, with its results in `run`."""
+        return ["unlearn", "--config", str(self.folder / CONFIG), "--output_dir", run]
+
+    def measuring(self, run: str, log: str) -> list[str]:
+        """The scoring of a run."""
+        return [str(self.scoring), "--config", str(self.folder / SCORING), "--on", run, "--log", log]
+
+    def prepare(self, flags: Mapping[str, Any], scoring: Mapping[str, Any] | None = None) -> None:
+        """Writes the flags of `unlora unlearn` and of the scoring command, and clears what an unfinished run left.
 
         Raises:
-            InputError: the cell is finished, with another configuration.
+            InputError: a step is finished, with other flags.
         """
-        text, path = yaml.safe_dump(dict(flags), sort_keys=False), self.folder / CONFIG
-        if self.metrics is None:
+        texts = {CONFIG: yaml.safe_dump(dict(flags), sort_keys=False)}
+        if scoring is not None:
+            texts[SCORING] = yaml.safe_dump(dict(scoring), sort_keys=False)
+        products = {CONFIG: self.folder / RUN / METRICS, SCORING: self.folder / SCORES}
+        for name, text in texts.items():
+            path = self.folder / name
+            if not products[name].exists():
+                write_text(path, text)
+            elif path.read_text(encoding="utf-8") != text:
+                reason = "it is finished, with other settings than these"
+                fix = "name a new folder, or delete the cell's"
+                raise InputError(Problem("output_dir", str(self.folder), reason, fix))
+        if not self.unlearned:
             shutil.rmtree(self.folder / RUN, ignore_errors=True)
+            (self.folder / SCORES).unlink(missing_ok=True)
+        if not self.finished:
             (self.folder / FAILED).unlink(missing_ok=True)
-            write_text(path, text)
-        elif path.read_text(encoding="utf-8") != text:
-            reason = "it is finished, with other settings than these"
-            raise InputError(Problem("output_dir", str(self.folder), reason, "name a new folder, or delete the cell's"))
 
 
-def grid(methods: Sequence[str], splits: Sequence[str], seeds: Iterable[int], folder: Path) -> list[Cell]:
+def grid(
+    methods: Sequence[str], splits: Sequence[str], seeds: Iterable[int], folder: Path, benchmark: Benchmark
+) -> list[Cell]:
     """Every combination; seeds vary last, so that each row's first result comes early.
+
+    Args:
+        methods: initialiser and loss of each.
+        splits: of the benchmark; the ones that they go on from are added.
+        seeds: of everything.
+        folder: of the bench.
+        benchmark: whose splits they are.
 
     Raises:
         InputError: a method that is no initialiser+loss.
     """
     raise_if(problem for method in methods for problem in _method_problems(method))
-    cells = itertools.product(seeds, splits, methods)
-    return [Cell(m, split, seed, folder / "cells" / split / m / f"seed-{seed}") for seed, split, m in cells]
+    scoring = None if benchmark.scoring is None else benchmark.scoring.command
+    cells: dict[tuple[str, str, int], Cell] = {}
+    for seed, split, method in itertools.product(seeds, _with_earlier(splits, benchmark.after), methods):
+        on = cells[method, benchmark.after[split], seed] if split in benchmark.after else None
+        place = folder / "cells" / split / method / f"seed-{seed}"
+        cells[method, split, seed] = Cell(method, split, seed, place, scoring, on)
+    return list(cells.values())
+
+
+def _with_earlier(splits: Sequence[str], after: Mapping[str, str]) -> list[str]:
+    """The splits, each after the ones that it goes on from."""
+    found: dict[str, None] = {}
+    for split in splits:
+        chain = [split]
+        while chain[-1] in after:
+            chain.append(after[chain[-1]])
+        found |= dict.fromkeys(reversed(chain))
+    return list(found)
 
 
 def _method_problems(method: str) -> list[Problem]:

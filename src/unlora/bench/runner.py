@@ -1,4 +1,4 @@
-"""Runs cells, several at a time, each in a process of its own: what one does to itself does not reach the others."""
+"""Runs cells, several at a time, each in processes of its own: what one does to itself does not reach the others."""
 
 from __future__ import annotations
 
@@ -7,64 +7,113 @@ import queue
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from unlora.bench.cells import CONFIG, FAILED, LOG, RUN, Cell
+from unlora.bench.cells import FAILED, LOG, Cell
 from unlora.files import write_text
 
+# Named in full, since accelerate would ask for them or start a single process on a machine without GPUs.
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+ACCELERATE += ["--dynamo_backend", "no", "--main_process_port", "0"]
 
-def run_cells(cells: Sequence[Cell], processes: int, say: Callable[[str], None] = print) -> None:
+
+class Progress:
+    """Says after each cell how far the grid is, and the time that is left.
+
+    Args:
+        total: number of cells.
+        say: takes a line.
+    """
+
+    def __init__(self, total: int, say: Callable[[str], None] = print) -> None:
+        self.total, self.say, self.done, self.started = total, say, 0, time.monotonic()
+
+    def __call__(self, cell: Cell, state: str) -> None:
+        """Takes one more cell."""
+        self.done += 1
+        left = (time.monotonic() - self.started) / self.done * (self.total - self.done) / 60
+        self.say(f"{self.done}/{self.total} {cell}: {state}; {left:.0f} min left")
+
+
+def waves(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells in parts, each of which goes on from cells of the parts before alone."""
+    parts: defaultdict[int, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        depth, earlier = 0, cell.on
+        while earlier is not None:
+            depth, earlier = depth + 1, earlier.on
+        parts[depth].append(cell)
+    return [parts[depth] for depth in sorted(parts)]
+
+
+def run_cells(
+    cells: Sequence[Cell], processes: int, report: Callable[[Cell, str], None], num_processes: int = 1
+) -> None:
     """Runs every prepared cell; the ones that fail are marked, and do not stop the others.
 
     Args:
-        cells: what to run; each has been prepared.
-        processes: how many run at a time. Each has a GPU of its own where there are several, and its share of the
+        cells: what to run; each has been prepared, and what it goes on from has been run.
+        processes: how many run at a time. Each has GPUs of its own where there are enough, and its share of the
             processor's cores.
-        say: takes a line after each cell, with the time that is left.
+        report: takes each cell afterwards, and how it went.
+        num_processes: processes that share the unlearning of one cell, started by accelerate, a GPU each.
     """
     places: queue.Queue[dict[str, str]] = queue.Queue()
     for number in range(processes):
-        places.put(_place(number, processes))
-    started = time.monotonic()
+        places.put(_place(number, processes, num_processes))
     with ThreadPoolExecutor(processes) as pool:
         try:
-            futures = {pool.submit(_run_cell, cell, places): cell for cell in cells}
-            for done, future in enumerate(as_completed(futures), 1):
-                cell, state = futures[future], future.result()
-                left = (time.monotonic() - started) / done * (len(cells) - done) / 60
-                name = f"{cell.split} {cell.method} seed {cell.seed}"
-                say(f"{done}/{len(cells)} {name}: {state}; {left:.0f} min left")
+            futures = {pool.submit(_run_cell, cell, places, num_processes): cell for cell in cells}
+            for future in as_completed(futures):
+                report(futures[future], future.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _place(number: int, processes: int) -> dict[str, str]:
+def _place(number: int, processes: int, num_processes: int) -> dict[str, str]:
     """The environment of worker `number`."""
     import torch
 
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, (os.cpu_count() or 1) // (processes * num_processes))
     place = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
     count = torch.cuda.device_count()
     if count > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-        place["CUDA_VISIBLE_DEVICES"] = visible[number % count]
+        own = (visible[(number * num_processes + rank) % count] for rank in range(num_processes))
+        place["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return place
 
 
-def _run_cell(cell: Cell, places: queue.Queue[dict[str, str]]) -> str:
-    """Runs `unlora unlearn` on the cell's configuration and says how it went."""
+def _run_cell(cell: Cell, places: queue.Queue[dict[str, str]], num_processes: int) -> str:
+    """Runs the cell's commands and says how it went."""
+    if cell.on is not None and not cell.on.finished:
+        return _failed(cell, f"the request that it goes on from failed: {cell.on}")
     place = places.get()
     try:
         with (cell.folder / LOG).open("w", encoding="utf-8") as log:
-            command = [sys.executable, "-m", "unlora", "unlearn", "--config", str(cell.folder / CONFIG)]
-            flags = ["--output_dir", str(cell.folder / RUN)]
-            code = subprocess.run([*command, *flags], stdout=log, stderr=log, env=os.environ | place).returncode
+            for command in cell.commands:
+                argv = [*launcher(command[0], num_processes), *command]
+                code = subprocess.run(argv, stdout=log, stderr=log, env=os.environ | place).returncode
+                if code:
+                    break
     finally:
         places.put(place)
-    if code == 0 and cell.metrics is not None:
+    if cell.finished:
         return "done"
     lines = (cell.folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    write_text(cell.folder / FAILED, f"exit code {code}: {lines[-1] if lines else 'no output'}")
-    return f"FAILED (exit code {code}, see {cell.folder / LOG})"
+    return _failed(cell, f"exit code {code}, see {cell.folder / LOG}: {lines[-1] if lines else 'no output'}")
+
+
+def _failed(cell: Cell, reason: str) -> str:
+    write_text(cell.folder / FAILED, reason)
+    return f"FAILED ({reason})"
+
+
+def launcher(command: str, num_processes: int) -> list[str]:
+    """What starts `unlora`: accelerate where several processes share the unlearning, which alone can be shared."""
+    if num_processes == 1 or command != "unlearn":
+        return [sys.executable, "-m", "unlora"]
+    return [sys.executable, "-m", *ACCELERATE, "--num_processes", str(num_processes), "--module", "unlora"]

@@ -5,31 +5,30 @@ from __future__ import annotations
 import csv
 import io
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-from unlora.bench.cells import CONFIG, Cell
+from unlora.bench.cells import SCORES, Cell
+from unlora.bench.interface import Benchmark, Values
 
-# Column -> where it stands in a model's summary.
-COLUMNS = {
-    "log10 forget quality": ("log10_forget_quality",),
-    "model utility": ("model_utility",),
-    "forget probability": ("sets", "forget", "probability"),
-    "forget ROUGE-L recall": ("sets", "forget", "rougeL_recall"),
-    "retain probability": ("sets", "retain", "probability"),
+# How good a value is, by what is wanted of its column.
+GOODNESS: Mapping[str, Callable[[float], float]] = {
+    "high": lambda value: value,
+    "low": lambda value: -value,
+    "zero": lambda value: -abs(value),
 }
-# Columns of which more is better; of the others, nearness to the retrained model would be, which may not be known.
-BETTER = ("log10 forget quality", "model utility")
+# Rows of models beside those of methods.
+MODELS = ("original", "retrained")
 
 
 @dataclass(frozen=True)
 class Results:
-    """One row: a method on a split, or the model before.
+    """One row: a method on a split, or one of the models that it is compared with.
 
     Args:
-        method: its name, or "original".
+        method: its name, "original" or "retrained".
         split: of the benchmark.
         values: {column: a value of each seed that finished}.
         failed: how many seeds failed.
@@ -44,84 +43,99 @@ class Results:
 
     def text(self, column: str) -> str:
         """Mean ± standard error, the mean alone of a single seed, or a dash."""
-        values = self.values[column]
+        values = self.values.get(column)
         if not values:
             return "-"
         error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
         return f"{mean(values):.3f}{error}"
 
 
-def rows_of(cells: Sequence[Cell]) -> list[Results]:
-    """The rows of every split: the original model, then the methods in the order of the grid."""
+def rows_of(
+    cells: Sequence[Cell], references: Mapping[tuple[str, int], Mapping[str, Path]], benchmark: Benchmark
+) -> list[Results]:
+    """The rows of every split: the models to compare with, then the methods in the order of the grid.
+
+    Args:
+        cells: finished, failed or neither.
+        references: {(split, seed): {"original" or "retrained": log}}.
+        benchmark: how logs are read.
+    """
     rows: list[Results] = []
     for split in dict.fromkeys(cell.split for cell in cells):
         members = [cell for cell in cells if cell.split == split]
-        rows.append(Results("original", split, _values(members[:0] + _first_of_each_seed(members), "before")))
+        shared = [references[split, seed] for seed in dict.fromkeys(cell.seed for cell in members)]
+        for model in MODELS:
+            # The same log for several seeds is one model.
+            logs = dict.fromkeys((logs[model], logs.get("retrained")) for logs in shared if model in logs)
+            if logs:
+                rows.append(Results(model, split, _values(benchmark.read(*pair) for pair in logs)))
         for method in dict.fromkeys(cell.method for cell in members):
             of_method = [cell for cell in members if cell.method == method]
+            known = [
+                benchmark.read(cell.log, references[split, cell.seed].get("retrained"))
+                for cell in of_method
+                if cell.finished
+            ]
             failed = sum(cell.failure is not None for cell in of_method)
-            rows.append(Results(method, split, _values(of_method, "after"), failed, _command(of_method[0])))
+            rows.append(Results(method, split, _values(known), failed, _command(of_method[0])))
     return rows
 
 
-def _first_of_each_seed(cells: Sequence[Cell]) -> list[Cell]:
-    """One finished cell a seed: the original model is the same in all of them."""
-    found: dict[int, Cell] = {}
-    for cell in cells:
-        if cell.metrics is not None:
-            found.setdefault(cell.seed, cell)
-    return list(found.values())
-
-
-def _values(cells: Sequence[Cell], model: str) -> dict[str, list[float]]:
-    summaries = [cell.metrics[model] for cell in cells if cell.metrics and model in cell.metrics]
-    found = {column: [_at(summary, path) for summary in summaries] for column, path in COLUMNS.items()}
-    return {column: [value for value in values if value is not None] for column, values in found.items()}
-
-
-def _at(summary: Mapping[str, Any], path: Sequence[str]) -> float | None:
-    value: Any = summary
-    for key in path:
-        value = value.get(key) if value is not None else None
-    return value
-
-
-def _command(cell: Cell) -> str:
-    return f"unlora unlearn --config {shlex.quote(str(cell.folder / CONFIG))} --output_dir NEW_FOLDER"
-
-
-def best(rows: Sequence[Results]) -> set[tuple[str, str, str]]:
-    """(split, method, column) of the best mean among the methods of each split."""
-    found = set()
-    for split in {row.split for row in rows}:
-        for column in BETTER:
-            known = [row for row in rows if row.split == split and row.method != "original" and row.values[column]]
-            if known:
-                top = max(mean(row.values[column]) for row in known)
-                found |= {(split, row.method, column) for row in known if mean(row.values[column]) == top}
+def _values(known: Iterable[Values]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for values in known:
+        for column, value in values.items():
+            found.setdefault(column, []).extend([] if value is None else [value])
     return found
 
 
-def cells_of(rows: Sequence[Results], bold: str) -> Iterator[list[str]]:
+def _command(cell: Cell) -> str:
+    commands = [cell.unlearning("NEW_FOLDER")]
+    if cell.scoring is not None:
+        commands.append(cell.measuring("NEW_FOLDER", f"NEW_FOLDER/{SCORES}"))
+    return " && ".join(f"unlora {shlex.join(command)}" for command in commands)
+
+
+def columns_of(rows: Sequence[Results]) -> list[str]:
+    """The columns of all rows."""
+    return list(dict.fromkeys(column for row in rows for column in row.values))
+
+
+def best(rows: Sequence[Results], wanted: Callable[[str], str | None]) -> set[tuple[str, str, str]]:
+    """(split, method, column) of the best mean among the methods of each split."""
+    found = set()
+    for split in {row.split for row in rows}:
+        for column in columns_of(rows):
+            goodness = GOODNESS.get(wanted(column) or "")
+            known = [row for row in rows if row.split == split and row.method not in MODELS and row.values.get(column)]
+            if known and goodness:
+                top = max(goodness(mean(row.values[column])) for row in known)
+                found |= {(split, row.method, column) for row in known if goodness(mean(row.values[column])) == top}
+    return found
+
+
+def cells_of(rows: Sequence[Results], wanted: Callable[[str], str | None], bold: str) -> Iterator[list[str]]:
     """The texts of each row, the best ones between two marks."""
-    top = best(rows)
+    top, columns = best(rows, wanted), columns_of(rows)
     for row in rows:
         seeds = max((len(values) for values in row.values.values()), default=0)
         state = f"{seeds}" + (f", {row.failed} failed" if row.failed else "")
-        texts = [row.text(column) for column in COLUMNS]
         marked = [
-            f"{bold}{text}{bold}" if (row.split, row.method, column) in top else text
-            for column, text in zip(COLUMNS, texts, strict=True)
+            f"{bold}{row.text(column)}{bold}" if (row.split, row.method, column) in top else row.text(column)
+            for column in columns
         ]
         yield [row.split, row.method, state, *marked]
 
 
-HEADINGS = ("split", "method", "seeds", *COLUMNS)
+def headings(rows: Sequence[Results]) -> list[str]:
+    """The first line of a table."""
+    return ["split", "method", "seeds", *columns_of(rows)]
 
 
-def markdown(rows: Sequence[Results]) -> str:
+def markdown(rows: Sequence[Results], wanted: Callable[[str], str | None]) -> str:
     """A Markdown table, and the command behind each row."""
-    lines = [list(HEADINGS), ["---"] * len(HEADINGS), *cells_of(rows, "**")]
+    first = headings(rows)
+    lines = [first, ["---"] * len(first), *cells_of(rows, wanted, "**")]
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     commands = "".join(f"{row.command}  # {row.split}, {row.method}\n" for row in rows if row.command)
     return f"{table}\nMean ± standard error over seeds; the best of each split in bold.\n\n```bash\n{commands}```\n"
@@ -140,12 +154,12 @@ def to_csv(rows: Sequence[Results]) -> str:
     return text.getvalue()
 
 
-def print_table(rows: Sequence[Results]) -> None:
+def print_table(rows: Sequence[Results], wanted: Callable[[str], str | None]) -> None:
     """The table for the terminal."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*HEADINGS)
-    for line in cells_of(rows, "\0"):
+    table = Table(*headings(rows))
+    for line in cells_of(rows, wanted, "\0"):
         table.add_row(*(f"[bold]{text.strip(chr(0))}[/bold]" if text.startswith("\0") else text for text in line))
     Console().print(table)

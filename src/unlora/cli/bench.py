@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from unlora.errors import InputError, Problem, raise_if, unknown_name
 
 if TYPE_CHECKING:
-    from unlora.bench import Cell
+    from unlora.bench import Benchmark, Cell
+    from unlora.bench.logs import References
+    from unlora.config import ModelConfig
 
 EXAMPLE = "unlora bench persona --methods vila+ihl lora+gd --seeds 3 --output_dir bench --learning_rate 6e-4"
 
@@ -18,46 +20,105 @@ EXAMPLE = "unlora bench persona --methods vila+ihl lora+gd --seeds 3 --output_di
 def run(argv: list[str]) -> int:
     """Runs the cells that are not finished, prints the table, and writes it as results.md and results.csv."""
     args, rest = parser().parse_known_args(argv)
-    from unlora.bench import rows_of, run_cells
+    from unlora.bench import BENCHMARKS, Progress, rows_of, run_cells, waves
     from unlora.bench.table import markdown, print_table, to_csv
     from unlora.files import write_text
-
-    cells = prepared(args, flags(rest))
-    run_cells([cell for cell in cells if cell.metrics is None], args.processes)
-    rows = rows_of(cells)
-    write_text(args.output_dir / "results.md", markdown(rows))
-    write_text(args.output_dir / "results.csv", to_csv(rows))
-    print_table(rows)
-    print(args.output_dir / "results.md")
-    return 1 if any(row.failed for row in rows) else 0
-
-
-def prepared(args: argparse.Namespace, shared: dict[str, Any]) -> list[Cell]:
-    """The cells with their configurations written, after everything has been checked that can be checked."""
-    from unlora.bench import BENCHMARKS, Options, grid
-    from unlora.bench.cells import RUN, method_flags, read_settings
-    from unlora.bench.logs import shared_logs
 
     if args.benchmark not in BENCHMARKS:
         raise InputError(unknown_name("benchmark", args.benchmark, BENCHMARKS))
     benchmark = BENCHMARKS[args.benchmark]
+    cells, references = prepared(benchmark, args, flags(rest))
+    unfinished = [cell for cell in cells if not cell.finished]
+    report = Progress(len(unfinished))
+    for wave in waves(unfinished):
+        run_cells(wave, args.processes, report, args.num_processes)
+    rows = rows_of(cells, references, benchmark)
+    write_text(args.output_dir / "results.md", markdown(rows, benchmark.wanted))
+    write_text(args.output_dir / "results.csv", to_csv(rows))
+    print_table(rows, benchmark.wanted)
+    print(args.output_dir / "results.md")
+    return 1 if any(row.failed for row in rows) else 0
+
+
+def prepared(
+    benchmark: Benchmark, args: argparse.Namespace, shared: dict[str, Any]
+) -> tuple[list[Cell], dict[tuple[str, int], References]]:
+    """The cells with their configurations written, after everything has been checked that can be checked.
+
+    And the logs of the models that each split and seed is compared with.
+    """
+    from unlora.bench import Options, grid
+    from unlora.bench.cells import method_flags, read_settings
+
     splits = args.splits or list(benchmark.splits)
     raise_if(unknown_name("splits", split, benchmark.splits) for split in splits if split not in benchmark.splits)
     options = Options(args.output_dir, args.model_name_or_path, args.data, named(args.retrained))
     raise_if([*benchmark.check(options), *count_problems(args)])
-    cells = grid(args.methods, splits, range(args.seeds), args.output_dir)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    cells = grid(args.methods, splits, seeds, args.output_dir, benchmark)
     settings = read_settings(args.settings, args.methods)
+    preset = preset_of(shared.pop("config", None))
+    scoring = scoring_of(benchmark, shared)
     own = {method: {**shared, **method_flags(method), **settings.get(method, {})} for method in args.methods}
     for values in own.values():
-        request({"model_name_or_path": "any", **values})  # before models are made and evaluated
+        request({"model_name_or_path": "any", **preset, **values})  # before models are made and evaluated
+    references: dict[tuple[str, int], References] = {}
     for cell in cells:
-        given = {**benchmark.flags(options, cell.split, cell.seed), **shared}
-        logs = shared_logs(args.output_dir, request(given), benchmark.retrained(options, cell.split, cell.seed))
-        values = {**given, **logs, **own[cell.method]}
-        cell.prepare(values)
-        if cell.metrics is None:
-            request({**values, "output_dir": str(cell.folder / RUN)}).check()
-    return cells
+        place = cell.split, cell.seed
+        given = {**preset, **benchmark.flags(options, *place), **shared}
+        score = {**benchmark.scoring.flags(options, *place), **scoring} if benchmark.scoring else None
+        if place not in references:
+            retrained = benchmark.retrained(options, *place)
+            references[place] = compared(benchmark, args.output_dir, request(given), retrained, score)
+        prepare(cell, {**given, **own[cell.method]}, score, benchmark, references[place])
+    return cells, references
+
+
+def compared(
+    benchmark: Benchmark, folder: Path, shared: Any, retrained: str | None, score: dict[str, Any] | None
+) -> References:
+    """The logs of the original and of the retrained model, made now unless they are there; they fit each other."""
+    from unlora.bench.logs import command_log, shared_logs, tofu_log
+
+    def make(model: ModelConfig) -> Path:
+        if benchmark.scoring is None or score is None:
+            return tofu_log(folder, shared, model)
+        return command_log(folder, benchmark.scoring.command, score, model)
+
+    logs = shared_logs(shared.model, retrained, make)
+    benchmark.read(logs["original"], logs.get("retrained"))
+    return logs
+
+
+def prepare(
+    cell: Cell, values: dict[str, Any], score: dict[str, Any] | None, benchmark: Benchmark, logs: References
+) -> None:
+    """Writes the cell's configurations, and checks the request unless it has been run."""
+    from unlora.bench.cells import RUN
+
+    retrained = {"retrain_log": str(logs["retrained"])} if "retrained" in logs else {}
+    if benchmark.scoring is None:
+        values = {**values, "original_log": str(logs["original"]), **retrained}
+    elif benchmark.scoring.reads_retrained:
+        score = {**(score or {}), **retrained}
+    on = {} if cell.on is None else {"on": str(cell.on.folder / RUN)}
+    cell.prepare({**values, **on}, score)
+    if not cell.unlearned:
+        request({**values, "output_dir": str(cell.folder / RUN)}).check()  # what it goes on from is not there yet
+
+
+def preset_of(name: str | None) -> dict[str, Any]:
+    """The flags of a YAML file, or of a published configuration; those of the benchmark and the user's come first."""
+    from unlora.cli.arguments import path_flag, read_yaml
+
+    path = path_flag([] if name is None else ["--config", name], "config")
+    return {} if path is None else read_yaml(path)
+
+
+def scoring_of(benchmark: Benchmark, shared: dict[str, Any]) -> dict[str, Any]:
+    """Takes the flags of the scoring command out of those of all cells."""
+    names = benchmark.scoring.settings & shared.keys() if benchmark.scoring else ()
+    return {name: shared.pop(name) for name in names}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,30 +128,50 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"All flags of `unlora unlearn` work too, and hold for every cell. example: {EXAMPLE}",
         allow_abbrev=False,
     )
-    flags.add_argument("benchmark", help="persona (makes its own models and data) or tofu")
+    flags.add_argument(
+        "benchmark", help="tofu, muse or wmdp; persona, muse-mini and wmdp-mini make their own models and data"
+    )
     flags.add_argument("--output_dir", type=Path, required=True, help="one folder a bench; finished cells are kept")
     flags.add_argument("--methods", nargs="+", default=["vila+ihl"], help="initialiser+loss, see `unlora ls`")
     flags.add_argument("--splits", nargs="+", help="all of the benchmark if not given")
-    flags.add_argument("--seeds", type=int, default=3, help="how many, from 0 on (default: 3)")
+    flags.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    flags.add_argument("--first_seed", type=int, default=0, help="such as one that settings are tuned on (default: 0)")
     flags.add_argument("--processes", type=int, default=1, help="cells that run at a time, a GPU each (default: 1)")
+    flags.add_argument(
+        "--num_processes", type=int, default=1, help="GPUs that share a cell, started by accelerate (default: 1)"
+    )
     flags.add_argument("--settings", type=Path, help="YAML of flags for single methods: {vila+ihl: {r: 4}}")
-    flags.add_argument("--model_name_or_path", help="the model that is to forget (tofu)")
-    flags.add_argument("--data", help="the benchmark's data: a folder or a hub dataset (tofu)")
-    flags.add_argument("--retrained", nargs="+", default=[], help="SPLIT=LOG.json or SPLIT=MODEL, for forget quality")
+    flags.add_argument("--model_name_or_path", help="the model that is to forget")
+    flags.add_argument("--data", help="the benchmark's data: a folder or a hub dataset")
+    flags.add_argument(
+        "--retrained",
+        nargs="+",
+        default=[],
+        help="SPLIT=LOG.json or SPLIT=MODEL, for forget quality; one without a split is for all (muse)",
+    )
     return flags
 
 
 def count_problems(args: argparse.Namespace) -> list[Problem]:
-    """Numbers that leave nothing to run."""
-    values = {"seeds": args.seeds, "processes": args.processes}
-    return [Problem(name, value, "nothing would run", "use at least 1") for name, value in values.items() if value < 1]
+    """Numbers that leave nothing to run, or too few GPUs for it."""
+    import torch
+
+    values = {name: getattr(args, name) for name in ("seeds", "processes", "num_processes")}
+    problems = [
+        Problem(name, value, "nothing would run", "use at least 1") for name, value in values.items() if value < 1
+    ]
+    gpus = torch.cuda.device_count()
+    if args.num_processes > 1 and 0 < gpus < args.num_processes:
+        problems.append(Problem("num_processes", args.num_processes, f"there are {gpus} GPUs", f"use at most {gpus}"))
+    return problems
 
 
-def named(pairs: list[str]) -> dict[str, str]:
-    """{split: source} of "split=source" arguments."""
-    odd = [pair for pair in pairs if "=" not in pair]
-    raise_if(Problem("retrained", pair, "it names no split", "write it as forget10=log.json") for pair in odd)
-    return dict(pair.split("=", 1) for pair in pairs)
+def named(sources: list[str]) -> dict[str, str]:
+    """{split: source} of "split=source" arguments; a source alone is for all splits."""
+    from unlora.bench.interface import ALL
+
+    pairs = (source.partition("=") for source in sources)
+    return {split if source else ALL: source or split for split, _, source in pairs}
 
 
 def flags(rest: list[str]) -> dict[str, Any]:

@@ -98,9 +98,9 @@ def evaluate_tasks(model: Any, tokenizer: Any, tasks: Tasks, settings: TaskSetti
         settings: how many examples and questions, and the batch size.
 
     Returns:
-        {"lm_eval": version, "num_fewshot", "limit", "tasks": {task: {metric: value, metric_stderr: its standard
-        error, "n": questions, "version": of the task}}}; a group of tasks is there as well as each of them. What the
-        harness does not give as a finite number is None.
+        {"lm_eval": version, "num_fewshot", "limit", "asked": [name of a task or file], "tasks": {task: {metric: value,
+        metric_stderr: its standard error, "n": questions, "version": of the task}}}; a group of tasks is there as well
+        as each of them. What the harness does not give as a finite number is None.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -120,6 +120,7 @@ def evaluate_tasks(model: Any, tokenizer: Any, tasks: Tasks, settings: TaskSetti
         "lm_eval": lm_eval.__version__,
         "num_fewshot": settings.num_fewshot,
         "limit": settings.limit,
+        "asked": settings.tasks,
         "tasks": {name: _row(name, values, results) for name, values in rows.items()},
     }
 

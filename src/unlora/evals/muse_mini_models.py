@@ -15,7 +15,7 @@ from unlora.evals.persona_models import Recipe, cache_folder, train_from_nothing
 
 def muse_recipe(seed: int) -> Recipe:
     """The smallest that learns the paper by heart; `epochs` are the original's, the retrained has as many updates."""
-    return Recipe(seed=seed, epochs=18, batch_size=8)
+    return Recipe(seed=seed, epochs=24, batch_size=8)
 
 
 def muse_mini_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Path]:

@@ -1,0 +1,76 @@
+"""TOFU, and persona in its schema: `unlora unlearn` evaluates both itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unlora.bench.interface import ALL, Benchmark, Options, Values, built_in_problems, named_retrained, needed
+from unlora.errors import Problem, unknown_name
+from unlora.evals import read_log, summarise
+from unlora.evals.persona_models import Recipe, persona_models
+from unlora.files import atomic_path
+
+SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
+# Column -> set and metric in a model's summary.
+SET_COLUMNS = {
+    "forget probability": ("forget", "probability"),
+    "forget ROUGE-L recall": ("forget", "rougeL_recall"),
+    "retain probability": ("retain", "probability"),
+}
+# Of the other columns nearness to the retrained model would be best, which may not be known.
+WANTED = {"log10 forget quality": "high", "model utility": "high"}
+
+
+def read(path: Path, retrained: Path | None) -> Values:
+    """The columns of a log in TOFU's format."""
+    summary = summarise(read_log(path), None if retrained is None else read_log(retrained))
+    values = {"log10 forget quality": summary["log10_forget_quality"], "model utility": summary["model_utility"]}
+    sets = summary["sets"]
+    return values | {column: sets.get(name, {}).get(metric) for column, (name, metric) in SET_COLUMNS.items()}
+
+
+def persona_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
+    """The quickstart's settings on people and models of this seed."""
+    from unlora.quickstart import DATA, quickstart_request, write_sets
+
+    folder = options.folder / "persona" / f"seed-{seed}"
+    if not (folder / DATA).exists():
+        with atomic_path(folder / DATA) as partial:
+            write_sets(partial, seed)
+    model = persona_models(options.recipe or Recipe(seed=seed))["original"]
+    return quickstart_request(model, folder, seed).settings()
+
+
+def persona_retrained(options: Options, split: str, seed: int) -> str:
+    """The model that never knew the people to forget."""
+    return str(persona_models(options.recipe or Recipe(seed=seed))["retrained"])
+
+
+def tofu_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
+    """TOFU's split, with its perturbed sets."""
+    return {
+        "model_name_or_path": options.model,
+        "forget_data": options.data,
+        "forget_name": split,
+        "retain_data": options.data,
+        "retain_name": SPLITS[split],
+        "eval_data": options.data,
+        "eval_forget_name": f"{split}_perturbed",
+        "seed": seed,
+        "importance_seed": seed,
+    }
+
+
+def tofu_problems(options: Options) -> list[Problem]:
+    """TOFU needs a fine-tuned model and its data, and a retrained model for each split."""
+    problems = needed(options, "name the model fine-tuned on TOFU", "name a folder, or locuslab/TOFU")
+    if ALL in options.retrained:
+        reason, fix = "each split has a retrained model of its own", "write it as forget10=log.json"
+        problems.append(Problem("retrained", options.retrained[ALL], reason, fix))
+    others = [split for split in options.retrained if split not in {*SPLITS, ALL}]
+    return problems + [unknown_name("retrained", split, SPLITS) for split in others]
+
+
+PERSONA = Benchmark(("forget",), built_in_problems, persona_flags, persona_retrained, read, WANTED.get)
+TOFU = Benchmark(tuple(SPLITS), tofu_problems, tofu_flags, named_retrained, read, WANTED.get)
