@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +46,32 @@ def shared_data() -> Path:
 def tokenizer() -> PreTrainedTokenizerFast:
     """A small byte-level BPE with pad and eos tokens and no chat template."""
     return make_tokenizer()
+
+
+@pytest.fixture
+def browser_page() -> Iterator[Any]:
+    """A page (playwright's `Page`) of a headless Chromium with a fresh profile.
+
+    `page.errors` collects console errors, uncaught exceptions, dialogs and crashes as they happen.
+    """
+    path = os.environ.get("UNLORA_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("Chromium is not at hand: install it, or set UNLORA_CHROMIUM to its path")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync")
+    off = ("disable-background-networking", "disable-component-update")
+    with sync_playwright() as playwright:
+        flags = [f"--{flag}" for flag in (*quiet, *off)]
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=flags)
+        page: Any = browser.new_page()
+        page.errors = []
+        page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("dialog", lambda dialog: (page.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("crash", lambda: page.errors.append("crash"))
+        yield page
+        browser.close()
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
