@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate-tasks": "WMDP, MMLU and all other tasks of lm-evaluation-harness, with or without an adapter",
     "bench": "a grid of methods, splits and seeds on a benchmark, resumable, one table",
     "attack": "does it stay forgotten: attacks on the model of a run",
+    "chat": "a local page: ask the original and the unlearned model of a run side by side",
     "evaluate-log": "the metrics of an existing TOFU evaluation log",
     "membership": "memorisation, and how well the forget set can be told from unseen data",
     "validate": "every problem of a configuration at once, before anything is loaded",
