@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.utils.logging import tqdm as progress_bar
 
+from unlora.adapter.export import WEIGHTS
 from unlora.config import ADAPTER, AttackConfig, DataConfig, EvalConfig, ModelConfig, saved_settings, settings_of
 from unlora.data import TextFormat, load_records
 from unlora.data.sources import Record
@@ -90,7 +91,7 @@ def attack(run: str, config: AttackConfig) -> dict[str, Any]:
 
 def read_run(run: str) -> Target:
     """What the run's own configuration says about model, data and evaluation."""
-    if not (Path(run) / ADAPTER).is_dir():
+    if not (Path(run) / ADAPTER / WEIGHTS).is_file():
         reason, fix = "it has no exported adapter", "name the folder of an `unlora unlearn` that has finished"
         raise InputError(Problem("RUN", run, reason, fix))
     values = saved_settings(run, "RUN")
@@ -102,15 +103,19 @@ def read_run(run: str) -> Target:
 
 def read_rows(target: Target) -> tuple[list[Record], list[Record]]:
     """The forget and the retain rows that the run evaluates, each row once."""
+    forget, retain = evaluated_rows(target, "forget"), evaluated_rows(target, "retain")
+    return distinct("forget", forget), distinct("retain", retain)
+
+
+def evaluated_rows(target: Target, name: str) -> list[Record]:
+    """The rows of the set `name` (forget or retain) that the run evaluates."""
     data, evaluation = target.data, target.evaluation
     if evaluation.eval_data:
-        forget = load_records(evaluation.eval_data, evaluation.eval_forget_name, argument="forget")
-        retain = load_records(evaluation.eval_data, evaluation.eval_retain_name, argument="retain")
+        rows = load_records(evaluation.eval_data, getattr(evaluation, f"eval_{name}_name"), argument=name)
     else:
-        forget = load_records(data.forget_data, data.forget_name, data.forget_split, argument="forget_data")
-        retain = load_records(data.retain_data, data.retain_name, data.retain_split, argument="retain_data")
-    size = evaluation.ds_size
-    return distinct("forget", forget[:size]), distinct("retain", retain[:size])
+        path, config, split = (getattr(data, f"{name}_{part}") for part in ("data", "name", "split"))
+        rows = load_records(path, config, split, argument=f"{name}_data")
+    return rows[: evaluation.ds_size]
 
 
 def distinct(name: str, rows: Sequence[Record]) -> list[Record]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "bench": "a grid of methods, splits and seeds on a benchmark, resumable, one table",
     "attack": "does it stay forgotten: attacks on the model of a run",
     "verify": "whether data, base and adapter are still those of a run",
+    "chat": "a local page: ask the original and the unlearned model of a run side by side",
     "evaluate-log": "the metrics of an existing TOFU evaluation log",
     "membership": "memorisation, and how well the forget set can be told from unseen data",
     "validate": "every problem of a configuration at once, before anything is loaded",

@@ -233,17 +233,22 @@ def _generate(
     _check_request(prompts, max_new_tokens)
     examples = [prompt_example(ids) for ids in prompts]
     check_positions(model, examples, max_new_tokens, "max_new_tokens", max_new_tokens)
-    stops = end_tokens(text_format)
-    config = _greedy(max_new_tokens, stops, padding_id(text_format.tokenizer))
+    config = generation_config(max_new_tokens, text_format)
     texts = [""] * len(prompts)
-    with _evaluating(model), _own_generation_settings_off(causal_lm(model)) as core:
+    with generating(model) as core:
         # Left padding, so that every row's answer begins in the same column.
         for chosen, batch in scoring_batches(model, examples, batch_size, text_format, "left", progress):
             inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
             rows = core.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
             for index, row in zip(chosen, rows, strict=True):
-                texts[index] = decode(list(takewhile(lambda token: token not in stops, row)), text_format.tokenizer)
+                texts[index] = generated_text(row, text_format)
     return texts
+
+
+def generated_text(tokens: Sequence[int], text_format: TextFormat) -> str:
+    """The text of generated tokens up to the first of the `end_tokens`, without special tokens."""
+    stops = end_tokens(text_format)
+    return decode(list(takewhile(lambda token: token not in stops, tokens)), text_format.tokenizer)
 
 
 def prompt_example(ids: list[int]) -> Example:
@@ -258,14 +263,16 @@ def _check_request(prompts: Sequence[list[int]], max_new_tokens: int) -> None:
         raise InputError(Problem("questions", "0 questions", "there is nothing to ask", "give at least one"))
 
 
-def _greedy(max_new_tokens: int, stops: set[int], pad_id: int) -> GenerationConfig:
+def generation_config(max_new_tokens: int, text_format: TextFormat, temperature: float = 0.0) -> GenerationConfig:
+    """Greedy generation, or at a `temperature` above 0 draws from the model's whole distribution."""
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     return GenerationConfig(
-        do_sample=False,
+        **(drawn if temperature else {"do_sample": False}),
         num_beams=1,
         use_cache=True,
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(stops) or None,
-        pad_token_id=pad_id,
+        eos_token_id=sorted(end_tokens(text_format)) or None,
+        pad_token_id=padding_id(text_format.tokenizer),
     )
 
 
@@ -375,6 +382,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def generating(model: nn.Module) -> Iterator[Any]:
+    """Within, no gradients, no dropout and none of the model's own generation settings; yields what generates."""
+    with _evaluating(model), _own_generation_settings_off(causal_lm(model)) as core:
+        yield core
 
 
 @contextmanager

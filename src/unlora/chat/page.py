@@ -1,0 +1,156 @@
+"""The page itself: a question, both answers, and on demand the probability of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from unlora.attack import Target
+from unlora.chat.answers import SIDES, Sampling, SideBySide
+from unlora.chat.source import Prompt, Prompts
+from unlora.chat.tokens import token_sections
+from unlora.errors import InputError
+
+# Fonts of the system: those of the themes may be fetched from elsewhere.
+SANS, MONO = ("ui-sans-serif", "system-ui", "sans-serif"), ("ui-monospace", "Consolas", "monospace")
+LOOK = {
+    "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=SANS, font_mono=MONO),
+    "css_paths": Path(__file__).with_name("page.css"),
+}
+LONGEST_ANSWER = 1024  # tokens, where the model has that many positions
+PROMPTS_A_PAGE = 5
+# There is one model, and it is one side at a time.
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+
+
+class Asked(NamedTuple):
+    """The last question, and the tokens of both answers by side."""
+
+    question: str
+    tokens: dict[str, list[int]]
+
+
+class Handlers:
+    """What happens on the page."""
+
+    def __init__(self, models: SideBySide) -> None:
+        self.models = models
+
+    def ask(self, question: str, max_new_tokens: float, temperature: float) -> Iterator[tuple[str, str, Asked]]:
+        """Both answers as they grow."""
+        yield "", "", Asked(question, {side: [] for side in SIDES})
+        with shown_errors(), closing(self.models.answers(question, Sampling(int(max_new_tokens), temperature))) as news:
+            for tokens in news:
+                original, unlearned = (self.models.text(tokens[side]) for side in SIDES)
+                yield original, unlearned, Asked(question, {side: list(tokens[side]) for side in SIDES})
+
+    def probabilities(self, wanted: bool, question: str, reference: str, asked: Asked | None) -> str:
+        """Every token of the reference and of the answers, if that is wanted."""
+        if not wanted:
+            return ""
+        answers: dict[str, str | list[int]] = {"Reference answer": reference} if reference.strip() else {}
+        if asked is not None and asked.question == question:
+            answers |= {f"{side.capitalize()} model's answer": asked.tokens[side] for side in SIDES}
+        with shown_errors():
+            return token_sections(
+                {title: self.models.score(question, answer) for title, answer in answers.items() if answer}
+            )
+
+
+@contextmanager
+def shown_errors() -> Iterator[None]:
+    """Wrong input becomes a message on the page, which would read it as HTML."""
+    try:
+        yield
+    except InputError as error:
+        raise gr.Error(escape(str(error)), duration=None, print_exception=False) from error
+
+
+def build(models: SideBySide, target: Target, prompts: Prompts) -> gr.Blocks:
+    """The page, not served yet."""
+    with gr.Blocks(title="unlora chat", analytics_enabled=False) as page:
+        gr.HTML(heading(target, prompts))
+        question = gr.Textbox(label="Question", placeholder="Ask both models", max_lines=8, render=False)
+        reference = gr.Textbox(label="Reference answer", max_lines=8, render=False)
+        with gr.Row():
+            clicks = [prompt_list(name, found, [question, reference]) for name, found in prompts.sets.items()]
+        question.render()
+        with gr.Row():
+            ask = gr.Button("Ask", variant="primary", scale=0, min_width=140)
+            stop = gr.Button("Stop", scale=0, min_width=100)
+        settings = sampling_settings(models, target)
+        with gr.Row():
+            answers = [answer_box(side) for side in SIDES]
+        reference.render()
+        wanted = gr.Checkbox(label="Token probabilities")
+        tokens = gr.HTML()
+        asked = gr.State()
+
+        handlers = Handlers(models)
+        asking = (handlers.ask, [question, *settings], [*answers, asked])
+        scoring = (handlers.probabilities, [wanted, question, reference, asked], tokens)
+        running = []
+        for event in (ask.click, question.submit, *(click.then for click in clicks)):
+            answering = event(*asking, scroll_to_output=True, **ONE_AT_A_TIME)
+            running += [answering, answering.success(*scoring, **ONE_AT_A_TIME)]
+        for event in (wanted.change, reference.submit):
+            running.append(event(*scoring, **ONE_AT_A_TIME))
+        stop.click(None, cancels=running)
+    return page
+
+
+def heading(target: Target, prompts: Prompts) -> str:
+    """What is asked here, and which prompts there are not."""
+    notes = "".join(
+        f'<p class="note">No prompts from the {escape(name)} set: {escape(reason)}</p>'
+        for name, reason in prompts.missing.items()
+    )
+    return (
+        f'<header class="unlora"><h1>Original and unlearned, side by side</h1>'
+        f"<p>{escape(target.model.model_name_or_path)}, without and with the adapter of {escape(target.run)}. "
+        f"Each question stands alone. Nothing leaves this computer.</p>{notes}</header>"
+    )
+
+
+def prompt_list(name: str, prompts: list[Prompt], filled: list[gr.Textbox]) -> Any:
+    """The questions of one set; a click on one fills in question and reference."""
+    with gr.Column(min_width=300):
+        questions = gr.Dataset(
+            label=f"{name.capitalize()} set",
+            components=[gr.Textbox(render=False)],
+            samples=[[prompt.question] for prompt in prompts],
+            samples_per_page=PROMPTS_A_PAGE,
+            type="index",
+        )
+    return questions.click(
+        lambda place: (prompts[place].question, prompts[place].answer), questions, filled, api_visibility="private"
+    )
+
+
+def answer_box(side: str) -> gr.Textbox:
+    """Where one model's answer appears: as plain text, whatever it holds."""
+    return gr.Textbox(
+        label=side.capitalize(),
+        lines=3,
+        max_lines=16,
+        min_width=280,
+        interactive=False,
+        buttons=[],  # a button within the label would take the label from the text
+        elem_id=f"{side}-answer",
+    )
+
+
+def sampling_settings(models: SideBySide, target: Target) -> list[gr.Slider]:
+    """The settings that `Handlers.ask` takes after the question."""
+    longest = min(models.longest or LONGEST_ANSWER, LONGEST_ANSWER)
+    usual = min(target.evaluation.max_new_tokens, longest)
+    with gr.Accordion("Settings", open=False):
+        return [
+            gr.Slider(1, longest, usual, step=1, label="Longest answer, in tokens"),
+            gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is greedy, as in the evaluation."),
+        ]

@@ -1,0 +1,71 @@
+"""Serves a page to this computer alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from unlora.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+HOST = "127.0.0.1"
+
+
+def free_port(port: int) -> int:
+    """The port itself if nothing listens on it; for 0 any free one.
+
+    Raises:
+        InputError: the port cannot be had.
+    """
+    try:
+        with socket.create_server((HOST, port)) as found:
+            return int(found.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        fix = "name another port, or 0 for any free one"
+        raise InputError(Problem("port", port, f"nothing can be served there ({error})", fix)) from error
+
+
+def check_gradio() -> None:
+    """Imports gradio, with its reports to its makers off.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    try:
+        import gradio  # noqa: F401
+    except ModuleNotFoundError as error:
+        fix = "install it: pip install 'unlora[chat]'"
+        raise InputError(Problem("command", "chat", f"{error.name} is not installed", fix)) from error
+
+
+def serve(page: gr.Blocks, port: int, open_browser: bool) -> None:
+    """Serves the page until Ctrl-C, and prints its address when it can be opened."""
+    from unlora.chat.page import LOOK
+
+    for name in ("no_proxy", "NO_PROXY"):  # the page is checked over HTTP before its address is given out
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST)))
+    _, address, _ = page.queue().launch(
+        server_name=HOST,
+        server_port=free_port(port),
+        inbrowser=open_browser,
+        share=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        run_history=False,
+        footer_links=[],
+        quiet=True,
+        prevent_thread_lock=True,
+        **LOOK,
+    )
+    try:
+        print(address.rstrip("/"), flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        page.close(verbose=False)

@@ -1,0 +1,71 @@
+"""What the page is about: a run, its two models, and questions of its forget and retain set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unlora.attack import Target, evaluated_rows
+from unlora.chat.answers import SideBySide
+from unlora.config import ADAPTER
+from unlora.data import TextFormat
+from unlora.data.sources import Record, has_keys
+from unlora.errors import InputError
+from unlora.models import load_adapter, load_model
+from unlora.pipeline import usable_length
+
+SETS = ("forget", "retain")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question of the data, and the answer there."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """By set its questions, each once, and why a set has none."""
+
+    sets: dict[str, list[Prompt]]
+    missing: dict[str, str]
+
+
+def load_side_by_side(target: Target) -> SideBySide:
+    """The run's base with its exported adapter, which holds those of earlier requests too.
+
+    Raises:
+        InputError: a base or an adapter that cannot be loaded.
+    """
+    model, tokenizer = load_model(target.model)
+    text_format = TextFormat(tokenizer, target.data.prompt_format, usable_length(model, target.data.max_length))
+    return SideBySide(load_adapter(model, str(Path(target.run) / ADAPTER), argument="RUN"), text_format)
+
+
+def load_prompts(target: Target) -> Prompts:
+    """The questions of the rows that the run evaluates. A page without them is of use still, so nothing is raised."""
+    sets: dict[str, list[Prompt]] = {}
+    missing = {}
+    for name in SETS:
+        try:
+            sets[name] = prompts_of(evaluated_rows(target, name))
+        except InputError as error:
+            missing[name] = str(error)
+            continue
+        if not sets[name]:
+            missing[name] = "its rows are not questions and answers"
+    return Prompts({name: found for name, found in sets.items() if found}, missing)
+
+
+def prompts_of(rows: Sequence[Record]) -> list[Prompt]:
+    """Question and answer of each row: its columns, or the first two turns of its conversation."""
+    found = []
+    for row in rows:
+        if has_keys(row, "question", "answer"):
+            found.append(Prompt(str(row["question"]), str(row["answer"])))
+        elif has_keys(row, "messages") and [turn["role"] for turn in row["messages"][:2]] == ["user", "assistant"]:
+            found.append(Prompt(*(str(turn["content"]) for turn in row["messages"][:2])))
+    return list(dict.fromkeys(found))

@@ -1,0 +1,58 @@
+"""The tokens of an answer as HTML, each above its probability under both models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from html import escape
+
+from unlora.chat.answers import SIDES, Scored
+
+CAPTION = "Under each token: its probability after the question and the tokens before it, for"
+
+
+def token_sections(answers: Mapping[str, Scored]) -> str:
+    """HTML of several answers under their titles, equal ones once; all text in it is escaped."""
+    if not answers:
+        return '<div class="tokens"><p>Ask a question, or write one with a reference answer.</p></div>'
+    together: dict[tuple[str, ...], list[str]] = {}
+    for title, scored in answers.items():
+        together.setdefault(tuple(scored.tokens), []).append(title)
+    names = " and ".join(f'<span class="p name {side}" style="--p:1">{side}</span>' for side in SIDES)
+    sections = "".join(section(" = ".join(titles), answers[titles[0]]) for titles in together.values())
+    return f'<div class="tokens"><p>{CAPTION} {names}</p>{sections}</div>'
+
+
+def section(title: str, scored: Scored) -> str:
+    """HTML of one answer."""
+    whole = ", ".join(f"{side} {scored.probability(side):.3f}" for side in SIDES)
+    items = "".join(item(place, scored) for place in range(len(scored.tokens)))
+    return (
+        f"<section><h3>{escape(title)}</h3><p>Probability, as the evaluation has it: {whole}</p>"
+        f'<ol aria-label="{escape(title)}, token by token">{items}</ol></section>'
+    )
+
+
+def item(place: int, scored: Scored) -> str:
+    """HTML of one token."""
+    values = {side: math.exp(scored.logp[side][place]) for side in SIDES}
+    cells = "".join(
+        f'<span class="p {side}" style="--p:{value:.3f}" title="{side}: {value:.3g}">'
+        f'<span class="spoken">{side} </span>{escape(percent(value))}</span>'
+        for side, value in values.items()
+    )
+    return f'<li><span class="text">{escape(visible(scored.tokens[place]))}</span>{cells}</li>'
+
+
+def percent(value: float) -> str:
+    """A probability in whole percents, without claiming 0 or 100 for what is neither."""
+    if 0 < value < 0.005:
+        return "<1%"
+    if 0.995 <= value < 1:
+        return ">99%"
+    return f"{100 * value:.0f}%"
+
+
+def visible(token: str) -> str:
+    """The token with marks for blanks, and for one that only begins a character."""
+    return token.translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥"}) or "⋯"

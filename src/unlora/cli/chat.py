@@ -1,0 +1,40 @@
+"""`unlora chat`: the original and the unlearned model of a run side by side, on a local page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from unlora.cli.arguments import parse
+from unlora.errors import InputError, Problem
+
+EXAMPLE = "unlora chat run --open_browser true"
+
+
+@dataclass
+class ChatConfig:
+    """Where the page is. Only this computer can open it: it is bound to 127.0.0.1. Ctrl-C ends it, with exit code 0."""
+
+    port: int = field(default=7860, metadata={"help": "Its port; 0 is any free one."})
+    open_browser: bool = field(default=False, metadata={"help": "Open the page in the browser."})
+
+
+def run(argv: list[str]) -> int:
+    """Serves the page about the run named first, prints its address, and returns when it is interrupted."""
+    named = bool(argv) and not argv[0].startswith("-")
+    (config,) = parse((ChatConfig,), argv[1:] if named else argv, "chat RUN", EXAMPLE)
+    if not named:
+        raise InputError(Problem("RUN", "", "no run is named", "name its folder first: unlora chat RUN"))
+    from unlora.chat.server import check_gradio, free_port, serve
+
+    free_port(config.port)
+    check_gradio()
+    from unlora.attack import read_run
+    from unlora.chat.page import build
+    from unlora.chat.source import load_prompts, load_side_by_side
+
+    target = read_run(argv[0])
+    prompts = load_prompts(target)
+    for name, reason in prompts.missing.items():
+        print(f"no prompts from the {name} set: {reason}")
+    serve(build(load_side_by_side(target), target, prompts), config.port, config.open_browser)
+    return 0
