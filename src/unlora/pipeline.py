@@ -32,7 +32,7 @@ from unlora.data import (
 from unlora.data.sources import Record
 from unlora.errors import InputError, Problem, raise_if
 from unlora.evals import EvalSettings, Log, evaluate, read_log, summarise, write_log
-from unlora.evals.tofu import TASKS
+from unlora.evals.tofu import TASKS, check_same_examples
 from unlora.files import write_json, write_jsonl, write_text
 from unlora.finetune import resume_point
 from unlora.fisher import load_importance, save_importance
@@ -136,9 +136,9 @@ def unlearn(
     clock.lap("hashes")
     sets = evaluation_sets(request, materials) if sets is None else sets
     if retrain_log is None and request.evaluation.retrain_log:
-        retrain_log = read_log(request.evaluation.retrain_log)
+        retrain_log = read_log(request.evaluation.retrain_log, "retrain_log")
     if retrain_log is not None:
-        check_forget_quality(sets, retrain_log)
+        check_forget_quality(sets, retrain_log, request.evaluation.ds_size)
     original_log = known_log(request.evaluation, sets)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG, yaml.safe_dump(request.settings(), sort_keys=False))
@@ -295,20 +295,22 @@ def evaluation_sets(request: Request, materials: Materials) -> dict[str, Sequenc
     return {}
 
 
-def check_forget_quality(sets: Mapping[str, Sequence[Record]], retrain_log: Log) -> None:
+def check_forget_quality(sets: Mapping[str, Sequence[Record]], retrain_log: Log, ds_size: int | None) -> None:
     """Raises `InputError`, before training, where forget quality is asked for and could not be computed after it."""
     summarise(retrain_log, retrain_log)
     if not sets.get("forget") or "perturbed_answer" not in sets["forget"][0]:
         reason = "forget quality compares truth ratios, and the evaluated forget rows have no perturbed_answer"
         fix = "name eval_data with perturbed answers, or leave retrain_log out"
         raise InputError(Problem("retrain_log", "a log", reason, fix))
+    perturbed = [row.get("perturbed_answer") or () for row in sets["forget"][:ds_size]]
+    check_same_examples(perturbed, retrain_log, "retrain_log")
 
 
 def known_log(config: EvalConfig, sets: Mapping[str, Sequence[Record]]) -> Log | None:
     """The log of the model before that the user has, if any; one of other sets or sizes is refused."""
     if config.original_log is None:
         return None
-    log = read_log(config.original_log)
+    log = read_log(config.original_log, "original_log")
     sizes = {TASKS[name]: len(rows[: config.ds_size]) for name, rows in sets.items()}
     if {task: len(columns["generated_text"]) for task, columns in log.items()} != sizes:
         reason = f"it is of other sets or sizes than this evaluation, which has {sizes}"

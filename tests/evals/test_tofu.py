@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from conftest import make_tokenizer
-from unlora.cli import evaluate_log
+from unlora.cli import evaluate_log, main
 from unlora.config import EvalConfig
 from unlora.data import TextFormat
 from unlora.errors import InputError
@@ -205,6 +206,42 @@ def test_a_log_without_forget_truth_ratios_gives_no_forget_quality(model, base):
 
 
 @pytest.mark.parametrize(
+    ("perturbed", "message"),
+    [
+        ([[4, 4]], "^retain_log='1 forget examples': 2 forget examples are compared with it"),
+        ([[4, 4], [2]], "^retain_log='1 perturbed answers': forget example 1 has 2 here"),
+    ],
+)
+def test_a_retain_log_of_another_forget_set_is_refused(perturbed, message):
+    count = len(perturbed)
+    other = {TASKS["forget"]: _task([2] * count, [1] * count, [2] * count, perturbed)}
+    with pytest.raises(InputError, match=message):
+        summarise({TASKS["forget"]: _task([2, 4], [1, 1], [2, 2], [[4, 4], [2, 8]])}, other)
+
+
+def test_a_missing_retain_log_is_named(tmp_path, capsys):
+    log, missing = tmp_path / "log.json", str(tmp_path / "no.json")
+    write_log({TASKS["forget"]: _task([2], [1], [2], [[4]])}, log)
+    assert main(["evaluate-log", "--benchmark", "tofu", "--log", str(log), "--retain-log", missing]) == 2
+    assert "retain_log=" in (error := capsys.readouterr().err)
+    assert "No such file" in error
+    # Without one there is no forget quality, and the JSON says so.
+    assert main(["evaluate-log", "--benchmark", "tofu", "--log", str(log), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["forget_quality"] is None
+
+
+def test_a_model_that_says_nothing_recalls_nothing(tiny_model, base):
+    """Greedy decoding ends at once: empty answers, and no failure."""
+    model = tiny_model("phi")  # its head has a bias
+    torch.nn.init.constant_(model.lm_head.bias[base.tokenizer.eos_token_id], 1e3)
+    log = evaluate(model, {"retain": FACTS[:2]}, base, QUICK)
+    task = log[TASKS["retain"]]
+    assert [said for _, said, _ in task["generated_text"].values()] == ["", ""]
+    assert set(task["rougeL_recall"].values()) == {0.0}
+    assert summarise(log)["model_utility"] == 0
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "cannot be read as JSON"),
@@ -274,8 +311,8 @@ def test_published_logs_give_the_published_metrics(shared_data):
     assert summary["model_utility"] == pytest.approx(0.50335, abs=5e-6)
     assert summary["utility_terms"] == 9
     assert summary["log10_forget_quality"] == pytest.approx(-15.6587, abs=5e-5)
-    # Its forget task has other examples, and fewer: the test compares distributions.
-    assert 0 < summarise(full, read_log(folder / "phi_retain99.json"))["forget_quality"] <= 1
+    with pytest.raises(InputError, match="retain_log='40 forget examples': 300 forget examples"):
+        summarise(full, read_log(folder / "phi_retain99.json"))  # of forget01
 
 
 @pytest.mark.shared_data

@@ -18,6 +18,7 @@ from unlora import InputError, attach_adapters, export_adapter
 from unlora.cli import main
 from unlora.evals.harness import TaskSettings, evaluate_tasks, load_tasks
 from unlora.evals.wmdp_mini import CORPORA, LETTERS, SUBJECTS, generate, write_mini
+from unlora.files import write_jsonl
 
 TASKS = ["mini_craft", "mini_general_text"]
 SEED = 5  # of a random model that does not always answer with the same letter
@@ -138,6 +139,25 @@ def test_data_that_is_not_there_is_refused(mini, tmp_path):
     (tmp_path / "broken.yaml").write_text(re.sub("task: mini_craft", "task: broken", text).replace("craft.jsonl", "no"))
     with pytest.raises(InputError, match="cannot load them"):
         load_tasks(TaskSettings(["broken"], str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda row: {"asked": row["question"], "answer": row["answer"]},
+            "tasks='mini_craft': its questions cannot be read",
+        ),
+        (lambda row: {**row, "choices": row["choices"][:3]}, "tasks='mini_craft': its questions cannot be read"),
+        (lambda row: {**row, "answer": row["answer"] + 4}, r"mini_craft\[0\]=\d: it is none of the 4 choices"),
+    ],
+)
+def test_questions_of_another_schema_are_refused(tmp_path, change, message):
+    pytest.importorskip("lm_eval")
+    write_mini(tmp_path)
+    write_jsonl(tmp_path / "tasks" / "craft.jsonl", [change(row) for row in generate()["craft"]])
+    with pytest.raises(InputError, match=message):
+        load_tasks(TaskSettings(["mini_craft"], str(tmp_path / "tasks")))
 
 
 def test_settings_out_of_range_are_refused_all_at_once(tmp_path):

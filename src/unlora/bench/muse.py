@@ -86,7 +86,7 @@ def mini_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
     own = Options(options.folder, str(mini_models(options, seed)["original"]), mini_data(options, seed))
     return {
         **muse_flags(own, split, seed),
-        "learning_rate": 1.2e-3,
+        "learning_rate": 6e-4,
         "num_train_epochs": 20,
         "per_device_train_batch_size": 16,
         "gradient_accumulation_steps": 1,

@@ -24,7 +24,7 @@ WANTED = {"log10 forget quality": "high", "model utility": "high"}
 
 def read(path: Path, retrained: Path | None) -> Values:
     """The columns of a log in TOFU's format."""
-    summary = summarise(read_log(path), None if retrained is None else read_log(retrained))
+    summary = summarise(read_log(path), None if retrained is None else read_log(retrained, "retrained"))
     values = {"log10 forget quality": summary["log10_forget_quality"], "model utility": summary["model_utility"]}
     sets = summary["sets"]
     return values | {column: sets.get(name, {}).get(metric) for column, (name, metric) in SET_COLUMNS.items()}

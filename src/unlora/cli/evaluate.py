@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
     settings = (model_config, text, config)
     raise_if([*target.problems(model_config), *missing, *(problem for part in settings for problem in part.problems())])
     sets = config.sets()
-    retrain_log = read_log(config.retrain_log) if config.retrain_log else None
+    retrain_log = read_log(config.retrain_log, "retrain_log") if config.retrain_log else None
     model, tokenizer = load_target(model_config, target)
     text_format = TextFormat(tokenizer, text.prompt_format, text.max_length)
     log = evaluate_shown(target.log, model, sets, text_format, config.settings())

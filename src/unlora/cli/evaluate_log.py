@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     from unlora.evals import read_log, summarise
 
-    retain_log = None if args.retain_log is None else read_log(args.retain_log)
+    retain_log = None if args.retain_log is None else read_log(args.retain_log, "retain_log")
     summary = summarise(read_log(args.log), retain_log)
     if args.json:
         print(json.dumps(summary, indent=2, allow_nan=False))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -58,8 +58,8 @@ def load_tasks(settings: TaskSettings) -> Tasks:
     """The tasks and their data; needs no model, so that what cannot be evaluated is refused before one is loaded.
 
     Raises:
-        InputError: settings out of range, lm-evaluation-harness is not installed, unknown tasks, a task twice, or data
-            that cannot be loaded.
+        InputError: settings out of range, lm-evaluation-harness is not installed, unknown tasks, a task twice, data
+            that cannot be loaded, or questions of another schema than the task's.
     """
     raise_if(settings.problems())
     try:
@@ -76,6 +76,7 @@ def load_tasks(settings: TaskSettings) -> Tasks:
         reason = f"the harness cannot load them ({type(error).__name__}: {error})"
         fix = "check the names, the files and the network; name a task once, alone or in its group"
         raise InputError(Problem("tasks", settings.tasks, reason, fix)) from error
+    raise_if(problem for name, task in found["tasks"].items() for problem in _wrong_schema(name, task))
     groups = found.get("groups", {})
     inner = {id(part) for group in groups.values() for part in (*group.get_all_tasks(), *group.get_all_groups())}
     return Tasks(manager, [item for item in (*groups.values(), *found["tasks"].values()) if id(item) not in inner])
@@ -86,6 +87,23 @@ def _unknown_task(name: str, known: Iterable[str]) -> Problem:
     close = difflib.get_close_matches(name, known, n=3)
     fix = f"did you mean {' or '.join(map(repr, close))}" if close else "`lm-eval ls tasks` lists all"
     return Problem("tasks", name, "neither a task of the harness nor a YAML file", fix)
+
+
+def _wrong_schema(name: str, task: Any) -> Iterator[Problem]:
+    """What the harness would fail on while it asks, or count as wrongly answered: missing columns, no right choice."""
+    fix = "check the columns of the task's data, and what the task's YAML file makes of them"
+    try:
+        first = next(iter(task.eval_docs))
+        task.doc_to_text(first)
+        if task.OUTPUT_TYPE != "multiple_choice":
+            return
+        for place, row in enumerate(task.eval_docs):
+            choices, right = task.doc_to_choice(row), task.doc_to_target(row)
+            if isinstance(right, int) and not 0 <= right < len(choices):
+                yield Problem(f"{name}[{place}]", right, f"it is none of the {len(choices)} choices", fix)
+                return
+    except Exception as error:  # templates and functions of a task fail in any way
+        yield Problem("tasks", name, f"its questions cannot be read ({type(error).__name__}: {error})", fix)
 
 
 def evaluate_tasks(model: Any, tokenizer: Any, tasks: Tasks, settings: TaskSettings) -> dict[str, Any]:

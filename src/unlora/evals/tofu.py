@@ -256,14 +256,17 @@ def summarise(log: Log, retain_log: Log | None = None) -> dict[str, Any]:
         forget_quality, log10_forget_quality: Kolmogorov-Smirnov p-value against `retain_log`.
 
     Raises:
-        InputError: values that are not finite, or a forget quality asked of logs without forget truth ratios.
+        InputError: values that are not finite, or a forget quality asked of logs without forget truth ratios, or of
+            different forget sets.
     """
     sets = {name: _summarise_set(name, log[task]) for name, task in TASKS.items() if task in log}
     kept = [values[key] for name, values in sets.items() if name != "forget" for key in UTILITY]
     terms = [term for term in kept if term is not None]
     quality = None
     if retain_log is not None:
-        quality = metrics.forget_quality(forget_truth_ratios("log", log), forget_truth_ratios("retain_log", retain_log))
+        ratios = forget_truth_ratios("log", log), forget_truth_ratios("retain_log", retain_log)
+        check_same_examples(_column(log[TASKS["forget"]], "average_perturb_loss"), retain_log)
+        quality = metrics.forget_quality(*ratios)
     return {
         "sets": sets,
         "model_utility": metrics.model_utility(terms) if terms else None,
@@ -313,14 +316,33 @@ def forget_truth_ratios(argument: str, log: Log) -> metrics.Values:
     return _truth_ratios(task, "geometric")
 
 
+def check_same_examples(perturbed: Sequence[Sequence[Any]], retain_log: Log, argument: str = "retain_log") -> None:
+    """Refuses a retain log of another forget set: of other numbers of examples, or of wrong answers of one of them.
+
+    Args:
+        perturbed: by example its wrong answers, or their losses.
+        retain_log: of a model trained without the forget set.
+        argument: what the user calls it.
+    """
+    theirs = _column(retain_log[TASKS["forget"]], "average_perturb_loss")
+    fix = "evaluate both models on the same forget set, with the same ds_size"
+    if len(theirs) != len(perturbed):
+        reason = f"{len(perturbed)} forget examples are compared with it"
+        raise InputError(Problem(argument, f"{len(theirs)} forget examples", reason, fix))
+    for index, (ours, other) in enumerate(zip(perturbed, theirs, strict=True)):
+        if len(ours) != len(other):
+            reason = f"forget example {index} has {len(ours)} here"
+            raise InputError(Problem(argument, f"{len(other)} perturbed answers", reason, fix))
+
+
 def _column(task: Mapping[str, Mapping[str, Any]], metric: str) -> list[Any]:
     """A metric's values in the order of the examples' numbers; empty if the log lacks it."""
     values = task.get(metric, {})
     return [values[index] for index in sorted(values, key=int)]
 
 
-def read_log(path: str | Path) -> Log:
-    """Reads a log.
+def read_log(path: str | Path, argument: str = "log") -> Log:
+    """Reads a log; `argument` is what the user calls it, for errors.
 
     Raises:
         InputError: no such file, not JSON, or not {task file: {metric: {index: value}}}.
@@ -328,11 +350,11 @@ def read_log(path: str | Path) -> Log:
     try:
         log = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(Problem("log", str(path), f"cannot be read as JSON: {error}", "check the path")) from error
+        raise InputError(Problem(argument, str(path), f"cannot be read as JSON: {error}", "check the path")) from error
     reason = _schema_error(log)
     if reason:
         fix = "give a log in TOFU's format: {task file: {metric: {index: value}}}"
-        raise InputError(Problem("log", str(path), reason, fix))
+        raise InputError(Problem(argument, str(path), reason, fix))
     checked: Log = log
     return checked
 
