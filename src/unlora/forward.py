@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unlora.data.encoding import IGNORE_INDEX
 from unlora.errors import InputError, Problem
+from unlora.packing import is_packing, packed_inputs
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,9 @@ def labelled_tokens(model: nn.Module, batch: Mapping[str, Any]) -> LabelledToken
     """
     core = causal_lm(model)
     labels, chosen = _labelled(batch)
-    # A trailing column stands for the last position, which predicts nothing.
-    with head_sees_only(core, F.pad(chosen, (0, 1))):
-        logits = model(**_model_inputs(core, batch)).logits[0]
+    inputs, positions = _arranged(core, batch, chosen)
+    with head_sees_only(core, positions):
+        logits = model(**inputs).logits[0]
     return LabelledTokens(logits, labels[chosen], chosen.nonzero()[:, 0], len(labels))
 
 
@@ -115,11 +116,11 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], layer: int = 7) ->
     """The output of decoder layer `layer` (from 0) at the positions that predict `labels`; later layers are not run."""
     core = causal_lm(model)
     labels, chosen = _labelled(batch)
-    nothing = torch.zeros_like(batch["labels"], dtype=torch.bool)
-    with layers_up_to(core, layer) as last, head_sees_only(core, nothing):
-        model(**_model_inputs(core, batch))
+    inputs, positions = _arranged(core, batch, chosen)
+    with layers_up_to(core, layer) as last, head_sees_only(core, torch.zeros_like(positions)):
+        model(**inputs)
         states = last.output
-    return HiddenStates(states[:, :-1][chosen.to(states.device)], chosen.nonzero()[:, 0], len(labels))
+    return HiddenStates(states[positions.to(states.device)], chosen.nonzero()[:, 0], len(labels))
 
 
 def _labelled(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -127,6 +128,14 @@ def _labelled(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     labels = batch["labels"][:, 1:]
     # A row's first real token is predicted from nothing, also where padding on the left stands before it.
     return labels, (labels != IGNORE_INDEX) & batch["attention_mask"][:, :-1].bool()
+
+
+def _arranged(core: nn.Module, batch: Mapping[str, Any], chosen: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """The model's arguments, packed or padded, and as bool [rows, length] of either the positions `chosen`."""
+    positions = F.pad(chosen, (0, 1))  # a trailing column for the last position, which predicts nothing
+    if not is_packing(core):
+        return _model_inputs(core, batch), positions
+    return packed_inputs(batch), positions[batch["attention_mask"].bool()][None]
 
 
 def _model_inputs(core: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:

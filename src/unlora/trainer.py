@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainingArguments
 
 from unlora.adapter.export import read_adapter, write_adapter
+from unlora.adapter.fused import fused_adapters
 from unlora.adapter.offset import freeze_others, reference_model
 from unlora.adapter.settings import UNLEARN
 from unlora.checkpoints import SafeTrainer
@@ -24,6 +26,7 @@ from unlora.errors import DivergenceError, Problem, raise_if
 from unlora.files import write_json
 from unlora.forward import causal_lm, labelled_tokens
 from unlora.losses import LOSSES, NO_RETAIN, RETAIN_LOSSES, check_losses, own_settings
+from unlora.packing import packing
 
 RETAIN_WEIGHT = "retain_weight.json"
 
@@ -192,6 +195,14 @@ class UnlearnTrainer(SafeTrainer):
         self._batches = 0
         self._good: tuple[int, dict[str, Tensor]] | None = None
         self._staging: str | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.Trainer.train`; without padding and with a layer's adapters in one, where that works."""
+        with ExitStack() as stack:
+            stack.enter_context(packing(causal_lm(self.model)))
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which give weights to their own layers only
+                stack.enter_context(fused_adapters(self.model))
+            return super().train(*args, **kwargs)
 
     # Data
 
