@@ -1,6 +1,7 @@
 """Forget and retain losses: pure functions of what the model says, and the table of them.
 
-To add one: write the function, add its entry here, its test, and its row in docs/methods.md (a test compares them).
+To add one: write the function, add its entry here, its test, and its row in docs/methods.md (a test compares them). A
+program of yours adds one with `register_loss`, without a change to the package.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from unlora.errors import Problem, unknown_name
+from unlora.errors import InputError, Problem, raise_if, unknown_name
 from unlora.forward import Outputs, check_layer, hidden_states, labelled_tokens
 from unlora.losses.dual import dual_ascent
 from unlora.losses.forget import (
@@ -177,6 +178,26 @@ NO_RETAIN = "none"
 POSITIVE = ("beta", "steering_coeff", "dual_step_size")
 
 
+def register_loss(name: str, loss: Loss, losses: dict[str, Loss] = LOSSES) -> None:
+    """Makes a loss known by a name in this process: to `UnlearnConfig`, the trainer and every command.
+
+    Args:
+        name: what `loss` (or `retain_loss`) is set to.
+        loss: the loss.
+        losses: the table that it joins: `LOSSES`, or `RETAIN_LOSSES` for a retain loss.
+
+    Raises:
+        InputError: the name is taken, or its own retain loss is unknown or reads something else of the model.
+    """
+    if name in (*losses, NO_RETAIN):
+        raise InputError(Problem("name", name, "there is a loss of this name already", "choose another name"))
+    if losses is LOSSES:
+        if loss.retain not in (NO_RETAIN, *RETAIN_LOSSES):
+            raise InputError(unknown_name("retain", loss.retain, [NO_RETAIN, *RETAIN_LOSSES]))
+        raise_if(_retain_problems(name, loss, loss.retain))
+    losses[name] = loss
+
+
 def check_losses(loss: str, retain_loss: str | None, settings: dict[str, Any]) -> list[Problem]:
     """What is wrong with a choice of losses."""
     problems = []
@@ -185,15 +206,14 @@ def check_losses(loss: str, retain_loss: str | None, settings: dict[str, Any]) -
     if retain_loss not in (None, NO_RETAIN, *RETAIN_LOSSES):
         problems.append(unknown_name("retain_loss", retain_loss, [NO_RETAIN, *RETAIN_LOSSES]))
     elif loss in LOSSES:
-        problems += _retain_problems(loss, retain_loss or LOSSES[loss].retain)
+        problems += _retain_problems(loss, LOSSES[loss], retain_loss or LOSSES[loss].retain)
     if loss in LOSSES:
         problems += _setting_problems(loss, settings)
     return problems
 
 
-def _retain_problems(loss: str, retain_loss: str) -> Iterator[Problem]:
-    """Why two known losses do not go together."""
-    entry = LOSSES[loss]
+def _retain_problems(loss: str, entry: Loss, retain_loss: str) -> Iterator[Problem]:
+    """Why a loss and a known retain loss do not go together."""
     if retain_loss == NO_RETAIN:
         if entry.update_weight:
             reason = f"{loss!r} sets the weight of a retain loss, and there would be none"
