@@ -10,6 +10,7 @@ from torch import nn
 
 from unlora.config import ADAPTER, ModelConfig
 from unlora.data import padding_id
+from unlora.distributed import on_cpu
 from unlora.errors import InputError, Problem
 
 
@@ -83,5 +84,5 @@ def to_device(model: nn.Module) -> nn.Module:
 
     if getattr(model, "is_quantized", False):
         return model
-    device: torch.device = PartialState().device
+    device: torch.device = PartialState(cpu=on_cpu()).device
     return model.to(device)
