@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import queue
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from unlora.bench.cells import CONFIG, FAILED, LOG, RUN, Cell
+from unlora.bench.executors import EXECUTORS, Execute
 from unlora.files import write_text
 
 
-def run_cells(cells: Sequence[Cell], processes: int, say: Callable[[str], None] = print) -> None:
+def run_cells(
+    cells: Sequence[Cell], processes: int, say: Callable[[str], None] = print, executor: str = "local"
+) -> None:
     """Runs every prepared cell; the ones that fail are marked, and do not stop the others.
 
     Args:
@@ -22,14 +24,15 @@ def run_cells(cells: Sequence[Cell], processes: int, say: Callable[[str], None] 
         processes: how many run at a time. Each has a GPU of its own where there are several, and its share of the
             processor's cores.
         say: takes a line after each cell, with the time that is left.
+        executor: "local" for processes of this machine, "ray" for tasks of a Ray cluster.
     """
     places: queue.Queue[dict[str, str]] = queue.Queue()
     for number in range(processes):
         places.put(_place(number, processes))
     started = time.monotonic()
-    with ThreadPoolExecutor(processes) as pool:
+    with EXECUTORS[executor]() as execute, ThreadPoolExecutor(processes) as pool:
         try:
-            futures = {pool.submit(_run_cell, cell, places): cell for cell in cells}
+            futures = {pool.submit(_run_cell, cell, places, execute): cell for cell in cells}
             for done, future in enumerate(as_completed(futures), 1):
                 cell, state = futures[future], future.result()
                 left = (time.monotonic() - started) / done * (len(cells) - done) / 60
@@ -53,14 +56,13 @@ def _place(number: int, processes: int) -> dict[str, str]:
     return place
 
 
-def _run_cell(cell: Cell, places: queue.Queue[dict[str, str]]) -> str:
+def _run_cell(cell: Cell, places: queue.Queue[dict[str, str]], execute: Execute) -> str:
     """Runs `unlora unlearn` on the cell's configuration and says how it went."""
     place = places.get()
     try:
-        with (cell.folder / LOG).open("w", encoding="utf-8") as log:
-            command = [sys.executable, "-m", "unlora", "unlearn", "--config", str(cell.folder / CONFIG)]
-            flags = ["--output_dir", str(cell.folder / RUN)]
-            code = subprocess.run([*command, *flags], stdout=log, stderr=log, env=os.environ | place).returncode
+        write_text(cell.folder / LOG, "")
+        command = [sys.executable, "-m", "unlora", "unlearn", "--config", str(cell.folder / CONFIG)]
+        code = execute([*command, "--output_dir", str(cell.folder / RUN)], cell.folder / LOG, place)
     finally:
         places.put(place)
     if code == 0 and cell.metrics is not None:

@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
     from unlora.files import write_text
 
     cells = prepared(args, flags(rest))
-    run_cells([cell for cell in cells if cell.metrics is None], args.processes)
+    run_cells([cell for cell in cells if cell.metrics is None], args.processes, executor=args.executor)
     rows = rows_of(cells)
     write_text(args.output_dir / "results.md", markdown(rows))
     write_text(args.output_dir / "results.csv", to_csv(rows))
@@ -36,6 +36,7 @@ def prepared(args: argparse.Namespace, shared: dict[str, Any]) -> list[Cell]:
     """The cells with their configurations written, after everything has been checked that can be checked."""
     from unlora.bench import BENCHMARKS, Options, grid
     from unlora.bench.cells import RUN, method_flags, read_settings
+    from unlora.bench.executors import executor_problems
     from unlora.bench.logs import shared_logs
 
     if args.benchmark not in BENCHMARKS:
@@ -44,7 +45,7 @@ def prepared(args: argparse.Namespace, shared: dict[str, Any]) -> list[Cell]:
     splits = args.splits or list(benchmark.splits)
     raise_if(unknown_name("splits", split, benchmark.splits) for split in splits if split not in benchmark.splits)
     options = Options(args.output_dir, args.model_name_or_path, args.data, named(args.retrained))
-    raise_if([*benchmark.check(options), *count_problems(args)])
+    raise_if([*benchmark.check(options), *count_problems(args), *executor_problems(args.executor)])
     cells = grid(args.methods, splits, range(args.seeds), args.output_dir)
     settings = read_settings(args.settings, args.methods)
     own = {method: {**shared, **method_flags(method), **settings.get(method, {})} for method in args.methods}
@@ -73,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--splits", nargs="+", help="all of the benchmark if not given")
     flags.add_argument("--seeds", type=int, default=3, help="how many, from 0 on (default: 3)")
     flags.add_argument("--processes", type=int, default=1, help="cells that run at a time, a GPU each (default: 1)")
+    flags.add_argument("--executor", default="local", help="where cells run: local, or ray (default: local)")
     flags.add_argument("--settings", type=Path, help="YAML of flags for single methods: {vila+ihl: {r: 4}}")
     flags.add_argument("--model_name_or_path", help="the model that is to forget (tofu)")
     flags.add_argument("--data", help="the benchmark's data: a folder or a hub dataset (tofu)")
