@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ CONFIG, ADAPTER = "config.yaml", "adapter"
 STOP_STATISTICS = {"auto": ("nll", "truth_ratio"), "nll": ("nll",), "truth_ratio": ("truth_ratio",)}
 PROMPT_FORMATS = ("auto", "base", "chat")
 GRANULARITIES = ("example", "batch")
+QUANT_TYPES = ("nf4", "fp4")
 # ε of the importance ratio, if not given, for each kind of smoothing.
 SMOOTHING = {"relative": 0.1, "absolute": 1e-5, "per_token": 1e-5}
 
@@ -31,6 +33,15 @@ class ModelConfig:
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
     attn_implementation: str | None = field(default=None, metadata={"help": "As in transformers: sdpa, eager, ..."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    load_in_8bit: bool = field(
+        default=False,
+        metadata={"help": "Round the base's linear layers to 8 bits (needs unlora[quantised])."},
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Round the base's linear layers to 4 bits (needs unlora[quantised])."}
+    )
+    bnb_4bit_quant_type: str = field(default="nf4", metadata={"help": "Kind of the 4 bits: nf4 or fp4."})
+    use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Round the scales of the 4 bits too."})
     on: str | None = field(
         default=None,
         metadata={
@@ -42,7 +53,24 @@ class ModelConfig:
         """What is wrong, before anything is loaded."""
         dtypes = ("auto", "float32", "bfloat16", "float16")
         problems = [] if self.dtype in dtypes else [unknown_name("dtype", self.dtype, dtypes)]
+        problems += self._problems_of_bits()
         return problems if self.on is None else [*problems, *self._problems_of_run(self.on)]
+
+    @property
+    def quantised(self) -> str | None:
+        """The flag that has the base quantised, if one does."""
+        return next((name for name in ("load_in_8bit", "load_in_4bit") if getattr(self, name)), None)
+
+    def _problems_of_bits(self) -> list[Problem]:
+        problems = []
+        if self.bnb_4bit_quant_type not in QUANT_TYPES:
+            problems.append(unknown_name("bnb_4bit_quant_type", self.bnb_4bit_quant_type, QUANT_TYPES))
+        if self.load_in_8bit and self.load_in_4bit:
+            problems.append(Problem("load_in_4bit", True, "load_in_8bit is given too", "leave one of them out"))
+        if self.quantised and find_spec("bitsandbytes") is None:
+            fix = "pip install 'unlora[quantised]'"
+            problems.append(Problem(self.quantised, True, "bitsandbytes is not installed", fix))
+        return problems
 
     def _problems_of_run(self, run: str) -> list[Problem]:
         if not (Path(run) / ADAPTER).is_dir():
