@@ -143,6 +143,15 @@ class DataConfig(TextConfig):
     retain_data: str = field(default="", metadata={"help": "The retain set: file, folder or hub dataset. Required."})
     retain_name: str | None = field(default=None, metadata={"help": "Its configuration, such as retain90."})
     retain_split: str = field(default="train", metadata={"help": "Its split; slices such as train[:160] work."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the retain set as a stream of unknown length, and only as much of it as the run can use."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Rows of the stream among which each next one is drawn (streaming)."}
+    )
     max_chunks: int | None = field(
         default=None, metadata={"help": "Chunks of a plain text that are used, from its beginning; all if not given."}
     )
@@ -154,6 +163,9 @@ class DataConfig(TextConfig):
         problems = [*super().problems(), *(Problem(name, "", reason, fix) for name in missing)]
         if self.max_chunks is not None and self.max_chunks < 1:
             problems.append(Problem("max_chunks", self.max_chunks, "no text would be left", "use at least 1"))
+        if self.shuffle_buffer_size < 1:
+            reason = "there would be nothing to draw from"
+            problems.append(Problem("shuffle_buffer_size", self.shuffle_buffer_size, reason, "use at least 1"))
         return problems
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from unlora.config import ADAPTER, CONFIG, DataConfig, EvalConfig, ImportanceCon
 from unlora.data import (
     Batch,
     Example,
+    Stream,
     TextFormat,
     alternate_rows,
     check_overlap,
@@ -171,7 +173,13 @@ def prepare(request: Request) -> Materials:
     """Loads data and model, and checks everything that can be checked before any pass over them."""
     data = request.data
     forget_rows = load_records(data.forget_data, data.forget_name, data.forget_split, argument="forget_data")
-    retain_rows = load_records(data.retain_data, data.retain_name, data.retain_split, argument="retain_data")
+    retain_rows = load_records(
+        data.retain_data,
+        data.retain_name,
+        data.retain_split,
+        argument="retain_data",
+        stream=retain_stream(request, len(forget_rows)) if data.streaming else None,
+    )
     check_overlap(forget_rows, retain_rows)
     # Before the model is loaded: it may refuse the rows.
     alternates = (
@@ -189,6 +197,16 @@ def prepare(request: Request) -> Materials:
         request.stopping, forget_rows, retain_rows, text_format, evaluation.ds_size, evaluation.eval_batch_size
     )
     return Materials(model, text_format, forget_rows, retain_rows, forget, retain, other, unseen)
+
+
+def retain_stream(request: Request, forget_rows: int) -> Stream:
+    """As many retain rows as the run can use: those of the estimate, or one for each pair of the whole training."""
+    args = request.args
+    pairs = math.ceil(args.num_train_epochs) * forget_rows
+    if args.max_steps > 0:
+        pairs = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    rows = max(pairs, request.importance.retain_samples or RETAIN_SHARE * forget_rows)
+    return Stream(rows, args.pairing_seed, request.data.shuffle_buffer_size)
 
 
 def too_few_examples(
