@@ -576,7 +576,7 @@ def test_the_command_runs_as_an_installed_program():
 
 
 def test_of_a_streamed_retain_set_only_what_the_run_can_use_is_read(model_folder, data, tmp_path):
-    """Four forget rows: ten times as many for the estimate, of a retain file that goes wrong further on."""
+    """Two updates of 32 pairs, so 64 rows, of a retain file that goes wrong further on."""
     note = "x" * 1000  # the file is read in parts of 10 MB
     rows = [
         json.dumps({"question": f"What does dog {i} watch?", "answer": f"The fox {i}.", "note": note})
@@ -587,7 +587,6 @@ def test_of_a_streamed_retain_set_only_what_the_run_can_use_is_read(model_folder
     changes = {"streaming": True, "shuffle_buffer_size": 8, "ds_size": None}
     assert main(["unlearn", *flags(model_folder, data, run, **changes)]) == 0
     questions = [json.loads(line)["prompt"] for line in (run / "samples.jsonl").read_text().splitlines()]
-    assert len(questions) == 4 + 40
-    assert len(set(questions)) == 44
+    assert len(questions) == len(set(questions)) == 4 + 64
     assert yaml.safe_load((run / "config.yaml").read_text())["streaming"] is True
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "whole")]) == 2
