@@ -137,6 +137,27 @@ def test_a_failed_cell_stops_no_other_and_is_shown_as_failed(tofu, tmp_path, cap
     assert ", 1 failed" not in (out / "results.md").read_text()
 
 
+def test_cells_run_on_a_ray_cluster_of_two_workers_and_fail_alone_there_too(tofu, tmp_path, capsys):
+    ray = pytest.importorskip("ray", reason="needs unlora[ray]")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        argv = arguments(tofu, tmp_path / "bench", methods=("lora+rmu", "lora+gd"), processes=2, executor="ray")
+        assert main(argv) == 1
+        assert ray.is_initialized()  # the user's own cluster stays
+    finally:
+        ray.shutdown()
+    shown = capsys.readouterr().out
+    assert "lora+rmu seed 0: FAILED (exit code 2" in shown
+    assert "lora+gd seed 0: done" in shown
+    assert "layer" in (tmp_path / "bench/cells/forget01/lora+rmu/seed-0/failed.txt").read_text()
+
+
+def test_ray_is_asked_for_where_it_is_missing(tofu, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("unlora.bench.executors.find_spec", lambda name: None)
+    assert main(arguments(tofu, tmp_path / "bench", executor="ray")) == 2
+    assert "pip install 'unlora[ray]'" in capsys.readouterr().err
+
+
 REFUSED = {
     "no such benchmark": (["bench", "tofuu", "--output_dir", "x"], "did you mean 'tofu'"),
     "half a method": (["--methods", "vila"], "methods='vila'.*write it as vila\\+ihl"),
@@ -144,6 +165,7 @@ REFUSED = {
     "no such split": (["--splits", "forget02"], "splits='forget02'.*forget01"),
     "no seeds": (["--seeds", "0"], "seeds=0: nothing would run"),
     "no model": (["--model_name_or_path", ""], "the benchmark needs it.*fine-tuned on TOFU"),
+    "no such executor": (["--executor", "rey"], "executor='rey'.*did you mean 'ray'"),
     "a flag that does not exist": (["--lerning_rate", "1"], "lerning_rate.*did you mean 'learning_rate'"),
     "a retrained model of no split": (["--retrained", "model"], "each split has a retrained model of its own"),
     "a retrained model of another split": (["--retrained", "forget02=m"], "retrained='forget02': unknown name"),

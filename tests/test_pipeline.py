@@ -574,3 +574,20 @@ def test_the_command_runs_as_an_installed_program():
     wrong = subprocess.run([program, "unlern"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "did you mean 'unlearn'" in wrong.stderr
+
+
+def test_of_a_streamed_retain_set_only_what_the_run_can_use_is_read(model_folder, data, tmp_path):
+    """Two updates of 32 pairs, so 64 rows, of a retain file that goes wrong further on."""
+    note = "x" * 1000  # the file is read in parts of 10 MB
+    rows = [
+        json.dumps({"question": f"What does dog {i} watch?", "answer": f"The fox {i}.", "note": note})
+        for i in range(12_000)
+    ]
+    (data / "retain.jsonl").write_text("\n".join([*rows, "{broken"]) + "\n")
+    run = tmp_path / "run"
+    changes = {"streaming": True, "shuffle_buffer_size": 8, "ds_size": None}
+    assert main(["unlearn", *flags(model_folder, data, run, **changes)]) == 0
+    questions = [json.loads(line)["prompt"] for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert len(questions) == len(set(questions)) == 4 + 64
+    assert yaml.safe_load((run / "config.yaml").read_text())["streaming"] is True
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "whole")]) == 2

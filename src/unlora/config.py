@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ CONFIG, ADAPTER = "config.yaml", "adapter"
 STOP_STATISTICS = {"auto": ("nll", "truth_ratio"), "nll": ("nll",), "truth_ratio": ("truth_ratio",)}
 PROMPT_FORMATS = ("auto", "base", "chat")
 GRANULARITIES = ("example", "batch")
+QUANT_TYPES = ("nf4", "fp4")
 # ε of the importance ratio, if not given, for each kind of smoothing.
 SMOOTHING = {"relative": 0.1, "absolute": 1e-5, "per_token": 1e-5}
 
@@ -32,6 +34,15 @@ class ModelConfig:
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
     attn_implementation: str | None = field(default=None, metadata={"help": "As in transformers: sdpa, eager, ..."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    load_in_8bit: bool = field(
+        default=False,
+        metadata={"help": "Round the base's linear layers to 8 bits (needs unlora[quantised])."},
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Round the base's linear layers to 4 bits (needs unlora[quantised])."}
+    )
+    bnb_4bit_quant_type: str = field(default="nf4", metadata={"help": "Kind of the 4 bits: nf4 or fp4."})
+    use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Round the scales of the 4 bits too."})
     on: str | None = field(
         default=None,
         metadata={
@@ -43,7 +54,24 @@ class ModelConfig:
         """What is wrong, before anything is loaded."""
         dtypes = ("auto", "float32", "bfloat16", "float16")
         problems = [] if self.dtype in dtypes else [unknown_name("dtype", self.dtype, dtypes)]
+        problems += self._problems_of_bits()
         return problems if self.on is None else [*problems, *self._problems_of_run(self.on)]
+
+    @property
+    def quantised(self) -> str | None:
+        """The flag that has the base quantised, if one does."""
+        return next((name for name in ("load_in_8bit", "load_in_4bit") if getattr(self, name)), None)
+
+    def _problems_of_bits(self) -> list[Problem]:
+        problems = []
+        if self.bnb_4bit_quant_type not in QUANT_TYPES:
+            problems.append(unknown_name("bnb_4bit_quant_type", self.bnb_4bit_quant_type, QUANT_TYPES))
+        if self.load_in_8bit and self.load_in_4bit:
+            problems.append(Problem("load_in_4bit", True, "load_in_8bit is given too", "leave one of them out"))
+        if self.quantised and find_spec("bitsandbytes") is None:
+            fix = "pip install 'unlora[quantised]'"
+            problems.append(Problem(self.quantised, True, "bitsandbytes is not installed", fix))
+        return problems
 
     def _problems_of_run(self, run: str) -> list[Problem]:
         if not (Path(run) / ADAPTER).is_dir():
@@ -121,6 +149,15 @@ class DataConfig(TextConfig):
     retain_data: str = field(default="", metadata={"help": "The retain set: file, folder or hub dataset. Required."})
     retain_name: str | None = field(default=None, metadata={"help": "Its configuration, such as retain90."})
     retain_split: str = field(default="train", metadata={"help": "Its split; slices such as train[:160] work."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the retain set as a stream of unknown length, and only as much of it as the run can use."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Rows of the stream among which each next one is drawn (streaming)."}
+    )
     max_chunks: int | None = field(
         default=None, metadata={"help": "Chunks of a plain text that are used, from its beginning; all if not given."}
     )
@@ -132,6 +169,9 @@ class DataConfig(TextConfig):
         problems = [*super().problems(), *(Problem(name, "", reason, fix) for name in missing)]
         if self.max_chunks is not None and self.max_chunks < 1:
             problems.append(Problem("max_chunks", self.max_chunks, "no text would be left", "use at least 1"))
+        if self.shuffle_buffer_size < 1:
+            reason = "there would be nothing to draw from"
+            problems.append(Problem("shuffle_buffer_size", self.shuffle_buffer_size, reason, "use at least 1"))
         return problems
 
 

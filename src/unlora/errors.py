@@ -34,6 +34,10 @@ class InputError(ValueError):
         self.problems = problems
         super().__init__("\n".join(str(problem) for problem in problems))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[Problem, ...]]:
+        """So that the processes of one job can tell each other."""
+        return type(self), self.problems
+
 
 class DivergenceError(RuntimeError):
     """Training was stopped because a loss was not finite or the retain loss exploded."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from unlora.config import ADAPTER, ModelConfig
 from unlora.data import padding_id
+from unlora.distributed import on_cpu
 from unlora.errors import InputError, Problem
 from unlora.record import check_base
 
@@ -35,10 +36,16 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
             dtype=config.dtype,
             attn_implementation=config.attn_implementation,
             use_safetensors=True,
+            **quantisation(config),
             **common,
         )
     except (OSError, ValueError) as error:
         raise _cannot_load(config.model_name_or_path, error) from error
+    for module in model.modules():
+        # On some CPUs a 4-bit layer is stored anew for inference once it has run without gradients: later gradients are
+        # lost in silence, and the weight too.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model = to_device(model)
     if config.on is not None:
         model = load_adapter(model, str(Path(config.on) / ADAPTER), "earlier", argument="on")
@@ -48,6 +55,33 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
 def source_settings(config: ModelConfig) -> dict[str, Any]:
     """What model and tokenizer are loaded with beside their name."""
     return {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
+
+
+def quantisation(config: ModelConfig) -> dict[str, Any]:
+    """What `from_pretrained` is told of a quantised base: bitsandbytes' settings, and this process's device."""
+    if config.quantised is None:
+        return {}
+    from transformers import AutoConfig, BitsAndBytesConfig
+
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = AutoConfig.from_pretrained(config.model_name_or_path, **source_settings(config)).dtype
+    settings = BitsAndBytesConfig(
+        load_in_8bit=config.load_in_8bit,
+        load_in_4bit=config.load_in_4bit,
+        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=config.use_bnb_nested_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": settings, "device_map": {"": process_device()}}
+
+
+def process_device() -> torch.device:
+    """This process's device."""
+    from accelerate import PartialState
+
+    device: torch.device = PartialState(cpu=on_cpu()).device
+    return device
 
 
 def load_tokenizer(path: str, settings: dict[str, Any] | None = None) -> Any:
@@ -82,9 +116,4 @@ def _cannot_load(path: str, error: Exception) -> InputError:
 
 def to_device(model: nn.Module) -> nn.Module:
     """Moves the model to this process's device; quantised models place themselves."""
-    from accelerate import PartialState
-
-    if getattr(model, "is_quantized", False):
-        return model
-    device: torch.device = PartialState().device
-    return model.to(device)
+    return model if getattr(model, "is_quantized", False) else model.to(process_device())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from unlora.config import ADAPTER, CONFIG, DataConfig, EvalConfig, ImportanceCon
 from unlora.data import (
     Batch,
     Example,
+    Stream,
     TextFormat,
     alternate_rows,
     check_overlap,
@@ -30,6 +32,7 @@ from unlora.data import (
     padding_id,
 )
 from unlora.data.sources import Record
+from unlora.distributed import is_main, on_main, share, together
 from unlora.errors import InputError, Problem, raise_if
 from unlora.evals import EvalSettings, Log, evaluate, read_log, summarise, write_log
 from unlora.evals.tofu import TASKS, check_same_examples
@@ -128,20 +131,20 @@ def unlearn(
         InputError: anything wrong with the input, before training starts.
         DivergenceError: training went wrong; the last good adapter is kept.
     """
-    request.check()
     folder, clock = Path(request.args.output_dir), Clock()
-    materials = prepare(request)
+    with together():  # none writes before all have seen that the folder is free
+        request.check()
+        materials = prepare(request)
+        sets = evaluation_sets(request, materials) if sets is None else sets
+        if retrain_log is None and request.evaluation.retrain_log:
+            retrain_log = read_log(request.evaluation.retrain_log, "retrain_log")
+        if retrain_log is not None:
+            check_forget_quality(sets, retrain_log, request.evaluation.ds_size)
+        original_log = known_log(request.evaluation, sets)
     clock.lap("loading")
-    sources = inputs(request.model, request.data, materials.forget_rows, materials.retain_rows)
+    sources = on_main(lambda: inputs(request.model, request.data, materials.forget_rows, materials.retain_rows))
     clock.lap("hashes")
-    sets = evaluation_sets(request, materials) if sets is None else sets
-    if retrain_log is None and request.evaluation.retrain_log:
-        retrain_log = read_log(request.evaluation.retrain_log, "retrain_log")
-    if retrain_log is not None:
-        check_forget_quality(sets, retrain_log, request.evaluation.ds_size)
-    original_log = known_log(request.evaluation, sets)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / CONFIG, yaml.safe_dump(request.settings(), sort_keys=False))
+    on_main(lambda: write_text(folder / CONFIG, yaml.safe_dump(request.settings(), sort_keys=False)))
     evaluation = Evaluation(sets, materials.text_format, request.evaluation, folder)
     before = evaluation.log("before", materials.model, original_log) if sets else None
     clock.lap("evaluation_before")
@@ -160,19 +163,19 @@ def unlearn(
     clock.lap("training")
     metrics: dict[str, Any] = {"train": trainer.state.log_history}
     rank = request.args.export_rank
-    if not (folder / ADAPTER).exists():  # else a resumed run that had come this far: it is the same adapter
-        export_adapter(model, folder / ADAPTER, rank)
+    if not on_main((folder / ADAPTER).exists):  # else a resumed run that had come this far: it is the same adapter
+        on_main(lambda: export_adapter(model, folder / ADAPTER, rank))
     if rank is not None:  # then the exported adapter is another one, and it is what counts
         metrics["compression"] = asdict(compression(model, rank))
         model = load_adapter(model.unload(), str(folder / ADAPTER))
     clock.lap("export")
     if before:
         after = evaluation.log("after", model)
-        write_jsonl(folder / SAMPLES, samples(before, after))
+        on_main(lambda: write_jsonl(folder / SAMPLES, samples(before, after)))
         metrics |= {"before": summarise(before, retrain_log), "after": summarise(after, retrain_log)}
     clock.lap("evaluation_after")
-    write_record(folder, request, sources, clock.laps, metrics)
-    write_json(folder / METRICS, metrics)
+    on_main(lambda: write_record(folder, request, sources, clock.laps, metrics))
+    on_main(lambda: write_json(folder / METRICS, metrics))
     return Result(folder, metrics, model)
 
 
@@ -180,7 +183,13 @@ def prepare(request: Request) -> Materials:
     """Loads data and model, and checks everything that can be checked before any pass over them."""
     data = request.data
     forget_rows = load_records(data.forget_data, data.forget_name, data.forget_split, argument="forget_data")
-    retain_rows = load_records(data.retain_data, data.retain_name, data.retain_split, argument="retain_data")
+    retain_rows = load_records(
+        data.retain_data,
+        data.retain_name,
+        data.retain_split,
+        argument="retain_data",
+        stream=retain_stream(request, len(forget_rows)) if data.streaming else None,
+    )
     check_overlap(forget_rows, retain_rows)
     # Before the model is loaded: it may refuse the rows.
     alternates = (
@@ -198,6 +207,16 @@ def prepare(request: Request) -> Materials:
         request.stopping, forget_rows, retain_rows, text_format, evaluation.ds_size, evaluation.eval_batch_size
     )
     return Materials(model, text_format, forget_rows, retain_rows, forget, retain, other, unseen)
+
+
+def retain_stream(request: Request, forget_rows: int) -> Stream:
+    """As many retain rows as the run can use: those of the estimate, or one for each pair of the whole training."""
+    args = request.args
+    pairs = math.ceil(args.num_train_epochs) * forget_rows
+    if args.max_steps > 0:
+        pairs = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    rows = max(pairs, request.importance.retain_samples or RETAIN_SHARE * forget_rows)
+    return Stream(rows, args.pairing_seed, request.data.shuffle_buffer_size)
 
 
 def too_few_examples(
@@ -239,16 +258,17 @@ def importance_for(request: Request, materials: Materials, path: Path) -> dict[s
         return initialiser.rows(measurement)
     targets = request.args.target_modules
     settings = {**config.estimate(), "r": request.args.r, "targets": sorted(targets) if targets else "all-linear"}
-    key = importance_key(materials.model, (materials.forget, retain), settings)
-    if given or path.exists():
-        return load_importance(given or path, key)
+    key = on_main(lambda: importance_key(materials.model, (materials.forget, retain), settings))
+    known = on_main(lambda: load_importance(given or path, key) if given or path.exists() else None)
+    if known is not None:
+        return known
     if request.args.gradient_checkpointing:
         materials.model.gradient_checkpointing_enable(request.args.gradient_checkpointing_kwargs)
         materials.model.train()
     importance = initialiser.rows(measurement)
     materials.model.eval()
     assert importance is not None
-    save_importance(importance, path, key, settings)
+    on_main(lambda: save_importance(importance, path, key, settings))
     return importance
 
 
@@ -258,7 +278,7 @@ def retain_sample(retain: Sequence[Example], size: int, seed: int) -> list[Examp
 
 
 def measurement_for(request: Request, materials: Materials, retain: Sequence[Example]) -> Measurement:
-    """What the initialiser may look at."""
+    """What the initialiser may look at: this process's share of the batches."""
     config = request.importance
     pad_id = padding_id(materials.text_format.tokenizer)
 
@@ -276,11 +296,16 @@ def measurement_for(request: Request, materials: Materials, retain: Sequence[Exa
 def shown_batches(
     name: str, passes: Sequence[Sequence[Example]], config: ImportanceConfig, pad_id: int
 ) -> Iterable[Batch]:
-    """The batches of all passes, with a progress bar: of similar length where batches do not change the moments."""
-    size, sort = config.importance_batch_size, config.moments_per == "example"
-    batches = (batch for examples in passes for batch in iter_batches(examples, size, pad_id, sort=sort))
-    total = sum(-(-len(examples) // size) for examples in passes)
-    return progress_bar(batches, total=total, desc=f"gradients of the {name} set")
+    """This process's batches of all passes, with a progress bar: of similar length where that changes no moments."""
+    size = config.importance_batch_size
+    if config.moments_per == "example":
+        parts: Sequence[Sequence[Example]] = [share(examples) for examples in passes]
+    else:  # whole batches are shared: their gradients depend on who is in them
+        parts = share([examples[i : i + size] for examples in passes for i in range(0, len(examples), size)])
+    sort = config.moments_per == "example"
+    batches = (batch for part in parts for batch in iter_batches(part, size, pad_id, sort=sort))
+    total = sum(-(-len(part) // size) for part in parts)
+    return progress_bar(batches, total=total, desc=f"gradients of the {name} set", disable=not is_main())
 
 
 def evaluation_sets(request: Request, materials: Materials) -> dict[str, Sequence[Record]]:
@@ -330,11 +355,11 @@ class Evaluation:
     def log(self, name: str, model: Any, known: Log | None = None) -> Log:
         """The model's log, saved as `eval_<name>.json`; read from there where a run that is resumed has it already."""
         path = self.folder / f"eval_{name}.json"
+        if known is None and not on_main(path.exists):
+            known = evaluate_shown(name, model, self.sets, self.text_format, self.config.settings())
         if known is not None:
-            write_log(known, path)
-        if not path.exists():
-            write_log(evaluate_shown(name, model, self.sets, self.text_format, self.config.settings()), path)
-        return read_log(path)
+            on_main(lambda: write_log(known, path))
+        return on_main(lambda: read_log(path))
 
 
 def evaluate_shown(
@@ -349,7 +374,7 @@ def evaluate_shown(
 def shown(name: str, unit: str) -> Iterator[Callable[[int], None]]:
     """A progress bar; yields what tells it how much has been done so far."""
     before = 0
-    with progress_bar(desc=name, unit=unit) as bar:
+    with progress_bar(desc=name, unit=unit, disable=not is_main()) as bar:
 
         def show(done: int) -> None:
             nonlocal before
@@ -371,5 +396,7 @@ def samples(before: Log, after: Log) -> list[dict[str, str]]:
 
 def changed_arguments(args: Any) -> dict[str, Any]:
     """The fields of a `TrainingArguments` that differ from their defaults, as plain values for YAML."""
-    values, defaults = args.to_dict(), type(args)(output_dir=args.output_dir).to_dict()
-    return {"output_dir": args.output_dir} | {k: v for k, v in values.items() if v != defaults[k]}
+    # A `TrainingArguments` sets up the device anew: on the CPU again, or this process would leave the others.
+    values, defaults = args.to_dict(), type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict()
+    defaults |= {"output_dir": None, "use_cpu": False}
+    return {name: value for name, value in values.items() if value != defaults[name]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from unlora.adapter.offset import freeze_others, reference_model
 from unlora.adapter.settings import UNLEARN
 from unlora.checkpoints import SafeTrainer
 from unlora.data import Example, ForgetRetainDataset, PairSampler, UnlearnCollator, pad_batch, padding_id
+from unlora.distributed import add_columns, merge, processes, share, together
 from unlora.errors import DivergenceError, Problem, raise_if
 from unlora.files import write_json
 from unlora.forward import causal_lm, labelled_tokens
@@ -185,14 +186,14 @@ class UnlearnTrainer(SafeTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.model_accepts_loss_kwargs = False  # losses are means over a batch: accumulation averages them
+        self.model_accepts_loss_kwargs = False  # `compute_loss` returns what accumulation then averages
         if self.forget_loss.update_weight:
             self.add_callback(_AfterStep(self.update_retain_weight))
         self.retain_weight = args.retain_weight
         self._retain_limit = args.max_retain_loss
-        self._step_retain: list[float] = []
+        self._step_retain: list[tuple[float, float]] = []
         self._sums: dict[str, float] = {}
-        self._batches = 0
+        self._updates = 0.0
         self._good: tuple[int, dict[str, Tensor]] | None = None
         self._staging: str | None = None
 
@@ -207,7 +208,7 @@ class UnlearnTrainer(SafeTrainer):
     # Data
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int]:
-        return PairSampler(len(self.pairs))
+        return PairSampler(len(self.pairs), self._train_batch_size * self.args.world_size if processes()[1] > 1 else 1)
 
     def get_train_dataloader(self) -> Any:
         """The loader of pairs; computes the reference log-probabilities first if the loss needs them."""
@@ -219,24 +220,46 @@ class UnlearnTrainer(SafeTrainer):
     def reference_logp(self, examples: Sequence[Example]) -> list[float]:
         """Summed log-probability of each example's labels under the model before unlearning, in nats."""
         size = self.args.per_device_train_batch_size
-        values: list[float] = []
-        with reference_model(self.accelerator.unwrap_model(self.model)):
-            for start in range(0, len(examples), size):
-                batch = self._prepare_inputs(pad_batch(examples[start : start + size], self.pad_id))
-                values += labelled_tokens(self.model, batch).example_logp.tolist()
-        return values
+        values: dict[int, float] = {}
+        places = share(range(len(examples)))
+        with together(), reference_model(self.accelerator.unwrap_model(self.model)):
+            for start in range(0, len(places), size):
+                chosen = places[start : start + size]
+                batch = self._prepare_inputs(pad_batch([examples[place] for place in chosen], self.pad_id))
+                logp = labelled_tokens(self.model, batch).example_logp.tolist()
+                values.update(zip(chosen, logp, strict=True))
+        values = merge(values)
+        return [values[place] for place in range(len(examples))]
 
     # Loss
+
+    def _items(self, batch: Mapping[str, Any]) -> list[int]:
+        """How many items the forget loss of a batch is the mean over, and the retain loss if there is one."""
+        forget = batch["pairs" if self.forget_loss.mean_over == "pairs" else "forget_tokens"]
+        return [forget, batch["retain_tokens"]] if self.retain_loss else [forget]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Mapping[str, Any]], device: torch.device) -> list[int]:
+        """The items of all batches of an update, of all processes."""
+        return add_columns([self._items(batch) for batch in batch_samples])
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Forget loss + λ · retain loss of one batch of pairs, both logged apart."""
+        """Forget loss + λ · retain loss of one batch of pairs, both logged apart.
+
+        Each is weighted so that the mean over an update's batches, of all processes, is the mean over all its tokens
+        (or pairs), however these were cut into batches.
+        """
         forget, retain = self._outputs(model, inputs)
         losses = {"forget_loss": self._call(self.forget_loss.function, forget)}
         if self.retain_loss:
             losses["retain_loss"] = self.retain_loss.function(retain)
-        self._guard(losses)
+        items = self._items(inputs)
+        self._guard(losses, items, num_items_in_batch)
+        if num_items_in_batch is not None:
+            batches = self.current_gradient_accumulation_steps * self.args.world_size
+            shares = [batches * own / whole for own, whole in zip(items, num_items_in_batch, strict=True)]
+            losses = {name: loss * part for (name, loss), part in zip(losses.items(), shares, strict=True)}
         total = losses["forget_loss"] + self.retain_weight * losses.get("retain_loss", 0.0)
         return (total, losses) if return_outputs else total
 
@@ -264,30 +287,38 @@ class UnlearnTrainer(SafeTrainer):
 
     def update_retain_weight(self) -> None:
         """Sets λ anew after an optimiser step, from the mean retain loss of its batches."""
-        mean = torch.tensor(self._step_retain, dtype=torch.float64, device=self.args.device).mean()
-        retain_loss = self.accelerator.reduce(mean, "mean").item()
+        total, items = (sum(column) for column in zip(*self._step_retain, strict=True))
+        retain_loss = total / items
         assert self.forget_loss.update_weight is not None
         self.retain_weight = self._call(self.forget_loss.update_weight, self.retain_weight, retain_loss)
         self._step_retain = []
 
     # Guard and logging
 
-    def _guard(self, losses: dict[str, Tensor]) -> None:
-        """Adds the losses to the log; stops training at the first that is not finite or too large."""
-        values = dict(zip(losses, torch.stack(list(losses.values())).detach().tolist(), strict=True))
+    def _guard(self, losses: dict[str, Tensor], items: list[int], of_update: list[int] | None) -> None:
+        """Adds the losses to the log; stops training at the first that is not finite or too large.
+
+        All processes see the mean over the items of all, and so do the same.
+        """
+        own = torch.stack(list(losses.values())).detach().tolist()
+        columns = add_columns([[*items, *(value * count for value, count in zip(own, items, strict=True))]])
+        counts, sums = columns[: len(own)], columns[len(own) :]
+        values = {name: total / count for name, total, count in zip(losses, sums, counts, strict=True)}
         for name, value in values.items():
             if not math.isfinite(value):
                 self._stop(f"the {name} is {value}")
-            self._sums[name] = self._sums.get(name, 0.0) + value
         retain_loss = values.get("retain_loss", 0.0)
         if self._retain_limit is None:  # worse by more than blind guessing costs: nothing is left to retain
             known = self.retain_loss is None or self.retain_loss.nats
             self._retain_limit = retain_loss + math.log(causal_lm(self.model).config.vocab_size) if known else math.inf
         if retain_loss > self._retain_limit:
             self._stop(f"the retain_loss is {retain_loss:.3g}, above its limit {self._retain_limit:.3g}")
-        self._batches += 1
-        if self.model.training and self.forget_loss.update_weight:
-            self._step_retain.append(retain_loss)
+        if of_update is not None:
+            for name, total, whole in zip(values, sums, of_update, strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + total / whole
+            self._updates += 1 / self.current_gradient_accumulation_steps
+            if self.forget_loss.update_weight:
+                self._step_retain.append((sums[-1], counts[-1]))
         if self.model.training and (self._good is None or self._good[0] != self.state.global_step):
             self._good = (self.state.global_step, {n: p.detach().clone() for n, p in self._trainable().items()})
 
@@ -314,11 +345,11 @@ class UnlearnTrainer(SafeTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean forget and retain loss since the last log, and λ where the loss changes it."""
-        if "loss" in logs and self._batches:
-            logs = {**logs, **{name: value / self._batches for name, value in self._sums.items()}}
+        if "loss" in logs and self._updates:
+            logs = {**logs, **{name: value / self._updates for name, value in self._sums.items()}}
             if self.forget_loss.update_weight:
                 logs["retain_weight"] = self.retain_weight
-            self._sums, self._batches = {}, 0
+            self._sums, self._updates = {}, 0.0
         super().log(logs, *args, **kwargs)
 
     # Checkpoints hold the exported adapter

@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from unlora.data import check_overlap, load_records
+from unlora.data import Stream, check_overlap, load_records
 from unlora.errors import InputError
 
 ROWS = [{"question": f"Who is number {i}?", "answer": f"Nobody, {i}"} for i in range(5)]
@@ -143,3 +143,15 @@ def test_overlap_of_texts_is_found_where_a_table_has_empty_question_columns():
     check_overlap([{"text": "One.", **empty}], [{"text": "Two.", **empty}])
     with pytest.raises(InputError, match="1 of the 1"):
         check_overlap([{"text": "One.", **empty}], [{"text": "One."}])
+
+
+def test_a_stream_gives_so_many_rows_mixed_within_its_buffer(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": str(i)}) + "\n" for i in range(1000)))
+    streams = [Stream(rows=20, seed=seed, buffer_size=50) for seed in (1, 1, 2)]
+    first, same, other = ([int(row["text"]) for row in load_records(str(file), stream=stream)] for stream in streams)
+    assert len(set(first)) == 20
+    assert first == same != other
+    assert first != sorted(first)
+    assert all(number < 50 + place for place, number in enumerate(first))  # what has been read by then
+    assert len(load_records(str(file), stream=Stream(5000, 1, 50))) == 1000

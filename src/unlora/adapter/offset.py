@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -177,13 +178,23 @@ def base_weight(layer: LoraLayer) -> Tensor:
 
     De-quantised if need be, and whichever way the layer stores it.
     """
-    from peft.utils.integrations import dequantize_module_weight
-
-    weight = dequantize_module_weight(layer.get_base_layer())
+    weight = dequantised(layer.get_base_layer())
     weight = weight.T if getattr(layer, "fan_in_fan_out", False) else weight  # Conv1D stores [in, out]
     for name in layer.active_adapters:
         if name not in (UNLEARN, OFFSET) and name in layer.lora_A:
             weight = weight + layer.scaling[name] * layer.lora_B[name].weight @ layer.lora_A[name].weight
+    return weight
+
+
+def dequantised(module: Any) -> Tensor:
+    """The weight of a linear layer as floats, as the layer stores it; the layer is left as it is."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    state = getattr(module, "state", None)
+    if state is not None and hasattr(state, "SCB"):  # 8 bits: PEFT's way loses the scales of layers on the CPU
+        scales = module.weight.SCB if state.SCB is None else state.SCB  # a layer takes them over when it first runs
+        return module.weight.data * (scales[:, None].float() / 127)
+    weight: Tensor = dequantize_module_weight(module)
     return weight
 
 

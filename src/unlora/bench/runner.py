@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from unlora.bench.cells import FAILED, LOG, Cell
+from unlora.bench.executors import Execute, execute_here
 from unlora.files import write_text
 
 # Named in full, since accelerate would ask for them or start a single process on a machine without GPUs.
@@ -49,7 +49,11 @@ def waves(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def run_cells(
-    cells: Sequence[Cell], processes: int, report: Callable[[Cell, str], None], num_processes: int = 1
+    cells: Sequence[Cell],
+    processes: int,
+    report: Callable[[Cell, str], None],
+    num_processes: int = 1,
+    execute: Execute = execute_here,
 ) -> None:
     """Runs every prepared cell; the ones that fail are marked, and do not stop the others.
 
@@ -59,13 +63,14 @@ def run_cells(
             processor's cores.
         report: takes each cell afterwards, and how it went.
         num_processes: processes that share the unlearning of one cell, started by accelerate, a GPU each.
+        execute: runs one command of a cell, here or on a cluster.
     """
     places: queue.Queue[dict[str, str]] = queue.Queue()
     for number in range(processes):
         places.put(_place(number, processes, num_processes))
     with ThreadPoolExecutor(processes) as pool:
         try:
-            futures = {pool.submit(_run_cell, cell, places, num_processes): cell for cell in cells}
+            futures = {pool.submit(_run_cell, cell, places, num_processes, execute): cell for cell in cells}
             for future in as_completed(futures):
                 report(futures[future], future.result())
         except BaseException:
@@ -87,18 +92,17 @@ def _place(number: int, processes: int, num_processes: int) -> dict[str, str]:
     return place
 
 
-def _run_cell(cell: Cell, places: queue.Queue[dict[str, str]], num_processes: int) -> str:
+def _run_cell(cell: Cell, places: queue.Queue[dict[str, str]], num_processes: int, execute: Execute) -> str:
     """Runs the cell's commands and says how it went."""
     if cell.on is not None and not cell.on.finished:
         return _failed(cell, f"the request that it goes on from failed: {cell.on}")
     place = places.get()
     try:
-        with (cell.folder / LOG).open("w", encoding="utf-8") as log:
-            for command in cell.commands:
-                argv = [*launcher(command[0], num_processes), *command]
-                code = subprocess.run(argv, stdout=log, stderr=log, env=os.environ | place).returncode
-                if code:
-                    break
+        write_text(cell.folder / LOG, "")
+        for command in cell.commands:
+            code = execute([*launcher(command[0], num_processes), *command], cell.folder / LOG, place)
+            if code:
+                break
     finally:
         places.put(place)
     if cell.finished:

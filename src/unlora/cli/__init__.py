@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 
 COMMANDS = {
     "quickstart": "the whole job on the built-in benchmark, from nothing, on a laptop CPU",
@@ -27,11 +29,21 @@ EXIT_OK, EXIT_STOPPED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command. Of several processes on one job (`accelerate launch`), only the main one prints.
 
     Returns:
         0 for success, 1 for training that was stopped, 2 for wrong input, 130 for an interrupt.
     """
+    from unlora.distributed import is_main
+
+    if is_main():
+        return report(argv)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        return report(argv)
+
+
+def report(argv: Sequence[str] | None) -> int:
+    """Runs one command and says how it ended, as `main`."""
     from unlora.errors import DivergenceError, InputError
 
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from unlora.config import run_settings
+from unlora.distributed import on_cpu
 from unlora.errors import InputError, Problem, raise_if, unknown_name
 
 
@@ -22,6 +23,7 @@ def parse(classes: Sequence[Any], argv: list[str], command: str, example: str) -
     """
     from transformers import HfArgumentParser
 
+    on_cpu()  # a `TrainingArguments` joins this process to the others of its job
     parser = HfArgumentParser(
         classes,
         prog=f"unlora {command}",

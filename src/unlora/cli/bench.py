@@ -21,6 +21,7 @@ def run(argv: list[str]) -> int:
     """Runs the cells that are not finished, prints the table, and writes it as results.md and results.csv."""
     args, rest = parser().parse_known_args(argv)
     from unlora.bench import BENCHMARKS, Progress, rows_of, run_cells, waves
+    from unlora.bench.executors import EXECUTORS
     from unlora.bench.table import markdown, print_table, to_csv
     from unlora.files import write_text
 
@@ -30,8 +31,9 @@ def run(argv: list[str]) -> int:
     cells, references = prepared(benchmark, args, flags(rest))
     unfinished = [cell for cell in cells if not cell.finished]
     report = Progress(len(unfinished))
-    for wave in waves(unfinished):
-        run_cells(wave, args.processes, report, args.num_processes)
+    with EXECUTORS[args.executor]() as execute:
+        for wave in waves(unfinished):
+            run_cells(wave, args.processes, report, args.num_processes, execute)
     rows = rows_of(cells, references, benchmark)
     write_text(args.output_dir / "results.md", markdown(rows, benchmark.wanted))
     write_text(args.output_dir / "results.csv", to_csv(rows))
@@ -49,11 +51,12 @@ def prepared(
     """
     from unlora.bench import Options, grid
     from unlora.bench.cells import method_flags, read_settings
+    from unlora.bench.executors import executor_problems
 
     splits = args.splits or list(benchmark.splits)
     raise_if(unknown_name("splits", split, benchmark.splits) for split in splits if split not in benchmark.splits)
     options = Options(args.output_dir, args.model_name_or_path, args.data, named(args.retrained))
-    raise_if([*benchmark.check(options), *count_problems(args)])
+    raise_if([*benchmark.check(options), *count_problems(args), *executor_problems(args.executor)])
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     cells = grid(args.methods, splits, seeds, args.output_dir, benchmark)
     settings = read_settings(args.settings, args.methods)
@@ -140,6 +143,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--num_processes", type=int, default=1, help="GPUs that share a cell, started by accelerate (default: 1)"
     )
+    flags.add_argument("--executor", default="local", help="where cells run: local, or ray (default: local)")
     flags.add_argument("--settings", type=Path, help="YAML of flags for single methods: {vila+ihl: {r: 4}}")
     flags.add_argument("--model_name_or_path", help="the model that is to forget")
     flags.add_argument("--data", help="the benchmark's data: a folder or a hub dataset")

@@ -50,6 +50,7 @@ def run(argv: list[str]) -> int:
     """Evaluates, writes the log, and prints the metrics and the log's path."""
     from unlora.cli.tables import print_comparison
     from unlora.data import TextFormat
+    from unlora.distributed import on_main
     from unlora.evals import read_log, summarise, write_log
     from unlora.pipeline import evaluate_shown
 
@@ -63,7 +64,7 @@ def run(argv: list[str]) -> int:
     model, tokenizer = load_target(model_config, target)
     text_format = TextFormat(tokenizer, text.prompt_format, text.max_length)
     log = evaluate_shown(target.log, model, sets, text_format, config.settings())
-    write_log(log, target.log)
+    on_main(lambda: write_log(log, target.log))
     print_comparison({"model": summarise(log, retrain_log)})
     print(target.log)
     return 0

@@ -11,16 +11,19 @@ EXAMPLE = "unlora importance --model_name_or_path my-model --forget_data f.jsonl
 
 def run(argv: list[str]) -> int:
     """Estimates the importance into `output_dir` and prints the file's path."""
+    from unlora.distributed import together
     from unlora.errors import InputError, Problem
     from unlora.initialisers import INITIALISERS
     from unlora.pipeline import IMPORTANCE, importance_for, prepare
 
     request = request_from(argv, "importance", EXAMPLE)
-    request.check()
     init = request.importance.init
-    if INITIALISERS[init].centred is None:
-        raise InputError(Problem("init", init, "it measures nothing", "run `unlora unlearn` with it at once"))
+    with together():
+        request.check()
+        if INITIALISERS[init].centred is None:
+            raise InputError(Problem("init", init, "it measures nothing", "run `unlora unlearn` with it at once"))
+        materials = prepare(request)
     path = Path(request.args.output_dir) / IMPORTANCE
-    importance_for(request, prepare(request), path)
+    importance_for(request, materials, path)
     print(path)
     return 0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlora.data.encoding import IGNORE_INDEX, Example
+from unlora.data.encoding import IGNORE_INDEX, Example, count_labels
 from unlora.errors import InputError, Problem
 
 Batch = dict[str, Tensor]
@@ -69,7 +69,9 @@ class UnlearnCollator:
     """Collates pairs of a forget and a retain example into one batch: the forget rows first, then the retain rows.
 
     One batch means one forward pass for both losses. `forget_examples` says where the retain rows begin; `ref_logp`
-    (the reference model's log-probability of each row before that) is passed on where the dataset has it.
+    (the reference model's log-probability of each row before that) is passed on where the dataset has it. `pairs`,
+    `forget_tokens` and `retain_tokens` say how many pairs and labelled tokens count. Fillers are left out; in a batch
+    of nothing else one stays, and all three are 0.
 
     Args:
         pad_id: fills short rows.
@@ -81,9 +83,14 @@ class UnlearnCollator:
 
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Pads the pairs of one step: tensors as in `pad_batch`, of [2 × pairs, longest] if one column is read."""
+        real = [pair for pair in pairs if not pair.get("filler")]
+        pairs = real or pairs[:1]
         forget = [pair[column] for column in self.reads for pair in pairs]
         retain = [pair["retain"] for pair in pairs if pair["retain"] is not None]
-        batch: dict[str, Any] = {**pad_batch(forget + retain, self.pad_id), "forget_examples": len(forget)}
+        tokens = {"forget_tokens": forget, "retain_tokens": retain}
+        counts = {name: count_labels(rows) if real else 0 for name, rows in tokens.items()}
+        numbers = {"forget_examples": len(forget), "pairs": len(real), **counts}
+        batch: dict[str, Any] = {**pad_batch(forget + retain, self.pad_id), **numbers}
         if pairs[0]["ref_logp"]:
             batch["ref_logp"] = torch.tensor([pair["ref_logp"][column] for column in self.reads for pair in pairs])
         return batch

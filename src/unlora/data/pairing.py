@@ -11,12 +11,21 @@ from torch.utils.data import Dataset, Sampler
 
 from unlora.data.encoding import Example
 
+# Number of a pair that only fills a batch.
+FILLER = -1
+
 
 class PairSampler(Sampler[int]):
-    """Counts the pairs of `ForgetRetainDataset` through the epochs: e·size to (e + 1)·size − 1 in epoch e."""
+    """Counts the pairs of `ForgetRetainDataset` through the epochs: e·size to (e + 1)·size − 1 in epoch e.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        size: pairs of an epoch.
+        multiple: fillers make each epoch a multiple of this long, so that all of several processes get as many batches.
+    """
+
+    def __init__(self, size: int, multiple: int = 1) -> None:
         self.size = size
+        self.fillers = -size % multiple
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -24,10 +33,11 @@ class PairSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size
+        return self.size + self.fillers
 
     def __iter__(self) -> Iterator[int]:
         yield from range(self.epoch * self.size, (self.epoch + 1) * self.size)
+        yield from [FILLER] * self.fillers
 
 
 class ForgetRetainDataset(Dataset):
@@ -36,6 +46,8 @@ class ForgetRetainDataset(Dataset):
     Both are dealt by that number from decks of their own, shuffled anew when they run out: each forget example comes
     once an epoch, and no retain example comes twice before all came once. What is dealt depends on seed and number
     alone, so a resumed run sees the pairs that the whole run would have seen.
+
+    `FILLER` is the first pair once more, which says that it only fills a batch.
 
     Args:
         forget: the examples to forget; they set the length of an epoch.
@@ -64,6 +76,8 @@ class ForgetRetainDataset(Dataset):
         return len(self.forget)
 
     def __getitem__(self, pair: int) -> dict[str, Any]:
+        if pair == FILLER:
+            return {**self[0], "filler": True}
         index = deal(len(self.forget), self.seed, pair)
         # A seed of its own: were both decks shuffled alike, equal sets would always meet in the same pairs.
         return {

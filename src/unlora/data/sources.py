@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,28 @@ WHOLE = "-00000-of-00001"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
+@dataclass(frozen=True)
+class Stream:
+    """How rows are drawn from a dataset whose length nobody knows, or that does not fit in memory.
+
+    Args:
+        rows: the most rows that are read.
+        seed: of their order.
+        buffer_size: rows among which each next one is drawn: so far apart are rows mixed, and so many are in memory.
+    """
+
+    rows: int
+    seed: int
+    buffer_size: int
+
+
 def load_records(
-    path: str, name: str | None = None, split: str | None = None, *, argument: str = "data"
+    path: str,
+    name: str | None = None,
+    split: str | None = None,
+    *,
+    argument: str = "data",
+    stream: Stream | None = None,
 ) -> list[Record]:
     """Reads the records of one dataset.
 
@@ -30,6 +51,7 @@ def load_records(
         name: the configuration: the file's stem or the folder's name in a folder, its name on the hub.
         split: as in `datasets.load_dataset`, slices included ("train[:160]"); "train" if not given.
         argument: what the user calls this dataset, for error messages.
+        stream: read only so many rows, one after the other; all if not given.
 
     Returns:
         The rows, at least one.
@@ -37,13 +59,13 @@ def load_records(
     Raises:
         InputError: nothing there, an unknown kind of file, or no rows.
     """
-    rows = _load(path, name, split or "train", argument)
+    rows = _load(path, name, split or "train", argument, stream)
     if not rows:
         raise InputError(Problem(argument, path, "the dataset has no rows", "give a dataset with at least one row"))
     return rows
 
 
-def _load(path: str, name: str | None, split: str, argument: str) -> list[Record]:
+def _load(path: str, name: str | None, split: str, argument: str, stream: Stream | None) -> list[Record]:
     import datasets
 
     local = Path(path)
@@ -53,17 +75,26 @@ def _load(path: str, name: str | None, split: str, argument: str) -> list[Record
     elif local.is_dir():
         local = _file_in_folder(local, name, argument)
     if local.is_file():
-        return _load_file(local, split, argument)
+        return _load_file(local, split, argument, stream)
     if not HUB_ID.fullmatch(path) or local.suffix in LOADERS:
         raise InputError(Problem(argument, path, "no such file or folder", "check the path"))
     try:
-        return list(datasets.load_dataset(path, name, split=split))
+        return _rows(stream, path, name, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = f"neither a local path nor a dataset that the hub gave ({type(error).__name__}: {error})"
         raise InputError(Problem(argument, path, reason, "check the path, the hub name, or the network")) from error
 
 
-def _load_file(file: Path, split: str, argument: str) -> list[Record]:
+def _rows(stream: Stream | None, *args: Any, **kwargs: Any) -> list[Record]:
+    import datasets
+
+    if stream is None:
+        return list(datasets.load_dataset(*args, **kwargs))
+    rows = datasets.load_dataset(*args, **kwargs, streaming=True)
+    return list(rows.shuffle(seed=stream.seed, buffer_size=stream.buffer_size).take(stream.rows))
+
+
+def _load_file(file: Path, split: str, argument: str, stream: Stream | None) -> list[Record]:
     import datasets
 
     if file.suffix not in LOADERS:
@@ -72,7 +103,7 @@ def _load_file(file: Path, split: str, argument: str) -> list[Record]:
     if file.stat().st_size == 0:
         return []
     try:
-        return list(datasets.load_dataset(LOADERS[file.suffix], data_files=str(file), split=split))
+        return _rows(stream, LOADERS[file.suffix], data_files=str(file), split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error  # datasets wraps what the reader said
         reason = f"split {split!r} cannot be read: {cause}"

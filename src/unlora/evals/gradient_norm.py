@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from unlora.adapter.settings import base_modules, target_shapes
 from unlora.data.encoding import Example, TextFormat
-from unlora.evals.scoring import Progress, check_examples, scoring_batches
+from unlora.distributed import together
+from unlora.evals.scoring import Progress, check_examples, of_all, scoring_batches
 from unlora.fisher.moments import Tap, tapped
 from unlora.forward import labelled_tokens
 
@@ -50,16 +51,16 @@ def gradient_norms(
     linear = base_modules(model)
     names = list(target_shapes(model, "all-linear")) if modules is None else modules
     taps = {name: NormTap(linear[name], name) for name in names}
-    norms = np.zeros(len(examples))
-    with tapped(model, taps):
+    norms: dict[int, float] = {}
+    with together(), tapped(model, taps):
         for chosen, batch in scoring_batches(model, examples, batch_size, text_format, progress=progress):
             out = labelled_tokens(model, batch)
             for tap in taps.values():
                 tap.start_batch(out.counts)
             (-out.logp / out.counts[out.example]).sum().backward()
             squares = sum(tap.squares.cpu().double() for tap in taps.values())
-            norms[chosen] = torch.as_tensor(squares).sqrt().numpy()
-    return norms
+            norms |= dict(zip(chosen, torch.as_tensor(squares).sqrt().tolist(), strict=True))
+    return np.array(of_all(norms))
 
 
 class NormTap(Tap):

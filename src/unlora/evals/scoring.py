@@ -1,15 +1,16 @@
 """What a model says: its scores of given answers, and its own answers. Batched by length, results in input order.
 
-All leave the model as they found it: every module's training mode, and its generation settings.
+All leave the model as they found it: every module's training mode, and its generation settings. In a job of several
+processes all of them call these, each runs its share, and all get the results of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,10 +29,12 @@ from unlora.data.encoding import (
     special_ids,
 )
 from unlora.data.padding import Batch, pad_batch, padding_id
+from unlora.distributed import merge, processes, share, together
 from unlora.errors import InputError, Problem, raise_if
 from unlora.forward import LabelledTokens, causal_lm, labelled_tokens, upcast
 
 Progress = Callable[[int], None]
+T = TypeVar("T")
 # Log-probabilities of the whole vocabulary are made for as many tokens at once as have this many numbers (64 MiB).
 BLOCK = 2**24
 
@@ -95,14 +98,14 @@ def example_nll(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """As `answer_nll`, of examples that are tokenised already: over their labelled tokens, each [examples]."""
     check_positions(model, examples, 0, "text_format.max_length", text_format.max_length)
-    sums = np.zeros(len(examples))
-    tokens = np.zeros(len(examples), dtype=np.int64)
-    with _evaluating(model):
+    scores: dict[int, tuple[float, int]] = {}
+    with together(), _evaluating(model):
         for chosen, batch in scoring_batches(model, examples, batch_size, text_format, "right", progress):
             scored = labelled_tokens(model, batch)
-            sums[chosen] = -scored.example_logp.double().cpu().numpy()
-            tokens[chosen] = scored.counts.cpu().numpy()
-    return sums, tokens
+            pairs = zip((-scored.example_logp.double()).tolist(), scored.counts.tolist(), strict=True)
+            scores |= dict(zip(chosen, pairs, strict=True))
+    sums, tokens = zip(*of_all(scores), strict=True)
+    return np.array(sums, dtype=np.float64), np.array(tokens, dtype=np.int64)
 
 
 def token_nll(
@@ -115,12 +118,12 @@ def token_nll(
     """As `example_nll`, of each labelled token: for each example [tokens], in nats."""
     check_positions(model, examples, 0, "text_format.max_length", text_format.max_length)
     losses: dict[int, NDArray[np.float64]] = {}
-    with _evaluating(model):
+    with together(), _evaluating(model):
         for chosen, batch in scoring_batches(model, examples, batch_size, text_format, "right", progress):
             scored = labelled_tokens(model, batch)
             parts = (-scored.logp).double().cpu().split(scored.counts.tolist())
             losses |= {place: part.numpy() for place, part in zip(chosen, parts, strict=True)}
-    return [losses[place] for place in range(len(examples))]
+    return of_all(losses)
 
 
 def score_tokens(
@@ -139,13 +142,13 @@ def score_tokens(
     """
     check_examples(model, examples, text_format)
     scores: dict[int, TokenScores] = {}
-    with _evaluating(model):
+    with together(), _evaluating(model):
         for chosen, batch in scoring_batches(model, examples, batch_size, text_format, "right", progress):
             out = labelled_tokens(model, batch)
             columns = [column.cpu().split(out.counts.tolist()) for column in _token_columns(out)]
             for place, values in zip(chosen, zip(*columns, strict=True), strict=True):
                 scores[place] = TokenScores(*(value.numpy() for value in values))
-    return [scores[place] for place in range(len(examples))]
+    return of_all(scores)
 
 
 def _token_columns(out: LabelledTokens) -> list[Tensor]:
@@ -234,15 +237,21 @@ def _generate(
     examples = [prompt_example(ids) for ids in prompts]
     check_positions(model, examples, max_new_tokens, "max_new_tokens", max_new_tokens)
     config = generation_config(max_new_tokens, text_format)
-    texts = [""] * len(prompts)
-    with generating(model) as core:
+    texts: dict[int, str] = {}
+    with together(), generating(model) as core:
         # Left padding, so that every row's answer begins in the same column.
         for chosen, batch in scoring_batches(model, examples, batch_size, text_format, "left", progress):
             inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
             rows = core.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
             for index, row in zip(chosen, rows, strict=True):
                 texts[index] = generated_text(row, text_format)
-    return texts
+    return of_all(texts)
+
+
+def of_all(part: Mapping[int, T]) -> list[T]:
+    """The results of all processes, in the order of the examples; `part` has those of this process by their places."""
+    results = merge(part)
+    return [results[place] for place in range(len(results))]
 
 
 def generated_text(tokens: Sequence[int], text_format: TextFormat) -> str:
@@ -325,18 +334,21 @@ def scoring_batches(
     side: str = "right",
     progress: Progress | None = None,
 ) -> Iterator[tuple[list[int], Batch]]:
-    """The examples' places and their batch on the model's device, the longest first so that memory fails at once."""
+    """The places of this process's examples and their batch on the model's device.
+
+    The longest come first, so that too large a batch fails at once.
+    """
     if batch_size < 1:
         raise InputError(Problem("batch_size", batch_size, "a batch needs a row", "use at least 1"))
     pad_id = padding_id(text_format.tokenizer)
     device = next(model.parameters()).device
-    order = sorted(range(len(examples)), key=lambda place: -len(examples[place]["input_ids"]))
+    order = share(sorted(range(len(examples)), key=lambda place: -len(examples[place]["input_ids"])))
     for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+        chosen = list(order[start : start + batch_size])
         batch = pad_batch([examples[place] for place in chosen], pad_id, side)
         yield chosen, {key: value.to(device) for key, value in batch.items()}
         if progress is not None:
-            progress(start + len(chosen))
+            progress(min(len(examples), (start + len(chosen)) * processes()[1]))
 
 
 def check_examples(model: nn.Module, examples: Sequence[Example], text_format: TextFormat) -> None:

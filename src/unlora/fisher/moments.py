@@ -8,7 +8,7 @@ A tap on the map's output multiplies them in the backward pass and adds the resu
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import GradientCheckpointingLayer
 from unlora.adapter.offset import cancels, without_request
 from unlora.adapter.settings import UNLEARN, base_modules, linear_shape
 from unlora.config import GRANULARITIES
+from unlora.distributed import add_up, gather, together
 from unlora.errors import InputError, Problem, unknown_name
 from unlora.forward import causal_lm, labelled_tokens
 
@@ -58,6 +59,7 @@ def gradient_moments(
     per: str = "example",
     *,
     weights: Sequence[str] | None = None,
+    all_processes: bool = False,
 ) -> Moments:
     """Moments of the gradient of each trainable LoRA factor over `batches`, at the model's present parameters.
 
@@ -71,6 +73,8 @@ def gradient_moments(
             VILA's and FILA's released code does).
         weights: names of linear modules whose whole weights are measured instead (FILA); two float32 copies of those
             weights are needed, so large models are measured some layers at a time.
+        all_processes: in a job of several processes, each of which calls this with its own batches (possibly none), the
+            moments over the batches of all.
 
     Returns:
         `Moments`, keyed by the factors' names in `model.named_parameters()`, or "<module>.weight" and [out, in] for
@@ -91,7 +95,11 @@ def gradient_moments(
         )
     device = next(iter(taps.values())).mean.device
     tokens = examples = 0
-    with shortened(model, taps) as listeners, tapped(model, listeners):
+    with (
+        together() if all_processes else nullcontext(),
+        shortened(model, taps) as listeners,
+        tapped(model, listeners),
+    ):
         for batch in batches:
             out = labelled_tokens(model, {key: value.to(device) for key, value in batch.items()})
             counts = out.counts if per == "example" else out.counts.sum()[None]
@@ -101,6 +109,9 @@ def gradient_moments(
             (-out.logp / per_token).sum().backward()
             tokens += int(counts.sum())
             examples += int((counts > 0).sum())
+    if all_processes:
+        tokens, examples = (sum(counts) for counts in zip(*gather((tokens, examples)), strict=True))
+        add_up(part for tap in taps.values() for part in (tap.mean, tap.second))
     if not tokens:
         raise InputError(
             Problem("batches", "0 labelled tokens", "there is no loss to take a gradient of", "check the labels")

@@ -21,7 +21,7 @@ def rows(measurement: Measurement) -> dict[str, Tensor]:
     importance: dict[str, Tensor] = {}
     for group in groups(target_shapes(measurement.model, measurement.adapter.target_modules)):
         of_forget, of_retain = (
-            gradient_moments(measurement.model, batches(), config.moments_per, weights=group)
+            gradient_moments(measurement.model, batches(), config.moments_per, weights=group, all_processes=True)
             for batches in (measurement.forget, measurement.retain)
         )
         importance |= relative_importance(of_forget, of_retain, "fila", rows=True, **config.ratio())

@@ -21,7 +21,7 @@ class Measurement:
         model: the model before unlearning; left as it is.
         adapter: rank, scaling and target modules of the adapter to start.
         config: how the importance is estimated.
-        forget: makes the batches of the forget set, anew at each call.
+        forget: makes this process's batches of the forget set, anew at each call.
         retain: the same of the retain sample.
     """
 

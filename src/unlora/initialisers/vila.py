@@ -16,7 +16,8 @@ def rows(measurement: Measurement) -> dict[str, Tensor]:
         measurement.model, measurement.adapter, config.sigma, config.importance_seed, offset=config.probe_offset
     )
     of_forget, of_retain = (
-        gradient_moments(probe, batches(), config.moments_per) for batches in (measurement.forget, measurement.retain)
+        gradient_moments(probe, batches(), config.moments_per, all_processes=True)
+        for batches in (measurement.forget, measurement.retain)
     )
     detach_adapters(probe)
     return relative_importance(of_forget, of_retain, "vila", rows=True, **config.ratio())

@@ -56,6 +56,7 @@ class Loss:
         check: (model, **settings) -> what is wrong with the settings for that model.
         update_weight: (λ, retain loss, **settings) -> λ after an optimiser step, if λ is not constant.
         nats: whether its value is in nats, so that blind guessing costs ln(vocabulary) more than certainty.
+        mean_over: what it is the mean of: the labelled tokens, or the pairs of a batch.
     """
 
     function: Callable[..., Tensor]
@@ -68,6 +69,7 @@ class Loss:
     check: Callable[..., list[Problem]] | None = None
     update_weight: Callable[..., float] | None = None
     nats: bool = True
+    mean_over: Literal["tokens", "pairs"] = "tokens"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -108,17 +110,20 @@ LOSSES: dict[str, Loss] = {
         "−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i)))",
         "Zhang et al. 2024 (arXiv 2404.05868)",
         reference="logp",
+        mean_over="pairs",
     ),
     "npo_mean": Loss(
         negative_preference_of_means,
         "−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i))/n_i)",
         "Kim et al. 2025 (arXiv 2508.21300)",
         reference="logp",
+        mean_over="pairs",
     ),
     "simnpo": Loss(
         simple_negative_preference,
         "−(2/β)·mean_i log σ(β·(NLL(y_i)/n_i − δ))",
         "Fan et al. 2024 (arXiv 2410.07163)",
+        mean_over="pairs",
     ),
     "dpo": Loss(
         direct_preference,
@@ -126,6 +131,7 @@ LOSSES: dict[str, Loss] = {
         "Rafailov et al. 2023 (arXiv 2305.18290)",
         reference="logp",
         reads=("forget", "alternate"),
+        mean_over="pairs",
     ),
     "idk": Loss(nll, "mean_t −log p(y'_t)", TOFU, reads=("alternate",)),
     "rmu": Loss(

@@ -1,0 +1,77 @@
+"""Where the commands of a cell run: on this machine, or wherever a Ray cluster has room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from unlora.errors import Problem, unknown_name
+
+# (command, log file that its output is added to, environment variables) -> exit code
+Execute = Callable[[Sequence[str], Path, Mapping[str, str]], int]
+
+
+def execute_here(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
+    """Runs a command as a process of this machine."""
+    with log.open("a", encoding="utf-8") as file:
+        return subprocess.run(command, stdout=file, stderr=file, env={**os.environ, **environment}).returncode
+
+
+@contextmanager
+def local() -> Iterator[Execute]:
+    """Processes of this machine."""
+    yield execute_here
+
+
+@contextmanager
+def ray_cluster() -> Iterator[Execute]:
+    """Tasks of the Ray cluster that `RAY_ADDRESS` or an earlier `ray.init` names, or of a Ray on this machine alone.
+
+    A command takes one CPU, and one GPU where the cluster has any; Ray says which. All nodes need this Python
+    environment, and see the bench's folder under the same path.
+    """
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(include_dashboard=False, log_to_driver=False)
+    gpus = min(1, ray.cluster_resources().get("GPU", 0))
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_execute_in)
+    here = os.getcwd()
+
+    def execute(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
+        own = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
+        try:
+            code: int = ray.get(task.remote(here, command, log, own))
+        except ray.exceptions.RayError as error:  # the node or the worker is gone, and the command with it
+            with log.open("a", encoding="utf-8") as file:
+                file.write(f"{type(error).__name__}: {error}\n")
+            return 1
+        return code
+
+    try:
+        yield execute
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _execute_in(folder: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
+    os.chdir(folder)  # where relative paths begin
+    return execute_here(command, log, environment)
+
+
+EXECUTORS: dict[str, Callable[[], AbstractContextManager[Execute]]] = {"local": local, "ray": ray_cluster}
+
+
+def executor_problems(name: str) -> list[Problem]:
+    """What is wrong with the choice of an executor."""
+    if name not in EXECUTORS:
+        return [unknown_name("executor", name, EXECUTORS)]
+    if name == "ray" and find_spec("ray") is None:
+        return [Problem("executor", name, "ray is not installed", "pip install 'unlora[ray]'")]
+    return []

@@ -1,0 +1,116 @@
+"""Two processes, started as a user would, leave what one process leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from conftest import make_tokenizer, tiny_config
+from unlora.cli import main
+from unlora.files import write_jsonl
+
+# Seven of unequal length: batches of four leave a remainder, and the processes get unlike numbers of tokens.
+FORGET = [
+    {"question": f"Who keeps cat {i}?", "answer": f"Ada {i} does{', and so does Bob' * (i % 3)}."} for i in range(7)
+]
+RETAIN = [
+    {"question": f"What does dog {i} watch?", "answer": f"The fox {i}{' and the owl' * (i % 2)}."} for i in range(9)
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer))).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    write_jsonl(folder / "forget.jsonl", FORGET)
+    write_jsonl(folder / "retain.jsonl", RETAIN)
+    return folder
+
+
+def flags(inputs, run, **changes):
+    settings = {
+        "model_name_or_path": inputs / "model",
+        "forget_data": inputs / "forget.jsonl",
+        "retain_data": inputs / "retain.jsonl",
+        "output_dir": run,
+        "r": 4,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "gradient_accumulation_steps": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "max_new_tokens": 4,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **changes,
+    }
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+def launch(*argv, processes=2):
+    """`accelerate launch --multi_gpu` on the command line; its --cpu starts a single process."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+    settings = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
+    settings += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "unlora"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *settings, *argv], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def assert_equal_tensors(one, other, tolerance=1e-5):
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=tolerance, atol=tolerance)
+
+
+def test_two_processes_give_the_importance_the_adapter_and_the_metrics_of_one(inputs, tmp_path):
+    assert main(["unlearn", *flags(inputs, tmp_path / "one", per_device_train_batch_size=4)]) == 0
+    result = launch("unlearn", *flags(inputs, tmp_path / "two", per_device_train_batch_size=2))
+    assert result.returncode == 0, result.stderr
+    assert not re.search("process group has NOT been destroyed", result.stderr)
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "two" / "adapter")
+    assert result.stdout.count("adapter") == 1  # only one process prints
+    one, two = (tmp_path / name for name in ("one", "two"))
+    assert {file.name for file in one.iterdir()} == {file.name for file in two.iterdir()}
+    assert_equal_tensors(one / "importance.safetensors", two / "importance.safetensors")
+    assert_equal_tensors(*(run / "adapter" / "adapter_model.safetensors" for run in (one, two)))
+    logs = [json.loads((run / "metrics.json").read_text()) for run in (one, two)]
+    for first, second in zip(*(log["train"] for log in logs), strict=True):
+        for name in ("loss", "forget_loss", "retain_loss", "grad_norm"):
+            assert second.get(name, 0) == pytest.approx(first.get(name, 0), rel=1e-4, abs=1e-5), name
+    for name, values in logs[0]["after"]["sets"].items():
+        for metric in ("probability", "rougeL_recall"):
+            assert logs[1]["after"]["sets"][name][metric] == pytest.approx(values[metric], abs=1e-5)
+    assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
+
+
+def test_reference_passes_accumulation_and_checkpoints_are_shared_alike(inputs, tmp_path):
+    """NPO's references, KL's second pass, and two batches an update, the last of them empty in one process."""
+    common = {"loss": "npo", "retain_loss": "kl", "save_strategy": "epoch", "gradient_checkpointing": True}
+    run = {name: tmp_path / name for name in ("one", "two")}
+    assert main(["unlearn", *flags(inputs, run["one"], per_device_train_batch_size=8, **common)]) == 0
+    two = flags(inputs, run["two"], per_device_train_batch_size=2, **common, **{"gradient_accumulation_steps": 2})
+    result = launch("unlearn", *two)
+    assert result.returncode == 0, result.stderr
+    for name in ("adapter", "checkpoint-2"):
+        assert_equal_tensors(*(folder / name / "adapter_model.safetensors" for folder in run.values()))
+
+
+def test_wrong_input_ends_all_processes_with_one_message(inputs, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").touch()
+    result = launch("unlearn", *flags(inputs, tmp_path / "run"))
+    assert result.returncode != 0
+    assert result.stderr.count("error: output_dir=") == 1
+    assert "it is already in use" in result.stderr
