@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from conftest import make_tokenizer, tiny_config
@@ -193,12 +194,23 @@ def test_built_in_benchmarks_take_no_data_of_the_user_s(tmp_path, capsys, name):
 
 
 def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tmp_path):
-    out = tmp_path / "bench"
-    argv = arguments(tofu, out, "--retrained", f"forget01={tofu / 'model'}", methods=("lora+gd",), learning_rate=1e-9)
+    out, preset = tmp_path / "bench", tmp_path / "preset.yaml"
+    preset.write_text("{lora_alpha: 3, r: 5, init: vila, forget_name: other}")
+    more = ["--retrained", f"forget01={tofu / 'model'}", "--config", str(preset)]
+    argv = arguments(tofu, out, *more, methods=("lora+gd",), learning_rate=1e-9)
     assert main(argv) == 0
     assert len(list((out / "logs").iterdir())) == 1  # here both are the same model
-    [row] = [line for line in (out / "results.md").read_text().splitlines() if "| lora+gd |" in line]
-    assert "**0.000**" in row  # it did not move: the test tells nothing apart, p = 1
+    rows = [line.split(" | ") for line in (out / "results.md").read_text().splitlines() if line.startswith("| forget")]
+    assert [row[1] for row in rows] == ["original", "retrained", "lora+gd"]
+    assert rows[2][3] == "**0.000**"  # it did not move: the test tells nothing apart, p = 1
+    # The preset gives what neither the benchmark, nor the method, nor a flag does.
+    used = yaml.safe_load((out / "cells/forget01/lora+gd/seed-0/run/config.yaml").read_text())
+    assert {name: used[name] for name in ("lora_alpha", "r", "init", "forget_name")} == {
+        "lora_alpha": 3,
+        "r": 2,
+        "init": "lora",
+        "forget_name": "forget01",
+    }
 
 
 def test_flags_are_handed_on_as_written():

@@ -142,22 +142,22 @@ def test_data_that_is_not_there_is_refused(mini, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("place", "change", "message"),
     [
-        (
-            lambda row: {"asked": row["question"], "answer": row["answer"]},
-            "tasks='mini_craft': its questions cannot be read",
-        ),
-        (lambda row: {**row, "choices": row["choices"][:3]}, "tasks='mini_craft': its questions cannot be read"),
-        (lambda row: {**row, "answer": row["answer"] + 4}, r"mini_craft\[0\]=\d: it is none of the 4 choices"),
+        (0, {"question": None, "answer": None}, r"tasks=\['mini_craft_text'\]: the harness cannot load them"),
+        (2, {"choices": None}, r"mini_craft_text\[2\]=None: its choices are not texts"),
+        (2, {"choices": ["wyl", None]}, r"mini_craft_text\[2\]=\['wyl', None\]: its choices are not texts"),
+        (2, {"answer": 4}, r"mini_craft_text\[2\]=4: the right one is none of the 4 choices"),
     ],
 )
-def test_questions_of_another_schema_are_refused(tmp_path, change, message):
+def test_questions_of_another_schema_are_refused(tmp_path, place, change, message):
     pytest.importorskip("lm_eval")
     write_mini(tmp_path)
-    write_jsonl(tmp_path / "tasks" / "craft.jsonl", [change(row) for row in generate()["craft"]])
+    rows = generate()["craft"]
+    rows[place].update(change)
+    write_jsonl(tmp_path / "tasks" / "craft.jsonl", rows)
     with pytest.raises(InputError, match=message):
-        load_tasks(TaskSettings(["mini_craft"], str(tmp_path / "tasks")))
+        load_tasks(TaskSettings(["mini_craft_text"], str(tmp_path / "tasks")))
 
 
 def test_settings_out_of_range_are_refused_all_at_once(tmp_path):

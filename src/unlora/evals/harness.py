@@ -90,20 +90,18 @@ def _unknown_task(name: str, known: Iterable[str]) -> Problem:
 
 
 def _wrong_schema(name: str, task: Any) -> Iterator[Problem]:
-    """What the harness would fail on while it asks, or count as wrongly answered: missing columns, no right choice."""
+    """The first row without choices or without a right one; the harness would count it as answered wrongly."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
     fix = "check the columns of the task's data, and what the task's YAML file makes of them"
-    try:
-        first = next(iter(task.eval_docs))
-        task.doc_to_text(first)
-        if task.OUTPUT_TYPE != "multiple_choice":
+    for place, row in enumerate(task.eval_docs):
+        choices, right = task.doc_to_choice(row), task.doc_to_target(row)
+        if not choices or not all(isinstance(choice, str) for choice in choices):
+            yield Problem(f"{name}[{place}]", choices, "its choices are not texts", fix)
             return
-        for place, row in enumerate(task.eval_docs):
-            choices, right = task.doc_to_choice(row), task.doc_to_target(row)
-            if isinstance(right, int) and not 0 <= right < len(choices):
-                yield Problem(f"{name}[{place}]", right, f"it is none of the {len(choices)} choices", fix)
-                return
-    except Exception as error:  # templates and functions of a task fail in any way
-        yield Problem("tasks", name, f"its questions cannot be read ({type(error).__name__}: {error})", fix)
+        if isinstance(right, int) and not 0 <= right < len(choices):
+            yield Problem(f"{name}[{place}]", right, f"the right one is none of the {len(choices)} choices", fix)
+            return
 
 
 def evaluate_tasks(model: Any, tokenizer: Any, tasks: Tasks, settings: TaskSettings) -> dict[str, Any]:
