@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test check docs linkcheck clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/unlora quickstart
@@ -14,6 +14,13 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m sphinx -b html -W -n --keep-going -q docs build/docs
+	@echo build/docs/index.html
+
+linkcheck: $(VENV)/installed-dev
+	@$(BIN)/python tests/docs/pages.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "unlora needs Python 3.10 or newer: make PYTHON=python3.11")'
@@ -28,4 +35,4 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) build dist docs/_generated src/*.egg-info

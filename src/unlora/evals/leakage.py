@@ -111,10 +111,12 @@ def summarise_leakage(scores: Scores, retrained: Scores | None = None) -> dict[s
         retrained: of a model trained without the forget set, on the same examples; without it PrivLeak is None.
 
     Returns:
-        examples: by set their number.
-        memorisation: by metric and set the mean over examples.
-        membership: by attack auc, standard_error (`membership.score_auc`, forget examples as members) and privleak
-            (`membership.privacy_leakage`, None where `retrained` lacks the attack).
+        By name:
+
+        - `examples`: by set their number.
+        - `memorisation`: by metric and set the mean over examples.
+        - `membership`: by attack auc, standard_error (`membership.score_auc`, forget examples as members) and privleak
+          (`membership.privacy_leakage`, None where `retrained` lacks the attack).
 
     Raises:
         InputError: as these two functions, or `retrained` of other numbers of examples.

@@ -249,11 +249,13 @@ def summarise(log: Log, retain_log: Log | None = None) -> dict[str, Any]:
         retain_log: of a model trained without the forget set; None leaves forget quality None.
 
     Returns:
-        sets: by set name, probability, rougeL_recall, truth_ratio and truth_ratio_geometric. The truth ratio is
-            mean max(0, 1−R), on the forget set mean min(R, 1/R), with R from the arithmetic and the geometric mean.
-        model_utility: harmonic mean of probability, rougeL_recall and (arithmetic) truth_ratio of all sets but forget,
-            over those that are there; utility_terms says how many, nine for a whole TOFU log.
-        forget_quality, log10_forget_quality: Kolmogorov-Smirnov p-value against `retain_log`.
+        By name:
+
+        - `sets`: by set name, probability, rougeL_recall, truth_ratio and truth_ratio_geometric. The truth ratio is
+          mean max(0, 1−R), on the forget set mean min(R, 1/R), with R from the arithmetic and the geometric mean.
+        - `model_utility`: harmonic mean of probability, rougeL_recall and (arithmetic) truth_ratio of all sets but
+          forget, over those that are there; `utility_terms` says how many, nine for a whole TOFU log.
+        - `forget_quality`, `log10_forget_quality`: Kolmogorov-Smirnov p-value against `retain_log`.
 
     Raises:
         InputError: values that are not finite, or a forget quality asked of logs without forget truth ratios, or of

@@ -1,0 +1,90 @@
+"""Sphinx: the pages of this folder, and what is made of the package itself before they are read.
+
+`_generated/` holds the reference (a page for each module or package), the index of papers and the figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models of the figures are tiny
+
+import generate  # noqa: E402
+
+project, author = "unlora", "the unlora authors"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_generated/papers.md"]  # a part of papers.md
+html_theme, html_title = "furo", "unlora"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sphinx = html_show_copyright = False
+html_theme_options = {"navigation_with_keys": True}
+
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence"]
+
+smartquotes = False
+default_role = "code"  # docstrings write `name` for code
+napoleon_numpy_docstring = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}
+autodoc_preserve_defaults = True
+toc_object_entries_show_parents = "hide"
+python_use_unqualified_type_names = True
+# Other libraries' names have no page here, and private ones and type aliases have none at all.
+nitpick_ignore_regex = [("py:.*", r"(?!unlora\.).*"), ("py:.*", r".*\._\w+"), ("py:.*", r"unlora\..*\.(T|Row)")]
+
+
+def settings_of(obj: Any) -> list[Any]:
+    """The fields that `--help` describes, of a dataclass of settings; none of anything else."""
+    if not (isinstance(obj, type) and dataclasses.is_dataclass(obj)):
+        return []
+    own = vars(obj).get("__annotations__", {})
+    return [field for field in dataclasses.fields(obj) if field.name in own and "help" in field.metadata]
+
+
+def describe(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Prepares a docstring for napoleon and reStructuredText, and adds the settings of a class of settings."""
+    lines[:] = ["`".join(escaped(part, code % 2 == 1) for code, part in enumerate(line.split("`"))) for line in lines]
+    hide_types(what, lines)
+    fields = settings_of(obj)
+    if fields:
+        lines += ["", "Args:"]
+    for field in fields:
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        lines.append(f"    {field.name}: {field.metadata['help']}" + ("" if required else f" Default: `{default!r}`."))
+
+
+def hide_types(what: str, lines: list[str]) -> None:
+    """Gives napoleon an empty type where it would take the words before a colon for one: properties and results."""
+    starts = [0] if what in ("property", "attribute", "data") else []
+    starts += [at + 1 for at, line in enumerate(lines) if line.strip() in ("Returns:", "Yields:")]
+    for at in starts:
+        text = lines[at].lstrip()
+        lines[at] = f"{lines[at].removesuffix(text)}: {text}"
+
+
+def escaped(text: str, is_code: bool) -> str:
+    """Text without what reStructuredText would take for a substitution or for bold."""
+    return text if is_code else re.sub(r"\||(?<![\w*])\*\*(?=\w)", lambda found: "\\" + "\\".join(found[0]), text)
+
+
+def without_settings(app: Any, what: str, name: str, obj: Any, *rest: Any) -> tuple[str, str] | None:
+    """Hides a signature of a hundred settings: they are listed below it."""
+    return ("(**settings)", "") if what == "class" and settings_of(obj) else None
+
+
+def setup(app: Any) -> None:
+    """Makes the generated pages and figures before Sphinx looks for pages."""
+    generate.everything(HERE / "_generated")
+    app.connect("autodoc-process-docstring", describe, priority=400)  # before napoleon, at 500
+    app.connect("autodoc-process-signature", without_settings)

@@ -1,0 +1,68 @@
+"""What the site shows of the package itself: the reference, the index of papers and the figures."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import figures
+
+import unlora
+from unlora.catalogue import linked
+from unlora.files import write_text
+from unlora.initialisers import INITIALISERS
+from unlora.losses import LOSSES, RETAIN_LOSSES
+
+# Commands are documented by `--help`; their modules are no interface.
+WITHOUT_PAGE = ("cli", "__main__")
+
+
+def everything(folder: Path) -> None:
+    """Writes all of it; a page that has not changed is left alone, so that Sphinx does not read it anew."""
+    pages = {f"reference/{name}.md": reference_page(name) for name in modules()}
+    pages["papers.md"] = papers_table()
+    for name, text in pages.items():
+        path = folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+    figures.draw(folder / "figures")
+
+
+def modules() -> list[str]:
+    """The modules and packages right under `unlora` that have a page."""
+    return sorted(found.name for found in pkgutil.iter_modules(unlora.__path__) if found.name not in WITHOUT_PAGE)
+
+
+def reference_page(name: str) -> str:
+    """One page for a module, or for a package and the modules in it."""
+    full = f"unlora.{name}"
+    package = Path(unlora.__path__[0]) / name
+    inner = pkgutil.walk_packages([str(package)], f"{full}.") if package.is_dir() else ()
+    sections = [f"# {full}", automodule(full)]
+    for found in inner:
+        sections += [f"## {found.name}", automodule(found.name)]
+    return "\n\n".join(sections) + "\n"
+
+
+def automodule(name: str) -> str:
+    """The directive that documents a module's own names."""
+    return f"```{{eval-rst}}\n.. automodule:: {name}\n```"
+
+
+def papers_table() -> str:
+    """The papers of everything that there is to choose from, one row each, as a Markdown table."""
+    rows: dict[str, list[str]] = defaultdict(list)
+    citations: dict[str, str] = {}
+    kinds = {"initialiser": INITIALISERS, "loss": LOSSES, "retain loss": RETAIN_LOSSES}
+    for kind, table in kinds.items():
+        for name, choice in table.items():
+            function = getattr(choice, "function", None) or choice.rows
+            number = re.search(r"arXiv ([\d.]+\d)", choice.paper)
+            key = number[1] if number else choice.paper
+            citations.setdefault(key, choice.paper)
+            rows[key].append(f"{kind} `{name}` (`{function.__module__}`)")
+    head = ["| paper | implemented as |", "| --- | --- |"]
+    body = (f"| {linked(citations[key])} | {', '.join(rows[key])} |" for key in sorted(rows))  # the oldest first
+    return "\n".join([*head, *body]) + "\n"
