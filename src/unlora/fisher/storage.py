@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from unlora.errors import InputError, Problem
 from unlora.files import atomic_path
@@ -24,6 +25,7 @@ def importance_key(model: nn.Module, datasets: Iterable[Any], settings: Mapping[
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     digest.update(json.dumps([list(datasets), dict(settings)], sort_keys=True).encode())
     return digest.hexdigest()
