@@ -107,6 +107,20 @@ def test_reference_passes_accumulation_and_checkpoints_are_shared_alike(inputs, 
         assert_equal_tensors(*(folder / name / "adapter_model.safetensors" for folder in run.values()))
 
 
+def test_a_base_sharded_over_two_processes_gives_the_same_too(inputs, tmp_path):
+    """The importance, the adapter, its checkpoints and the answers of the model that no process holds whole."""
+    common = {"loss": "npo", "retain_loss": "kl", "save_strategy": "epoch", "gradient_checkpointing": True}
+    run = {name: tmp_path / name for name in ("one", "two")}
+    assert main(["unlearn", *flags(inputs, run["one"], per_device_train_batch_size=4, **common)]) == 0
+    two = flags(inputs, run["two"], per_device_train_batch_size=2, shard_base=True, **common)
+    result = launch("unlearn", *two)
+    assert result.returncode == 0, result.stderr
+    for name in ("adapter", "checkpoint-2", "checkpoint-4"):
+        assert_equal_tensors(*(folder / name / "adapter_model.safetensors" for folder in run.values()))
+    assert_equal_tensors(*(folder / "importance.safetensors" for folder in run.values()))
+    assert len({(folder / "samples.jsonl").read_text() for folder in run.values()}) == 1
+
+
 def test_wrong_input_ends_all_processes_with_one_message(inputs, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()

@@ -34,7 +34,8 @@ class SafeTrainer(Trainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             name = "deepspeed" if self.is_deepspeed_enabled else "fsdp"
             reason = "checkpoints of sharded models are not supported"
-            raise InputError(Problem(name, True, reason, "use one whole copy of the model per process"))
+            fix = "use one whole copy of the model per process, or shard_base to spread a frozen base"
+            raise InputError(Problem(name, True, reason, fix))
         if self.args.device.type == "cpu":
             self.args.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns at every epoch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -43,6 +44,9 @@ class ModelConfig:
     )
     bnb_4bit_quant_type: str = field(default="nf4", metadata={"help": "Kind of the 4 bits: nf4 or fp4."})
     use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Round the scales of the 4 bits too."})
+    shard_base: bool = field(
+        default=False, metadata={"help": "Spread the frozen base over the processes of `accelerate launch` (FSDP2)."}
+    )
     on: str | None = field(
         default=None,
         metadata={
@@ -54,7 +58,7 @@ class ModelConfig:
         """What is wrong, before anything is loaded."""
         dtypes = ("auto", "float32", "bfloat16", "float16")
         problems = [] if self.dtype in dtypes else [unknown_name("dtype", self.dtype, dtypes)]
-        problems += self._problems_of_bits()
+        problems += self._problems_of_weights()
         return problems if self.on is None else [*problems, *self._problems_of_run(self.on)]
 
     @property
@@ -62,12 +66,18 @@ class ModelConfig:
         """The flag that has the base quantised, if one does."""
         return next((name for name in ("load_in_8bit", "load_in_4bit") if getattr(self, name)), None)
 
-    def _problems_of_bits(self) -> list[Problem]:
+    def _problems_of_weights(self) -> list[Problem]:
         problems = []
         if self.bnb_4bit_quant_type not in QUANT_TYPES:
             problems.append(unknown_name("bnb_4bit_quant_type", self.bnb_4bit_quant_type, QUANT_TYPES))
         if self.load_in_8bit and self.load_in_4bit:
             problems.append(Problem("load_in_4bit", True, "load_in_8bit is given too", "leave one of them out"))
+        if self.quantised and self.shard_base:
+            reason = "quantised weights are not sharded"
+            problems.append(Problem("shard_base", True, reason, f"leave it or {self.quantised} out"))
+        if self.shard_base and int(os.environ.get("WORLD_SIZE", 1)) < 2:
+            fix = "start several with `accelerate launch`, or leave it out"
+            problems.append(Problem("shard_base", True, "there is only one process", fix))
         if self.quantised and find_spec("bitsandbytes") is None:
             fix = "pip install 'unlora[quantised]'"
             problems.append(Problem(self.quantised, True, "bitsandbytes is not installed", fix))

@@ -41,9 +41,33 @@ def processes() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
+# Whether the processes hold one model between them, so that each forward pass is one of all.
+_lockstep = False
+
+
+def in_lockstep() -> bool:
+    """Whether no process may run a model without the others (`shard`): what could be shared is done by all, alike."""
+    return _lockstep
+
+
+def shard(model: Any, layers: Iterable[Any], device: Any) -> None:
+    """Spreads the weights of a model on the CPU over the processes (FSDP2); each layer is whole only while it runs.
+
+    Source: Zhao et al. 2023 (arXiv 2304.11277).
+    """
+    global _lockstep
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (processes()[1],))
+    for module in (*layers, model):
+        fully_shard(module.to(device), mesh=mesh)
+    _lockstep = True
+
+
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's part: every n-th item of n processes."""
-    index, count = processes()
+    """This process's part: every n-th item of n processes; all of them in lockstep."""
+    index, count = (0, 1) if in_lockstep() else processes()
     return items[index::count]
 
 
@@ -66,6 +90,14 @@ def merge(part: Mapping[K, V]) -> dict[K, V]:
 def add_columns(rows: Sequence[Sequence[float]]) -> list[Any]:
     """The sum of each column over the rows of all processes, as numbers; called by all."""
     return [sum(column) for column in zip(*(row for part in gather(rows) for row in part), strict=True)]
+
+
+def copy_from_main(tensors: Iterable[Any]) -> None:
+    """Replaces each tensor by that of the main process; called by all."""
+    import torch.distributed as dist
+
+    for tensor in tensors:
+        dist.broadcast(tensor, 0)
 
 
 def add_up(tensors: Iterable[Any]) -> None:

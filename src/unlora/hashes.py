@@ -32,10 +32,12 @@ def rows_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
 def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> Any:
     """The running SHA-256 over name, type, shape and bytes of each tensor; to be given sorted by name."""
     import torch
+    from torch.distributed.tensor import DTensor
 
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # called by all processes then
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest
 

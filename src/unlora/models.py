@@ -10,8 +10,9 @@ from torch import nn
 
 from unlora.config import ADAPTER, ModelConfig
 from unlora.data import padding_id
-from unlora.distributed import on_cpu
+from unlora.distributed import on_cpu, shard
 from unlora.errors import InputError, Problem
+from unlora.forward import decoder_layers
 from unlora.record import check_base
 
 
@@ -46,7 +47,10 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
         # lost in silence, and the weight too.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    model = to_device(model)
+    if config.shard_base:
+        shard(model, decoder_layers(model)[2], process_device())
+    else:
+        model = to_device(model)
     if config.on is not None:
         model = load_adapter(model, str(Path(config.on) / ADAPTER), "earlier", argument="on")
     return model, tokenizer

@@ -258,7 +258,7 @@ def importance_for(request: Request, materials: Materials, path: Path) -> dict[s
         return initialiser.rows(measurement)
     targets = request.args.target_modules
     settings = {**config.estimate(), "r": request.args.r, "targets": sorted(targets) if targets else "all-linear"}
-    key = on_main(lambda: importance_key(materials.model, (materials.forget, retain), settings))
+    key = importance_key(materials.model, (materials.forget, retain), settings)
     known = on_main(lambda: load_importance(given or path, key) if given or path.exists() else None)
     if known is not None:
         return known

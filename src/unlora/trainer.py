@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainingArguments
 
@@ -22,7 +23,7 @@ from unlora.adapter.offset import freeze_others, reference_model
 from unlora.adapter.settings import UNLEARN
 from unlora.checkpoints import SafeTrainer
 from unlora.data import Example, ForgetRetainDataset, PairSampler, UnlearnCollator, pad_batch, padding_id
-from unlora.distributed import add_columns, merge, processes, share, together
+from unlora.distributed import add_columns, add_up, copy_from_main, merge, processes, share, together
 from unlora.errors import DivergenceError, Problem, raise_if
 from unlora.files import write_json
 from unlora.forward import causal_lm, labelled_tokens
@@ -186,6 +187,10 @@ class UnlearnTrainer(SafeTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        if self.sharded:  # only the small adapters are whole, and this class averages their gradients
+            model._is_accelerate_prepared = True
+            copy_from_main(parameter.data for name, parameter in model.named_parameters() if ".lora_" in name)
         self.model_accepts_loss_kwargs = False  # `compute_loss` returns what accumulation then averages
         if self.forget_loss.update_weight:
             self.add_callback(_AfterStep(self.update_retain_weight))
@@ -284,6 +289,16 @@ class UnlearnTrainer(SafeTrainer):
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls one of the forget loss's functions with those of its settings that it takes."""
         return function(*args, **own_settings(function, self.args.loss_settings))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in `Trainer`; averages the gradients over the processes where DistributedDataParallel does not."""
+        loss = super().training_step(*args, **kwargs)
+        if self.sharded and self.accelerator.sync_gradients:
+            gradients = [p.grad for p in self._trainable().values() if p.grad is not None]
+            add_up(gradients)
+            for gradient in gradients:
+                gradient.div_(self.args.world_size)
+        return loss
 
     def update_retain_weight(self) -> None:
         """Sets λ anew after an optimiser step, from the mean retain loss of its batches."""

@@ -35,9 +35,10 @@ def run(argv: list[str]) -> int:
         raise InputError(
             Problem("on", model_config.on, "fine-tuning moves all weights, not an adapter", "leave it out")
         )
-    if model_config.quantised:
+    frozen = model_config.quantised or ("shard_base" if model_config.shard_base else None)
+    if frozen:
         reason = "fine-tuning changes the weights, or merges an adapter into them"
-        raise InputError(Problem(model_config.quantised, True, reason, "leave it out"))
+        raise InputError(Problem(frozen, True, reason, "leave it out"))
     if not data.train_data:
         raise InputError(Problem("train_data", "", "no dataset is named", "give a file, a folder or a hub dataset"))
     rows = load_records(data.train_data, data.train_name, data.train_split, argument="train_data")

@@ -29,7 +29,7 @@ from unlora.data.encoding import (
     special_ids,
 )
 from unlora.data.padding import Batch, pad_batch, padding_id
-from unlora.distributed import merge, processes, share, together
+from unlora.distributed import in_lockstep, merge, share, together
 from unlora.errors import InputError, Problem, raise_if
 from unlora.forward import LabelledTokens, causal_lm, labelled_tokens, upcast
 
@@ -348,7 +348,7 @@ def scoring_batches(
         batch = pad_batch([examples[place] for place in chosen], pad_id, side)
         yield chosen, {key: value.to(device) for key, value in batch.items()}
         if progress is not None:
-            progress(min(len(examples), (start + len(chosen)) * processes()[1]))
+            progress(round((start + len(chosen)) * len(examples) / len(order)))
 
 
 def check_examples(model: nn.Module, examples: Sequence[Example], text_format: TextFormat) -> None:
@@ -389,7 +389,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.inference_mode():
+        with torch.no_grad() if in_lockstep() else torch.inference_mode():  # sharded weights outlive the pass
             yield
     finally:
         for module, training in modes:

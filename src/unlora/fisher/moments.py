@@ -20,7 +20,7 @@ from transformers import GradientCheckpointingLayer
 from unlora.adapter.offset import cancels, without_request
 from unlora.adapter.settings import UNLEARN, base_modules, linear_shape
 from unlora.config import GRANULARITIES
-from unlora.distributed import add_up, gather, together
+from unlora.distributed import add_up, gather, in_lockstep, together
 from unlora.errors import InputError, Problem, unknown_name
 from unlora.forward import causal_lm, labelled_tokens
 
@@ -109,7 +109,7 @@ def gradient_moments(
             (-out.logp / per_token).sum().backward()
             tokens += int(counts.sum())
             examples += int((counts > 0).sum())
-    if all_processes:
+    if all_processes and not in_lockstep():
         tokens, examples = (sum(counts) for counts in zip(*gather((tokens, examples)), strict=True))
         add_up(part for tap in taps.values() for part in (tap.mean, tap.second))
     if not tokens:
