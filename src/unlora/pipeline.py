@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import yaml
 from torch import Tensor
 from transformers import set_seed
-from transformers.utils.logging import tqdm as progress_bar
 
 from unlora.adapter import attach_adapters, check_adapter_settings, compression, export_adapter
 from unlora.adapter.export import check_unused
@@ -32,7 +30,7 @@ from unlora.data import (
 from unlora.data.sources import Record
 from unlora.errors import InputError, Problem, raise_if
 from unlora.evals import EvalSettings, Log, evaluate, read_log, summarise, write_log
-from unlora.evals.tofu import TASKS
+from unlora.evals.tofu import TASKS, text_count
 from unlora.files import write_json, write_jsonl, write_text
 from unlora.finetune import resume_point
 from unlora.fisher import load_importance, save_importance
@@ -40,6 +38,7 @@ from unlora.fisher.storage import importance_key
 from unlora.initialisers import INITIALISERS, Measurement
 from unlora.losses import LOSSES
 from unlora.models import load_adapter, load_model
+from unlora.progress import bar, shown
 from unlora.record import Clock, inputs, write_record
 from unlora.stopping import StopWhenUnseen, UnseenTest, unseen_test
 from unlora.trainer import UnlearnConfig, UnlearnTrainer
@@ -280,7 +279,7 @@ def shown_batches(
     size, sort = config.importance_batch_size, config.moments_per == "example"
     batches = (batch for examples in passes for batch in iter_batches(examples, size, pad_id, sort=sort))
     total = sum(-(-len(examples) // size) for examples in passes)
-    return progress_bar(batches, total=total, desc=f"gradients of the {name} set")
+    return bar(batches, total=total, desc=f"gradients of the {name} set", unit=" batches")
 
 
 def evaluation_sets(request: Request, materials: Materials) -> dict[str, Sequence[Record]]:
@@ -339,22 +338,8 @@ def evaluate_shown(
     name: str, model: Any, sets: Mapping[str, Sequence[Record]], text_format: TextFormat, settings: EvalSettings
 ) -> Log:
     """`evaluate` with a progress bar."""
-    with shown(f"evaluation {name}", " texts") as progress:
+    with shown(f"evaluation {name}", " texts", text_count(sets, settings)) as progress:
         return evaluate(model, sets, text_format, settings, progress)
-
-
-@contextmanager
-def shown(name: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar; yields what tells it how much has been done so far."""
-    before = 0
-    with progress_bar(desc=name, unit=unit) as bar:
-
-        def show(done: int) -> None:
-            nonlocal before
-            bar.update(done - before)
-            before = done
-
-        yield show
 
 
 def samples(before: Log, after: Log) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ from unlora.adapter.offset import lora_layers
 from unlora.adapter.settings import OFFSET, UNLEARN, base_modules
 from unlora.errors import InputError, Problem
 from unlora.files import atomic_path
+from unlora.progress import bar
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -142,7 +143,8 @@ def _compressed(model: PeftModel, max_rank: int) -> tuple[dict[str, Factors], Co
     if max_rank < 1:
         raise InputError(Problem("max_rank", max_rank, "an adapter has at least rank 1", "use a positive rank"))
     joined = joined_factors(model)
-    parts = {name: compress(module.a, module.b, max_rank) for name, module in joined.items()}
+    layers = bar(joined.items(), desc="fewer ranks", unit=" layers")
+    parts = {name: compress(module.a, module.b, max_rank) for name, module in layers}
     cost = total((part, joined[name].scaling) for name, part in parts.items())
     return {name: Factors(part.a, part.b, joined[name].scaling) for name, part in parts.items()}, cost
 
