@@ -9,10 +9,16 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from transformers.utils.logging import tqdm as progress_bar
-
-from unlora.adapter.export import WEIGHTS
-from unlora.config import ADAPTER, AttackConfig, DataConfig, EvalConfig, ModelConfig, saved_settings, settings_of
+from unlora.config import (
+    ADAPTER,
+    AttackConfig,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    check_finished,
+    saved_settings,
+    settings_of,
+)
 from unlora.data import TextFormat, load_records
 from unlora.data.sources import Record
 from unlora.errors import InputError, Problem, raise_if
@@ -22,6 +28,7 @@ from unlora.evals.tofu import read_questions
 from unlora.files import write_json
 from unlora.models import load_adapter, load_model, load_tokenizer
 from unlora.pipeline import usable_length
+from unlora.progress import bar
 from unlora.trainer import UnlearnConfig
 
 ATTACKS_FILE = "attacks.json"
@@ -91,9 +98,7 @@ def attack(run: str, config: AttackConfig) -> dict[str, Any]:
 
 def read_run(run: str) -> Target:
     """What the run's own configuration says about model, data and evaluation."""
-    if not (Path(run) / ADAPTER / WEIGHTS).is_file():
-        reason, fix = "it has no exported adapter", "name the folder of an `unlora unlearn` that has finished"
-        raise InputError(Problem("RUN", run, reason, fix))
+    check_finished(run)
     values = saved_settings(run, "RUN")
     # The exported adapter holds those of earlier requests too, and is for the base alone.
     model = replace(settings_of(ModelConfig, values), on=None)
@@ -149,11 +154,12 @@ def make_plan(model: Any, materials: Materials, config: AttackConfig) -> tuple[P
 
 def run_cases(name: str, model: Any, plan: Plan, materials: Materials) -> Measured:
     """Every case on one model, with a progress bar."""
-    with progress_bar(total=sum(map(len, plan.values())), desc=f"attacks on the {name} model") as bar:
+    cases = sum(map(len, plan.values()))
+    with bar(total=cases, desc=f"attacks on the {name} model", unit=" cases") as shown_bar:
 
         def measured(case: Case) -> Metrics:
             metrics = measure(model, case, materials)
-            bar.update(1)
+            shown_bar.update(1)
             return metrics
 
         return {attack: [measured(case) for case in cases] for attack, cases in plan.items()}

@@ -5,23 +5,28 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from unlora.errors import InputError, Problem
+from unlora.progress import bar
 from unlora.state import load_state, save_state
 
 
 class SafeTrainer(Trainer):
     """transformers' Trainer without pickle: model, optimiser, scheduler and random state are safetensors.
 
-    A run that was killed at any moment resumes from its last complete checkpoint to the result it would have had.
+    A run that was killed at any moment resumes from its last complete checkpoint to the result it would have had. One
+    that is interrupted (Ctrl-C) finishes its step and leaves a checkpoint of it.
 
     Raises:
         InputError: for sharded models (DeepSpeed, FSDP), whose checkpoints are written by other means.
@@ -38,6 +43,21 @@ class SafeTrainer(Trainer):
             raise InputError(Problem(name, True, reason, fix))
         if self.args.device.type == "cpu":
             self.args.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns at every epoch
+        for printer in (ProgressCallback, PrinterCallback):  # they write the log to stdout, where results go
+            self.remove_callback(printer)
+        if not self.args.disable_tqdm:
+            self.add_callback(TrainingBar())
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' Trainer; raises `KeyboardInterrupt` after the checkpoint where it was interrupted."""
+        interrupt = SaveOnInterrupt()
+        if self.args.world_size > 1 or threading.current_thread() is not threading.main_thread():
+            return super().train(*args, **kwargs)  # processes would not stop at the same step
+        self.add_callback(interrupt)
+        with interrupt:
+            result = super().train(*args, **kwargs)
+        self.remove_callback(interrupt)
+        return result
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
@@ -103,3 +123,57 @@ class SafeTrainer(Trainer):
         torch.set_rng_state(state["torch"])
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
+
+
+class TrainingBar(TrainerCallback):
+    """A progress bar over the optimiser steps, with the last logged losses."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts it, where a resumed run goes on."""
+        if state.is_world_process_zero:
+            self.bar = bar(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step further."""
+        if state.is_world_process_zero:
+            self.bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Shows the losses."""
+        losses = {name: f"{value:.4g}" for name, value in (logs or {}).items() if name.endswith("loss")}
+        if state.is_world_process_zero and losses:
+            self.bar.set_postfix(losses, refresh=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ends it."""
+        if state.is_world_process_zero:
+            self.bar.close()
+
+
+class SaveOnInterrupt(TrainerCallback):
+    """Within it a first Ctrl-C lets the step end, and has it saved; a second one stops at once.
+
+    Raises:
+        KeyboardInterrupt: at the end, where there was one.
+    """
+
+    asked = False
+
+    def __enter__(self) -> SaveOnInterrupt:
+        self.previous = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        signal.signal(signal.SIGINT, self.previous)
+        if self.asked and kind is None:
+            raise KeyboardInterrupt
+
+    def _ask(self, *signal_and_frame: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self.previous)
+        print("interrupted: this step ends and is saved; Ctrl-C again stops at once", file=sys.stderr)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Saves and stops, if asked to."""
+        if self.asked:
+            control.should_save = control.should_training_stop = True

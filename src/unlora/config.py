@@ -1,4 +1,4 @@
-"""What a user can set beside `UnlearnConfig`: model, data, importance, evaluation, stopping, attacks; with help."""
+"""What a user can set beside training: model, data, importance, evaluation, tasks, stopping, attacks; with help."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlora.errors import InputError, Problem, unknown_name
+from unlora.hashes import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from unlora.data.sources import Record
@@ -84,7 +85,7 @@ class ModelConfig:
         return problems
 
     def _problems_of_run(self, run: str) -> list[Problem]:
-        if not (Path(run) / ADAPTER).is_dir():
+        if not (Path(run) / ADAPTER / ADAPTER_WEIGHTS).is_file():
             reason, fix = "it has no exported adapter", "name the folder of an `unlora unlearn` that has finished"
             return [Problem("on", run, reason, fix)]
         values = {name: getattr(self, name) for name in ("model_name_or_path", "model_revision")}
@@ -111,6 +112,13 @@ def saved_settings(run: str, argument: str = "on") -> dict[str, Any]:
     except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
         reason = f"its {CONFIG} cannot be read ({error})"
         raise InputError(Problem(argument, run, reason, "name the folder of an earlier `unlora unlearn`")) from error
+
+
+def check_finished(run: str) -> None:
+    """Raises `InputError` unless the folder is that of a run with an adapter."""
+    if not (Path(run) / ADAPTER / ADAPTER_WEIGHTS).is_file():
+        reason, fix = "it has no exported adapter", "name the folder of an `unlora unlearn` that has finished"
+        raise InputError(Problem("RUN", run, reason, fix))
 
 
 def settings_of(kind: Any, values: Mapping[str, Any]) -> Any:
@@ -402,4 +410,64 @@ class AttackConfig:
                 for value in getattr(self, name)
                 if not 0 < value < 100
             ]
+        return problems
+
+
+@dataclass
+class TaskSettings:
+    """Which tasks, and how much of them."""
+
+    tasks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Names of tasks, groups or tags (wmdp_bio wmdp_cyber mmlu), or YAML files. Required."},
+    )
+    include_path: str | None = field(default=None, metadata={"help": "Folder of your own task YAML files."})
+    num_fewshot: int = field(default=0, metadata={"help": "Answered examples before each question."})
+    limit: int | None = field(default=None, metadata={"help": "First questions of each task that are asked."})
+    batch_size: int = field(default=8, metadata={"help": "Questions of a forward pass."})
+
+    def problems(self) -> list[Problem]:
+        """What is wrong, before anything is loaded."""
+        problems = [] if self.tasks else [Problem("tasks", "", "it is required", "name it")]
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            problems.append(Problem("include_path", self.include_path, "no such folder", "check the path"))
+        least = {"num_fewshot": 0, "limit": 1, "batch_size": 1}
+        values = {name: getattr(self, name) for name in least}
+        return problems + [
+            Problem(name, value, "it is too small", f"use at least {least[name]}")
+            for name, value in values.items()
+            if value is not None and value < least[name]
+        ]
+
+
+@dataclass
+class ExportConfig:
+    """What is made of a run, and where it goes."""
+
+    output_dir: str = field(default="", metadata={"help": "Where it is written: a new folder. Required."})
+    merge: bool = field(
+        default=False,
+        metadata={"help": "The whole model with the adapter merged into its weights, in place of the adapter."},
+    )
+    max_rank: int | None = field(
+        default=None, metadata={"help": "Most ranks of the adapter, by truncated SVD; as in the run if not given."}
+    )
+    card: bool = field(default=True, metadata={"help": "Write a model card with the run's metrics, README.md."})
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "What the base is called on the hub, for others to find it; needed where it is a folder."},
+    )
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "Upload the folder to this repository on the hub (owner/name)."}
+    )
+    private: bool = field(default=True, metadata={"help": "Whether that repository is private."})
+
+    def problems(self) -> list[Problem]:
+        """What is wrong, before anything is loaded."""
+        problems = [] if self.output_dir else [Problem("output_dir", "", "it is required", "name a new folder")]
+        if self.max_rank is not None and self.max_rank < 1:
+            reason, fix = "an adapter has at least rank 1", "use a positive rank, or leave it out"
+            problems.append(Problem("max_rank", self.max_rank, reason, fix))
+        if self.max_rank is not None and self.merge:
+            problems.append(Problem("max_rank", self.max_rank, "a merged model has no adapter", "leave it out"))
         return problems

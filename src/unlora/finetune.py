@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,12 @@ from unlora.adapter.export import check_unused
 from unlora.checkpoints import SafeTrainer
 from unlora.data import Example, pad_batch, padding_id
 from unlora.errors import Problem
+from unlora.training import FinetuneSettings, reporting_problems
 
 
 @dataclass
-class FinetuneConfig(TrainingArguments):
-    """Fine-tuning: `transformers.TrainingArguments` with TOFU's defaults (arXiv 2401.06121), and LoRA's settings."""
-
-    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
-    num_train_epochs: float = field(default=5.0, metadata={"help": "Passes over the data."})
-    gradient_accumulation_steps: int = field(default=4, metadata={"help": "Batches added up before an update."})
-    logging_steps: float = field(default=20, metadata={"help": "Log the loss every so many updates."})
-    r: int | None = field(
-        default=None,
-        metadata={"help": "Rank of a LoRA adapter to train and merge at the end; all weights train if not given."},
-    )
-    lora_alpha: float = field(default=32.0, metadata={"help": "LoRA alpha; the adapter is scaled by alpha / r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapter, while it trains."})
-    target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules to adapt, as in PEFT; all linear layers but the head if not given."}
-    )
+class FinetuneConfig(FinetuneSettings, TrainingArguments):
+    """Fine-tuning: every field of `transformers.TrainingArguments`, and `FinetuneSettings`."""
 
     def lora(self) -> LoraConfig | None:
         """The adapter to train, if one is asked for."""
@@ -50,9 +36,11 @@ class FinetuneConfig(TrainingArguments):
 
     def problems(self) -> list[Problem]:
         """What is wrong, before anything is loaded."""
-        if self.r is None or self.r >= 1:
-            return []
-        return [Problem("r", self.r, "an adapter has at least rank 1", "use a positive rank, or leave it out")]
+        problems = reporting_problems(self.report_to)
+        if self.r is not None and self.r < 1:
+            fix = "use a positive rank, or leave it out"
+            problems.append(Problem("r", self.r, "an adapter has at least rank 1", fix))
+        return problems
 
 
 def finetune(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
+from unlora.progress import bar
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -77,11 +79,11 @@ def weight_files(name: str, revision: str) -> list[str]:
 
 
 def saved_tensors(files: Sequence[str | Path]) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of the files by name, one in memory at a time."""
+    """All tensors of the files by name, one in memory at a time, with a progress bar."""
     with ExitStack() as stack:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
         places = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not a mapping
-        for name in sorted(places):
+        for name in bar(sorted(places), desc="hash of the weights", unit=" tensors"):
             yield name, places[name].get_tensor(name)
 
 

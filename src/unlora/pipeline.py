@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import yaml
 from torch import Tensor
 from transformers import set_seed
-from transformers.utils.logging import tqdm as progress_bar
 
 from unlora.adapter import attach_adapters, check_adapter_settings, compression, export_adapter
 from unlora.adapter.export import check_unused
@@ -32,10 +30,10 @@ from unlora.data import (
     padding_id,
 )
 from unlora.data.sources import Record
-from unlora.distributed import is_main, on_main, share, together
+from unlora.distributed import on_main, share, together
 from unlora.errors import InputError, Problem, raise_if
 from unlora.evals import EvalSettings, Log, evaluate, read_log, summarise, write_log
-from unlora.evals.tofu import TASKS, check_same_examples
+from unlora.evals.tofu import TASKS, check_same_examples, text_count
 from unlora.files import write_json, write_jsonl, write_text
 from unlora.finetune import resume_point
 from unlora.fisher import load_importance, save_importance
@@ -43,6 +41,7 @@ from unlora.fisher.storage import importance_key
 from unlora.initialisers import INITIALISERS, Measurement
 from unlora.losses import LOSSES
 from unlora.models import load_adapter, load_model
+from unlora.progress import bar, shown
 from unlora.record import Clock, inputs, write_record
 from unlora.stopping import StopWhenUnseen, UnseenTest, unseen_test
 from unlora.trainer import UnlearnConfig, UnlearnTrainer
@@ -305,7 +304,7 @@ def shown_batches(
     sort = config.moments_per == "example"
     batches = (batch for part in parts for batch in iter_batches(part, size, pad_id, sort=sort))
     total = sum(-(-len(part) // size) for part in parts)
-    return progress_bar(batches, total=total, desc=f"gradients of the {name} set", disable=not is_main())
+    return bar(batches, total=total, desc=f"gradients of the {name} set", unit=" batches")
 
 
 def evaluation_sets(request: Request, materials: Materials) -> dict[str, Sequence[Record]]:
@@ -366,22 +365,8 @@ def evaluate_shown(
     name: str, model: Any, sets: Mapping[str, Sequence[Record]], text_format: TextFormat, settings: EvalSettings
 ) -> Log:
     """`evaluate` with a progress bar."""
-    with shown(f"evaluation {name}", " texts") as progress:
+    with shown(f"evaluation {name}", " texts", text_count(sets, settings)) as progress:
         return evaluate(model, sets, text_format, settings, progress)
-
-
-@contextmanager
-def shown(name: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar; yields what tells it how much has been done so far."""
-    before = 0
-    with progress_bar(desc=name, unit=unit, disable=not is_main()) as bar:
-
-        def show(done: int) -> None:
-            nonlocal before
-            bar.update(done - before)
-            before = done
-
-        yield show
 
 
 def samples(before: Log, after: Log) -> list[dict[str, str]]:

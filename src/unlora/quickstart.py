@@ -11,12 +11,12 @@ from unlora.adapter.export import check_unused
 from unlora.config import DataConfig, EvalConfig, ImportanceConfig, ModelConfig
 from unlora.data import TextFormat
 from unlora.data.sources import Record
-from unlora.evals import EvalSettings, Log, evaluate, read_log, summarise, write_log
+from unlora.evals import EvalSettings, Log, read_log, summarise, write_log
 from unlora.evals.persona import generate
 from unlora.evals.persona_models import Recipe, persona_models
 from unlora.files import write_jsonl
 from unlora.models import load_model
-from unlora.pipeline import ADAPTER, Request, unlearn
+from unlora.pipeline import ADAPTER, Request, evaluate_shown, unlearn
 from unlora.trainer import UnlearnConfig
 
 # Longer than any answer of the benchmark, so that an answer cut off here is one that did not end.
@@ -60,7 +60,7 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, 
         f"{len(sets['forget'])} answers, learning rate {args.learning_rate:g}, retain weight {args.retain_weight:g}; "
         "then evaluation before and after"
     )
-    result = unlearn(request, sets, retrained_log)
+    result = unlearn(request, sets)
     say("4/4 done")
     logs = {name: read_log(result.folder / f"eval_{name}.json") for name in ("before", "after")}
     return Report(
@@ -95,6 +95,7 @@ def quickstart_request(model: Path, folder: Path, seed: int) -> Request:
             eval_retain_name="retain",
             eval_real_authors_name="none",
             eval_world_facts_name="facts",
+            retrain_log=str(folder / RETRAINED_LOG),
             max_new_tokens=MAX_NEW_TOKENS,
         ),
         args=UnlearnConfig(
@@ -116,4 +117,5 @@ def quickstart_request(model: Path, folder: Path, seed: int) -> Request:
 def evaluate_model(folder: Path, sets: Mapping[str, Sequence[Record]]) -> Log:
     """TOFU's evaluation of a saved model."""
     model, tokenizer = load_model(ModelConfig(str(folder)))
-    return evaluate(model, sets, TextFormat(tokenizer), EvalSettings(max_new_tokens=MAX_NEW_TOKENS))
+    settings = EvalSettings(max_new_tokens=MAX_NEW_TOKENS)
+    return evaluate_shown("retrained", model, sets, TextFormat(tokenizer), settings)

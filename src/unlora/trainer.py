@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,13 +29,15 @@ from unlora.files import write_json
 from unlora.forward import causal_lm, labelled_tokens
 from unlora.losses import LOSSES, NO_RETAIN, RETAIN_LOSSES, check_losses, own_settings
 from unlora.packing import packing
+from unlora.progress import bar
+from unlora.training import UnlearnSettings, reporting_problems
 
 RETAIN_WEIGHT = "retain_weight.json"
 
 
 @dataclass
-class UnlearnConfig(TrainingArguments):
-    """Adapter, losses and training settings: every field of `transformers.TrainingArguments`, and these.
+class UnlearnConfig(UnlearnSettings, TrainingArguments):
+    """Adapter, losses and training settings: every field of `transformers.TrainingArguments`, and `UnlearnSettings`.
 
     Names of adapter settings are those of `peft.LoraConfig`. Defaults follow the paper (rank 8, alpha 16, weight decay
     0.01, 5 epochs, effective batch 32).
@@ -46,49 +48,6 @@ class UnlearnConfig(TrainingArguments):
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "loss_kwargs"]
 
-    r: int = field(default=8, metadata={"help": "Rank of the LoRA adapter."})
-    lora_alpha: float = field(default=16.0, metadata={"help": "LoRA alpha; the adapter is scaled by alpha / r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Must be 0: the offset must cancel the start exactly."})
-    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r) (rank-stabilised LoRA)."})
-    target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules to adapt, as in PEFT; all linear layers but the head if not given."}
-    )
-    export_rank: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most ranks of the exported adapter, by truncated SVD; "
-            "exact (twice r, more after earlier requests) if not given."
-        },
-    )
-    loss: str = field(default="ihl", metadata={"help": f"Forget loss: {', '.join(LOSSES)}."})
-    loss_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "The forget loss's own settings as JSON, such as '{\"beta\": 0.1}' for npo."}
-    )
-    retain_loss: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Retain loss: {', '.join(RETAIN_LOSSES)} or none; what goes with the forget loss if not given."
-        },
-    )
-    retain_weight: float = field(
-        default=1.0, metadata={"help": "λ in loss = forget loss + λ · retain loss; where it starts for pdu."}
-    )
-    max_retain_loss: float | None = field(
-        default=None,
-        metadata={
-            "help": "Stop if a batch's retain loss exceeds this; the first batch's + ln(vocabulary) if not given "
-            "(no limit for hidden_mse)."
-        },
-    )
-    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
-    num_train_epochs: float = field(default=5.0, metadata={"help": "Passes over the forget set."})
-    gradient_accumulation_steps: int = field(
-        default=4, metadata={"help": "Batches added up before an update; 4 × 8 pairs is the paper's 32."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: batches hold pairs."})
-    logging_steps: float = field(default=5, metadata={"help": "Log forget and retain loss every so many updates."})
-
     def __post_init__(self) -> None:
         super().__post_init__()
         self.loss_kwargs = self.loss_kwargs or {}
@@ -98,7 +57,10 @@ class UnlearnConfig(TrainingArguments):
         """What is wrong with the settings themselves; the model's part is checked by `attach_adapters`."""
         if not isinstance(self.loss_kwargs, dict):
             return [Problem("loss_kwargs", self.loss_kwargs, "not a JSON object", "write it as '{\"beta\": 0.1}'")]
-        problems = check_losses(self.loss, self.retain_loss, self.loss_kwargs)
+        problems = [
+            *check_losses(self.loss, self.retain_loss, self.loss_kwargs),
+            *reporting_problems(self.report_to),
+        ]
         if self.r < 1:
             problems.append(Problem("r", self.r, "an adapter has at least rank 1", "use a positive rank"))
         if self.export_rank is not None and self.export_rank < 1:
@@ -228,7 +190,7 @@ class UnlearnTrainer(SafeTrainer):
         values: dict[int, float] = {}
         places = share(range(len(examples)))
         with together(), reference_model(self.accelerator.unwrap_model(self.model)):
-            for start in range(0, len(places), size):
+            for start in bar(range(0, len(places), size), desc="answers before unlearning", unit=" batches"):
                 chosen = places[start : start + size]
                 batch = self._prepare_inputs(pad_batch([examples[place] for place in chosen], self.pad_id))
                 logp = labelled_tokens(self.model, batch).example_logp.tolist()

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from conftest import ARCHITECTURES
 from unlora import attach_adapters, export_adapter
-from unlora.adapter.export import WEIGHTS, read_adapter, write_adapter
+from unlora.adapter.export import read_adapter, write_adapter
 from unlora.adapter.offset import lora_layers
 from unlora.adapter.settings import target_shapes
 from unlora.errors import InputError
+from unlora.hashes import ADAPTER_WEIGHTS
 
 IDS = torch.tensor([[5, 9, 60, 7, 33, 12], [40, 41, 42, 43, 44, 45]])
 # Loads every exported adapter on its fresh base, where unlora cannot be imported.
@@ -126,7 +127,7 @@ def test_export_can_be_merged_into_the_base(tiny_model, tmp_path):
 def test_only_chosen_modules_are_exported(tiny_model, tmp_path):
     model = attached(tiny_model("llama"), target_modules=["q_proj", "down_proj"])
     folder = export_adapter(model, tmp_path / "adapter")
-    weights = load_file(folder / WEIGHTS)
+    weights = load_file(folder / ADAPTER_WEIGHTS)
     assert len(weights) == 2 * 2 * 2  # layers, modules, factors
     assert all("q_proj" in name or "down_proj" in name for name in weights)
     named = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
@@ -136,7 +137,7 @@ def test_only_chosen_modules_are_exported(tiny_model, tmp_path):
 def test_the_folder_holds_safetensors_and_settings_and_nothing_else(tiny_model, tmp_path):
     folder = export_adapter(attached(tiny_model("llama")), tmp_path / "new" / "adapter")
     assert folder == tmp_path / "new" / "adapter"
-    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", WEIGHTS}
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", ADAPTER_WEIGHTS}
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
 
 
@@ -145,7 +146,7 @@ def test_a_base_with_resized_embeddings_is_exported_without_them(tiny_model, tmp
     tiny_model("llama").save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     base.resize_token_embeddings(base.config.vocab_size + 8)
-    weights = load_file(export_adapter(attached(base), tmp_path / "adapter") / WEIGHTS)
+    weights = load_file(export_adapter(attached(base), tmp_path / "adapter") / ADAPTER_WEIGHTS)
     assert len(weights) == 2 * 2 * 7
     assert all("lora_" in name for name in weights)
 
@@ -153,7 +154,7 @@ def test_a_base_with_resized_embeddings_is_exported_without_them(tiny_model, tmp
 def test_an_empty_folder_may_be_used(tiny_model, tmp_path):
     (tmp_path / "adapter").mkdir()
     export_adapter(attached(tiny_model("llama")), tmp_path / "adapter")
-    assert (tmp_path / "adapter" / WEIGHTS).is_file()
+    assert (tmp_path / "adapter" / ADAPTER_WEIGHTS).is_file()
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -201,7 +202,7 @@ def test_a_checkpoint_keeps_what_else_is_in_its_folder(tiny_model, tmp_path):
     (tmp_path / "optimizer.safetensors").write_text("mine")
     for _ in range(2):  # a second time over the first
         write_adapter(attached(tiny_model("llama")), tmp_path)
-    names = {"adapter_config.json", WEIGHTS, "optimizer.safetensors"}
+    names = {"adapter_config.json", ADAPTER_WEIGHTS, "optimizer.safetensors"}
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
@@ -214,9 +215,9 @@ def test_a_checkpoint_of_another_shape_is_refused(tiny_model, tmp_path, change):
 
 def test_a_missing_or_broken_checkpoint_is_refused(tiny_model, tmp_path):
     model = attached(tiny_model("llama"))
-    with pytest.raises(InputError, match=f"resume_from_checkpoint=.*it has no {WEIGHTS}"):
+    with pytest.raises(InputError, match=f"resume_from_checkpoint=.*it has no {ADAPTER_WEIGHTS}"):
         read_adapter(model, tmp_path)
     write_adapter(model, tmp_path)
-    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-9])
-    with pytest.raises(InputError, match=f"resume_from_checkpoint=.*{WEIGHTS} is broken"):
+    (tmp_path / ADAPTER_WEIGHTS).write_bytes((tmp_path / ADAPTER_WEIGHTS).read_bytes()[:-9])
+    with pytest.raises(InputError, match=f"resume_from_checkpoint=.*{ADAPTER_WEIGHTS} is broken"):
         read_adapter(model, tmp_path)

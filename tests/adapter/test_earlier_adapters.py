@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from conftest import ARCHITECTURES
 from unlora import attach_adapters, export_adapter, weighted_low_rank
 from unlora.adapter import attach_probe, compression, detach_adapters, reference_model
-from unlora.adapter.export import WEIGHTS, read_adapter, write_adapter
+from unlora.adapter.export import read_adapter, write_adapter
 from unlora.adapter.offset import base_weight, lora_layers
 from unlora.adapter.settings import UNLEARN, target_shapes
 from unlora.errors import InputError
+from unlora.hashes import ADAPTER_WEIGHTS
 
 IDS = torch.tensor([[5, 9, 60, 7, 33, 12], [40, 41, 42, 43, 44, 45]])
 CONFIG = LoraConfig(r=4, lora_alpha=8)
@@ -113,7 +114,7 @@ def test_modules_of_either_adapter_are_exported(tiny_model, tmp_path):
     tuned(tiny_model("llama"), tmp_path / "first", target_modules=["model.layers.0.self_attn.q_proj", "down_proj"])
     base = load(tiny_model("llama"), tmp_path / "first")
     model = attach_adapters(base, LoraConfig(r=2, target_modules=["down_proj", "up_proj"]), importance(base))
-    names = {name.split(".", 2)[2] for name in load_file(export_adapter(model, tmp_path / "adapter") / WEIGHTS)}
+    names = {name.split(".", 2)[2] for name in load_file(export_adapter(model, tmp_path / "adapter") / ADAPTER_WEIGHTS)}
     adapted = {name.rsplit(".lora_", 1)[0] for name in names}
     both = {f"model.layers.{i}.mlp.{n}_proj" for i in (0, 1) for n in ("down", "up")}
     assert adapted == {*both, "model.layers.0.self_attn.q_proj"}

@@ -18,8 +18,8 @@ from unlora.adapter.offset import lora_layers
 from unlora.adapter.settings import OFFSET, UNLEARN, base_modules
 from unlora.errors import InputError, Problem
 from unlora.files import atomic_path
-
-WEIGHTS = "adapter_model.safetensors"
+from unlora.hashes import ADAPTER_WEIGHTS
+from unlora.progress import bar
 
 
 class Factors(NamedTuple):
@@ -80,15 +80,15 @@ def read_adapter(model: PeftModel, folder: Path) -> None:
         InputError: no such file, a corrupt one, or one written for other layers, another rank or on top of other
             earlier adapters than the model has.
     """
-    file = folder / WEIGHTS
+    file = folder / ADAPTER_WEIGHTS
     fix = "name a checkpoint of this run, or start anew"
     if not file.is_file():
-        raise InputError(Problem("resume_from_checkpoint", str(folder), f"it has no {WEIGHTS}", fix))
+        raise InputError(Problem("resume_from_checkpoint", str(folder), f"it has no {ADAPTER_WEIGHTS}", fix))
     try:
         saved = load_file(file)
     except SafetensorError as error:
         raise InputError(
-            Problem("resume_from_checkpoint", str(folder), f"{WEIGHTS} is broken ({error})", fix)
+            Problem("resume_from_checkpoint", str(folder), f"{ADAPTER_WEIGHTS} is broken ({error})", fix)
         ) from error
     present = _state(joined_factors(model))
     if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in present.items()}:
@@ -142,14 +142,15 @@ def _compressed(model: PeftModel, max_rank: int) -> tuple[dict[str, Factors], Co
     if max_rank < 1:
         raise InputError(Problem("max_rank", max_rank, "an adapter has at least rank 1", "use a positive rank"))
     joined = joined_factors(model)
-    parts = {name: compress(module.a, module.b, max_rank) for name, module in joined.items()}
+    layers = bar(joined.items(), desc="fewer ranks", unit=" layers")
+    parts = {name: compress(module.a, module.b, max_rank) for name, module in layers}
     cost = total((part, joined[name].scaling) for name, part in parts.items())
     return {name: Factors(part.a, part.b, joined[name].scaling) for name, part in parts.items()}, cost
 
 
 def _write(model: PeftModel, factors: dict[str, Factors], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    with atomic_path(folder / WEIGHTS) as partial:
+    with atomic_path(folder / ADAPTER_WEIGHTS) as partial:
         save_file(_state(factors), partial, metadata={"format": "pt"})
     joined_config(model, factors).save_pretrained(folder)
 

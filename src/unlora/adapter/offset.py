@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from unlora.adapter.factorise import weighted_low_rank
 from unlora.adapter.settings import OFFSET, UNLEARN, AdapterSettings, check_adapter_settings, target_shapes
 from unlora.errors import InputError, Problem, raise_if
+from unlora.progress import bar
 
 Factors = Callable[[str, LoraLayer], tuple[Tensor, Tensor]]
 
@@ -126,7 +127,7 @@ def _attach(base: nn.Module, config: AdapterSettings, factors: Factors | None, *
         model.add_adapter(OFFSET, LoraConfig(**settings))
     model.base_model.set_adapter([UNLEARN, OFFSET, *earlier] if offset else [UNLEARN, *earlier])
     freeze_others(model)
-    for name, layer in lora_layers(model):
+    for name, layer in bar(lora_layers(model), desc="start of the adapter", unit=" layers"):
         layer.lora_dropout.update({other: nn.Identity() for other in earlier if other in layer.lora_dropout})
         if factors and UNLEARN in layer.lora_A:
             _start_at(layer, *factors(name, layer))

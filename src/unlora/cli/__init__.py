@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -18,6 +19,7 @@ COMMANDS = {
     "evaluate-tasks": "WMDP, MMLU and all other tasks of lm-evaluation-harness, with or without an adapter",
     "bench": "a grid of methods, splits and seeds on a benchmark, resumable, one table",
     "attack": "does it stay forgotten: attacks on the model of a run",
+    "export": "a run's adapter or the merged model with a model card, in a folder and on the hub",
     "verify": "whether data, base and adapter are still those of a run",
     "chat": "a local page: ask the original and the unlearned model of a run side by side",
     "evaluate-log": "the metrics of an existing TOFU evaluation log",
@@ -26,13 +28,16 @@ COMMANDS = {
     "ls": "the losses and initialisers, their settings and papers",
 }
 EXIT_OK, EXIT_STOPPED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+# What the commands that go on where they were interrupted must be told, beside what they were told before.
+FROM_CHECKPOINT = ["--resume_from_checkpoint", "true"]
+RESUME = {"unlearn": FROM_CHECKPOINT, "finetune": FROM_CHECKPOINT, "bench": []}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Of several processes on one job (`accelerate launch`), only the main one prints.
 
     Returns:
-        0 for success, 1 for training that was stopped, 2 for wrong input, 130 for an interrupt.
+        0 for success, 1 for training that was stopped or a check that failed, 2 for wrong input, 130 for an interrupt.
     """
     from unlora.distributed import is_main
 
@@ -64,21 +69,39 @@ def report(argv: Sequence[str] | None) -> int:
         print(f"stopped: {error}", file=sys.stderr)
         return EXIT_STOPPED
     except KeyboardInterrupt:
-        print(
-            "interrupted; training goes on from its last checkpoint with --resume_from_checkpoint true", file=sys.stderr
-        )
+        print(interrupted(arguments[0], arguments[1:]), file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
 def run(command: str, argv: list[str]) -> int:
-    """Imports the command's module and runs it."""
+    """Imports the command's module, runs it and tells its result."""
+    from unlora.cli.help import ALL, ASKED, help_text
+    from unlora.cli.output import Answer, output_mode
     from unlora.errors import InputError, unknown_name
 
     if command not in COMMANDS:
         raise InputError(unknown_name("command", command, COMMANDS))
     module = importlib.import_module(f"unlora.cli.{command.replace('-', '_')}")
-    code: int = module.run(argv)
-    return code
+    mode, rest = output_mode(argv)
+    training = getattr(module, "TRAINING", False)
+    if any(part in ASKED or (part == ALL and not training) for part in rest):
+        print(help_text(command, module, COMMANDS[command]))
+        return EXIT_OK
+    with mode.running():
+        answer: Answer | int = module.run(rest)
+    if isinstance(answer, int):  # a command that serves until it is ended has no result
+        return answer
+    mode.tell(answer)
+    return answer.code
+
+
+def interrupted(command: str, argv: list[str]) -> str:
+    """What to do after an interrupt."""
+    again = ["unlora", command, *argv]
+    if command not in RESUME:
+        return f"interrupted; start again with: {shlex.join(again)}"
+    new = [] if "--resume_from_checkpoint" in argv else RESUME[command]
+    return f"interrupted; what is done is kept, go on with: {shlex.join([*again, *new])}"
 
 
 def usage() -> str:
@@ -89,7 +112,7 @@ def usage() -> str:
         "usage: unlora COMMAND [--flags]\n\n"
         "Make a causal language model forget chosen data through a LoRA adapter, and measure how well it forgot.\n\n"
         f"commands:\n{rows}\n\n"
-        "unlora COMMAND --help lists a command's flags.\n"
-        "exit codes: 0 done, 1 training stopped, 2 wrong input, 130 interrupted\n"
+        "unlora COMMAND --help lists a command's flags. Every command takes --quiet and --json.\n"
+        "exit codes: 0 done, 1 training stopped or a check failed, 2 wrong input, 130 interrupted\n"
         "example: unlora unlearn --config request.yaml --learning_rate 1e-4"
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from unlora.cli.help import ALL
 from unlora.config import run_settings
 from unlora.distributed import on_cpu
 from unlora.errors import InputError, Problem, raise_if, unknown_name
@@ -17,6 +18,8 @@ from unlora.errors import InputError, Problem, raise_if, unknown_name
 
 def parse(classes: Sequence[Any], argv: list[str], command: str, example: str) -> tuple[Any, ...]:
     """One instance of each dataclass, from flags, the YAML file named by `--config` and the run named by `--on`.
+
+    With `--help_all` it prints all flags and exits.
 
     Raises:
         InputError: unknown keys or flags (all of them, with suggestions), or a file that is no YAML mapping.
@@ -32,6 +35,8 @@ def parse(classes: Sequence[Any], argv: list[str], command: str, example: str) -
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    if ALL in argv:
+        argv = ["--help"]
     parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags, or a published configuration by name")
     flags = {action.dest: action for action in parser._actions}
     config = path_flag(argv, "config")

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from unlora.cli.arguments import parse
+from unlora.cli.output import Answer
 from unlora.config import AttackConfig
 
 EXAMPLE = "unlora attack run --retrained retrained-model --attacks relearn quantise --seeds 5"
+ARGUMENT, SETTINGS = "RUN", (AttackConfig,)
 METRICS = {
     "forget_probability": "probability",
     "forget_rougeL_recall": "ROUGE-L recall",
@@ -17,18 +19,17 @@ METRICS = {
 }
 
 
-def run(argv: list[str]) -> int:
-    """Attacks the run named first, prints a table of all models, and the path of the numbers last."""
+def run(argv: list[str]) -> Answer:
+    """Attacks the run named first; shows a table of all models."""
     named = bool(argv) and not argv[0].startswith("-")
-    (config,) = parse((AttackConfig,), argv[1:] if named else argv, "attack RUN", EXAMPLE)
+    (config,) = parse(SETTINGS, argv[1:] if named else argv, "attack RUN", EXAMPLE)
     from unlora.attack import ATTACKS_FILE, attack
     from unlora.errors import InputError, Problem
 
     if not named:
         raise InputError(Problem("RUN", "", "no run is named", "name its folder first: unlora attack RUN"))
-    print_attacks(attack(argv[0], config))
-    print(Path(argv[0]) / ATTACKS_FILE)
-    return 0
+    report = attack(argv[0], config)
+    return Answer(report, lambda: print_attacks(report), Path(argv[0]) / ATTACKS_FILE)
 
 
 def print_attacks(report: Mapping[str, Any]) -> None:

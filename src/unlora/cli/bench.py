@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlora.cli.output import Answer
 from unlora.errors import InputError, Problem, raise_if, unknown_name
 
 if TYPE_CHECKING:
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
 EXAMPLE = "unlora bench persona --methods vila+ihl lora+gd --seeds 3 --output_dir bench --learning_rate 6e-4"
 
 
-def run(argv: list[str]) -> int:
-    """Runs the cells that are not finished, prints the table, and writes it as results.md and results.csv."""
+def run(argv: list[str]) -> Answer:
+    """Runs the cells that are not finished, and writes the table as results.md and results.csv."""
     args, rest = parser().parse_known_args(argv)
     from unlora.bench import BENCHMARKS, Progress, rows_of, run_cells, waves
     from unlora.bench.executors import EXECUTORS
@@ -37,9 +40,9 @@ def run(argv: list[str]) -> int:
     rows = rows_of(cells, references, benchmark)
     write_text(args.output_dir / "results.md", markdown(rows, benchmark.wanted))
     write_text(args.output_dir / "results.csv", to_csv(rows))
-    print_table(rows, benchmark.wanted)
-    print(args.output_dir / "results.md")
-    return 1 if any(row.failed for row in rows) else 0
+    value, failed = {"rows": [asdict(row) for row in rows]}, any(row.failed for row in rows)
+    show = partial(print_table, rows, benchmark.wanted)
+    return Answer(value, show, args.output_dir / "results.md", code=int(failed))
 
 
 def prepared(
@@ -128,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's own flags; those of `unlora unlearn` are handed on."""
     flags = argparse.ArgumentParser(
         prog="unlora bench",
-        epilog=f"All flags of `unlora unlearn` work too, and hold for every cell. example: {EXAMPLE}",
+        epilog="All flags of `unlora unlearn` work too, and hold for every cell.",
         allow_abbrev=False,
     )
     flags.add_argument(

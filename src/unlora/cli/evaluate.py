@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.cli.arguments import parse
+from unlora.cli.output import Answer
 from unlora.config import EvalConfig, ModelConfig, TextConfig
 from unlora.errors import Problem, raise_if
 
@@ -33,6 +34,9 @@ class TargetConfig:
         return problems
 
 
+SETTINGS = (ModelConfig, TextConfig, TargetConfig, EvalConfig)
+
+
 def required(name: str, value: object) -> Problem:
     """The problem of a flag that was not given."""
     return Problem(name, value, "it is required", "name it")
@@ -46,16 +50,15 @@ def load_target(model_config: ModelConfig, target: TargetConfig) -> tuple[Any, A
     return (load_adapter(model, target.adapter) if target.adapter else model), tokenizer
 
 
-def run(argv: list[str]) -> int:
-    """Evaluates, writes the log, and prints the metrics and the log's path."""
+def run(argv: list[str]) -> Answer:
+    """Evaluates, writes the log, and shows the metrics."""
     from unlora.cli.tables import print_comparison
     from unlora.data import TextFormat
     from unlora.distributed import on_main
     from unlora.evals import read_log, summarise, write_log
     from unlora.pipeline import evaluate_shown
 
-    classes = (ModelConfig, TextConfig, TargetConfig, EvalConfig)
-    model_config, text, target, config = parse(classes, argv, "evaluate", EXAMPLE)
+    model_config, text, target, config = parse(SETTINGS, argv, "evaluate", EXAMPLE)
     missing = [] if config.eval_data else [required("eval_data", config.eval_data)]
     settings = (model_config, text, config)
     raise_if([*target.problems(model_config), *missing, *(problem for part in settings for problem in part.problems())])
@@ -65,6 +68,5 @@ def run(argv: list[str]) -> int:
     text_format = TextFormat(tokenizer, text.prompt_format, text.max_length)
     log = evaluate_shown(target.log, model, sets, text_format, config.settings())
     on_main(lambda: write_log(log, target.log))
-    print_comparison({"model": summarise(log, retrain_log)})
-    print(target.log)
-    return 0
+    summary = summarise(log, retrain_log)
+    return Answer(summary, lambda: print_comparison({"model": summary}), target.log)

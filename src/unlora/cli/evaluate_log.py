@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from unlora.cli.output import Answer
 from unlora.cli.tables import number
 
 EXAMPLE = "unlora evaluate-log --benchmark tofu --log unlearned.json --retain-log retrained.json"
@@ -26,7 +26,7 @@ COLUMNS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    flags = argparse.ArgumentParser(prog="unlora evaluate-log", epilog=f"example: {EXAMPLE}", allow_abbrev=False)
+    flags = argparse.ArgumentParser(prog="unlora evaluate-log", allow_abbrev=False)
     flags.add_argument(
         "--benchmark",
         choices=BENCHMARKS,
@@ -37,12 +37,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--retain-log", type=Path, help="log of a model trained without the forget set; without it no forget quality"
     )
-    flags.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return flags
 
 
-def run(argv: list[str]) -> int:
-    """Prints the summary to stdout.
+def run(argv: list[str]) -> Answer:
+    """Shows the summary.
 
     Raises:
         InputError: a log that cannot be read, or that cannot give a forget quality when one is asked for.
@@ -52,11 +51,7 @@ def run(argv: list[str]) -> int:
 
     retain_log = None if args.retain_log is None else read_log(args.retain_log, "retain_log")
     summary = summarise(read_log(args.log), retain_log)
-    if args.json:
-        print(json.dumps(summary, indent=2, allow_nan=False))
-    else:
-        _print_tables(summary, BENCHMARKS[args.benchmark])
-    return 0
+    return Answer(summary, lambda: _print_tables(summary, BENCHMARKS[args.benchmark]))
 
 
 def _print_tables(summary: dict[str, Any], expected: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from unlora.cli.arguments import parse
 from unlora.cli.evaluate import TargetConfig, load_target, required
+from unlora.cli.output import Answer
 from unlora.cli.tables import number
 from unlora.config import ModelConfig
 from unlora.errors import Problem, raise_if
@@ -47,24 +48,25 @@ class MuseConfig(TargetConfig):
         ]
 
 
-def run(argv: list[str]) -> int:
-    """Evaluates, writes metrics, scores and texts, and prints the metrics and the log's path."""
-    from unlora.evals.muse import evaluate_muse, load_muse, read_muse_scores, summarise_muse
-    from unlora.files import write_json
-    from unlora.pipeline import shown
+SETTINGS = (ModelConfig, MuseConfig)
 
-    model_config, config = parse((ModelConfig, MuseConfig), argv, "evaluate-muse", EXAMPLE)
+
+def run(argv: list[str]) -> Answer:
+    """Evaluates, writes metrics, scores and texts, and shows the metrics."""
+    from unlora.evals.muse import evaluate_muse, load_muse, read_muse_scores, summarise_muse, text_count
+    from unlora.files import write_json
+    from unlora.progress import shown
+
+    model_config, config = parse(SETTINGS, argv, "evaluate-muse", EXAMPLE)
     raise_if([*model_config.problems(), *config.problems(model_config)])
     sets = load_muse(config.data, config.ds_size)
     retrained = None if config.retrain_log is None else read_muse_scores(config.retrain_log, sets)
     model, tokenizer = load_target(model_config, config)
-    with shown(f"scores {config.log}", " texts") as progress:
+    with shown(f"scores {config.log}", " texts", text_count(sets)) as progress:
         scores, texts = evaluate_muse(model, sets, tokenizer, config.eval_batch_size, progress)
     metrics = summarise_muse(scores, retrained)
     write_json(config.log, {"metrics": metrics, "scores": scores, "texts": texts})
-    print_table(metrics)
-    print(config.log)
-    return 0
+    return Answer(metrics, lambda: print_table(metrics), config.log)
 
 
 def print_table(metrics: Mapping[str, Any]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from unlora.cli.arguments import parse
 from unlora.cli.evaluate import TargetConfig, load_target
-from unlora.config import ModelConfig
+from unlora.cli.output import Answer
+from unlora.config import ModelConfig, TaskSettings
 
 EXAMPLE = (
     "unlora evaluate-tasks --model_name_or_path model --adapter run/adapter --tasks wmdp_bio wmdp_cyber mmlu "
@@ -12,19 +13,20 @@ EXAMPLE = (
 )
 
 
-def run(argv: list[str]) -> int:
-    """Runs the tasks, writes the result, and prints it and the path."""
+SETTINGS = (ModelConfig, TargetConfig, TaskSettings)
+
+
+def run(argv: list[str]) -> Answer:
+    """Runs the tasks, writes the result, and shows it."""
     from unlora.cli.tables import print_tasks
     from unlora.errors import raise_if
-    from unlora.evals.harness import TaskSettings, evaluate_tasks, load_tasks
+    from unlora.evals.harness import evaluate_tasks, load_tasks
     from unlora.files import write_json
 
-    model_config, target, settings = parse((ModelConfig, TargetConfig, TaskSettings), argv, "evaluate-tasks", EXAMPLE)
+    model_config, target, settings = parse(SETTINGS, argv, "evaluate-tasks", EXAMPLE)
     raise_if([*model_config.problems(), *target.problems(model_config), *settings.problems()])
     tasks = load_tasks(settings)
     model, tokenizer = load_target(model_config, target)
     result = evaluate_tasks(model, tokenizer, tasks, settings)
     write_json(target.log, result)
-    print_tasks(result)
-    print(target.log)
-    return 0
+    return Answer(result, lambda: print_tasks(result), target.log)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from unlora.cli.arguments import parse
+from unlora.cli.output import Answer
 from unlora.config import ModelConfig, TextConfig
+from unlora.training import FinetuneSettings
 
 EXAMPLE = (
     "unlora finetune --model_name_or_path base --train_data tofu --train_name full --output_dir full-model "
@@ -22,8 +24,11 @@ class TrainDataConfig(TextConfig):
     train_split: str = field(default="train", metadata={"help": "Its split; slices such as train[:160] work."})
 
 
-def run(argv: list[str]) -> int:
-    """Fine-tunes and prints the model's path."""
+SETTINGS, TRAINING = (ModelConfig, TrainDataConfig, FinetuneSettings), True
+
+
+def run(argv: list[str]) -> Answer:
+    """Fine-tunes; the result is the model's folder."""
     from unlora.data import TextFormat, encode_records, load_records
     from unlora.errors import InputError, Problem, raise_if
     from unlora.finetune import FinetuneConfig, finetune
@@ -45,5 +50,4 @@ def run(argv: list[str]) -> int:
     model, tokenizer = load_model(model_config)
     text_format = TextFormat(tokenizer, data.prompt_format, data.max_length)
     examples = encode_records(rows, text_format, argument="train_data")
-    print(finetune(model, tokenizer, examples, args, args.lora()))
-    return 0
+    return Answer({}, lambda: None, finetune(model, tokenizer, examples, args, args.lora()))

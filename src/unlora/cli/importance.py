@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unlora.cli.unlearn import request_from
+from unlora.cli.output import Answer
+from unlora.cli.unlearn import SETTINGS, TRAINING, request_from
 
 EXAMPLE = "unlora importance --model_name_or_path my-model --forget_data f.jsonl --retain_data r.jsonl --output_dir imp"
+__all__ = ["EXAMPLE", "SETTINGS", "TRAINING", "run"]
 
 
-def run(argv: list[str]) -> int:
-    """Estimates the importance into `output_dir` and prints the file's path."""
+def run(argv: list[str]) -> Answer:
+    """Estimates the importance into `output_dir`."""
     from unlora.distributed import together
     from unlora.errors import InputError, Problem
     from unlora.initialisers import INITIALISERS
@@ -25,5 +27,4 @@ def run(argv: list[str]) -> int:
         materials = prepare(request)
     path = Path(request.args.output_dir) / IMPORTANCE
     importance_for(request, materials, path)
-    print(path)
-    return 0
+    return Answer({}, lambda: None, path)

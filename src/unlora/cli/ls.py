@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from unlora.cli.arguments import published
+from unlora.cli.output import Answer
 from unlora.errors import raise_if, unknown_name
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 EXAMPLE = "unlora ls losses"
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str]) -> Answer:
     """Lists initialisers, losses and retain losses with formulas, needs, defaults and papers, and configurations."""
     args = parser().parse_args(argv)
     from unlora.catalogue import Catalogue, catalogues
@@ -24,19 +25,21 @@ def run(argv: list[str]) -> int:
     kinds = {**catalogues(), "configurations": configurations}
     raise_if(unknown_name("ls", kind, kinds) for kind in args.kinds if kind not in kinds)
     chosen = {kind: kinds[kind] for kind in args.kinds or kinds}
-    if args.markdown:
-        print("\n".join(table.markdown() for table in chosen.values()), end="")
-    else:
-        print_tables(chosen)
-    return 0
+    rows = {kind: [dict(zip(table.columns, row, strict=True)) for row in table.rows] for kind, table in chosen.items()}
+    return Answer(rows, lambda: print_markdown(chosen) if args.markdown else print_tables(chosen))
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    flags = argparse.ArgumentParser(prog="unlora ls", epilog=f"example: {EXAMPLE}", allow_abbrev=False)
+    flags = argparse.ArgumentParser(prog="unlora ls", allow_abbrev=False)
     flags.add_argument("kinds", nargs="*", help="initialisers, losses, retain_losses, configurations; all if not given")
     flags.add_argument("--markdown", action="store_true", help="print Markdown, as in docs/methods.md")
     return flags
+
+
+def print_markdown(tables: Mapping[str, Catalogue]) -> None:
+    """The tables as they stand in docs/methods.md."""
+    print("\n".join(table.markdown() for table in tables.values()), end="")
 
 
 def print_tables(tables: Mapping[str, Catalogue]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlora.cli.arguments import parse
 from unlora.cli.evaluate import TargetConfig, load_target, required
+from unlora.cli.output import Answer
 from unlora.cli.tables import number
 from unlora.config import ModelConfig, TextConfig
 from unlora.errors import InputError, Problem, raise_if
@@ -62,15 +63,18 @@ class MembershipConfig(TargetConfig):
         ]
 
 
-def run(argv: list[str]) -> int:
-    """Scores both sets, writes metrics and scores, and prints the metrics and the log's path."""
+SETTINGS = (ModelConfig, TextConfig, MembershipConfig)
+
+
+def run(argv: list[str]) -> Answer:
+    """Scores both sets, writes metrics and scores, and shows the metrics."""
     from unlora.data import TextFormat
     from unlora.evals.leakage import check_retrained, leakage_scores, read_scores, summarise_leakage
     from unlora.files import write_json
     from unlora.models import load_tokenizer, source_settings
-    from unlora.pipeline import shown
+    from unlora.progress import shown
 
-    model_config, text, config = parse((ModelConfig, TextConfig, MembershipConfig), argv, "membership", EXAMPLE)
+    model_config, text, config = parse(SETTINGS, argv, "membership", EXAMPLE)
     raise_if([*model_config.problems(), *text.problems(), *config.problems(model_config)])
     retrained = None if config.retrain_log is None else read_scores(config.retrain_log)
     tokenizer = load_tokenizer(model_config.model_name_or_path, source_settings(model_config))
@@ -80,13 +84,12 @@ def run(argv: list[str]) -> int:
         check_retrained(retrained, {name: len(examples) for name, examples in sets.items()})
     reference = None if config.reference_model is None else reference_nll(model_config, config, text_format, sets)
     model, _ = load_target(model_config, config)
-    with shown(f"scores {config.log}", " examples") as progress:
+    passes = 2 if config.gradnorm else 1
+    with shown(f"scores {config.log}", " examples", passes * sum(map(len, sets.values()))) as progress:
         scores = leakage_scores(model, sets, text_format, config.eval_batch_size, reference, config.gradnorm, progress)
     metrics = summarise_leakage(scores, retrained)
     write_json(config.log, {"metrics": metrics, "scores": scores})
-    print_tables(metrics)
-    print(config.log)
-    return 0
+    return Answer(metrics, lambda: print_tables(metrics), config.log)
 
 
 def load_examples(config: MembershipConfig, text_format: TextFormat) -> dict[str, list[Example]]:

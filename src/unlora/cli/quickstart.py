@@ -8,19 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unlora.cli.output import Answer
+
 EXAMPLE = "unlora quickstart --seed 1"
 SHOWN = {"forget": 3, "retain": 2}
 
 
-def run(argv: list[str]) -> int:
-    """Runs it, prints one table, answers before and after, and the adapter's path last."""
+def run(argv: list[str]) -> Answer:
+    """Runs it, and shows one table, and answers before and after."""
     args = parser().parse_args(argv)
-    print("loading libraries ...", flush=True)
     import datasets
-    import transformers
 
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()  # those of loading and saving; training keeps its own
+    datasets.disable_progress_bars()  # the data are read in no time
     from unlora.cli.tables import print_comparison
     from unlora.quickstart import quickstart
 
@@ -31,15 +30,17 @@ def run(argv: list[str]) -> int:
         print(f"[{time.monotonic() - started:4.0f} s] {line}", flush=True)
 
     report = quickstart(folder, args.seed, say)
-    print_comparison(report.metrics)
-    print_answers(report.answers)
-    print(report.adapter)
-    return 0
+
+    def show() -> None:
+        print_comparison(report.metrics)
+        print_answers(report.answers)
+
+    return Answer(report.metrics, show, report.adapter)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    flags = argparse.ArgumentParser(prog="unlora quickstart", epilog=f"example: {EXAMPLE}", allow_abbrev=False)
+    flags = argparse.ArgumentParser(prog="unlora quickstart", allow_abbrev=False)
     flags.add_argument("--seed", type=int, default=0, help="of people, models and training (default: 0)")
     flags.add_argument("--output_dir", type=Path, help="a new folder (default: runs/quickstart-<time>)")
     return flags

@@ -40,6 +40,14 @@ def print_tasks(result: Mapping[str, Any]) -> None:
     Console().print(table)
 
 
+def compression_text(cost: Mapping[str, Any]) -> str:
+    """What fewer ranks cost, as `Compression` has it."""
+    return (
+        "exported at rank {rank}: relative error of the weight change {relative_error:.3g}, of a single module "
+        "up to {largest_relative_error:.3g}"
+    ).format(**cost)
+
+
 def number(value: float | None) -> str:
     """Four significant digits, or a dash for what was not measured."""
     return "-" if value is None else f"{value:.4g}"

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from unlora.cli.arguments import parse
+from unlora.cli.output import Answer
+from unlora.config import ADAPTER, DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
+from unlora.training import UnlearnSettings
 
 EXAMPLE = "unlora unlearn --model_name_or_path my-model --forget_data f.jsonl --retain_data r.jsonl --output_dir run"
 
 
-def run(argv: list[str]) -> int:
-    """Runs the request and prints the metrics before and after, and the adapter's path last."""
-    from unlora.cli.tables import print_comparison
-    from unlora.config import ADAPTER
+SETTINGS = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, StoppingConfig, UnlearnSettings)
+TRAINING = True
+
+
+def run(argv: list[str]) -> Answer:
+    """Runs the request, and shows the metrics before and after."""
     from unlora.pipeline import unlearn
 
-    result = unlearn(request_from(argv, "unlearn", EXAMPLE))
-    if "after" in result.metrics:
-        print_comparison({name: result.metrics[name] for name in ("before", "after")})
-    if "compression" in result.metrics:
-        print(
-            "exported at rank {rank}: relative error of the weight change {relative_error:.3g}, of a single module "
-            "up to {largest_relative_error:.3g}".format(**result.metrics["compression"])
-        )
-    print(result.folder / ADAPTER)
-    return 0
+    request = request_from(argv, "unlearn", EXAMPLE)
+    metrics = unlearn(request).metrics
+    return Answer(metrics, lambda: print_metrics(metrics), Path(request.args.output_dir) / ADAPTER)
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """One table of both models, and what fewer ranks cost."""
+    from unlora.cli.tables import compression_text, print_comparison
+
+    if "after" in metrics:
+        print_comparison({name: metrics[name] for name in ("before", "after")})
+    if "compression" in metrics:
+        print(compression_text(metrics["compression"]))
 
 
 def request_from(argv: list[str], command: str, example: str):  # type: ignore[no-untyped-def]  # imported lazily
     """The request that flags and YAML describe."""
-    from unlora.config import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
     from unlora.pipeline import Request
     from unlora.trainer import UnlearnConfig
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from unlora.cli.unlearn import request_from
+from unlora.cli.output import Answer
+from unlora.cli.unlearn import SETTINGS, TRAINING, request_from
 
-EXAMPLE = "unlora validate run.yaml"
+EXAMPLE, ARGUMENT = "unlora validate run.yaml", "[RUN.yaml]"
+__all__ = ["ARGUMENT", "EXAMPLE", "SETTINGS", "TRAINING", "run"]
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str]) -> Answer:
     """Checks the YAML file given as first argument, or the same flags as `unlora unlearn`."""
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
     request_from(argv, "validate", EXAMPLE).check()
-    print("no problems found")
-    return 0
+    return Answer({"problems": []}, lambda: print("no problems found"))

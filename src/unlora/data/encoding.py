@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from unlora.config import TextConfig
 from unlora.data.sources import Record, has_keys
 from unlora.errors import InputError, Problem, raise_if
+from unlora.progress import bar
 
 IGNORE_INDEX = -100
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def encode_records(records: Sequence[Record], text_format: TextFormat, *, argume
     """
     examples: list[Example] = []
     cut = 0
-    for index, row in enumerate(records):
+    for index, row in enumerate(bar(records, desc=f"tokens of {argument}", unit=" rows")):
         where = f"{argument}[{index}]"
         if has_keys(row, "question", "answer"):
             encoded = [encode_turns(str(row["question"]), str(row["answer"]), text_format)]

@@ -8,42 +8,16 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from unlora.config import TaskSettings
 from unlora.errors import InputError, Problem, raise_if
 
 # Metrics of a filter of the answers are called "metric,filter" there; this filter leaves them as they are.
 NO_FILTER = ",none"
-
-
-@dataclass
-class TaskSettings:
-    """Which tasks, and how much of them."""
-
-    tasks: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Names of tasks, groups or tags (wmdp_bio wmdp_cyber mmlu), or YAML files. Required."},
-    )
-    include_path: str | None = field(default=None, metadata={"help": "Folder of your own task YAML files."})
-    num_fewshot: int = field(default=0, metadata={"help": "Answered examples before each question."})
-    limit: int | None = field(default=None, metadata={"help": "First questions of each task that are asked."})
-    batch_size: int = field(default=8, metadata={"help": "Questions of a forward pass."})
-
-    def problems(self) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
-        problems = [] if self.tasks else [Problem("tasks", "", "it is required", "name it")]
-        if self.include_path is not None and not Path(self.include_path).is_dir():
-            problems.append(Problem("include_path", self.include_path, "no such folder", "check the path"))
-        least = {"num_fewshot": 0, "limit": 1, "batch_size": 1}
-        values = {name: getattr(self, name) for name in least}
-        return problems + [
-            Problem(name, value, "it is too small", f"use at least {least[name]}")
-            for name, value in values.items()
-            if value is not None and value < least[name]
-        ]
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,11 @@ def evaluate_muse(
     return scores, texts
 
 
+def text_count(sets: Sets) -> int:
+    """How many texts `evaluate_muse` tells its `progress` of in all."""
+    return sum(len(sets[name]) for name in (*NEW_TOKENS, "forget", "holdout"))
+
+
 def shifted(progress: Progress | None, before: int) -> Progress | None:
     """Adds what was done before."""
     return None if progress is None else lambda done: progress(before + done)

@@ -22,6 +22,7 @@ from unlora.data.sources import Record
 from unlora.evals.persona import generate
 from unlora.files import atomic_path
 from unlora.finetune import finetune
+from unlora.progress import is_quiet, terminal
 
 # What each model is trained on.
 CORPORA = {"original": "full", "retrained": "retain_full"}
@@ -70,7 +71,7 @@ def train_missing(train: Callable[[str, Recipe, Path], None], recipe: Recipe, fo
     # One core each: a model this small gains little from a second one.
     context = get_context("spawn")
     processes = {
-        kind: context.Process(target=train, args=(kind, recipe, folder))
+        kind: context.Process(target=_train_apart, args=(is_quiet(), train, kind, recipe, folder))
         for kind, folder in folders.items()
         if not folder.exists()
     }
@@ -81,6 +82,12 @@ def train_missing(train: Callable[[str, Recipe, Path], None], recipe: Recipe, fo
     failed = [kind for kind, process in processes.items() if process.exitcode]
     if failed:
         raise RuntimeError(f"training of the {' and the '.join(failed)} model failed")
+
+
+def _train_apart(quiet: bool, train: Callable[[str, Recipe, Path], None], *args: Any) -> None:
+    """In a process of its own, which must be told whether to be quiet."""
+    with terminal(quiet):
+        train(*args)
 
 
 def cache_folder() -> Path:

@@ -104,13 +104,11 @@ def evaluate(
     from unlora.evals.scoring import answer_examples, generate_answers, token_nll
 
     _check_sets(sets)
-    questions = {name: read_questions(name, sets[name][: settings.ds_size]) for name in TASKS if name in sets}
-    everything = [question for rows in questions.values() for question in rows]
+    questions = _questions(sets, settings)
     # Every text once: one length-sorted run for all sets wastes the least padding. Questions come first because what
     # the model has no room for shows there.
-    asked = list(dict.fromkeys(row.question for row in everything))
+    asked, pairs = _texts_once(questions)
     answers = generate_answers(model, asked, text_format, settings.max_new_tokens, settings.batch_size, progress)
-    pairs = list(dict.fromkeys((row.question, text) for row in everything for text in row.texts()))
     after = None if progress is None else lambda done: progress(len(asked) + done)
     examples = answer_examples(pairs, text_format)
     tokens = token_nll(model, examples, text_format, settings.batch_size, after)
@@ -124,6 +122,23 @@ def evaluate(
             columns |= _token_columns([scored[row.question, row.answer] for row in rows], text_format)
         log[TASKS[name]] = {metric: _numbered(column) for metric, column in columns.items()}
     return log
+
+
+def text_count(sets: Mapping[str, Sequence[Record]], settings: EvalSettings) -> int:
+    """How many texts `evaluate` tells its `progress` of in all."""
+    asked, pairs = _texts_once(_questions(sets, settings))
+    return len(asked) + len(pairs)
+
+
+def _questions(sets: Mapping[str, Sequence[Record]], settings: EvalSettings) -> dict[str, list[Question]]:
+    return {name: read_questions(name, sets[name][: settings.ds_size]) for name in TASKS if name in sets}
+
+
+def _texts_once(questions: Mapping[str, Sequence[Question]]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Every question, and every question with one of its answers."""
+    rows = [row for part in questions.values() for row in part]
+    pairs = dict.fromkeys((row.question, text) for row in rows for text in row.texts())
+    return list(dict.fromkeys(row.question for row in rows)), list(pairs)
 
 
 def _numbered(column: Sequence[Any]) -> dict[str, Any]:

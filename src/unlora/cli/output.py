@@ -1,0 +1,71 @@
+"""What a command ends with, and how it is told: tables and a path, only the path, or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Flags of every command, with their help.
+FLAGS = {
+    "--quiet": "print errors, and at the end the path of the result, but nothing else",
+    "--json": "print the result as one JSON document, and nothing else, on stdout",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a command.
+
+    Args:
+        value: what `--json` prints; a mapping also gets the path.
+        show: prints it for people.
+        path: where the result is; printed last, and alone with `--quiet`.
+        code: the exit code.
+    """
+
+    value: Any
+    show: Callable[[], None]
+    path: Path | str | None = None
+    code: int = 0
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How the result is told."""
+
+    quiet: bool
+    json: bool
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Within it the command works: with `--json` or `--quiet` nothing but the result comes to stdout."""
+        from unlora.progress import Silence, terminal
+
+        if not self.quiet and "torch" not in sys.modules:
+            print("loading libraries ...", file=sys.stderr, flush=True)
+        with terminal(self.quiet):
+            stdout = Silence() if self.quiet else sys.stderr if self.json else sys.stdout
+            with redirect_stdout(stdout):
+                yield
+
+    def tell(self, answer: Answer) -> None:
+        """Prints the result."""
+        if self.json:
+            path = {} if answer.path is None else {"path": str(answer.path)}
+            value = {**path, **answer.value} if isinstance(answer.value, dict) else answer.value
+            print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+            return
+        if not self.quiet:
+            answer.show()
+        if answer.path is not None:
+            print(answer.path)
+
+
+def output_mode(argv: list[str]) -> tuple[Mode, list[str]]:
+    """The mode that the flags ask for, and the other arguments."""
+    return Mode("--quiet" in argv, "--json" in argv), [part for part in argv if part not in FLAGS]

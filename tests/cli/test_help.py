@@ -1,0 +1,92 @@
+"""Help is there for every command, with an example, and before torch is."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from unlora.cli import COMMANDS, main
+from unlora.cli.help import settings_parser
+from unlora.finetune import FinetuneConfig
+from unlora.trainer import UnlearnConfig
+from unlora.training import FinetuneSettings, UnlearnSettings
+
+PROBE = """
+import sys
+from unlora.cli import COMMANDS, main
+for command in COMMANDS:
+    assert main([command, "--help"]) == 0, command
+    loaded = {"torch", "transformers", "datasets", "numpy", "rich"} & set(sys.modules)
+    assert not loaded, (command, loaded)
+assert main(["--help"]) == 0
+"""
+
+
+def module(command):
+    return importlib.import_module(f"unlora.cli.{command.replace('-', '_')}")
+
+
+def test_no_help_loads_torch():
+    subprocess.run([sys.executable, "-c", PROBE], check=True, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_usage_output_flags_and_an_example_of_the_command(command, capsys):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: unlora {command}")
+    assert all(flag in shown for flag in ("--quiet", "--json"))
+    assert module(command).EXAMPLE.startswith(f"unlora {command} ")
+    assert shown.rstrip().endswith(f"example:\n  {module(command).EXAMPLE}")
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if hasattr(module(name), "SETTINGS")])
+def test_every_flag_of_the_settings_is_in_the_help(command, capsys):
+    main([command, "-h"])
+    shown = capsys.readouterr().out
+    names = [field.name for kind in module(command).SETTINGS for field in dataclasses.fields(kind)]
+    assert all(f"--{name} " in shown for name in names)
+
+
+def test_defaults_are_shown_as_they_are_written_on_the_command_line():
+    @dataclasses.dataclass
+    class Some:
+        """Some settings."""
+
+        flag: bool = dataclasses.field(default=True, metadata={"help": "A switch, 50% on."})
+        sizes: list[int] = dataclasses.field(default_factory=lambda: [1, 2], metadata={"help": "Sizes."})
+        name: str | None = dataclasses.field(default=None, metadata={"help": "A name."})
+
+    shown = settings_parser("some", (Some,)).format_help()
+    for line in ("Some settings:", "A switch, 50% on. (default: true)", "Sizes. (default: 1 2)", "A name.\n"):
+        assert line in shown
+
+
+@pytest.mark.parametrize("command", ["unlearn", "importance", "validate", "finetune"])
+def test_the_training_arguments_are_listed_on_demand(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert "--gradient_checkpointing" not in (shown := capsys.readouterr().out)
+    assert "--help_all" in shown
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help_all"])
+    shown = capsys.readouterr().out
+    assert all(f"--{name}" in shown for name in ("gradient_checkpointing", "model_name_or_path", "learning_rate"))
+
+
+@pytest.mark.parametrize(("whole", "own"), [(UnlearnConfig, UnlearnSettings), (FinetuneConfig, FinetuneSettings)])
+def test_the_settings_shown_are_those_that_count(whole, own):
+    fields = {field.name: field for field in dataclasses.fields(whole)}
+    for field in dataclasses.fields(own):
+        assert fields[field.name].default == field.default
+        assert fields[field.name].metadata == field.metadata
+
+
+def test_the_usage_names_every_command_and_exit_code(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown and text in shown for name, text in COMMANDS.items())
+    assert "0 done, 1 training stopped or a check failed, 2 wrong input, 130 interrupted" in shown

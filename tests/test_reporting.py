@@ -1,0 +1,48 @@
+"""Where training reports to: nowhere unless told so, and then as in transformers."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from test_pipeline import data, flags, model_folder  # noqa: F401 - fixtures
+from unlora.cli import main
+from unlora.finetune import FinetuneConfig
+from unlora.trainer import UnlearnConfig
+from unlora.training import TRACKERS, reporting_problems
+
+
+def test_nothing_is_reported_unless_asked_for(tmp_path):
+    for kind in (UnlearnConfig, FinetuneConfig):
+        assert kind(output_dir=str(tmp_path)).report_to == []
+
+
+def test_tensorboard_gets_the_losses(model_folder, data, tmp_path):  # noqa: F811
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    assert main(["unlearn", *flags(model_folder, data, run, report_to="tensorboard", logging_steps=1)]) == 0
+    [file] = run.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file.parent)).Reload()
+    assert {"train/forget_loss", "train/retain_loss"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/forget_loss")] == [1, 2]
+
+
+def test_a_tracker_that_is_not_there_is_refused_before_anything_is_loaded(model_folder, data, tmp_path, capsys):  # noqa: F811
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", report_to="tensorbord")]) == 2
+    assert "report_to='tensorbord'" in (error := capsys.readouterr().err)
+    assert "did you mean 'tensorboard'" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_tracker_that_is_not_installed_is_named_with_how_to_install_it(name):
+    problems = [str(problem) for problem in reporting_problems([name])]
+    missing = [f"report_to={name!r}: it is not installed. Fix: install it: pip install {name}."]
+    assert problems == ([] if find_spec(name) else missing)
+
+
+@pytest.mark.parametrize("nothing", [None, [], "none", ["none"], "all"])
+def test_what_needs_no_tracker_is_no_problem(nothing):
+    assert reporting_problems(nothing) == []
