@@ -40,6 +40,8 @@ from unlora.fisher.storage import importance_key
 from unlora.initialisers import INITIALISERS, Measurement
 from unlora.losses import LOSSES
 from unlora.models import load_adapter, load_model
+from unlora.report import write_report
+from unlora.report.read import LOGS
 from unlora.stopping import StopWhenUnseen, UnseenTest, unseen_test
 from unlora.trainer import UnlearnConfig, UnlearnTrainer
 
@@ -84,7 +86,7 @@ class Request:
         flat: dict[str, Any] = {}
         for part in (self.model, self.data, self.importance, self.evaluation, self.stopping):
             flat |= asdict(part)
-        return flat | changed_arguments(self.args)
+        return flat | {"loss": self.args.loss} | changed_arguments(self.args)
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def unlearn(
     write_text(folder / CONFIG, yaml.safe_dump(request.settings(), sort_keys=False))
     evaluation = Evaluation(sets, materials.text_format, request.evaluation, folder)
     before = evaluation.log("before", materials.model, original_log) if sets else None
+    if retrain_log is not None:  # beside the others, so that the folder holds all that the report shows
+        write_log(retrain_log, folder / LOGS["retrained"])
     importance = importance_for(request, materials, folder / IMPORTANCE)
     set_seed(request.args.seed)  # a plain LoRA start is drawn at random
     model = attach_adapters(materials.model, request.args, importance)
@@ -163,6 +167,7 @@ def unlearn(
         write_jsonl(folder / SAMPLES, samples(before, after))
         metrics |= {"before": summarise(before, retrain_log), "after": summarise(after, retrain_log)}
     write_json(folder / METRICS, metrics)
+    write_report(folder)
     return Result(folder, metrics, model)
 
 

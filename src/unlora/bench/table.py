@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from unlora.bench.cells import CONFIG, Cell
+from unlora.bench.cells import CONFIG, RUN, Cell
+from unlora.report import Group, Section, read_run
 
 # Column -> where it stands in a model's summary.
 COLUMNS = {
@@ -62,6 +63,18 @@ def rows_of(cells: Sequence[Cell]) -> list[Results]:
             failed = sum(cell.failure is not None for cell in of_method)
             rows.append(Results(method, split, _values(of_method, "after"), failed, _command(of_method[0])))
     return rows
+
+
+def sections(cells: Sequence[Cell]) -> list[Section]:
+    """What `unlora compare` would show: for each split its methods, each over the seeds that finished."""
+    done = [cell for cell in cells if cell.metrics is not None]
+    found = []
+    for split in dict.fromkeys(cell.split for cell in done):
+        members = [cell for cell in done if cell.split == split]
+        methods = dict.fromkeys(cell.method for cell in members)
+        runs = {m: [read_run(cell.folder / RUN) for cell in members if cell.method == m] for m in methods}
+        found.append(Section(split, [Group(method, of_method) for method, of_method in runs.items()]))
+    return found
 
 
 def _first_of_each_seed(cells: Sequence[Cell]) -> list[Cell]:

@@ -16,6 +16,8 @@ COMMANDS = {
     "evaluate-tasks": "WMDP, MMLU and all other tasks of lm-evaluation-harness, with or without an adapter",
     "bench": "a grid of methods, splits and seeds on a benchmark, resumable, one table",
     "attack": "does it stay forgotten: attacks on the model of a run",
+    "report": "the page of a run: verdict, plots, answers before and after, settings",
+    "compare": "several runs side by side: table, Pareto front, overlays",
     "evaluate-log": "the metrics of an existing TOFU evaluation log",
     "membership": "memorisation, and how well the forget set can be told from unseen data",
     "validate": "every problem of a configuration at once, before anything is loaded",

@@ -19,8 +19,9 @@ def run(argv: list[str]) -> int:
     """Runs the cells that are not finished, prints the table, and writes it as results.md and results.csv."""
     args, rest = parser().parse_known_args(argv)
     from unlora.bench import rows_of, run_cells
-    from unlora.bench.table import markdown, print_table, to_csv
+    from unlora.bench.table import markdown, print_table, sections, to_csv
     from unlora.files import write_text
+    from unlora.report import write_comparison
 
     cells = prepared(args, flags(rest))
     run_cells([cell for cell in cells if cell.metrics is None], args.processes)
@@ -28,6 +29,8 @@ def run(argv: list[str]) -> int:
     write_text(args.output_dir / "results.md", markdown(rows))
     write_text(args.output_dir / "results.csv", to_csv(rows))
     print_table(rows)
+    write_comparison(sections(cells), args.output_dir / "compare.html")
+    print(args.output_dir / "compare.html")
     print(args.output_dir / "results.md")
     return 1 if any(row.failed for row in rows) else 0
 

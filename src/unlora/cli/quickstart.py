@@ -13,7 +13,7 @@ SHOWN = {"forget": 3, "retain": 2}
 
 
 def run(argv: list[str]) -> int:
-    """Runs it, prints one table, answers before and after, and the adapter's path last."""
+    """Runs it, prints one table, answers before and after, the page's path, and the adapter's last."""
     args = parser().parse_args(argv)
     print("loading libraries ...", flush=True)
     import datasets
@@ -23,6 +23,7 @@ def run(argv: list[str]) -> int:
     transformers.utils.logging.disable_progress_bar()  # those of loading and saving; training keeps its own
     from unlora.cli.tables import print_comparison
     from unlora.quickstart import quickstart
+    from unlora.report import REPORT
 
     started = time.monotonic()
     folder = args.output_dir or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
@@ -33,6 +34,7 @@ def run(argv: list[str]) -> int:
     report = quickstart(folder, args.seed, say)
     print_comparison(report.metrics)
     print_answers(report.answers)
+    print(report.adapter.with_name(REPORT))
     print(report.adapter)
     return 0
 

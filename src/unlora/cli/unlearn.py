@@ -8,10 +8,11 @@ EXAMPLE = "unlora unlearn --model_name_or_path my-model --forget_data f.jsonl --
 
 
 def run(argv: list[str]) -> int:
-    """Runs the request and prints the metrics before and after, and the adapter's path last."""
+    """Runs the request and prints the metrics before and after, the page's path, and the adapter's last."""
     from unlora.cli.tables import print_comparison
     from unlora.config import ADAPTER
     from unlora.pipeline import unlearn
+    from unlora.report import REPORT
 
     result = unlearn(request_from(argv, "unlearn", EXAMPLE))
     if "after" in result.metrics:
@@ -21,6 +22,7 @@ def run(argv: list[str]) -> int:
             "exported at rank {rank}: relative error of the weight change {relative_error:.3g}, of a single module "
             "up to {largest_relative_error:.3g}".format(**result.metrics["compression"])
         )
+    print(result.folder / REPORT)
     print(result.folder / ADAPTER)
     return 0
 
