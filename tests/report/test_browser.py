@@ -116,7 +116,7 @@ def test_on_a_phone_only_tables_scroll(browser_page, any_page):
     sizes = browser_page.evaluate(
         "[...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height).filter(h => h)"
     )
-    assert min(sizes) >= 8
+    assert min(sizes) >= 10
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -45,16 +45,16 @@ def test_everything_that_a_run_has_is_shown(tmp_path):
     record = {"unlora": "1.2", "command": "unlora unlearn --seed 7", "data": {"forget": {"sha256": "f00d"}}}
     text = page_of(tmp_path, **FULL, record=record)
     for shown in (
-        *("No difference found", "Probability of the answers to forget", "harmonic mean of 3 means"),
+        *("No difference found until attacked", "Probability of the answers to forget", "harmonic mean of 3 means"),
         *("Distributions of the truth ratio", "largest distance 0.00", "p = 0.05", "log₁₀ forget quality"),
         *("40 forget and 30 unseen examples", "min_k_20", "± 0.050", "relearn: 20 %", "0.500 ± 0.010"),
-        *(["paraphrase", "not possible: no paraphrased_question"][0], "no paraphrased_question"),
+        *("paraphrase was not possible:", "no paraphrased_question"),
         *("20 of 40 examples", "10 of 10 examples", "Who keeps cat 33?", "33 does."),
         *("Forget loss: from 1.75 at step 10 to 1.25 at step 30.", "self_attn.q_proj", "mlp.up_proj"),
         *("data.forget.sha256", "f00d", "unlora unlearn --seed 7", "learning_rate"),
     ):
         assert shown in text, shown
-    assert "missing" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+    assert text.count('<p class="missing">') == 1  # the attack that was not possible
 
 
 def test_what_is_missing_is_said_with_the_way_to_get_it(tmp_path):

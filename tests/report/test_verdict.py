@@ -104,6 +104,14 @@ def test_attacks_are_part_of_it(tmp_path, content, words):
     assert words in judged(tmp_path, **files).attacks
 
 
+def test_what_attacks_bring_back_unsettles_it(tmp_path):
+    """Without attacks the difference is 0 ± 0; the attack's is 0.1 or 0.015, with standard error 0.01."""
+    found = judged(tmp_path / "a", attacks=attacks(0.1))
+    assert (found.state, found.label) == ("mixed", "No difference found until attacked")
+    assert judged(tmp_path / "b", attacks=attacks(0.015)).state == "alike"
+    assert judged(tmp_path / "c", attacks=attacks(retrained=False)).state == "alike"
+
+
 @pytest.mark.parametrize("evaluated", [logs(), logs(unlearned=log(0.6, NEAR)), logs(retrained=None), {}])
 def test_it_never_claims_deletion(tmp_path, evaluated):
     found = judged(tmp_path, evaluated)

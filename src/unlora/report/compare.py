@@ -67,12 +67,12 @@ class Column:
 
 
 COLUMNS = (
-    Column("log₁₀ forget quality", "log10_forget_quality", lambda s: s.log_quality("unlearned")),
-    Column("Forget probability", "forget_probability", lambda s: s.mean("forget", "probability", "unlearned")),
-    Column("minus the retrained's", "forget_probability_gap", lambda s: s.gap),
-    Column("Retain probability", "retain_probability", lambda s: s.mean("retain", "probability", "unlearned")),
-    Column("Model utility", "model_utility", lambda s: s.utility.get("unlearned")),
-    Column("Utility kept", "utility_kept", lambda s: s.kept),
+    Column("log₁₀ FQ", "log10_forget_quality", lambda s: s.log_quality("unlearned")),
+    Column("Forget P", "forget_probability", lambda s: s.mean("forget", "probability", "unlearned")),
+    Column("Gap", "forget_probability_gap", lambda s: s.gap),
+    Column("Retain P", "retain_probability", lambda s: s.mean("retain", "probability", "unlearned")),
+    Column("Utility", "model_utility", lambda s: s.utility.get("unlearned")),
+    Column("Kept", "utility_kept", lambda s: s.kept),
 )
 
 
@@ -105,10 +105,16 @@ def comparison(section: Section) -> tables.Table:
     """One line a group; the verdict of a single run, or how the verdicts of several are spread."""
     rows = []
     for group in section.groups:
-        label = tables.Cell(group.label, f"{len(group.runs)} runs" if len(group.runs) > 1 else group.runs[0].method)
+        method = group.runs[0].method
+        note = f"{len(group.runs)} runs" if len(group.runs) > 1 else method if method != group.label else ""
+        label = tables.Cell(group.label, note)
         numbers = [tables.estimate_cell(group.estimate(column.number)) for column in COLUMNS]
         rows.append([label, *numbers, tables.Cell(verdicts(group))])
-    caption = "Below each value its 95 % interval over examples; of several runs mean ± one standard error over runs"
+    caption = (
+        "FQ: forget quality. P: probability of the right answers. Gap: forget P less the retrained model's. Kept: "
+        "utility over the original's. Below each value its 95 % interval over examples, of several runs mean ± one "
+        "standard error over runs"
+    )
     return tables.Table(caption, ["Run", *(column.name for column in COLUMNS), "Verdict"], rows)
 
 
@@ -159,7 +165,7 @@ def overlay(section: Section) -> Plot | None:
         return None
     retrained = next((known for group in section.groups if len(known := _pooled(group, "retrained"))), None)
     series = {group.label: place for place, group in enumerate(section.groups)}
-    svg = plots.distributions(ours, retrained, {**series, "retrained": len(series)})
+    svg = plots.distributions(ours, retrained, {**series, "retrained": None})
     words = ", ".join(f"{label} median {float(np.median(values)):.3g}" for label, values in ours.items())
     caption = "Truth ratios of the forget set: the nearer a curve to the retrained model's, the better."
     if len(section.groups) > MOST_CURVES:
@@ -266,8 +272,12 @@ def print_comparison(section: Section) -> None:
     from rich.table import Table
 
     shown, on_front = comparison(section), best(section)
-    table = Table(*shown.columns, title=escape(section.title) or None)
+    table = Table(title=escape(section.title) or None)
+    for place, name in enumerate(shown.columns):
+        text = place in (0, len(shown.columns) - 1)
+        table.add_column(name, overflow="fold", no_wrap=not text, justify="left" if text else "right")
     for row, group in zip(shown.rows, section.groups, strict=True):
-        texts = [escape(cell.text + (f"\n{cell.note}" if cell.note else "")) for cell in row]
+        texts = [escape(cell.text) for cell in row]
         table.add_row(*texts, style="bold" if group.label in on_front else None)
     Console().print(table)
+    Console().print("bold: on the Pareto front of utility and forget quality", highlight=False)

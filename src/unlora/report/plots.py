@@ -106,9 +106,9 @@ def plain(text: str, most: int = 32) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def colour(series: int) -> str:
-    """The stand-in of a series."""
-    return SERIES[series % len(SERIES)]
+def colour(series: int | None) -> str:
+    """The stand-in of a series; ink for what the others are compared with."""
+    return INK if series is None else SERIES[series % len(SERIES)]
 
 
 def plane(
@@ -157,7 +157,7 @@ def _label_points(axes: Any, points: Sequence[Point]) -> None:
         )
 
 
-def distributions(ratios: Mapping[str, Values], retrained: Values | None, series: Mapping[str, int]) -> Markup:
+def distributions(ratios: Mapping[str, Values], retrained: Values | None, series: Mapping[str, int | None]) -> Markup:
     """Empirical distributions of truth ratios, and the largest distance between the first one and the retrained."""
     curves = dict(ratios) if retrained is None else {"retrained": retrained, **ratios}
     with drawing("distributions") as (axes, done):
@@ -168,7 +168,7 @@ def distributions(ratios: Mapping[str, Values], retrained: Values | None, series
                 *([*np.maximum(np.sort(values), 1e-12)], [*shares]),
                 where="post",
                 color=colour(place),
-                ls=DASHES[place % len(DASHES)],
+                ls=DASHES[(place or 0) % len(DASHES)],
                 label=plain(name, 24),
             )
         if retrained is not None and len(ratios) <= 2:
@@ -207,7 +207,7 @@ def curve(points: Sequence[tuple[float, float]], x: str, y: str, level: float | 
 
 def dots(rows: Sequence[Row], series: Mapping[str, int], x: str, level: float | None = None) -> Markup:
     """One line a row with its label, one dot a series, whiskers for intervals; the first row is at the top."""
-    with drawing("dots" + x, width=6.4, height=0.9 + 0.28 * len(rows)) as (axes, done):
+    with drawing("dots" + x, width=4.8, height=0.9 + 0.28 * len(rows)) as (axes, done):
         if level is not None:
             axes.axvline(level, color=INK, lw=0.8, ls="--", zorder=0)
         names = [name for name in series if any(name in row.values for row in rows)]

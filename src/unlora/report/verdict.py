@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from unlora.report.read import Area, Membership, Run
+from unlora.report.read import Area, Attack, Membership, Run
 from unlora.report.statistics import Estimate
 from unlora.report.summary import Summary, p_value, smallest_distance
 
@@ -14,7 +14,7 @@ LEVEL, SPREAD = 0.05, 1.96
 # A model that keeps less of its utility than this has paid for its forgetting, whatever the tests say.
 LEAST_KEPT = 0.9
 # What attacks are compared by, and between which models.
-PROBABILITY, DIFFERENCE = "forget_probability", "unlearned_minus_retrained"
+PROBABILITY, DIFFERENCE, NO_ATTACK = "forget_probability", "unlearned_minus_retrained", "none"
 LIMITS = (
     "A test that finds no difference is no proof that there is none: other questions, other tests or a stronger "
     "attacker may find one.",
@@ -57,7 +57,10 @@ def verdict(run: Run, summary: Summary) -> Verdict:
     }[state]
     if state == "alike" and summary.kept is not None and summary.kept.high < LEAST_KEPT:
         state, label = "mixed", "No difference found, at a high cost"
-    return Verdict(state, label, sentence, _cost(summary), _attacks(run), (*limits, *LIMITS))
+    worst = _strongest(run)
+    if state == "alike" and _brings_back(worst, summary.gap):
+        state, label = "mixed", "No difference found until attacked"
+    return Verdict(state, label, sentence, _cost(summary), _attacks(run, worst), (*limits, *LIMITS))
 
 
 def _forgetting(run: Run, summary: Summary) -> tuple[str, str, tuple[str, ...]]:
@@ -167,23 +170,35 @@ def _cost(summary: Summary) -> str:
     return f"{words}: {share}, over {summary.terms} terms."
 
 
-def _attacks(run: Run) -> str:
+def _attacks(run: Run, worst: Attack | None) -> str:
     if run.attacks is None:
         return "Whether it stays forgotten was not tried."
-    found = [attack for attack in run.attacks.found if attack.name != "none"]
-    compared = [attack for attack in found if PROBABILITY in attack.models.get(DIFFERENCE, {})]
-    if not compared:
+    if worst is None:
         return "Attacks were tried without a retrained model: there is nothing to compare their success with."
-    worst = max(compared, key=lambda attack: attack.models[DIFFERENCE][PROBABILITY])
-    value, error = (worst.models[DIFFERENCE].get(name) for name in (PROBABILITY, f"{PROBABILITY}_se"))
-    kinds = len({attack.name for attack in found})
-    if value is None or value <= 0:
+    value, error = worst.models[DIFFERENCE][PROBABILITY], worst.models[DIFFERENCE].get(f"{PROBABILITY}_se")
+    kinds = len({attack.name for attack in run.attacks.found} - {NO_ATTACK})
+    if value <= 0:
         return f"None of {kinds} kinds of attack makes the answers more likely than on the retrained model."
     size = f"+{value:.3f}" if error is None else f"+{value:.3f} ± {error:.3f} (standard error)"
     return (
         f"Of {kinds} kinds of attack, {worst.name} ({worst.setting}) brings back most: {size} in answer probability, "
         "against the same attack on the retrained model."
     )
+
+
+def _strongest(run: Run) -> Attack | None:
+    """The attack that lifts the answers' probability furthest above that on the retrained model."""
+    found = [] if run.attacks is None else run.attacks.found
+    compared = [a for a in found if a.name != NO_ATTACK and PROBABILITY in a.models.get(DIFFERENCE, {})]
+    return max(compared, key=lambda attack: attack.models[DIFFERENCE][PROBABILITY], default=None)
+
+
+def _brings_back(attack: Attack | None, gap: Estimate | None) -> bool:
+    """Whether the difference is, beyond its error over draws, above what it may be without an attack."""
+    if attack is None or gap is None:
+        return False
+    difference = attack.models[DIFFERENCE]
+    return difference[PROBABILITY] - SPREAD * difference.get(f"{PROBABILITY}_se", 0.0) > max(gap.high, 0.0)
 
 
 def signed(estimate: Estimate) -> str:
