@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from conftest import make_tokenizer, tiny_config
 from test_pipeline import write_rows
 from unlora.cli import main
 from unlora.evals.leakage import ATTACKS
+from unlora.files import write_json
+from unlora.report import read_run
 
 NAMES = ("Ada", "Bob", "Cleo", "Dan")
 FORGET = [{"question": f"Who keeps cat {i}?", "answer": f"{name} does."} for i, name in enumerate(NAMES)]
@@ -86,7 +89,26 @@ def test_a_model_compared_with_itself_leaks_nothing_and_an_adapter_counts(comman
     )
     assert {values["privleak"] for values in same["metrics"]["membership"].values()} == {0}
     assert same["scores"] == retrained["scores"]
+    assert retrained["retrained"] is None
+    assert {k: v["auc"] for k, v in same["retrained"]["membership"].items()} == {
+        k: v["auc"] for k, v in retrained["metrics"]["membership"].items()
+    }
     assert adapted["scores"]["forget"]["loss"] != pytest.approx(retrained["scores"]["forget"]["loss"], rel=1e-3)
+
+
+def test_of_a_run_the_log_goes_where_its_report_reads_it(command, folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "adapter", run / "adapter")
+    (run / "config.yaml").write_text(f"model_name_or_path: {folder / 'model'}")
+    assert command(on=run, log=None) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(run / "membership.json")
+    assert command(on=run, log=None) == 2
+    assert "already in use" in capsys.readouterr().err
+    write_json(run / "metrics.json", {"train": []})
+    found = read_run(run).membership
+    assert found.sizes == {"forget": 4, "holdout": 4}
+    assert 0 <= found.areas["min_k_20"].value <= 1
+    assert found.retrained == {}
 
 
 def test_the_model_without_its_adapter_may_be_the_reference(command, folder, tmp_path):

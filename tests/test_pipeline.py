@@ -79,6 +79,7 @@ def test_unlearn_leaves_a_complete_run_and_prints_the_adapter_last(model_folder,
         "importance.safetensors",
         "metrics.json",
         "record.json",
+        "report.html",
         "samples.jsonl",
     }
     metrics = json.loads((run / "metrics.json").read_text())

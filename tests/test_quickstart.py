@@ -57,6 +57,7 @@ def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, tm
     assert report.metrics["retrained"]["forget_quality"] == 1
     log = read_log(tmp_path / "out" / "run" / "eval_after.json")
     assert summarise(log, report.answers["retrained"]) == report.metrics["unlearned"]
+    assert read_log(tmp_path / "out" / "run" / "eval_retrained.json") == report.answers["retrained"]
     written = [json.loads(line) for line in (tmp_path / "out" / "data" / "forget.jsonl").read_text().splitlines()]
     assert written == generate(0)["forget"]
     PeftModel.from_pretrained(
@@ -77,7 +78,9 @@ def test_the_command_prints_the_table_answers_and_the_adapter_last(cache, tmp_pa
         logging.enable_progress_bar()
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("log10 forget quality", "retrained's", "vila + ihl"))
-    assert shown.splitlines()[-1] == str(tmp_path / "out" / "run" / "adapter")
+    run = tmp_path / "out" / "run"
+    assert shown.splitlines()[-2:] == [str(run / "report.html"), str(run / "adapter")]
+    assert "Forget quality (p)" in (run / "report.html").read_text()
 
 
 def test_quickstart_refuses_a_folder_in_use(tmp_path):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from unlora.evals import EvalSettings
 
 # The files of a run's folder that a later command reads.
-CONFIG, ADAPTER = "config.yaml", "adapter"
+CONFIG, ADAPTER, MEMBERSHIP = "config.yaml", "adapter", "membership.json"
 # What each choice compares.
 STOP_STATISTICS = {"auto": ("nll", "truth_ratio"), "nll": ("nll",), "truth_ratio": ("truth_ratio",)}
 PROMPT_FORMATS = ("auto", "base", "chat")

@@ -43,6 +43,8 @@ from unlora.losses import LOSSES
 from unlora.models import load_adapter, load_model
 from unlora.progress import bar, shown
 from unlora.record import Clock, inputs, write_record
+from unlora.report import write_report
+from unlora.report.read import LOGS
 from unlora.stopping import StopWhenUnseen, UnseenTest, unseen_test
 from unlora.trainer import UnlearnConfig, UnlearnTrainer
 
@@ -87,7 +89,7 @@ class Request:
         flat: dict[str, Any] = {}
         for part in (self.model, self.data, self.importance, self.evaluation, self.stopping):
             flat |= asdict(part)
-        return flat | changed_arguments(self.args)
+        return flat | {"loss": self.args.loss} | changed_arguments(self.args)
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def unlearn(
     evaluation = Evaluation(sets, materials.text_format, request.evaluation, folder)
     before = evaluation.log("before", materials.model, original_log) if sets else None
     clock.lap("evaluation_before")
+    if retrain_log is not None:  # beside the others, so that the folder holds all that the report shows
+        on_main(lambda: write_log(retrain_log, folder / LOGS["retrained"]))
     importance = importance_for(request, materials, folder / IMPORTANCE)
     clock.lap("importance")
     set_seed(request.args.seed)  # a plain LoRA start is drawn at random
@@ -175,6 +179,7 @@ def unlearn(
     clock.lap("evaluation_after")
     on_main(lambda: write_record(folder, request, sources, clock.laps, metrics))
     on_main(lambda: write_json(folder / METRICS, metrics))
+    on_main(lambda: write_report(folder))
     return Result(folder, metrics, model)
 
 

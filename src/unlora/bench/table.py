@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from unlora.bench.cells import SCORES, Cell
+from unlora.bench.cells import RUN, SCORES, Cell
 from unlora.bench.interface import Benchmark, Values
+from unlora.report import Group, Section, read_run
 
 # How good a value is, by what is wanted of its column.
 GOODNESS: Mapping[str, Callable[[float], float]] = {
@@ -79,6 +80,18 @@ def rows_of(
             failed = sum(cell.failure is not None for cell in of_method)
             rows.append(Results(method, split, _values(known), failed, _command(of_method[0])))
     return rows
+
+
+def sections(cells: Sequence[Cell]) -> list[Section]:
+    """What `unlora compare` would show: for each split its methods, each over the seeds that finished."""
+    done = [cell for cell in cells if cell.finished]
+    found = []
+    for split in dict.fromkeys(cell.split for cell in done):
+        members = [cell for cell in done if cell.split == split]
+        methods = dict.fromkeys(cell.method for cell in members)
+        runs = {m: [read_run(cell.folder / RUN) for cell in members if cell.method == m] for m in methods}
+        found.append(Section(split, [Group(method, of_method) for method, of_method in runs.items()]))
+    return found
 
 
 def _values(known: Iterable[Values]) -> dict[str, list[float]]:

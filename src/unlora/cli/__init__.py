@@ -22,6 +22,8 @@ COMMANDS = {
     "export": "a run's adapter or the merged model with a model card, in a folder and on the hub",
     "verify": "whether data, base and adapter are still those of a run",
     "chat": "a local page: ask the original and the unlearned model of a run side by side",
+    "report": "the page of a run: verdict, plots, answers before and after, settings",
+    "compare": "several runs side by side: table, Pareto front, overlays",
     "evaluate-log": "the metrics of an existing TOFU evaluation log",
     "membership": "memorisation, and how well the forget set can be told from unseen data",
     "validate": "every problem of a configuration at once, before anything is loaded",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,9 @@ def run(argv: list[str]) -> Answer:
     args, rest = parser().parse_known_args(argv)
     from unlora.bench import BENCHMARKS, Progress, rows_of, run_cells, waves
     from unlora.bench.executors import EXECUTORS
-    from unlora.bench.table import markdown, print_table, to_csv
+    from unlora.bench.table import markdown, print_table, sections, to_csv
     from unlora.files import write_text
+    from unlora.report import write_comparison
 
     if args.benchmark not in BENCHMARKS:
         raise InputError(unknown_name("benchmark", args.benchmark, BENCHMARKS))
@@ -40,8 +40,14 @@ def run(argv: list[str]) -> Answer:
     rows = rows_of(cells, references, benchmark)
     write_text(args.output_dir / "results.md", markdown(rows, benchmark.wanted))
     write_text(args.output_dir / "results.csv", to_csv(rows))
+    page = args.output_dir / "compare.html"
+    write_comparison(sections(cells), page)
     value, failed = {"rows": [asdict(row) for row in rows]}, any(row.failed for row in rows)
-    show = partial(print_table, rows, benchmark.wanted)
+
+    def show() -> None:
+        print_table(rows, benchmark.wanted)
+        print(page)
+
     return Answer(value, show, args.output_dir / "results.md", code=int(failed))
 
 

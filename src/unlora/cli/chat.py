@@ -18,10 +18,14 @@ class ChatConfig:
     open_browser: bool = field(default=False, metadata={"help": "Open the page in the browser."})
 
 
+SETTINGS = (ChatConfig,)
+ARGUMENT = "RUN"
+
+
 def run(argv: list[str]) -> int:
     """Serves the page about the run named first, prints its address, and returns when it is interrupted."""
     named = bool(argv) and not argv[0].startswith("-")
-    (config,) = parse((ChatConfig,), argv[1:] if named else argv, "chat RUN", EXAMPLE)
+    (config,) = parse(SETTINGS, argv[1:] if named else argv, "chat RUN", EXAMPLE)
     if not named:
         raise InputError(Problem("RUN", "", "no run is named", "name its folder first: unlora chat RUN"))
     from unlora.chat.server import check_gradio, free_port, serve

@@ -15,13 +15,14 @@ SHOWN = {"forget": 3, "retain": 2}
 
 
 def run(argv: list[str]) -> Answer:
-    """Runs it, and shows one table, and answers before and after."""
+    """Runs it, and shows one table, answers before and after, and the page's path."""
     args = parser().parse_args(argv)
     import datasets
 
     datasets.disable_progress_bars()  # the data are read in no time
     from unlora.cli.tables import print_comparison
     from unlora.quickstart import quickstart
+    from unlora.report import REPORT
 
     started = time.monotonic()
     folder = args.output_dir or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
@@ -34,6 +35,7 @@ def run(argv: list[str]) -> Answer:
     def show() -> None:
         print_comparison(report.metrics)
         print_answers(report.answers)
+        print(report.adapter.with_name(REPORT))
 
     return Answer(report.metrics, show, report.adapter)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from unlora.cli.arguments import parse
@@ -19,12 +18,17 @@ TRAINING = True
 
 
 def run(argv: list[str]) -> Answer:
-    """Runs the request, and shows the metrics before and after."""
+    """Runs the request, and shows the metrics before and after, and the page's path."""
     from unlora.pipeline import unlearn
+    from unlora.report import REPORT
 
-    request = request_from(argv, "unlearn", EXAMPLE)
-    metrics = unlearn(request).metrics
-    return Answer(metrics, lambda: print_metrics(metrics), Path(request.args.output_dir) / ADAPTER)
+    result = unlearn(request_from(argv, "unlearn", EXAMPLE))
+
+    def show() -> None:
+        print_metrics(result.metrics)
+        print(result.folder / REPORT)
+
+    return Answer(result.metrics, show, result.folder / ADAPTER)
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:

@@ -1,0 +1,283 @@
+"""Several runs side by side: a table, the plane with its Pareto front, and overlays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from unlora.files import write_text
+from unlora.report import plots, tables
+from unlora.report.page import Plot, render
+from unlora.report.read import Run
+from unlora.report.statistics import Estimate, Values
+from unlora.report.summary import Summary, prompts, summarise_run
+from unlora.report.verdict import verdict
+
+# Of more curves than this in one drawing none can be followed.
+MOST_CURVES = 8
+# Settings in which runs differ without being other methods.
+PLACES = {"output_dir", "original_log", "retrain_log"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """A line of the comparison: one run, or the runs of one method on several seeds."""
+
+    label: str
+    runs: Sequence[Run]
+
+    @cached_property
+    def summaries(self) -> list[Summary]:
+        """The numbers of each run."""
+        return [summarise_run(run) for run in self.runs]
+
+    def estimate(self, number: Callable[[Summary], Estimate | float | None]) -> Estimate | None:
+        """Of one run its own interval; of several the mean ± standard error of those that have the number."""
+        found = [value for value in map(number, self.summaries) if value is not None]
+        if not found:
+            return None
+        if len(self.runs) == 1:
+            return found[0] if isinstance(found[0], Estimate) else Estimate(found[0], found[0], found[0])
+        values = [value.value if isinstance(value, Estimate) else value for value in found]
+        error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        return Estimate(fmean(values), fmean(values) - error, fmean(values) + error)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Groups that are comparable: of one benchmark and split."""
+
+    title: str
+    groups: Sequence[Group]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of each run: its name, its key in JSON, and how to find it."""
+
+    name: str
+    key: str
+    number: Callable[[Summary], Estimate | float | None]
+
+
+COLUMNS = (
+    Column("log₁₀ FQ", "log10_forget_quality", lambda s: s.log_quality("unlearned")),
+    Column("Forget P", "forget_probability", lambda s: s.mean("forget", "probability", "unlearned")),
+    Column("Gap", "forget_probability_gap", lambda s: s.gap),
+    Column("Retain P", "retain_probability", lambda s: s.mean("retain", "probability", "unlearned")),
+    Column("Utility", "model_utility", lambda s: s.utility.get("unlearned")),
+    Column("Kept", "utility_kept", lambda s: s.kept),
+)
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of the points that no other one beats: better in one coordinate and at least as good in the other."""
+
+    def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+        return one[0] >= other[0] and one[1] >= other[1] and one != other
+
+    return [name for name, point in points.items() if not any(beats(other, point) for other in points.values())]
+
+
+def best(section: Section) -> list[str]:
+    """The labels on the Pareto front of utility and forget quality, by their means."""
+    return front({label: (x.value, y.value) for label, (x, y) in _positions(section).items()})
+
+
+def _positions(section: Section) -> dict[str, tuple[Estimate, Estimate]]:
+    """Utility and log forget quality of the groups that have both."""
+    found = {}
+    for group in section.groups:
+        utility = group.estimate(lambda s: s.utility.get("unlearned"))
+        quality = group.estimate(lambda s: s.log_quality("unlearned"))
+        if utility is not None and quality is not None:
+            found[group.label] = (utility, quality)
+    return found
+
+
+def comparison(section: Section) -> tables.Table:
+    """One line a group; the verdict of a single run, or how the verdicts of several are spread."""
+    rows = []
+    for group in section.groups:
+        method = group.runs[0].method
+        note = f"{len(group.runs)} runs" if len(group.runs) > 1 else method if method != group.label else ""
+        label = tables.Cell(group.label, note)
+        numbers = [tables.estimate_cell(group.estimate(column.number)) for column in COLUMNS]
+        rows.append([label, *numbers, tables.Cell(verdicts(group))])
+    caption = (
+        "FQ: forget quality. P: probability of the right answers. Gap: forget P less the retrained model's. Kept: "
+        "utility over the original's. Below each value its 95 % interval over examples, of several runs mean ± one "
+        "standard error over runs"
+    )
+    return tables.Table(caption, ["Run", *(column.name for column in COLUMNS), "Verdict"], rows)
+
+
+def verdicts(group: Group) -> str:
+    """The verdict of each run, counted."""
+    labels = [verdict(run, summary).label for run, summary in zip(group.runs, group.summaries, strict=True)]
+    if len(labels) == 1:
+        return labels[0]
+    return ", ".join(f"{labels.count(label)} × {label.lower()}" for label in dict.fromkeys(labels))
+
+
+def as_json(section: Section) -> list[dict[str, Any]]:
+    """The table as plain values: {"value", "low", "high"} or None for each column."""
+    on_front = best(section)
+    return [
+        {
+            "section": section.title,
+            "run": group.label,
+            "runs": [str(run.folder) for run in group.runs],
+            **{c.key: vars(value) if (value := group.estimate(c.number)) else None for c in COLUMNS},
+            "verdict": verdicts(group),
+            "pareto_front": group.label in on_front,
+        }
+        for group in section.groups
+    ]
+
+
+def plane(section: Section) -> Plot | None:
+    """Utility against forget quality, with the front."""
+    found = _positions(section)
+    if not found:
+        return None
+    on_front = best(section)
+    labels = [group.label for group in section.groups]
+    points = [plots.Point(label, x, y, labels.index(label)) for label, (x, y) in found.items()]
+    line = [(x.value, y.value) for label, (x, y) in found.items() if label in on_front]
+    svg = plots.plane(points, "model utility", "log₁₀ forget quality", level=-1.30103, front=line)
+    words = "; ".join(f"{point.label}: {point.x.value:.3f}, {point.y.value:.3g}" for point in points)
+    caption = f"Right is more utility, up more forgetting. On the Pareto front (dotted): {', '.join(on_front)}."
+    return Plot(plots.figure(svg, "Forgetting against utility", words), caption)
+
+
+def overlay(section: Section) -> Plot | None:
+    """The truth ratios of all groups, over their runs, and of the retrained model."""
+    ours = {group.label: _pooled(group, "unlearned") for group in section.groups[:MOST_CURVES]}
+    ours = {label: values for label, values in ours.items() if len(values)}
+    if not ours:
+        return None
+    retrained = next((known for group in section.groups if len(known := _pooled(group, "retrained"))), None)
+    series = {group.label: place for place, group in enumerate(section.groups)}
+    svg = plots.distributions(ours, retrained, {**series, "retrained": None})
+    words = ", ".join(f"{label} median {float(np.median(values)):.3g}" for label, values in ours.items())
+    caption = "Truth ratios of the forget set: the nearer a curve to the retrained model's, the better."
+    if len(section.groups) > MOST_CURVES:
+        caption += f" The first {MOST_CURVES} only."
+    return Plot(plots.figure(svg, "Distributions of the truth ratio", words), caption)
+
+
+def _pooled(group: Group, model: str) -> Values:
+    found = [summary.ratios[model] for summary in group.summaries if model in summary.ratios]
+    return np.concatenate(found) if found else np.array([])
+
+
+def probabilities(section: Section) -> Plot:
+    """The probabilities of the answers to forget and to keep."""
+    names = {"forget": "answers to forget", "retain": "answers to keep"}
+    rows = []
+    for group in section.groups:
+        values = {
+            label: group.estimate(lambda s, name=name: s.mean(name, "probability", "unlearned"))  # type: ignore[misc]
+            for name, label in names.items()
+        }
+        rows.append(plots.Row(group.label, {label: value for label, value in values.items() if value is not None}))
+    svg = plots.dots(rows, {label: place for place, label in enumerate(names.values())}, "probability")
+    words = "; ".join(f"{r.label}: " + ", ".join(f"{k} {v.value:.3f}" for k, v in r.values.items()) for r in rows)
+    caption = "How likely the right answers are after unlearning."
+    return Plot(plots.figure(svg, "Probabilities of the answers", words, wide=True), caption)
+
+
+def differing_settings(section: Section) -> tables.Table | None:
+    """The settings in which the groups' first runs differ."""
+    settings = [dict(tables.flat(group.runs[0].settings)) for group in section.groups]
+    names = [name for name in dict.fromkeys(name for part in settings for name in part) if name not in PLACES]
+    rows = [
+        [tables.Cell(name), *(tables.Cell(part.get(name, "default")) for part in settings)]
+        for name in names
+        if len({part.get(name) for part in settings}) > 1
+    ]
+    columns = ["Setting", *(group.label for group in section.groups)]
+    return tables.Table("Settings in which the runs differ", columns, rows) if rows else None
+
+
+def doubts(section: Section) -> list[str]:
+    """What keeps the numbers of the groups from being comparable."""
+    found = []
+    if len({tuple(sorted(_asked(group))) for group in section.groups}) > 1:
+        found.append("The runs were not evaluated on the same forget examples: their numbers are not comparable.")
+    if len({tuple(_pooled(group, "retrained").round(6)) for group in section.groups}) > 1:
+        found.append("The runs were not compared with the same retrained model, or some with none.")
+    return found
+
+
+def _asked(group: Group) -> list[str]:
+    return [prompt for run in group.runs for prompt in prompts(run, "unlearned", "forget")]
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart; the folders differ."""
+    parts = [folder.parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(path[-count:]) for path in parts]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def write_comparison(sections: Sequence[Section], path: Path) -> None:
+    """Writes the page, whole or not at all."""
+    parts = [
+        {
+            "title": section.title,
+            "table": comparison(section),
+            "front": best(section),
+            "plane": plane(section),
+            "overlay": overlay(section),
+            "probabilities": probabilities(section),
+            "settings": differing_settings(section),
+            "doubts": doubts(section),
+        }
+        for section in sections
+    ]
+    write_text(path, render("compare.html.j2", sections=parts))
+
+
+def markdown(section: Section) -> str:
+    """The table as Markdown."""
+    table, on_front = comparison(section), best(section)
+
+    def text(cell: tables.Cell) -> str:
+        whole = f"{cell.text} ({cell.note})" if cell.note else cell.text
+        return " ".join(whole.split()).replace("|", "\\|").replace("<", "&lt;")
+
+    rows = [[text(cell) for cell in row] for row in table.rows]
+    for row, group in zip(rows, section.groups, strict=True):
+        row[0] = f"**{row[0]}**" if group.label in on_front else row[0]
+    lines = [list(table.columns), ["---"] * len(table.columns), *rows]
+    body = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return f"{body}\n{table.caption}. Bold: on the Pareto front of utility and forget quality.\n"
+
+
+def print_comparison(section: Section) -> None:
+    """The table for the terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown, on_front = comparison(section), best(section)
+    table = Table(title=escape(section.title) or None)
+    for place, name in enumerate(shown.columns):
+        text = place in (0, len(shown.columns) - 1)
+        table.add_column(name, overflow="fold", no_wrap=not text, justify="left" if text else "right")
+    for row, group in zip(shown.rows, section.groups, strict=True):
+        texts = [escape(cell.text) for cell in row]
+        table.add_row(*texts, style="bold" if group.label in on_front else None)
+    Console().print(table)
+    Console().print("bold: on the Pareto front of utility and forget quality", highlight=False)

@@ -1,0 +1,207 @@
+"""The verdict in a sentence: a fixed rule from the numbers, described in docs/report.md. It never says "deleted"."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from unlora.report.read import Area, Attack, Membership, Run
+from unlora.report.statistics import Estimate
+from unlora.report.summary import Summary, p_value, smallest_distance
+
+# The level of every test, and the standard errors that 95 % of a normal distribution lie within.
+LEVEL, SPREAD = 0.05, 1.96
+# A model that keeps less of its utility than this has paid for its forgetting, whatever the tests say.
+LEAST_KEPT = 0.9
+# What attacks are compared by, and between which models.
+PROBABILITY, DIFFERENCE, NO_ATTACK = "forget_probability", "unlearned_minus_retrained", "none"
+LIMITS = (
+    "A test that finds no difference is no proof that there is none: other questions, other tests or a stronger "
+    "attacker may find one.",
+    "It speaks of the evaluated examples and of this run alone, not of what other data the model may hold about the "
+    "same people or facts.",
+    "Intervals are over the examples; another seed or another retrained model would add to them.",
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be said, and how far.
+
+    Args:
+        state: alike (no difference found), mixed, apart (told apart), undecided (the test could not tell), untested.
+        label: the same in a few words.
+        sentence: what the numbers say of the forget set.
+        cost: what they say of everything else.
+        attacks: what attacks brought back.
+        limits: what the verdict does not say.
+    """
+
+    state: str
+    label: str
+    sentence: str
+    cost: str
+    attacks: str
+    limits: tuple[str, ...]
+
+
+def verdict(run: Run, summary: Summary) -> Verdict:
+    """Applies the rule of docs/report.md."""
+    state, sentence, limits = _forgetting(run, summary)
+    label = {
+        "alike": "No difference found",
+        "mixed": "Not settled",
+        "apart": "Still told apart",
+        "undecided": "Not settled",
+        "untested": "Not tested",
+    }[state]
+    if state == "alike" and summary.kept is not None and summary.kept.high < LEAST_KEPT:
+        state, label = "mixed", "No difference found, at a high cost"
+    worst = _strongest(run)
+    if state == "alike" and _brings_back(worst, summary.gap):
+        state, label = "mixed", "No difference found until attacked"
+    return Verdict(state, label, sentence, _cost(summary), _attacks(run, worst), (*limits, *LIMITS))
+
+
+def _forgetting(run: Run, summary: Summary) -> tuple[str, str, tuple[str, ...]]:
+    if "unlearned" not in run.logs:
+        return "untested", "The run was not evaluated on questions, so nothing can be said of what it forgot.", ()
+    if "unlearned" in summary.quality and "original" in summary.quality:
+        return _against_retrained(summary)
+    if run.membership is not None and run.membership.areas:
+        return _against_unseen(run.membership, summary)
+    checks = [row for row in run.train if {"stop_ks_pvalue", "stop_auc"} <= row.keys()]
+    if checks:
+        return _at_the_last_check(checks, summary)
+    reason = (
+        "Without a retrained model or unseen rows of the same kind nothing can be said of whether the data is gone. "
+    )
+    return "untested", reason + _fall(summary), ()
+
+
+def _against_retrained(summary: Summary) -> tuple[str, str, tuple[str, ...]]:
+    p, before = summary.quality["unlearned"], summary.quality["original"]
+    sizes = [len(summary.ratios[model]) for model in ("unlearned", "retrained")]
+    count, gap, least = sizes[0], summary.gap, smallest_distance(*sizes)
+    power = f"With {count} examples the test sees only distances above {least:.2f} between the curves."
+    scores = f"p = {p_value(p)}; original: {p_value(before)}"
+    if before >= LEVEL:
+        sentence = (
+            f"On these {count} examples the test cannot even tell the original model from the retrained one "
+            f"(p = {p_value(before)}), so it says nothing of the unlearned one. "
+        )
+        return "undecided", sentence + _fall(summary), (power,)
+    if p < LEVEL:
+        sentence = f"On {count} forget examples the unlearned model can still be told from one that never saw them"
+        return "apart", f"{sentence} ({scores}){_direction(gap)}.", ()
+    if gap is not None and gap.excludes_zero:
+        sentence = f"By the truth ratios of {count} forget examples the unlearned model cannot be told from one that"
+        return "mixed", f"{sentence} never saw them ({scores}), but{_direction(gap)[1:]}.", (power,)
+    compared = "" if gap is None else f"; difference in answer probability {signed(gap)}"
+    sentence = (
+        f"On {count} forget examples no difference was found between the unlearned model and one that never saw them"
+    )
+    return "alike", f"{sentence} ({scores}{compared}).", (power,)
+
+
+def _direction(gap: Estimate | None) -> str:
+    """How the answers' probability differs from the retrained model's, as the end of a sentence."""
+    if gap is None:
+        return ""
+    if gap.low > 0:
+        return f": the answers are still more likely than for that model, by {signed(gap)}"
+    if gap.high < 0:
+        return f": the answers are less likely than for that model, by {signed(gap)}, and too much is a trace as well"
+    return f": the answers are as likely as for that model in the mean, but not one by one: {signed(gap)}"
+
+
+def _against_unseen(membership: Membership, summary: Summary) -> tuple[str, str, tuple[str, ...]]:
+    distances = {}
+    for name, area in membership.areas.items():
+        other = membership.retrained.get(name, Area(0.5, 0.0))
+        error = math.hypot(area.standard_error, other.standard_error)
+        away = abs(area.value - other.value)
+        distances[name] = away / error if error else math.inf if away else 0.0
+    worst = max(distances, key=lambda name: distances[name])
+    area = membership.areas[worst]
+    found = f"{worst} is the most telling: AUC {area.value:.3f} ± {area.standard_error:.3f} (standard error)"
+    forget, unseen = (membership.sizes.get(name, 0) for name in ("forget", "holdout"))
+    sizes = f"{forget} forget and {unseen} unseen examples"
+    limit = (
+        "No forget quality is known: rows that were never seen stand in for a retrained model, and may differ from the "
+        "forget set in themselves.",
+    )
+    if distances[worst] > SPREAD:
+        return "apart", f"The forget set can still be told from unseen rows ({sizes}; {found}). {_fall(summary)}", limit
+    sentence = f"None of {len(distances)} membership attacks tells the forget set from unseen rows ({sizes}; {found})."
+    return "alike", f"{sentence} {_fall(summary)}", limit
+
+
+def _at_the_last_check(checks: list[dict[str, float]], summary: Summary) -> tuple[str, str, tuple[str, ...]]:
+    step = checks[-1].get("stop_step", checks[-1].get("step"))
+    kept = next((row for row in checks if row.get("step") == step), checks[-1])
+    found = f"KS p = {p_value(kept['stop_ks_pvalue'])}, AUC {kept['stop_auc']:.3f}, in training"
+    limit = ("The test is the one that stopped the training, on the same rows: `unlora membership` is another one.",)
+    if kept["stop_ks_pvalue"] < LEVEL:
+        return "apart", f"The forget set can still be told from unseen rows ({found}). {_fall(summary)}", limit
+    return "alike", f"The forget set could not be told from unseen rows ({found}). {_fall(summary)}", limit
+
+
+def _fall(summary: Summary) -> str:
+    before, after = (summary.mean("forget", "probability", model) for model in ("original", "unlearned"))
+    if before is None or after is None or summary.fall is None:
+        return ""
+    changed = "fell" if summary.fall.value < 0 else "did not fall"
+    return (
+        f"The probability of the answers to forget {changed}: {before.value:.3f} before, {after.value:.3f} after "
+        f"({signed(summary.fall)})."
+    )
+
+
+def _cost(summary: Summary) -> str:
+    before, after = summary.utility.get("original"), summary.utility.get("unlearned")
+    if before is None or after is None:
+        return "What it cost is not known: only the forget set was evaluated."
+    words = f"Model utility went from {before.value:.3f} to {after.value:.3f}"
+    if summary.kept is None:
+        return f"{words}."
+    kept = summary.kept
+    share = f"{100 * kept.value:.1f} % of it was kept (95 % interval {100 * kept.low:.1f} to {100 * kept.high:.1f} %)"
+    return f"{words}: {share}, over {summary.terms} terms."
+
+
+def _attacks(run: Run, worst: Attack | None) -> str:
+    if run.attacks is None:
+        return "Whether it stays forgotten was not tried."
+    if worst is None:
+        return "Attacks were tried without a retrained model: there is nothing to compare their success with."
+    value, error = worst.models[DIFFERENCE][PROBABILITY], worst.models[DIFFERENCE].get(f"{PROBABILITY}_se")
+    kinds = len({attack.name for attack in run.attacks.found} - {NO_ATTACK})
+    if value <= 0:
+        return f"None of {kinds} kinds of attack makes the answers more likely than on the retrained model."
+    size = f"+{value:.3f}" if error is None else f"+{value:.3f} ± {error:.3f} (standard error)"
+    return (
+        f"Of {kinds} kinds of attack, {worst.name} ({worst.setting}) brings back most: {size} in answer probability, "
+        "against the same attack on the retrained model."
+    )
+
+
+def _strongest(run: Run) -> Attack | None:
+    """The attack that lifts the answers' probability furthest above that on the retrained model."""
+    found = [] if run.attacks is None else run.attacks.found
+    compared = [a for a in found if a.name != NO_ATTACK and PROBABILITY in a.models.get(DIFFERENCE, {})]
+    return max(compared, key=lambda attack: attack.models[DIFFERENCE][PROBABILITY], default=None)
+
+
+def _brings_back(attack: Attack | None, gap: Estimate | None) -> bool:
+    """Whether the difference is, beyond its error over draws, above what it may be without an attack."""
+    if attack is None or gap is None:
+        return False
+    difference = attack.models[DIFFERENCE]
+    return difference[PROBABILITY] - SPREAD * difference.get(f"{PROBABILITY}_se", 0.0) > max(gap.high, 0.0)
+
+
+def signed(estimate: Estimate) -> str:
+    """A difference with its interval."""
+    value, low, high = (f"{end:+.3f}".replace("-", "−") for end in (estimate.value, estimate.low, estimate.high))
+    return f"{value}, 95 % interval {low} to {high}"

@@ -1,0 +1,142 @@
+"""Runs side by side: the front, the groups, the doubts, and what the command prints."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+
+import numpy as np
+import pytest
+from runs import FAR, NEAR, log, logs, make_run
+
+from unlora.cli import main
+from unlora.report import Group, Section, read_run, write_comparison
+from unlora.report.compare import as_json, best, comparison, doubts, front, labels_of
+
+
+def section_of(folder, **runs):
+    """Groups of single runs by name, from their logs."""
+    made = {name: read_run(make_run(folder / name, evaluated)) for name, evaluated in runs.items()}
+    return Section("forget10", [Group(name, [run]) for name, run in made.items()])
+
+
+def test_the_front_holds_what_no_other_beats():
+    points = {
+        "a": (1.0, 0.0),
+        "b": (0.5, 0.5),
+        "c": (0.4, 0.5),
+        "d": (0.0, 1.0),
+        "e": (0.4, 0.4),
+        "b again": (0.5, 0.5),
+    }
+    assert front(points) == ["a", "b", "d", "b again"]
+    assert front({}) == []
+
+
+def test_the_front_is_of_utility_and_forget_quality(tmp_path):
+    worse = log(0.4, NEAR * 1.3, retain=0.5)
+    frugal = log(0.4, NEAR * 1.3, retain=0.95)
+    section = section_of(tmp_path, good=logs(), worse=logs(unlearned=worse), frugal=logs(unlearned=frugal))
+    assert best(section) == ["good", "frugal"]
+    rows = {row["run"]: row for row in as_json(section)}
+    assert [rows[name]["pareto_front"] for name in ("good", "worse", "frugal")] == [True, False, True]
+    assert rows["good"]["log10_forget_quality"]["value"] == 0
+    assert rows["worse"]["log10_forget_quality"]["value"] < 0
+
+
+def test_runs_of_several_seeds_are_mean_and_standard_error(tmp_path):
+    """0.2 and 0.6: mean 0.4, deviation 0.283, standard error 0.2."""
+    runs = [read_run(make_run(tmp_path / str(p), logs(unlearned=log(p, NEAR)))) for p in (0.2, 0.6)]
+    (row,) = as_json(Section("", [Group("vila+ihl", runs)]))
+    assert list(row["forget_probability"].values()) == pytest.approx([0.4, 0.2, 0.6])
+    assert row["verdict"] == "2 × not settled"
+    assert [cell.text for cell in comparison(Section("", [Group("vila+ihl", runs)])).rows[0]][2] == "0.400"
+
+
+def test_a_run_without_a_retrained_model_is_on_no_front_and_shown_all_the_same(tmp_path):
+    section = section_of(tmp_path, good=logs(), blind=logs(retrained=None), nothing={})
+    assert best(section) == ["good"]
+    table = comparison(section)
+    assert [row[0].text for row in table.rows] == ["good", "blind", "nothing"]
+    assert [row[1].text for row in table.rows] == ["0.000", "–", "–"]
+    assert [row[-1].text for row in table.rows] == ["No difference found", "Not tested", "Not tested"]
+    write_comparison([section], tmp_path / "page.html")
+    write_comparison([section_of(tmp_path / "more", nothing={})], tmp_path / "empty.html")
+    assert "No Pareto front." in (tmp_path / "empty.html").read_text()
+
+
+def test_runs_that_are_not_comparable_are_marked(tmp_path):
+    assert doubts(section_of(tmp_path / "a", one=logs(), other=logs())) == []
+    other = {model: log(0.4, FAR, question="Who keeps bird {}?") for model in ("original", "unlearned", "retrained")}
+    found = doubts(section_of(tmp_path / "b", one=logs(), other=other))
+    assert len(found) == 2
+    assert "not evaluated on the same forget examples" in found[0]
+    assert "same retrained model" in found[1]
+
+
+def test_labels_are_the_shortest_ends_that_differ(tmp_path):
+    names = ["a/seed-0/run", "b/seed-0/run", "b/seed-1/run"]
+    assert labels_of([tmp_path / name for name in names]) == names
+    assert labels_of([tmp_path / name for name in ("x", "y")]) == ["x", "y"]
+    assert labels_of([tmp_path]) == [tmp_path.name]
+
+
+@pytest.fixture
+def two(tmp_path):
+    good = make_run(tmp_path / "good")
+    return good, make_run(tmp_path / "bad", logs(unlearned=log(0.9, FAR * 2)), settings={"learning_rate": 3e-4})
+
+
+def test_the_command_prints_a_table_and_the_page_last(two, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    page = tmp_path / "out" / "compare.html"
+    assert main(["compare", *map(str, two), str(two[0]), "--output", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] == str(page)
+    assert "Still told apart" in shown
+    assert shown.count("good") == 1
+    text = html.unescape(page.read_text())
+    for words in (
+        "On the Pareto front (dotted): good.",
+        "Settings in which the runs differ",
+        "0.0003",
+        "learning_rate",
+    ):
+        assert words in text
+    assert '<tr class="pareto"><th scope=row>good' in text
+    assert "<tr><th scope=row>bad" in text
+
+
+def test_json_and_markdown_say_the_same(two, tmp_path, capsys):
+    page = ["--output", str(tmp_path / "compare.html")]
+    assert main(["compare", *map(str, two), "--json", *page]) == 0
+    good, bad = json.loads(capsys.readouterr().out)
+    assert (good["run"], bad["run"]) == ("good", "bad")
+    assert good["pareto_front"]
+    assert not bad["pareto_front"]
+    assert bad["forget_probability_gap"]["value"] == pytest.approx(0.5)
+    assert good["model_utility"]["value"] == pytest.approx(bad["model_utility"]["value"])
+    assert main(["compare", *map(str, two), "--markdown", *page]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| **good (vila+ihl)** | 0.000 |")
+    assert lines[3].startswith(f"| bad (vila+ihl) | {bad['log10_forget_quality']['value']:.3f} |".replace("-", "−"))
+    assert math.isfinite(bad["log10_forget_quality"]["value"])
+
+
+def test_wrong_folders_are_refused_before_anything_is_written(tmp_path, capsys):
+    assert main(["compare", str(make_run(tmp_path / "run")), str(tmp_path), "--output", str(tmp_path / "c.html")]) == 2
+    assert "it holds no metrics.json" in capsys.readouterr().err
+    assert not (tmp_path / "c.html").exists()
+
+
+def test_many_runs_still_make_a_page(tmp_path):
+    groups = [
+        Group(f"run {i}", [read_run(make_run(tmp_path / str(i), logs(unlearned=log(0.1 + i / 20, NEAR + i / 50))))])
+        for i in range(12)
+    ]
+    write_comparison([Section("", groups)], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "The first 8 only." in text
+    assert all(f"run {i}" in text for i in range(12))
+    assert np.isfinite([row["forget_probability"]["value"] for row in as_json(Section("", groups))]).all()

@@ -1,0 +1,172 @@
+"""What a run's page holds, and how it says what the run does not have; `test_browser.py` opens it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+
+import pytest
+from runs import attacks, logs, make_run, membership
+
+from unlora.cli import main
+from unlora.errors import InputError
+from unlora.report import read_run, write_report
+
+FULL = {"membership": membership(0.55, retrained=0.5), "attacks": attacks(0.1)}
+
+
+def page_of(folder, *args, **files):
+    return html.unescape(write_report(make_run(folder, *args, **files)).read_text())
+
+
+def test_the_command_writes_the_page_into_the_run_and_prints_its_path(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    first = (run / "report.html").read_bytes()
+    assert main(["report", str(run)]) == 0
+    assert (run / "report.html").read_bytes() == first
+    assert not list(run.glob(".*"))
+
+
+def test_a_page_needs_nothing_but_itself(tmp_path):
+    text = write_report(make_run(tmp_path, **FULL)).read_text()
+    assert set(re.findall(r'(?:href|src|action)="([^"#]*)', text)) <= {"data:,", ""}
+    assert not re.findall(r"<(?:script|iframe|object|embed|link rel=\"?stylesheet)", text)
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href="?)#([^)"]+)', text)) <= set(ids)
+
+
+def test_everything_that_a_run_has_is_shown(tmp_path):
+    record = {"unlora": "1.2", "command": "unlora unlearn --seed 7", "data": {"forget": {"sha256": "f00d"}}}
+    text = page_of(tmp_path, **FULL, record=record)
+    for shown in (
+        *("No difference found until attacked", "Probability of the answers to forget", "harmonic mean of 3 means"),
+        *("Distributions of the truth ratio", "largest distance 0.00", "p = 0.05", "log₁₀ forget quality"),
+        *("40 forget and 30 unseen examples", "min_k_20", "± 0.050", "relearn: 20 %", "0.500 ± 0.010"),
+        *("paraphrase was not possible:", "no paraphrased_question"),
+        *("20 of 40 examples", "10 of 10 examples", "Who keeps cat 33?", "33 does."),
+        *("Forget loss: from 1.75 at step 10 to 1.25 at step 30.", "self_attn.q_proj", "mlp.up_proj"),
+        *("data.forget.sha256", "f00d", "unlora unlearn --seed 7", "learning_rate"),
+    ):
+        assert shown in text, shown
+    assert text.count('<p class="missing">') == 1  # the attack that was not possible
+
+
+def test_what_is_missing_is_said_with_the_way_to_get_it(tmp_path):
+    text = page_of(tmp_path, logs(retrained=None))
+    for shown in (
+        *("No retrained model was given: forget quality is not available.", "--retrain_log"),
+        *("Membership attacks were not run.", "unlora membership --on RUN", "No attack was tried."),
+        *("unlora attack RUN --retrained MODEL", "The run has no record."),
+    ):
+        assert shown in text, shown
+
+
+def test_a_run_without_questions_says_that_nothing_was_evaluated(tmp_path):
+    run = make_run(tmp_path, {}, metrics={"train": []})
+    (run / "importance.safetensors").unlink()
+    text = html.unescape(write_report(run).read_text())
+    for shown in (
+        *("Not tested", "Nothing was evaluated.", "--eval_data", "There are no answers."),
+        *("The trainer logged no losses.", "There is no importance file."),
+    ):
+        assert shown in text, shown
+
+
+def test_rows_without_wrong_answers_have_no_truth_ratios(tmp_path):
+    evaluated = {"original": plain(0.9), "unlearned": plain(0.5)}
+    text = page_of(tmp_path, evaluated)
+    assert "No truth ratios." in text
+    assert "Model utility went from" in text
+
+
+def plain(retain):
+    """A log of rows that are only questions and answers, without tokens."""
+    found = logs()["unlearned"]
+    for task in found.values():
+        for name in ("avg_paraphrased_loss", "average_perturb_loss", "gt_tokens", "gt_token_loss"):
+            task.pop(name, None)
+    found["eval_log.json"]["avg_gt_loss"] = dict.fromkeys(found["eval_log.json"]["avg_gt_loss"], 1 - retain)
+    return found
+
+
+def test_tokens_are_coloured_by_what_unlearning_changed(tmp_path):
+    """The first token falls from 0.99 to 0.4, by 0.59 and so underlined; the others stay as they were."""
+    text = page_of(tmp_path)
+    first = re.search(r'<h4 class="text">Who keeps cat 39\?</h4>.*?</p>', text, re.DOTALL).group()
+    assert '<span class="token fell much" style="--tint:0.59" title="Original 0.995, Unlearned 0.405' in first
+    assert re.search(r'<span class="token rose" style="--tint:0.00"[^>]*> does</span>', first)
+
+
+def test_answers_that_are_likeliest_still_come_first(tmp_path):
+    text = page_of(tmp_path)
+    shown = [int(i) for i in re.findall(r"Who keeps cat (\d+)\?", text)]
+    assert shown == list(range(39, 19, -1))
+
+
+def test_the_command_that_repeats_a_run_without_a_record_names_the_retrained_log_it_had(tmp_path):
+    folder = tmp_path / "a run"
+    assert f"--config '{folder}/config.yaml' --output_dir NEW_FOLDER --retrain_log '{folder}/eval" in page_of(folder)
+    named = page_of(tmp_path / "b", settings={"retrain_log": "log.json"})
+    assert "--output_dir NEW_FOLDER</code>" in named
+
+
+def test_importance_of_equal_means_is_told_by_how_rows_stand_out(tmp_path):
+    """Rows 1, 2, 3, 4: mean 2.5, deviation √1.25, quotient 0.447."""
+    run = make_run(tmp_path)
+    text = write_report(run).read_text()
+    assert "Mean importance of a layer" in text
+    assert "0.447" in text
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    rows = {f"layers.{i}.up": np.array([1.0, 1.0]) if i else np.array([0.5, 1.5]) for i in range(2)}
+    save_file(rows, run / "importance.safetensors")
+    text = write_report(run).read_text()
+    assert "Mean importance of a layer" not in text
+    assert "How much single rows stand out" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("metrics.json", None, "it holds no metrics.json"),
+        ("metrics.json", "{", "JSONDecodeError"),
+        ("metrics.json", '{"train": 3}', "TypeError"),
+        ("eval_after.json", "[]", "it has none of the tasks"),
+        (
+            "eval_after.json",
+            '{"eval_log.json": {"generated_text": {"0": ["a", 1, "b"]}}}',
+            "not those of an evaluation",
+        ),
+        ("eval_after.json", '{"eval_log.json": {"gt_tokens": {"0": ["a"]}}}', "not those of an evaluation"),
+        ("membership.json", '{"metrics": {}}', "KeyError"),
+        ("attacks.json", '{"attacks": {"none": []}}', "it is not what unlora writes"),
+        ("record.json", "[1]", "it is not what unlora writes"),
+        ("config.yaml", "a: [", "it is not what unlora writes"),
+        ("importance.safetensors", "nothing", "cannot be read as safetensors"),
+    ],
+)
+def test_a_file_that_unlora_did_not_write_is_named(tmp_path, name, content, reason):
+    run = make_run(tmp_path / "run")
+    (run / name).unlink(missing_ok=True)
+    if content is not None:
+        (run / name).write_text(content)
+    with pytest.raises(InputError, match=reason):
+        read_run(run)
+    assert main(["report", str(run)]) == 2
+    assert not (run / "report.html").exists()
+
+
+def test_text_that_cannot_be_written_is_replaced(tmp_path):
+    """Half a surrogate pair is a valid JSON string, and no Unicode text."""
+    run = make_run(tmp_path)
+    log = logs()["unlearned"]
+    log["eval_log_forget.json"]["generated_text"]["39"][1] = "half \ud800 a pair"
+    (run / "eval_after.json").write_text(json.dumps(log))
+    assert "half ? a pair" in write_report(run).read_text()

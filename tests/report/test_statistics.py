@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unlora.report.statistics import difference, drawn_means, harmonic_mean, mean_estimate, utility_draws
+
+
+def test_a_mean_s_interval_is_about_two_standard_errors_each_way():
+    """200 draws of deviation 1: standard error 0.071."""
+    values = np.random.default_rng(1).standard_normal(200)
+    found = mean_estimate(values)
+    assert found.value == pytest.approx(values.mean())
+    for end, sign in ((found.low, -1), (found.high, 1)):
+        assert end - found.value == pytest.approx(sign * 1.96 * values.std() / 200**0.5, rel=0.15)
+
+
+def test_one_example_has_no_spread():
+    found = mean_estimate(np.array([0.25]))
+    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
+
+
+def test_metrics_of_a_set_and_two_models_are_drawn_together():
+    values = np.random.default_rng(2).random(50)
+    drawn = drawn_means({"one": values, "other": values + 1})
+    assert drawn["other"] - drawn["one"] == pytest.approx(np.ones(len(drawn["one"])))
+    assert (drawn["one"] == drawn_means({"again": values})["again"]).all()
+
+
+def test_a_paired_difference_does_not_count_what_both_share():
+    values = np.random.default_rng(3).random(50) * 100
+    paired, unpaired = (difference(values + 1, values, paired=paired) for paired in (True, False))
+    assert (paired.value, paired.low, paired.high) == pytest.approx((1, 1, 1))
+    assert paired.excludes_zero
+    assert unpaired.value == pytest.approx(1)
+    assert unpaired.low < 0 < unpaired.high
+    assert not unpaired.excludes_zero
+
+
+def test_harmonic_mean_by_hand():
+    """Of 1 and 1/3: 2 / (1 + 3) = 1/2; of anything and 0: 0."""
+    assert harmonic_mean(np.array([[1.0, 1.0], [1 / 3, 0.0]])).tolist() == pytest.approx([0.5, 0.0])
+
+
+def test_utility_draws_are_those_of_its_terms():
+    sets = {"retain": {"probability": np.array([1.0])}, "facts": {"probability": np.array([1 / 3])}}
+    assert utility_draws(sets) == pytest.approx(np.full(1000, 0.5))

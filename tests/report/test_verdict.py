@@ -1,0 +1,134 @@
+"""The rule of docs/report.md, case by case."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from runs import FAR, NEAR, attacks, log, logs, make_run, membership
+
+from unlora.report import read_run
+from unlora.report.summary import largest_distance, p_value, smallest_distance, summarise_run
+from unlora.report.verdict import verdict
+
+
+def judged(folder, *args, **files):
+    run = read_run(make_run(folder, *args, **files))
+    return verdict(run, summarise_run(run))
+
+
+def test_what_cannot_be_told_from_the_retrained_model_is_said_with_numbers_and_limits(tmp_path):
+    found = judged(tmp_path)
+    assert (found.state, found.label) == ("alike", "No difference found")
+    assert "On 40 forget examples no difference was found" in found.sentence
+    assert "p = 1;" in found.sentence
+    assert "difference in answer probability +0.000, 95 % interval +0.000 to +0.000" in found.sentence
+    assert "100.0 % of it was kept (95 % interval 100.0 to 100.0 %)" in found.cost
+    assert any("no proof" in limit for limit in found.limits)
+    assert any("distances above 0.30" in limit for limit in found.limits)
+
+
+@pytest.mark.parametrize(
+    ("probability", "words"),
+    [(0.6, "are still more likely than for that model, by +0.200"), (0.2, "and too much is a trace"), (0.4, "one by")],
+)
+def test_what_can_be_told_from_the_retrained_model_says_in_which_direction(tmp_path, probability, words):
+    found = judged(tmp_path, logs(unlearned=log(probability, FAR * 3)))
+    assert found.state == "apart"
+    assert words in found.sentence
+
+
+def test_equal_truth_ratios_with_likelier_answers_settle_nothing(tmp_path):
+    found = judged(tmp_path, logs(unlearned=log(0.6, NEAR)))
+    assert (found.state, found.label) == ("mixed", "Not settled")
+    assert "but the answers are still more likely" in found.sentence
+
+
+def test_a_test_that_cannot_see_the_original_says_nothing_of_the_unlearned_model(tmp_path):
+    found = judged(tmp_path, logs(original=log(0.99, NEAR)))
+    assert found.state == "undecided"
+    assert "cannot even tell the original model from the retrained one" in found.sentence
+    assert "fell: 0.990 before, 0.400 after" in found.sentence
+
+
+def test_forgetting_that_costs_much_is_no_success(tmp_path):
+    found = judged(tmp_path, logs(unlearned=log(0.4, NEAR, retain=0.1)))
+    assert (found.state, found.label) == ("mixed", "No difference found, at a high cost")
+
+
+@pytest.mark.parametrize(
+    ("auc", "retrained", "state"),
+    [(0.55, None, "alike"), (0.65, None, "apart"), (0.35, None, "apart"), (0.65, 0.6, "alike"), (0.5, 0.75, "apart")],
+)
+def test_without_a_retrained_log_unseen_rows_decide(tmp_path, auc, retrained, state):
+    """Standard error 0.05: 0.15 from 0.5 is three of them; from a retrained 0.6 at the same error 0.05 is 0.7."""
+    found = judged(tmp_path, logs(retrained=None), membership=membership(auc, retrained=retrained))
+    assert found.state == state
+    assert f"AUC {auc:.3f} ± 0.050" in found.sentence
+    assert "40 forget and 30 unseen examples" in found.sentence
+
+
+@pytest.mark.parametrize(("p", "state"), [(0.3, "alike"), (0.01, "apart")])
+def test_else_the_check_whose_step_was_kept_decides(tmp_path, p, state):
+    checks = [{"step": s, "stop_auc": 0.5, "stop_ks_pvalue": q} for s, q in ((5, 0.5), (10, p), (15, 0.7))]
+    checks[-1]["stop_step"] = 10
+    found = judged(tmp_path, logs(retrained=None), metrics={"train": checks})
+    assert found.state == state
+    assert f"KS p = {p:.2g}" in found.sentence
+
+
+def test_without_anything_to_compare_with_only_the_change_is_told(tmp_path):
+    found = judged(tmp_path, logs(retrained=None))
+    assert (found.state, found.label) == ("untested", "Not tested")
+    assert "nothing can be said of whether the data is gone" in found.sentence
+    assert "fell: 0.990 before, 0.400 after" in found.sentence
+
+
+def test_a_run_without_evaluation_says_so(tmp_path):
+    found = judged(tmp_path, {})
+    assert found.state == "untested"
+    assert "was not evaluated" in found.sentence
+    assert "not known" in found.cost
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "was not tried"),
+        (attacks(0.1), "Of 1 kinds of attack, relearn (20 %) brings back most: +0.100 ± 0.010 (standard error)"),
+        (attacks(-0.1), "None of 1 kinds of attack"),
+        (attacks(retrained=False), "nothing to compare their success with"),
+    ],
+)
+def test_attacks_are_part_of_it(tmp_path, content, words):
+    files = {} if content is None else {"attacks": content}
+    assert words in judged(tmp_path, **files).attacks
+
+
+def test_what_attacks_bring_back_unsettles_it(tmp_path):
+    """Without attacks the difference is 0 ± 0; the attack's is 0.1 or 0.015, with standard error 0.01."""
+    found = judged(tmp_path / "a", attacks=attacks(0.1))
+    assert (found.state, found.label) == ("mixed", "No difference found until attacked")
+    assert judged(tmp_path / "b", attacks=attacks(0.015)).state == "alike"
+    assert judged(tmp_path / "c", attacks=attacks(retrained=False)).state == "alike"
+
+
+@pytest.mark.parametrize("evaluated", [logs(), logs(unlearned=log(0.6, NEAR)), logs(retrained=None), {}])
+def test_it_never_claims_deletion(tmp_path, evaluated):
+    found = judged(tmp_path, evaluated)
+    text = " ".join([found.label, found.sentence, found.cost, found.attacks]).lower()
+    assert not any(word in text for word in ("deleted", "erased", "proven", "guarantee"))
+
+
+def test_the_least_distance_is_where_the_test_becomes_significant():
+    """√(ln 40 / 2) · √(2/64) = 1.358 · 0.1768 = 0.240."""
+    assert smallest_distance(64, 64) == pytest.approx(0.240, abs=1e-3)
+
+
+def test_the_largest_distance_by_hand():
+    """Below 2 lie two of the first three values and none of the others."""
+    distance, place = largest_distance(np.array([1.0, 2.0, 5.0]), np.array([3.0, 4.0, 6.0]))
+    assert (distance, place) == (pytest.approx(2 / 3), 2.0)
+
+
+def test_small_p_values_are_powers_of_ten():
+    assert [p_value(v) for v in (1.0, 0.0935, 9.99e-15, 5e-324)] == ["1", "0.093", "1.0 × 10⁻¹⁴", "4.9 × 10⁻³²⁴"]
