@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from unlora.distributed import is_main
 
     if is_main():
-        return report(argv)
+        return execute(argv)
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        return report(argv)
+        return execute(argv)
 
 
-def report(argv: Sequence[str] | None) -> int:
+def execute(argv: Sequence[str] | None) -> int:
     """Runs one command and says how it ended, as `main`."""
     from unlora.errors import DivergenceError, InputError
 
