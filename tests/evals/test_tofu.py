@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import make_tokenizer
-from unlora.cli import evaluate_log, main
+from unlora.cli import main
 from unlora.config import EvalConfig
 from unlora.data import TextFormat
 from unlora.errors import InputError
@@ -272,7 +272,7 @@ def test_a_log_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 
 def run_command(*flags):
-    return evaluate_log.run(list(map(str, flags)))
+    return main(["evaluate-log", *map(str, flags)])
 
 
 def test_the_command_prints_the_summary_as_json(tmp_path, capsys):
