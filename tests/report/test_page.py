@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from runs import attacks, logs, make_run, membership
@@ -28,6 +30,14 @@ def test_the_command_writes_the_page_into_the_run_and_prints_its_path(tmp_path, 
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").read_bytes() == first
     assert not list(run.glob(".*"))
+
+
+def test_no_torch_is_loaded_for_a_page(tmp_path):
+    code = (
+        "import sys; from unlora.cli import main; code = main(sys.argv[1:]); sys.exit(code or 'torch' in sys.modules)"
+    )
+    argv = [sys.executable, "-c", code, "report", str(make_run(tmp_path, **FULL))]
+    subprocess.run(argv, check=True, capture_output=True)
 
 
 def test_a_page_needs_nothing_but_itself(tmp_path):

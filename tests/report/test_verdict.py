@@ -104,6 +104,14 @@ def test_attacks_are_part_of_it(tmp_path, content, words):
     assert words in judged(tmp_path, **files).attacks
 
 
+def test_a_membership_attack_that_succeeds_unsettles_it(tmp_path):
+    """0.65 is three standard errors from 0.5; 0.55 is one."""
+    found = judged(tmp_path / "a", membership=membership(0.65))
+    assert (found.state, found.label) == ("mixed", "Not settled")
+    assert "But a membership attack tells them from unseen rows (loss: AUC 0.650 ± 0.050" in found.sentence
+    assert judged(tmp_path / "b", membership=membership(0.55)).state == "alike"
+
+
 def test_what_attacks_bring_back_unsettles_it(tmp_path):
     """Without attacks the difference is 0 ± 0; the attack's is 0.1 or 0.015, with standard error 0.01."""
     found = judged(tmp_path / "a", attacks=attacks(0.1))

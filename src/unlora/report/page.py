@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from unlora.files import write_text
 from unlora.report import plots, tables
 from unlora.report.read import Run, read_run
-from unlora.report.statistics import Estimate
+from unlora.report.statistics import Estimate, Values
 from unlora.report.summary import Summary, p_value, summarise_run
 from unlora.report.verdict import verdict
 
@@ -164,9 +165,7 @@ def distributions(summary: Summary) -> Plot | None:
     return Plot(plots.figure(svg, "Distributions of the truth ratio", words), caption, table)
 
 
-def _quantile(values: Any, share: float) -> float:
-    import numpy as np
-
+def _quantile(values: Values, share: float) -> float:
     return float(np.quantile(values, share))
 
 

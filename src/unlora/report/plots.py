@@ -234,6 +234,6 @@ def dots(rows: Sequence[Row], series: Mapping[str, int], x: str, level: float | 
         axes.grid(axis="y", lw=0.5)
         axes.set_axisbelow(True)
         if len(names) > 1:
-            where: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "borderaxespad": 0}
-            axes.legend(**where, frameon=False, labelcolor="linecolor", handletextpad=0.2)
+            style: Any = {"ncols": 4, "frameon": False, "labelcolor": "linecolor", "handletextpad": 0.2}
+            axes.figure.legend(loc="outside upper left", **style)
     return done[0]

@@ -55,9 +55,16 @@ def verdict(run: Run, summary: Summary) -> Verdict:
         "undecided": "Not settled",
         "untested": "Not tested",
     }[state]
+    worst = _strongest(run)
+    if state == "alike" and run.membership is not None and run.membership.areas:
+        telling, distance = _most_telling(run.membership)
+        if distance > SPREAD:
+            state, label = "mixed", "Not settled"
+            sentence += (
+                f" But a membership attack tells them from unseen rows ({_area_words(run.membership, telling)})."
+            )
     if state == "alike" and summary.kept is not None and summary.kept.high < LEAST_KEPT:
         state, label = "mixed", "No difference found, at a high cost"
-    worst = _strongest(run)
     if state == "alike" and _brings_back(worst, summary.gap):
         state, label = "mixed", "No difference found until attacked"
     return Verdict(state, label, sentence, _cost(summary), _attacks(run, worst), (*limits, *LIMITS))
@@ -115,7 +122,8 @@ def _direction(gap: Estimate | None) -> str:
     return f": the answers are as likely as for that model in the mean, but not one by one: {signed(gap)}"
 
 
-def _against_unseen(membership: Membership, summary: Summary) -> tuple[str, str, tuple[str, ...]]:
+def _most_telling(membership: Membership) -> tuple[str, float]:
+    """The attack furthest from the retrained model's, or from 0.5, and by how many standard errors."""
     distances = {}
     for name, area in membership.areas.items():
         other = membership.retrained.get(name, Area(0.5, 0.0))
@@ -123,17 +131,26 @@ def _against_unseen(membership: Membership, summary: Summary) -> tuple[str, str,
         away = abs(area.value - other.value)
         distances[name] = away / error if error else math.inf if away else 0.0
     worst = max(distances, key=lambda name: distances[name])
-    area = membership.areas[worst]
-    found = f"{worst} is the most telling: AUC {area.value:.3f} ± {area.standard_error:.3f} (standard error)"
+    return worst, distances[worst]
+
+
+def _area_words(membership: Membership, name: str) -> str:
+    area, other = membership.areas[name], membership.retrained.get(name)
+    compared = "" if other is None else f", retrained {other.value:.3f} ± {other.standard_error:.3f}"
+    return f"{name}: AUC {area.value:.3f} ± {area.standard_error:.3f}{compared}, ± standard error"
+
+
+def _against_unseen(membership: Membership, summary: Summary) -> tuple[str, str, tuple[str, ...]]:
+    worst, distance = _most_telling(membership)
     forget, unseen = (membership.sizes.get(name, 0) for name in ("forget", "holdout"))
-    sizes = f"{forget} forget and {unseen} unseen examples"
+    found = f"{forget} forget and {unseen} unseen examples; the most telling is {_area_words(membership, worst)}"
     limit = (
         "No forget quality is known: rows that were never seen stand in for a retrained model, and may differ from the "
         "forget set in themselves.",
     )
-    if distances[worst] > SPREAD:
-        return "apart", f"The forget set can still be told from unseen rows ({sizes}; {found}). {_fall(summary)}", limit
-    sentence = f"None of {len(distances)} membership attacks tells the forget set from unseen rows ({sizes}; {found})."
+    if distance > SPREAD:
+        return "apart", f"The forget set can still be told from unseen rows ({found}). {_fall(summary)}", limit
+    sentence = f"None of {len(membership.areas)} membership attacks tells the forget set from unseen rows ({found})."
     return "alike", f"{sentence} {_fall(summary)}", limit
 
 
