@@ -48,16 +48,20 @@ def copied(run, tmp_path):
 class Served:
     process: Any
     address: str
+    outside: socket.socket  # what it would ask for anything that is not on this computer
 
 
 @pytest.fixture(scope="module")
 def served(run):
-    """The command, on a free port, where no proxy lets anything out."""
-    nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
-    process = start(run, os.environ | nowhere)
-    yield Served(process, address_of(process))
-    process.terminate()
-    process.communicate()
+    """The command, on a free port."""
+    with socket.create_server(("127.0.0.1", 0)) as outside:
+        outside.setblocking(False)
+        proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
+        proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy)
+        process = start(run, os.environ | proxies | {"HF_HUB_OFFLINE": "0"})
+        yield Served(process, address_of(process), outside)
+        process.terminate()
+        process.communicate()
 
 
 def start(run, environment=None):
@@ -168,10 +172,14 @@ def test_it_can_be_used_with_the_keyboard_on_a_phone(page, run):
     assert page.errors == []
 
 
-def test_it_listens_to_this_computer_alone(served):
+def test_it_listens_to_this_computer_alone_and_asks_no_other(page, run, served):
+    page.get_by_role("button", name=FORGET[0]["question"]).click()
+    answers(page, run, FORGET[0]["question"])
     connections = psutil.Process(served.process.pid).net_connections("inet")
     listening = [connection.laddr for connection in connections if connection.status == psutil.CONN_LISTEN]
     assert [(found.ip, f"http://{found.ip}:{found.port}") for found in listening] == [("127.0.0.1", served.address)]
+    with pytest.raises(BlockingIOError):
+        served.outside.accept()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,26 @@ def _load_file(file: Path, split: str, argument: str, stream: Stream | None) -> 
     if file.stat().st_size == 0:
         return []
     try:
-        return _rows(stream, LOADERS[file.suffix], data_files=str(file), split=split)
+        with _not_counted():
+            return _rows(stream, LOADERS[file.suffix], data_files=str(file), split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error  # datasets wraps what the reader said
         reason = f"split {split!r} cannot be read: {cause}"
         fix = f"check the split, and that the file is valid {file.suffix[1:]}"
         raise InputError(Problem(argument, str(file), reason, fix)) from error
+
+
+@contextmanager
+def _not_counted() -> Iterator[None]:
+    """Within, `datasets` does not tell a server of its makers that a file was read: local files stay local."""
+    import datasets
+
+    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
 
 
 def _file_in_folder(folder: Path, name: str | None, argument: str, kind: str = "configuration") -> Path:
