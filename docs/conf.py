@@ -40,7 +40,7 @@ autodoc_preserve_defaults = True
 toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 # Other libraries' names have no page here, and private ones and type aliases have none at all.
-nitpick_ignore_regex = [("py:.*", r"(?!unlora\.).*"), ("py:.*", r".*\._\w+"), ("py:.*", r"unlora\..*\.(T|Row)")]
+nitpick_ignore_regex = [("py:.*", r"(?!unlora\.).*"), ("py:.*", r".*\._\w+"), ("py:.*", r"unlora\..*\.(K|T|V|Row)")]
 
 
 def settings_of(obj: Any) -> list[Any]:
