@@ -56,12 +56,14 @@ class Extraction:
         subject: model and data.
         retain: the retain examples that unlora measures.
         batches: how many batches of floor and unlora are measured.
+        both_sets: whether the authors' procedures see a batch of each set, and so hold the moments of both.
     """
 
-    def __init__(self, subject: Subject, retain: Sequence[Example], batches: int) -> None:
+    def __init__(self, subject: Subject, retain: Sequence[Example], batches: int, both_sets: bool = False) -> None:
+        self.both_sets = both_sets
         self.subject, self.model, self.retain = subject, subject.model, retain
         self.config = ImportanceConfig()
-        size = self.config.importance_batch_size
+        size = self.config.batch_size(self.model.device.type)
         whole = [list(iter_batches(part, size, subject.pad_id)) for part in (subject.forget, retain)]
         shares = [len(part) / sum(map(len, whole)) for part in whole]
         self.sample = [spread(part, max(1, round(batches * share))) for part, share in zip(whole, shares, strict=True)]
@@ -104,8 +106,9 @@ class Extraction:
         return Run(seconds, 0.0, 1.0)
 
     def theirs(self, measured: Mapping[str, nn.Parameter], model: nn.Module, centred: bool) -> Run:
-        """One batch of the forget set and one of the retain set, and their moments."""
-        batches = [self.subject.padded(part[:THEIR_ROWS]) for part in (self.subject.forget, self.retain)]
+        """One batch of the forget set, for memory one of the retain set too, and their moments."""
+        parts = (self.subject.forget, self.retain) if self.both_sets else (self.subject.forget,)
+        batches = [self.subject.padded(part[:THEIR_ROWS]) for part in parts]
         powers = (1, 2) if centred else (2,)
         sums: list[dict[tuple[str, int], Any]] = [
             dict.fromkeys(((n, p) for n in measured for p in powers), 0) for _ in batches
@@ -120,7 +123,8 @@ class Extraction:
                     total[name, power] += (parameter.grad.pow(power) * count).cpu()
             model.zero_grad()
         seconds = now() - start
-        return Run(0.0, seconds, 1 / (THEIR_PASSES * -(-len(self.subject.forget) // THEIR_ROWS)))
+        of_pass = 2 * -(-len(self.subject.forget) // THEIR_ROWS)
+        return Run(0.0, seconds, len(batches) / (THEIR_PASSES * of_pass))
 
     def vila(self) -> Run:
         """Moments of LoRA factors that are drawn at random."""
@@ -145,7 +149,7 @@ class Extraction:
 def agreement(extraction: Extraction, subject: Subject, examples: int) -> str:
     """Spearman's correlation of the row importances with those from many more retain examples, mean over layers."""
     full = [
-        iter_batches(part, extraction.config.importance_batch_size, subject.pad_id)
+        iter_batches(part, extraction.config.batch_size(subject.model.device.type), subject.pad_id)
         for part in (subject.forget, extraction.retain, subject.forget, retain_sample(subject.retain, examples, SEED))
     ]
     ours, converged = (extraction.importance(lambda f=f: f, lambda r=r: r) for f, r in (full[:2], full[2:]))
@@ -165,13 +169,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_arguments(parser)
     parser.add_argument("--retain_samples", type=int, help="retain examples that unlora measures")
-    parser.add_argument("--batches", type=int, default=8, help="batches of floor and unlora that are measured")
+    parser.add_argument("--batches", type=int, default=30, help="batches of floor and unlora that are measured")
     parser.add_argument("--converged", type=int, metavar="EXAMPLES", help="compare with so many retain examples too")
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     subject = load(args)
     size = args.retain_samples or RETAIN_SHARE * len(subject.forget)
-    extraction = Extraction(subject, retain_sample(subject.retain, size, SEED), args.batches)
+    extraction = Extraction(subject, retain_sample(subject.retain, size, SEED), args.batches, args.peak_of is not None)
     runs, memory = measure("benchmarks.extraction", extraction.procedures(), args, argv)
     notes = [f"{len(subject.forget)} forget and {len(extraction.retain)} retain examples of unlora and floor"]
     if args.converged:

@@ -7,7 +7,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from conftest import ARCHITECTURES
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.forward import hidden_states, labelled_tokens
-from unlora.packing import can_pack, is_packing, packed_attention, packing
+from unlora.packing import Rows, can_pack, is_packing, packed_attention, packing
 
 ROWS = [
     {"question": "Where was Ada Lovelace born?", "answer": "London."},
@@ -67,23 +67,24 @@ def test_packed_rows_say_and_teach_what_padded_rows_do(tiny_model, examples, nam
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_models_hand_the_lengths_on_to_their_attention(tiny_model, examples, name, recorded):
+def test_models_hand_the_rows_on_to_their_attention_in_every_layer(tiny_model, examples, name, recorded):
     model = tiny_model(name)
     with packing(model), torch.no_grad():
         labelled_tokens(model, pad_batch(examples, 0))
-    assert recorded == [[len(example["input_ids"]) for example in examples]] * 2  # one for each layer
+    lengths = [len(example["input_ids"]) for example in examples]
+    assert [(rows.count, rows.longest, len(rows.slots)) for rows in recorded] == [(3, max(lengths), sum(lengths))] * 2
 
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """The row lengths that the attention of packed batches was called with."""
+    """The rows that the attention of packed batches was called with."""
     from transformers import AttentionInterface
 
     calls = []
 
-    def record(*args, row_lengths=None, **kwargs):
-        calls.append(row_lengths)
-        return packed_attention(*args, row_lengths=row_lengths, **kwargs)
+    def record(*args, rows=None, **kwargs):
+        calls.append(rows)
+        return packed_attention(*args, rows=rows, **kwargs)
 
     monkeypatch.setitem(AttentionInterface._global_mapping, "unlora_packed", record)
     return calls
@@ -107,7 +108,8 @@ def test_attention_of_packed_rows_is_that_of_each_row(tiny_model):
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 4, 7, 8)
     key, value = key[:, :2], value[:, :2]
-    whole, _ = packed_attention(layer, query, key, value, None, row_lengths=[3, 4], scaling=0.5)
+    rows = Rows(2, 4, torch.tensor([0, 1, 2, 4, 5, 6, 7]))  # three tokens and four
+    whole, _ = packed_attention(layer, query, key, value, None, rows=rows, scaling=0.5)
     for part in (slice(0, 3), slice(3, 7)):
         own, _ = sdpa_attention_forward(layer, *(x[:, :, part] for x in (query, key, value)), None, scaling=0.5)
         torch.testing.assert_close(whole[:, part], own)

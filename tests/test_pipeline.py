@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from conftest import make_tokenizer, tiny_config
 from unlora.adapter import reference_model
 from unlora.cli import main
+from unlora.config import ImportanceConfig
 
 FORGET = [
     {"question": f"Who keeps cat {i}?", "answer": f"Ada {i} does.", "perturbed_answer": [f"Bob {i} does.", "Nobody."]}
@@ -218,6 +219,16 @@ def test_importance_of_a_start_that_measures_nothing_is_refused(model_folder, da
 def test_passes_that_would_repeat_the_same_gradients_are_refused(model_folder, data, tmp_path, capsys):
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", forget_passes=2)]) == 2
     assert "forget_passes=2: the gradients of single examples are the same" in capsys.readouterr().err
+
+
+def test_moments_of_batches_need_to_know_how_large_they_are(model_folder, data, tmp_path, capsys):
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", moments_per="batch")]) == 2
+    assert "importance_batch_size=None: the moments are of the gradients of whole batches" in capsys.readouterr().err
+
+
+def test_a_cpu_gets_few_examples_at_a_time_unless_told_otherwise():
+    assert [ImportanceConfig().batch_size(device) for device in ("cpu", "cuda")] == [2, 16]
+    assert ImportanceConfig(importance_batch_size=5).batch_size("cpu") == 5
 
 
 def test_an_interrupted_run_resumes(model_folder, data, tmp_path):

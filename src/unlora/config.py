@@ -231,7 +231,10 @@ class ImportanceConfig:
         default=None,
         metadata={"help": "Retain examples in the estimate; 10 times the forget examples (or all) if not given."},
     )
-    importance_batch_size: int = field(default=16, metadata={"help": "Examples of a backward pass."})
+    importance_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Examples of a backward pass; 16, or 2 on a CPU, if not given."},
+    )
     importance_file: str | None = field(
         default=None, metadata={"help": "Read the importance from this file, made by `unlora importance`."}
     )
@@ -254,10 +257,17 @@ class ImportanceConfig:
         if self.forget_passes > 1 and self.moments_per == "example":
             reason = "the gradients of single examples are the same in each pass"
             problems.append(Problem("forget_passes", self.forget_passes, reason, "use 1, or moments_per='batch'"))
+        if self.moments_per == "batch" and self.importance_batch_size is None:
+            reason = "the moments are of the gradients of whole batches, and depend on their size"
+            problems.append(Problem("importance_batch_size", None, reason, "name it; the authors take 4"))
         if self.importance_file and self.init in INITIALISERS and INITIALISERS[self.init].centred is None:
             reason = f"{self.init!r} measures no importance"
             problems.append(Problem("importance_file", self.importance_file, reason, "leave it out"))
         return problems
+
+    def batch_size(self, device: str) -> int:
+        """Examples of a backward pass on that kind of device: a CPU is as fast on few, in a fraction of the memory."""
+        return self.importance_batch_size or (2 if device == "cpu" else 16)
 
     def ratio(self) -> dict[str, Any]:
         """How two informations become an importance, as `relative_importance` takes it."""

@@ -15,6 +15,8 @@ from unlora.adapter.export import check_unused
 from unlora.checkpoints import SafeTrainer
 from unlora.data import Example, pad_batch, padding_id
 from unlora.errors import Problem
+from unlora.forward import causal_lm, labelled_tokens
+from unlora.packing import packing
 from unlora.training import FinetuneSettings, reporting_problems
 
 
@@ -43,6 +45,23 @@ class FinetuneConfig(FinetuneSettings, TrainingArguments):
         return problems
 
 
+class FinetuneTrainer(SafeTrainer):
+    """`Trainer` whose model computes no logits but those of labels."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """NLL of the batch's labels over the labels of all batches of an update."""
+        if self.label_smoother is not None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        out = labelled_tokens(model, inputs)
+        if num_items_in_batch is None:
+            loss = -out.logp.mean()
+        else:  # the labels of all processes, whose gradients are then averaged
+            loss = -out.logp.sum() / num_items_in_batch * self.accelerator.num_processes
+        return (loss, out) if return_outputs else loss
+
+
 def finetune(
     model: Any, tokenizer: Any, examples: Sequence[Example], args: TrainingArguments, lora: LoraConfig | None = None
 ) -> Path:
@@ -67,14 +86,15 @@ def finetune(
         model = get_peft_model(model, lora)
         if args.gradient_checkpointing:
             model.enable_input_require_grads()  # else re-entrant checkpoints give the layers no gradient, silently
-    trainer = SafeTrainer(
+    trainer = FinetuneTrainer(
         model=model,
         args=args,
         train_dataset=list(examples),
         data_collator=lambda rows: pad_batch(rows, pad_id),
         processing_class=tokenizer,
     )
-    trainer.train(resume_from_checkpoint=resume_point(args))
+    with packing(causal_lm(model)):
+        trainer.train(resume_from_checkpoint=resume_point(args))
     if lora is not None:
         trainer.model = trainer.accelerator.unwrap_model(model).merge_and_unload()
     save_whole(trainer, folder)

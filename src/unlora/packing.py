@@ -1,14 +1,15 @@
 """Rows one behind the other instead of one below the other: no padding, where the model's attention keeps them apart.
 
 Every layer but attention treats tokens one by one. So the real tokens of a batch are run as one long row, with
-positions that begin anew in each example, and attention is made example by example.
+positions that begin anew in each example, and only attention sees them one below the other.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,25 +23,52 @@ PACKED = "unlora_packed"
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Where the tokens of packed rows would stand, one row below the other.
+
+    Args:
+        count: of the rows.
+        longest: tokens of the longest.
+        slots: [tokens] row · longest + place in the row.
+    """
+
+    count: int
+    longest: int
+    slots: Tensor
+
+    def apart(self, states: Tensor) -> Tensor:
+        """[1, heads, tokens, size] as [rows, heads, longest, size], with zeros where a row has ended."""
+        _, heads, _, size = states.shape
+        places = states.new_zeros(self.count * self.longest, heads, size)
+        places = places.index_copy(0, self.slots.to(states.device), states[0].transpose(0, 1))
+        return places.view(self.count, self.longest, heads, size).transpose(1, 2)
+
+    def together(self, states: Tensor) -> Tensor:
+        """[rows, longest, heads, size] as [1, tokens, heads, size]."""
+        return states.flatten(0, 1).index_select(0, self.slots.to(states.device))[None]
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    row_lengths: Sequence[int] | None = None,
+    rows: Rows | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot product attention [1, heads, tokens, size] within rows of `row_lengths` tokens each.
+    """Scaled dot product attention [1, heads, tokens, size] within each of the `rows`.
 
-    Without `row_lengths` (a batch that is not packed, or a model that does not hand them on), and where a layer looks
-    at fewer tokens than a row has, `attention_mask` does it: transformers makes one that keeps packed rows apart.
+    They end, and do not begin, with what is no token: looking back only keeps it out, and no mask is needed. Without
+    `rows` (a batch that is not packed, or a model that does not hand them on), and where a layer looks at fewer tokens
+    than a row has, `attention_mask` does it: transformers makes one that keeps packed rows apart.
     """
     window = kwargs.get("sliding_window")
-    if row_lengths is None or kwargs.get("position_bias") is not None or (window and window < max(row_lengths)):
+    if rows is None or kwargs.get("position_bias") is not None or (window and window < rows.longest):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    parts = zip(*(states.split(list(row_lengths), dim=2) for states in (query, key, value)), strict=True)
-    return torch.cat([sdpa_attention_forward(module, *part, None, **kwargs)[0] for part in parts], 1), None
+    parts = (rows.apart(states) for states in (query, key, value))
+    return rows.together(sdpa_attention_forward(module, *parts, None, **kwargs)[0]), None
 
 
 AttentionInterface.register(PACKED, packed_attention)
@@ -82,10 +110,12 @@ def is_packing(core: Any) -> bool:
 def packed_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The model's arguments: ids and positions [1, tokens] of the batch's real tokens."""
     real = batch["attention_mask"].bool()
-    positions = batch["attention_mask"].cumsum(-1) - 1
+    places = batch["attention_mask"].cumsum(-1) - 1
+    longest = int(places.max()) + 1
+    first = torch.arange(len(real), device=real.device)[:, None] * longest
     return {
         "input_ids": batch["input_ids"][real][None],
-        "position_ids": positions[real][None],
-        "row_lengths": real.sum(-1).tolist(),
+        "position_ids": places[real][None],
+        "rows": Rows(len(real), longest, (first + places)[real]),
         "use_cache": False,
     }

@@ -230,7 +230,7 @@ def too_few_examples(
     centred = INITIALISERS[config.init].centred
     if centred is None or config.centred is False or (config.centred is None and not centred):
         return
-    size = config.importance_batch_size if config.moments_per == "batch" else 1
+    size = (config.importance_batch_size or 1) if config.moments_per == "batch" else 1
     gradients = {
         "forget_data": config.forget_passes * -(-len(forget) // size),
         "retain_data": -(-min(len(retain), config.retain_samples or len(retain)) // size),
@@ -284,24 +284,23 @@ def retain_sample(retain: Sequence[Example], size: int, seed: int) -> list[Examp
 def measurement_for(request: Request, materials: Materials, retain: Sequence[Example]) -> Measurement:
     """What the initialiser may look at: this process's share of the batches."""
     config = request.importance
-    pad_id = padding_id(materials.text_format.tokenizer)
+    pad_id, size = padding_id(materials.text_format.tokenizer), config.batch_size(materials.model.device.type)
 
     def of_forget() -> Iterable[Batch]:
         drawn = random.Random(config.importance_seed)
         passes = [drawn.sample(materials.forget, len(materials.forget)) for _ in range(config.forget_passes)]
-        return shown_batches("forget", passes, config, pad_id)
+        return shown_batches("forget", passes, config, size, pad_id)
 
     def of_retain() -> Iterable[Batch]:
-        return shown_batches("retain", [retain], config, pad_id)
+        return shown_batches("retain", [retain], config, size, pad_id)
 
     return Measurement(materials.model, request.args, config, of_forget, of_retain)
 
 
 def shown_batches(
-    name: str, passes: Sequence[Sequence[Example]], config: ImportanceConfig, pad_id: int
+    name: str, passes: Sequence[Sequence[Example]], config: ImportanceConfig, size: int, pad_id: int
 ) -> Iterable[Batch]:
     """This process's batches of all passes, with a progress bar: of similar length where that changes no moments."""
-    size = config.importance_batch_size
     if config.moments_per == "example":
         parts: Sequence[Sequence[Example]] = [share(examples) for examples in passes]
     else:  # whole batches are shared: their gradients depend on who is in them
