@@ -602,4 +602,5 @@ def test_of_a_streamed_retain_set_only_what_the_run_can_use_is_read(model_folder
     questions = [json.loads(line)["prompt"] for line in (run / "samples.jsonl").read_text().splitlines()]
     assert len(questions) == len(set(questions)) == 4 + 64
     assert yaml.safe_load((run / "config.yaml").read_text())["streaming"] is True
+    assert main(["verify", str(run)]) == 0  # of the rows that were drawn, drawn again
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "whole")]) == 2

@@ -143,7 +143,7 @@ def unlearn(
             check_forget_quality(sets, retrain_log, request.evaluation.ds_size)
         original_log = known_log(request.evaluation, sets)
     clock.lap("loading")
-    sources = on_main(lambda: inputs(request.model, request.data, materials.forget_rows, materials.retain_rows))
+    sources = on_main(lambda: sources_of(request, materials))
     clock.lap("hashes")
     on_main(lambda: write_text(folder / CONFIG, yaml.safe_dump(request.settings(), sort_keys=False)))
     evaluation = Evaluation(sets, materials.text_format, request.evaluation, folder)
@@ -192,7 +192,7 @@ def prepare(request: Request) -> Materials:
         data.retain_name,
         data.retain_split,
         argument="retain_data",
-        stream=retain_stream(request, len(forget_rows)) if data.streaming else None,
+        stream=retain_stream(request, len(forget_rows)),
     )
     check_overlap(forget_rows, retain_rows)
     # Before the model is loaded: it may refuse the rows.
@@ -213,8 +213,19 @@ def prepare(request: Request) -> Materials:
     return Materials(model, text_format, forget_rows, retain_rows, forget, retain, other, unseen)
 
 
-def retain_stream(request: Request, forget_rows: int) -> Stream:
-    """As many retain rows as the run can use: those of the estimate, or one for each pair of the whole training."""
+def sources_of(request: Request, materials: Materials) -> dict[str, Any]:
+    """What the record says of data and base."""
+    stream = retain_stream(request, len(materials.forget_rows))
+    return inputs(request.model, request.data, materials.forget_rows, materials.retain_rows, stream)
+
+
+def retain_stream(request: Request, forget_rows: int) -> Stream | None:
+    """As many retain rows as the run can use: those of the estimate, or one for each pair of the whole training.
+
+    None where they are not streamed.
+    """
+    if not request.data.streaming:
+        return None
     args = request.args
     pairs = math.ceil(args.num_train_epochs) * forget_rows
     if args.max_steps > 0:

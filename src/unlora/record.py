@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlora import __version__
 from unlora.config import ADAPTER, DataConfig, ModelConfig, saved_settings, settings_of
-from unlora.data.sources import Record, load_records
+from unlora.data.sources import Record, Stream, load_records
 from unlora.errors import InputError, Problem
 from unlora.files import write_json
 from unlora.hashes import adapter_sha256, base_sha256, rows_sha256
@@ -47,8 +48,17 @@ class Clock:
         self._last = now
 
 
-def inputs(model: ModelConfig, data: DataConfig, forget: Sequence[Record], retain: Sequence[Record]) -> dict[str, Any]:
-    """Names and hashes of what a run works on; taken before it starts, so that they are those of what it read."""
+def inputs(
+    model: ModelConfig,
+    data: DataConfig,
+    forget: Sequence[Record],
+    retain: Sequence[Record],
+    stream: Stream | None = None,
+) -> dict[str, Any]:
+    """Names and hashes of what a run works on; taken before it starts, so that they are those of what it read.
+
+    `stream` is how the retain set was drawn, if not read whole.
+    """
     sets = {
         "forget": (data.forget_data, data.forget_name, data.forget_split, forget),
         "retain": (data.retain_data, data.retain_name, data.retain_split, retain),
@@ -58,11 +68,13 @@ def inputs(model: ModelConfig, data: DataConfig, forget: Sequence[Record], retai
         "revision": model.model_revision,
         "sha256": base_sha256(model.model_name_or_path, model.model_revision),
     }
-    described = {
+    described: dict[str, dict[str, Any]] = {
         name: {"source": shown_name(path), "name": config, "split": split, "rows": len(rows)}
         | {"sha256": rows_sha256(rows)}
         for name, (path, config, split, rows) in sets.items()
     }
+    if stream is not None:  # the hash is of what was drawn
+        described["retain"]["stream"] = asdict(stream)
     return {"data": described, "base": base}
 
 
@@ -156,6 +168,13 @@ def recorded_hashes(run: str | Path) -> dict[str, str | None]:
         raise InputError(Problem("RUN", str(run), reason, "name the folder of a finished `unlora unlearn`")) from error
 
 
+def recorded_stream(run: str | Path) -> Stream | None:
+    """How the retain set of a run was drawn, which has a record; None if it was read whole."""
+    record = json.loads((Path(run) / RECORD).read_text(encoding="utf-8"))
+    stream = record["data"]["retain"].get("stream")
+    return None if stream is None else Stream(**stream)
+
+
 def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict[str, dict[str, Any]]:
     """Recomputes a run's hashes.
 
@@ -171,13 +190,13 @@ def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict
     Raises:
         InputError: a folder without record or configuration.
     """
-    recorded, values = recorded_hashes(run), saved_settings(str(run), "RUN")
+    recorded, drawn, values = recorded_hashes(run), recorded_stream(run), saved_settings(str(run), "RUN")
     moved = {name: value for name, value in {**data, "model_name_or_path": base}.items() if value is not None}
     config, model = (settings_of(kind, {**values, **moved}) for kind in (DataConfig, ModelConfig))
 
-    def rows_of(part: str) -> Callable[[], str]:
+    def rows_of(part: str, stream: Stream | None = None) -> Callable[[], str]:
         path, name, split = (getattr(config, f"{part}_{field}") for field in ("data", "name", "split"))
-        return lambda: rows_sha256(load_records(path, name, split, argument=f"{part}_data"))
+        return lambda: rows_sha256(load_records(path, name, split, argument=f"{part}_data", stream=stream))
 
     def base_of() -> str:
         found = base_sha256(model.model_name_or_path, model.model_revision)
@@ -187,7 +206,7 @@ def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict
 
     compute = {
         "forget": rows_of("forget"),
-        "retain": rows_of("retain"),
+        "retain": rows_of("retain", drawn),
         "base": base_of,
         "adapter": lambda: adapter_sha256(Path(run) / ADAPTER),
     }
