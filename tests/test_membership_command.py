@@ -99,7 +99,7 @@ def test_a_model_compared_with_itself_leaks_nothing_and_an_adapter_counts(comman
 def test_of_a_run_the_log_goes_where_its_report_reads_it(command, folder, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(folder / "adapter", run / "adapter")
-    (run / "config.yaml").write_text(f"model_name_or_path: {folder / 'model'}")
+    (run / "config.yaml").write_text(f"model_name_or_path: {folder / 'model'}\nmodel_revision: main")
     assert command(on=run, log=None) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(run / "membership.json")
     assert command(on=run, log=None) == 2
