@@ -8,7 +8,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/unlora quickstart
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
