@@ -100,8 +100,8 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
     before = {path.read_bytes() for path in out.rglob("eval_before.json")}
     assert len(before) == 1
     page = (out / "compare.html").read_text()
-    assert "<th scope=row>pissa+ihl " in page
-    assert "<th scope=row>lora+gd " in page
+    assert "<th scope=row>pissa+ihl</th>" in page
+    assert "<th scope=row>lora+gd</th>" in page
     lines = (out / "results.md").read_text().splitlines()
     assert [line.split(" | ")[1] for line in lines[2:5]] == ["original", "pissa+ihl", "lora+gd"]
     values = list(csv.DictReader((out / "results.csv").open()))
