@@ -227,7 +227,7 @@ def test_moments_of_batches_need_to_know_how_large_they_are(model_folder, data, 
 
 
 def test_a_cpu_gets_few_examples_at_a_time_unless_told_otherwise():
-    assert [ImportanceConfig().batch_size(device) for device in ("cpu", "cuda")] == [2, 16]
+    assert [ImportanceConfig().batch_size(device) for device in ("cpu", "cuda")] == [4, 16]
     assert ImportanceConfig(importance_batch_size=5).batch_size("cpu") == 5
 
 

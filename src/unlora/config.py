@@ -233,7 +233,7 @@ class ImportanceConfig:
     )
     importance_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Examples of a backward pass; 16, or 2 on a CPU, if not given."},
+        metadata={"help": "Examples of a backward pass; 16, or 4 on a CPU, if not given."},
     )
     importance_file: str | None = field(
         default=None, metadata={"help": "Read the importance from this file, made by `unlora importance`."}
@@ -267,7 +267,7 @@ class ImportanceConfig:
 
     def batch_size(self, device: str) -> int:
         """Examples of a backward pass on that kind of device: a CPU is as fast on few, in a fraction of the memory."""
-        return self.importance_batch_size or (2 if device == "cpu" else 16)
+        return self.importance_batch_size or (4 if device == "cpu" else 16)
 
     def ratio(self) -> dict[str, Any]:
         """How two informations become an importance, as `relative_importance` takes it."""
