@@ -113,6 +113,13 @@ def test_tokens_are_coloured_by_what_unlearning_changed(tmp_path):
     assert re.search(r'<span class="token rose" style="--tint:0.00"[^>]*> does</span>', first)
 
 
+def test_the_page_tells_nothing_of_places_on_the_machine(tmp_path):
+    text = page_of(tmp_path / "run", settings={"model_name_or_path": str(tmp_path / "my-base"), "output_dir": "runs/a"})
+    assert str(tmp_path) not in text
+    assert "my-base" in text
+    assert "runs/a" in text
+
+
 def test_answers_that_are_likeliest_still_come_first(tmp_path):
     text = page_of(tmp_path)
     shown = [int(i) for i in re.findall(r"Who keeps cat (\d+)\?", text)]
@@ -120,8 +127,8 @@ def test_answers_that_are_likeliest_still_come_first(tmp_path):
 
 
 def test_the_command_that_repeats_a_run_without_a_record_names_the_retrained_log_it_had(tmp_path):
-    folder = tmp_path / "a run"
-    assert f"--config '{folder}/config.yaml' --output_dir NEW_FOLDER --retrain_log '{folder}/eval" in page_of(folder)
+    expected = "--config config.yaml --output_dir NEW_FOLDER --retrain_log eval_retrained.json"
+    assert expected in page_of(tmp_path / "a")
     named = page_of(tmp_path / "b", settings={"retrain_log": "log.json"})
     assert "--output_dir NEW_FOLDER</code>" in named
 

@@ -225,10 +225,10 @@ def training(run: Run) -> list[Plot]:
 
 
 def command(run: Run) -> str:
-    """What repeats the run."""
+    """What repeats the run, said in its folder."""
     if isinstance(run.record.get("command"), str):
         return str(run.record["command"])
-    parts = ["unlora", "unlearn", "--config", str(run.folder / "config.yaml"), "--output_dir", "NEW_FOLDER"]
+    parts = ["unlora", "unlearn", "--config", "config.yaml", "--output_dir", "NEW_FOLDER"]
     if "retrained" in run.logs and not run.settings.get("retrain_log"):
-        parts += ["--retrain_log", str(run.folder / "eval_retrained.json")]
+        parts += ["--retrain_log", "eval_retrained.json"]
     return shlex.join(parts)

@@ -79,7 +79,7 @@ class Run:
 
     Args:
         folder: where it is.
-        settings: its configuration, one flat mapping of flags.
+        settings: its configuration, one flat mapping of flags; absolute paths are cut to their last part.
         train: the trainer's log.
         logs: evaluation logs by model (original, unlearned, retrained), those that are there.
         importance: by module the importance of its rows (or rows and columns).
@@ -120,7 +120,7 @@ def read_run(folder: str | Path) -> Run:
         _check_texts(folder, log)
     return Run(
         folder=folder,
-        settings=_read(folder / CONFIG, lambda text: _mapping(yaml.safe_load(text))) or {},
+        settings=_read(folder / CONFIG, lambda text: _placeless(_mapping(yaml.safe_load(text)))) or {},
         train=_read(folder / METRICS, lambda text: _numbers(json.loads(text)["train"])) or [],
         logs=logs,
         importance=_read_importance(folder / IMPORTANCE),
@@ -139,6 +139,12 @@ def _read(path: Path, parsed: Callable[[str], T]) -> T | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = f"it is not what unlora writes ({type(error).__name__}: {error})"
         raise InputError(Problem("RUN", str(path), reason, "write it again, or delete it")) from error
+
+
+def _placeless(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of paths the last part alone: a page is shown to people who need not know where things lie on the machine."""
+    paths = {name for name, value in settings.items() if isinstance(value, str) and Path(value).is_absolute()}
+    return {name: Path(value).name if name in paths else value for name, value in settings.items()}
 
 
 def _mapping(value: Any) -> dict[str, Any]:
