@@ -146,6 +146,8 @@ def load(args: argparse.Namespace) -> Subject:
     else:
         model, tokenizer = load_model(ModelConfig(args.model, dtype=args.dtype))
         model = model.to(args.device)
+        for weight in model.state_dict().values():
+            weight.sum()  # a file's weights take memory when they are first used, which is not the procedure's doing
     text_format = TextFormat(tokenizer, args.prompt_format, THEIR_LENGTH)
     forget, retain = (encode_records(part, text_format) for part in rows)
     return Subject(model.eval(), tokenizer, forget, retain)

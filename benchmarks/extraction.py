@@ -55,14 +55,22 @@ class Extraction:
     Args:
         subject: model and data.
         retain: the retain examples that unlora measures.
+        config: how unlora measures them.
         batches: how many batches of floor and unlora are measured.
         both_sets: whether the authors' procedures see a batch of each set, and so hold the moments of both.
     """
 
-    def __init__(self, subject: Subject, retain: Sequence[Example], batches: int, both_sets: bool = False) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        retain: Sequence[Example],
+        config: ImportanceConfig,
+        batches: int,
+        both_sets: bool = False,
+    ) -> None:
         self.both_sets = both_sets
         self.subject, self.model, self.retain = subject, subject.model, retain
-        self.config = ImportanceConfig()
+        self.config = config
         size = self.config.batch_size(self.model.device.type)
         whole = [list(iter_batches(part, size, subject.pad_id)) for part in (subject.forget, retain)]
         shares = [len(part) / sum(map(len, whole)) for part in whole]
@@ -169,13 +177,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_arguments(parser)
     parser.add_argument("--retain_samples", type=int, help="retain examples that unlora measures")
+    parser.add_argument("--importance_batch_size", type=int, help="of unlora and floor")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="of all procedures")
     parser.add_argument("--batches", type=int, default=30, help="batches of floor and unlora that are measured")
     parser.add_argument("--converged", type=int, metavar="EXAMPLES", help="compare with so many retain examples too")
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     subject = load(args)
     size = args.retain_samples or RETAIN_SHARE * len(subject.forget)
-    extraction = Extraction(subject, retain_sample(subject.retain, size, SEED), args.batches, args.peak_of is not None)
+    if args.gradient_checkpointing:
+        subject.model.gradient_checkpointing_enable()
+        subject.model.train()
+    extraction = Extraction(
+        subject,
+        retain_sample(subject.retain, size, SEED),
+        ImportanceConfig(importance_batch_size=args.importance_batch_size),
+        args.batches,
+        both_sets=args.peak_of is not None,
+    )
     runs, memory = measure("benchmarks.extraction", extraction.procedures(), args, argv)
     notes = [f"{len(subject.forget)} forget and {len(extraction.retain)} retain examples of unlora and floor"]
     if args.converged:

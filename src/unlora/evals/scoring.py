@@ -274,7 +274,7 @@ def _check_request(prompts: Sequence[list[int]], max_new_tokens: int) -> None:
 
 def generation_config(max_new_tokens: int, text_format: TextFormat, temperature: float = 0.0) -> GenerationConfig:
     """Greedy generation, or at a `temperature` above 0 draws from the model's whole distribution."""
-    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    drawn = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
     return GenerationConfig(
         **(drawn if temperature else {"do_sample": False}),
         num_beams=1,
