@@ -15,7 +15,6 @@ from unlora.forward import (
     decoder_layers,
     hidden_states,
     labelled_tokens,
-    upcast,
 )
 
 ROWS = [
@@ -125,12 +124,6 @@ def test_causal_lm_is_the_transformers_model_with_and_without_peft(tiny_model):
     base = tiny_model("llama")
     assert causal_lm(base) is base
     assert causal_lm(get_peft_model(base, LoraConfig(target_modules="all-linear"))) is base
-
-
-def test_half_precision_is_upcast_and_double_precision_stays():
-    kinds = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
-    for kind in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        assert upcast(torch.ones(2, dtype=kind)).dtype == kinds.get(kind, kind)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unlora.data.encoding import IGNORE_INDEX
 from unlora.errors import InputError, Problem
+from unlora.logp import token_logp
 from unlora.packing import is_packing, packed_inputs
 
 
@@ -41,7 +42,7 @@ class LabelledTokens:
     @cached_property
     def logp(self) -> Tensor:
         """[tokens] log-probability of each labelled token, in nats, at least float32."""
-        return -F.cross_entropy(upcast(self.logits), self.targets, reduction="none")
+        return token_logp(self.logits, self.targets)
 
     @cached_property
     def counts(self) -> Tensor:
@@ -143,11 +144,6 @@ def _model_inputs(core: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     if "position_ids" in inspect.signature(core.forward).parameters:
         inputs["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     return inputs
-
-
-def upcast(tensor: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def causal_lm(model: nn.Module) -> Any:

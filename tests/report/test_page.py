@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 from runs import attacks, logs, make_run, membership
@@ -14,6 +15,8 @@ from runs import attacks, logs, make_run, membership
 from unlora.cli import main
 from unlora.errors import InputError
 from unlora.report import read_run, write_report
+from unlora.report.summary import summarise_run
+from unlora.report.verdict import verdict
 
 FULL = {"membership": membership(0.55, retrained=0.5), "attacks": attacks(0.1)}
 
@@ -22,10 +25,17 @@ def page_of(folder, *args, **files):
     return html.unescape(write_report(make_run(folder, *args, **files)).read_text())
 
 
-def test_the_command_writes_the_page_into_the_run_and_prints_its_path(tmp_path, capsys):
-    run = make_run(tmp_path / "run")
+def test_the_command_writes_the_page_into_the_run_and_tells_its_verdict(tmp_path, capsys):
+    run = make_run(tmp_path / "run", **FULL)
+    assert main(["report", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == str(run / "report.html")
+    found = read_run(run)
+    assert told["verdict"] == json.loads(json.dumps(asdict(verdict(found, summarise_run(found)))))
     assert main(["report", str(run)]) == 0
-    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    label, _, *lines, path = capsys.readouterr().out.splitlines()
+    assert (label, path) == (told["verdict"]["label"], told["path"])
+    assert " ".join(lines) == " ".join(told["verdict"][part] for part in ("sentence", "cost", "attacks"))
     first = (run / "report.html").read_bytes()
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").read_bytes() == first

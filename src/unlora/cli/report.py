@@ -1,9 +1,11 @@
-"""`unlora report`: the page of a run, written again."""
+"""`unlora report`: the page of a run, written again, and its verdict."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 
 from unlora.cli.output import Answer
 
@@ -11,11 +13,22 @@ EXAMPLE = "unlora report run"
 
 
 def run(argv: list[str]) -> Answer:
-    """Writes the page into the run's folder."""
+    """Writes the page into the run's folder, and tells the verdict."""
     args = parser().parse_args(argv)
     from unlora.report import write_report
+    from unlora.report.read import read_run
+    from unlora.report.summary import summarise_run
+    from unlora.report.verdict import verdict
 
-    return Answer({}, lambda: None, write_report(args.run))
+    path, found = write_report(args.run), read_run(args.run)
+    told = verdict(found, summarise_run(found))
+
+    def show() -> None:
+        print(f"{told.label}\n")
+        for part in (told.sentence, told.cost, told.attacks):
+            print(fill(part, 100))
+
+    return Answer({"verdict": asdict(told)}, show, path)
 
 
 def parser() -> argparse.ArgumentParser:

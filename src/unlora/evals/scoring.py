@@ -31,7 +31,8 @@ from unlora.data.encoding import (
 from unlora.data.padding import Batch, pad_batch, padding_id
 from unlora.distributed import in_lockstep, merge, share, together
 from unlora.errors import InputError, Problem, raise_if
-from unlora.forward import LabelledTokens, causal_lm, labelled_tokens, upcast
+from unlora.forward import LabelledTokens, causal_lm, labelled_tokens
+from unlora.logp import upcast
 
 Progress = Callable[[int], None]
 T = TypeVar("T")

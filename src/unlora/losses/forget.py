@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlora.forward import LabelledTokens, upcast
+from unlora.forward import LabelledTokens
+from unlora.logp import upcast
 
 
 def gradient_ascent(out: LabelledTokens) -> Tensor:

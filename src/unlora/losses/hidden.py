@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlora.forward import HiddenStates, upcast
+from unlora.forward import HiddenStates
+from unlora.logp import upcast
 
 
 def misdirection(out: HiddenStates, steering_coeff: float = 6.5, seed: int = 42) -> Tensor:
