@@ -1,4 +1,4 @@
-"""A Trainer whose checkpoints appear whole or not at all, and hold safetensors only."""
+"""A Trainer whose checkpoints appear whole or not at all, and hold safetensors only, and its arguments."""
 
 from __future__ import annotations
 
@@ -8,18 +8,47 @@ import shutil
 import signal
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from unlora.errors import InputError, Problem
+from unlora.errors import Problem, raise_if
 from unlora.progress import bar
 from unlora.state import load_state, save_state
+from unlora.training import kernel_problems, reporting_problems
+
+# What shards a model that trains, and where `accelerate launch` says so.
+SHARDING = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP"}
+
+
+@dataclass
+class SafeArguments(TrainingArguments):
+    """transformers' TrainingArguments, as far as `SafeTrainer` takes them.
+
+    Raises:
+        InputError: for models that are sharded as they train (DeepSpeed, FSDP), whose checkpoints are written by other
+            means.
+    """
+
+    def __post_init__(self) -> None:
+        reason = "the model would be sharded only when training starts, and its checkpoints would not be safetensors"
+        fix = "use one whole copy of the model per process, or shard_base to spread a frozen base"
+        raise_if(
+            Problem(name, getattr(self, name) or f"{variable}=true", reason, fix)
+            for name, variable in SHARDING.items()
+            if getattr(self, name) or os.environ.get(variable) == "true"
+        )
+        super().__post_init__()
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the settings, before anything is loaded."""
+        return [*reporting_problems(self.report_to), *kernel_problems(self.use_liger_kernel, self.use_cpu)]
 
 
 class SafeTrainer(Trainer):
@@ -27,20 +56,12 @@ class SafeTrainer(Trainer):
 
     A run that was killed at any moment resumes from its last complete checkpoint to the result it would have had. One
     that is interrupted (Ctrl-C) finishes its step and leaves a checkpoint of it.
-
-    Raises:
-        InputError: for sharded models (DeepSpeed, FSDP), whose checkpoints are written by other means.
     """
 
     _staging: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            name = "deepspeed" if self.is_deepspeed_enabled else "fsdp"
-            reason = "checkpoints of sharded models are not supported"
-            fix = "use one whole copy of the model per process, or shard_base to spread a frozen base"
-            raise InputError(Problem(name, True, reason, fix))
         if self.args.device.type == "cpu":
             self.args.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns at every epoch
         for printer in (ProgressCallback, PrinterCallback):  # they write the log to stdout, where results go

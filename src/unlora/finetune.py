@@ -12,16 +12,16 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
 
 from unlora.adapter.export import check_unused
-from unlora.checkpoints import SafeTrainer
+from unlora.checkpoints import SafeArguments, SafeTrainer
 from unlora.data import Example, pad_batch, padding_id
 from unlora.errors import Problem
 from unlora.forward import causal_lm, labelled_tokens
 from unlora.packing import packing
-from unlora.training import FinetuneSettings, reporting_problems
+from unlora.training import FinetuneSettings
 
 
 @dataclass
-class FinetuneConfig(FinetuneSettings, TrainingArguments):
+class FinetuneConfig(FinetuneSettings, SafeArguments):
     """Fine-tuning: every field of `transformers.TrainingArguments`, and `FinetuneSettings`."""
 
     def lora(self) -> LoraConfig | None:
@@ -38,7 +38,7 @@ class FinetuneConfig(FinetuneSettings, TrainingArguments):
 
     def problems(self) -> list[Problem]:
         """What is wrong, before anything is loaded."""
-        problems = reporting_problems(self.report_to)
+        problems = super().problems()
         if self.r is not None and self.r < 1:
             fix = "use a positive rank, or leave it out"
             problems.append(Problem("r", self.r, "an adapter has at least rank 1", fix))

@@ -47,7 +47,8 @@ class LabelledTokens:
     @cached_property
     def counts(self) -> Tensor:
         """[examples] number of labelled tokens."""
-        return torch.bincount(self.example, minlength=self.examples)
+        counts = self.example.new_zeros(self.examples)
+        return counts.index_add(0, self.example, torch.ones_like(self.example))  # bincount waits for the device
 
     @cached_property
     def example_logp(self) -> Tensor:
@@ -103,25 +104,27 @@ def labelled_tokens(model: nn.Module, batch: Mapping[str, Any]) -> LabelledToken
     """Runs the model on `input_ids` and `attention_mask` and returns its predictions of `labels`.
 
     Labels are shifted here: the label at position t is predicted from position t - 1. Positions count from each row's
-    first real token, so left and right padding give the same numbers.
+    first real token, so left and right padding give the same numbers. Of a batch on the CPU it is found out there which
+    positions those are, so that nothing waits for the model's device.
     """
     core = causal_lm(model)
     labels, chosen = _labelled(batch)
-    inputs, positions = _arranged(core, batch, chosen)
-    with head_sees_only(core, positions):
+    inputs, places = _arranged(core, batch, chosen)
+    with head_sees_only(core, places):
         logits = model(**inputs).logits[0]
-    return LabelledTokens(logits, labels[chosen], chosen.nonzero()[:, 0], len(labels))
+    targets, example = (values.to(logits.device) for values in (labels[chosen], chosen.nonzero()[:, 0]))
+    return LabelledTokens(logits, targets, example, len(labels))
 
 
 def hidden_states(model: nn.Module, batch: Mapping[str, Any], layer: int = 7) -> HiddenStates:
     """The output of decoder layer `layer` (from 0) at the positions that predict `labels`; later layers are not run."""
     core = causal_lm(model)
     labels, chosen = _labelled(batch)
-    inputs, positions = _arranged(core, batch, chosen)
-    with layers_up_to(core, layer) as last, head_sees_only(core, torch.zeros_like(positions)):
+    inputs, places = _arranged(core, batch, chosen)
+    with layers_up_to(core, layer) as last, head_sees_only(core, places[:0]):
         model(**inputs)
         states = last.output
-    return HiddenStates(states[positions.to(states.device)], chosen.nonzero()[:, 0], len(labels))
+    return HiddenStates(_at(states, places), chosen.nonzero()[:, 0].to(states.device), len(labels))
 
 
 def _labelled(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -132,18 +135,27 @@ def _labelled(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _arranged(core: nn.Module, batch: Mapping[str, Any], chosen: Tensor) -> tuple[dict[str, Any], Tensor]:
-    """The model's arguments, packed or padded, and as bool [rows, length] of either the positions `chosen`."""
+    """The model's arguments on its device, packed or padded, and the places [chosen] of either, row by row."""
+    device = core.get_input_embeddings().weight.device  # type: ignore[operator]
     positions = F.pad(chosen, (0, 1))  # a trailing column for the last position, which predicts nothing
-    if not is_packing(core):
-        return _model_inputs(core, batch), positions
-    return packed_inputs(batch), positions[batch["attention_mask"].bool()][None]
+    if is_packing(core):
+        inputs, positions = packed_inputs(batch, device), positions[batch["attention_mask"].bool()]
+    else:
+        inputs = _padded_inputs(core, batch, device)
+    return inputs, positions.flatten().nonzero()[:, 0].to(device)
 
 
-def _model_inputs(core: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+def _padded_inputs(core: nn.Module, batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    mask = batch["attention_mask"]
+    inputs = {"input_ids": batch["input_ids"].to(device), "attention_mask": mask.to(device), "use_cache": False}
     if "position_ids" in inspect.signature(core.forward).parameters:
-        inputs["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0).to(device)
     return inputs
+
+
+def _at(states: Tensor, places: Tensor) -> Tensor:
+    """[places, hidden] of [rows, length, hidden]."""
+    return states.flatten(0, 1).index_select(0, places.to(states.device))
 
 
 def causal_lm(model: nn.Module) -> Any:
@@ -156,8 +168,8 @@ def causal_lm(model: nn.Module) -> Any:
 
 
 @contextmanager
-def head_sees_only(core: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Within, the output embedding gets the hidden states at `positions` (bool [rows, length]) as one row.
+def head_sees_only(core: nn.Module, places: Tensor) -> Iterator[None]:
+    """Within, the output embedding gets the hidden states at `places`, counted row by row, as one row.
 
     A hook, not a head of our own, so that whatever a model does to its logits afterwards (scaling, soft-capping)
     is still done.
@@ -165,7 +177,7 @@ def head_sees_only(core: nn.Module, positions: Tensor) -> Iterator[None]:
     head = core.get_output_embeddings()  # type: ignore[operator]
 
     def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][positions.to(args[0].device)].unsqueeze(0), *args[1:])
+        return (_at(args[0], places)[None], *args[1:])
 
     hook = head.register_forward_pre_hook(gather)
     try:

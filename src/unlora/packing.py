@@ -107,15 +107,15 @@ def is_packing(core: Any) -> bool:
     return bool(core.config._attn_implementation == PACKED)
 
 
-def packed_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's arguments: ids and positions [1, tokens] of the batch's real tokens."""
+def packed_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The model's arguments on its `device`: ids and positions [1, tokens] of the batch's real tokens."""
     real = batch["attention_mask"].bool()
     places = batch["attention_mask"].cumsum(-1) - 1
     longest = int(places.max()) + 1
     first = torch.arange(len(real), device=real.device)[:, None] * longest
     return {
-        "input_ids": batch["input_ids"][real][None],
-        "position_ids": places[real][None],
-        "rows": Rows(len(real), longest, (first + places)[real]),
+        "input_ids": batch["input_ids"][real][None].to(device),
+        "position_ids": places[real][None].to(device),
+        "rows": Rows(len(real), longest, (first + places)[real].to(device)),
         "use_cache": False,
     }

@@ -21,7 +21,7 @@ from unlora.adapter.export import read_adapter, write_adapter
 from unlora.adapter.fused import fused_adapters
 from unlora.adapter.offset import freeze_others, reference_model
 from unlora.adapter.settings import UNLEARN
-from unlora.checkpoints import SafeTrainer
+from unlora.checkpoints import SafeArguments, SafeTrainer
 from unlora.data import Example, ForgetRetainDataset, PairSampler, UnlearnCollator, pad_batch, padding_id
 from unlora.distributed import add_columns, add_up, copy_from_main, merge, processes, share, together
 from unlora.errors import DivergenceError, Problem, raise_if
@@ -30,13 +30,13 @@ from unlora.forward import causal_lm, labelled_tokens
 from unlora.losses import LOSSES, NO_RETAIN, RETAIN_LOSSES, check_losses, own_settings
 from unlora.packing import packing
 from unlora.progress import bar
-from unlora.training import UnlearnSettings, reporting_problems
+from unlora.training import UnlearnSettings
 
 RETAIN_WEIGHT = "retain_weight.json"
 
 
 @dataclass
-class UnlearnConfig(UnlearnSettings, TrainingArguments):
+class UnlearnConfig(UnlearnSettings, SafeArguments):
     """Adapter, losses and training settings: every field of `transformers.TrainingArguments`, and `UnlearnSettings`.
 
     Names of adapter settings are those of `peft.LoraConfig`. Defaults follow the paper (rank 8, alpha 16, weight decay
@@ -59,7 +59,7 @@ class UnlearnConfig(UnlearnSettings, TrainingArguments):
             return [Problem("loss_kwargs", self.loss_kwargs, "not a JSON object", "write it as '{\"beta\": 0.1}'")]
         problems = [
             *check_losses(self.loss, self.retain_loss, self.loss_kwargs),
-            *reporting_problems(self.report_to),
+            *super().problems(),
         ]
         if self.r < 1:
             problems.append(Problem("r", self.r, "an adapter has at least rank 1", "use a positive rank"))
@@ -168,8 +168,7 @@ class UnlearnTrainer(SafeTrainer):
         """As `transformers.Trainer.train`; without padding and with a layer's adapters in one, where that works."""
         with ExitStack() as stack:
             stack.enter_context(packing(causal_lm(self.model)))
-            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which give weights to their own layers only
-                stack.enter_context(fused_adapters(self.model))
+            stack.enter_context(fused_adapters(self.model))
             return super().train(*args, **kwargs)
 
     # Data
@@ -192,7 +191,7 @@ class UnlearnTrainer(SafeTrainer):
         with together(), reference_model(self.accelerator.unwrap_model(self.model)):
             for start in bar(range(0, len(places), size), desc="answers before unlearning", unit=" batches"):
                 chosen = places[start : start + size]
-                batch = self._prepare_inputs(pad_batch([examples[place] for place in chosen], self.pad_id))
+                batch = pad_batch([examples[place] for place in chosen], self.pad_id)
                 logp = labelled_tokens(self.model, batch).example_logp.tolist()
                 values.update(zip(chosen, logp, strict=True))
         values = merge(values)

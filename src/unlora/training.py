@@ -83,6 +83,19 @@ class FinetuneSettings:
     )
 
 
+def kernel_problems(use_liger_kernel: bool, use_cpu: bool) -> list[Problem]:
+    """What stands against Liger's kernels, if they are asked for."""
+    import torch
+
+    if not use_liger_kernel:
+        return []
+    if use_cpu or not torch.accelerator.is_available():
+        return [Problem("use_liger_kernel", True, "its kernels run on a GPU, and there is none", "leave it out")]
+    if find_spec("liger_kernel") is None:
+        return [Problem("use_liger_kernel", True, "it is not installed", "install it: pip install 'unlora[liger]'")]
+    return []
+
+
 def reporting_problems(report_to: Sequence[str] | str | None) -> list[Problem]:
     """Trackers of `report_to` that are unknown or not installed."""
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK

@@ -242,7 +242,7 @@ def _generate(
     with together(), generating(model) as core:
         # Left padding, so that every row's answer begins in the same column.
         for chosen, batch in scoring_batches(model, examples, batch_size, text_format, "left", progress):
-            inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+            inputs = {key: batch[key].to(core.device) for key in ("input_ids", "attention_mask")}
             rows = core.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
             for index, row in zip(chosen, rows, strict=True):
                 texts[index] = generated_text(row, text_format)
@@ -335,19 +335,18 @@ def scoring_batches(
     side: str = "right",
     progress: Progress | None = None,
 ) -> Iterator[tuple[list[int], Batch]]:
-    """The places of this process's examples and their batch on the model's device.
+    """The places of this process's examples and their batch.
 
     The longest come first, so that too large a batch fails at once.
     """
     if batch_size < 1:
         raise InputError(Problem("batch_size", batch_size, "a batch needs a row", "use at least 1"))
     pad_id = padding_id(text_format.tokenizer)
-    device = next(model.parameters()).device
     order = share(sorted(range(len(examples)), key=lambda place: -len(examples[place]["input_ids"])))
     for start in range(0, len(order), batch_size):
         chosen = list(order[start : start + batch_size])
         batch = pad_batch([examples[place] for place in chosen], pad_id, side)
-        yield chosen, {key: value.to(device) for key, value in batch.items()}
+        yield chosen, batch
         if progress is not None:
             progress(round((start + len(chosen)) * len(examples) / len(order)))
 

@@ -94,21 +94,21 @@ def gradient_moments(
             Problem("model", type(model).__name__, reason, "give a PEFT model with a trainable LoRA adapter")
         )
     device = next(iter(taps.values())).mean.device
-    tokens = examples = 0
+    seen = torch.zeros(2, dtype=torch.long, device=device)  # read at the end: no batch waits for the one before it
     with (
         together() if all_processes else nullcontext(),
         shortened(model, taps) as listeners,
         tapped(model, listeners),
     ):
         for batch in batches:
-            out = labelled_tokens(model, {key: value.to(device) for key, value in batch.items()})
+            out = labelled_tokens(model, batch)
             counts = out.counts if per == "example" else out.counts.sum()[None]
             for tap in listeners.values():
                 tap.start_batch(counts)
             per_token = counts[out.example] if per == "example" else counts
             (-out.logp / per_token).sum().backward()
-            tokens += int(counts.sum())
-            examples += int((counts > 0).sum())
+            seen += torch.stack([counts.sum(), (counts > 0).sum()])
+    tokens, examples = seen.tolist()
     if all_processes and not in_lockstep():
         tokens, examples = (sum(counts) for counts in zip(*gather((tokens, examples)), strict=True))
         add_up(part for tap in taps.values() for part in (tap.mean, tap.second))
