@@ -1,7 +1,8 @@
 """The cost of VILA's importance, beside the least it could be and beside what the authors of VILA and FILA do.
 
 - floor: one forward and backward over the same batches, everything frozen and only the loss asked for.
-- unlora: the importance as `unlora unlearn` measures it.
+- unlora: the importance as `unlora unlearn` measures it, of so many retain examples.
+- look: whether it has converged, as it asks itself after 128 retain examples, 256, 512 and so on.
 - start: the adapter that begins there (a factorisation of every layer).
 - vila, fila: the authors' procedures: batches of 4 padded to 500 tokens, ten passes over the forget set and as many
   random retain examples, moments added up on the CPU after each batch; of LoRA factors, or of all linear weights with
@@ -14,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from benchmarks._speed import (
@@ -37,16 +38,20 @@ from benchmarks._speed import (
     spread,
     tokens,
 )
-from unlora.adapter import attach_adapters, detach_adapters
+from unlora.adapter import attach_adapters, attach_probe, detach_adapters
 from unlora.adapter.settings import target_shapes
 from unlora.config import ImportanceConfig
 from unlora.data import IGNORE_INDEX, Example, iter_batches
+from unlora.fisher import Moments, gradient_moments, relative_importance
+from unlora.fisher.convergence import rank_correlation, stability
 from unlora.initialisers import INITIALISERS, Measurement
 from unlora.pipeline import RETAIN_SHARE, retain_sample
 
 ADAPTER = LoraConfig(r=8, lora_alpha=16)
 THEIR_PASSES = 10
 SEED = 42
+# Retain examples after which the importance is compared with the converged one.
+LOOKS = (40, 80, 160, 320, 400, 640, 1280, 2560)
 
 
 class Extraction:
@@ -82,6 +87,7 @@ class Extraction:
         return {
             "floor": self.floor,
             "unlora": self.unlora,
+            "look": self.look,
             "start": self.start,
             "vila": self.vila,
             "fila": self.fila,
@@ -100,9 +106,19 @@ class Extraction:
 
     def importance(self, of_forget: Callable[[], Any], of_retain: Callable[[], Any]) -> dict[str, Tensor]:
         """As the pipeline has it."""
-        rows = INITIALISERS["vila"].rows(Measurement(self.model, ADAPTER, self.config, of_forget, of_retain))
+        measurement = Measurement(self.model, ADAPTER, self.config, of_forget, of_retain, len(self.retain))
+        rows = INITIALISERS["vila"].rows(measurement)
         assert rows is not None
         return rows
+
+    def look(self) -> Run:
+        """The importances from two halves, and their agreement."""
+        probe = attach_probe(self.model, ADAPTER, self.config.sigma, SEED)
+        halves = [gradient_moments(probe, part[:1]) for part in self.sample]
+        detach_adapters(probe)
+        start = now()
+        stability(*(relative_importance(halves[0], half, rows=True, **self.config.ratio()) for half in halves))
+        return Run(now() - start, 0.0, 1.0)
 
     def start(self) -> Run:
         """Weighted low-rank factors of every adapted layer."""
@@ -154,18 +170,30 @@ class Extraction:
         return self.theirs(weights, self.model, centred=False)
 
 
-def agreement(extraction: Extraction, subject: Subject, examples: int) -> str:
-    """Spearman's correlation of the row importances with those from many more retain examples, mean over layers."""
-    full = [
-        iter_batches(part, extraction.config.batch_size(subject.model.device.type), subject.pad_id)
-        for part in (subject.forget, extraction.retain, subject.forget, retain_sample(subject.retain, examples, SEED))
-    ]
-    ours, converged = (extraction.importance(lambda f=f: f, lambda r=r: r) for f, r in (full[:2], full[2:]))
-    values = [spearmanr(ours[name], converged[name]).statistic for name in ours]
-    return (
-        f"Spearman's correlation of row importances with those from {examples} retain examples: "
-        f"mean over layers {np.mean(values):.4f}, lowest {np.min(values):.4f}"
-    )
+def convergence(extraction: Extraction, subject: Subject, examples: int) -> Iterator[str]:
+    """How near the row importances come to those from `examples` retain examples, and what the estimate of it says."""
+    config, size = extraction.config, extraction.config.batch_size(subject.model.device.type)
+    probe = attach_probe(subject.model, ADAPTER, config.sigma, SEED)
+
+    def moments(part: Sequence[Example]) -> Moments:
+        return gradient_moments(probe, iter_batches(part, size, subject.pad_id))
+
+    def rows(of_retain: Moments) -> dict[str, Tensor]:
+        return relative_importance(of_forget, of_retain, rows=True, **config.ratio())
+
+    of_forget, sample = moments(subject.forget), retain_sample(subject.retain, examples, SEED)
+    parts, found = [0, *(count for count in LOOKS if count < len(sample)), len(sample)], []
+    halves: list[Moments] = []
+    for start, stop in pairwise(parts):
+        new = [moments(sample[start + half : stop : 2]) for half in (0, 1)]
+        halves = [old + more for old, more in zip(halves, new, strict=True)] if halves else new
+        found.append((stop, stability(*map(rows, halves)), rows(halves[0] + halves[1])))
+    detach_adapters(probe)
+    last = found[-1][2]
+    yield f"Spearman's correlation of row importances with those from {len(sample)} retain examples, and its estimate:"
+    for count, estimate, importance in found:
+        reached = mean(rank_correlation(importance[name].numpy(), last[name].numpy()) for name in last)
+        yield f"{count:6d} examples: {reached:.4f}, estimated {estimate:.4f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -180,7 +208,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--importance_batch_size", type=int, help="of unlora and floor")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="of all procedures")
     parser.add_argument("--batches", type=int, default=30, help="batches of floor and unlora that are measured")
-    parser.add_argument("--converged", type=int, metavar="EXAMPLES", help="compare with so many retain examples too")
+    parser.add_argument(
+        "--converged",
+        type=int,
+        metavar="EXAMPLES",
+        help="tell how it converges to that from so many",
+    )
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     subject = load(args)
@@ -191,14 +224,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     extraction = Extraction(
         subject,
         retain_sample(subject.retain, size, SEED),
-        ImportanceConfig(importance_batch_size=args.importance_batch_size),
+        ImportanceConfig(importance_batch_size=args.importance_batch_size, retain_samples=size),
         args.batches,
         both_sets=args.peak_of is not None,
     )
     runs, memory = measure("benchmarks.extraction", extraction.procedures(), args, argv)
     notes = [f"{len(subject.forget)} forget and {len(extraction.retain)} retain examples of unlora and floor"]
     if args.converged:
-        notes.append(agreement(extraction, subject, args.converged))
+        notes += convergence(extraction, subject, args.converged)
     report(f"extraction: {args.model}, {args.forget_name}", runs, memory, notes, args.json)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from functools import partial
 
 import pytest
 import torch
@@ -49,8 +48,9 @@ def trainer_for(loss, tiny_model, tokenizer, folder, init="pissa", architecture=
     base = tiny_model(architecture)
     args = config(folder, loss=loss, **{"loss_kwargs": SETTINGS.get(loss), **settings})
     forget, retain = examples(tokenizer)
-    batches = (partial(iter_batches, part, 2, 0) for part in (forget, retain))
-    model = attach_adapters(base, args, INITIALISERS[init].rows(Measurement(base, args, ImportanceConfig(), *batches)))
+    batches = (lambda part=slice(None), rows=rows: iter_batches(rows[part], 2, 0) for rows in (forget, retain))
+    measurement = Measurement(base, args, ImportanceConfig(), *batches, len(retain))
+    model = attach_adapters(base, args, INITIALISERS[init].rows(measurement))
     alternates = alternates_for(loss, tokenizer)
     return UnlearnTrainer(model, args, forget, retain, tokenizer, alternates=alternates, callbacks=callbacks)
 

@@ -229,7 +229,17 @@ class ImportanceConfig:
     importance_seed: int = field(default=42, metadata={"help": "Seed of those factors and of the retain sample."})
     retain_samples: int | None = field(
         default=None,
-        metadata={"help": "Retain examples in the estimate; 10 times the forget examples (or all) if not given."},
+        metadata={
+            "help": "Retain examples in the estimate; if not given, up to 10 times the forget examples, and for vila "
+            "no more than retain_convergence asks for."
+        },
+    )
+    retain_convergence: float | None = field(
+        default=0.98,
+        metadata={
+            "help": "Estimated correlation (Spearman's, of rows) with the importance from endless retain data at which "
+            "no more examples are taken; null takes all."
+        },
     )
     importance_batch_size: int | None = field(
         default=None,
@@ -254,6 +264,9 @@ class ImportanceConfig:
             for name, value in values.items()
             if value is not None and value <= 0
         ]
+        if self.retain_convergence is not None and not 0 < self.retain_convergence < 1:
+            reason = "it is a correlation that a sample can have with endless data"
+            problems.append(Problem("retain_convergence", self.retain_convergence, reason, "use 0.98, or null"))
         if self.forget_passes > 1 and self.moments_per == "example":
             reason = "the gradients of single examples are the same in each pass"
             problems.append(Problem("forget_passes", self.forget_passes, reason, "use 1, or moments_per='batch'"))
@@ -269,6 +282,11 @@ class ImportanceConfig:
         """Examples of a backward pass on that kind of device: a CPU is as fast on few, in a fraction of the memory."""
         return self.importance_batch_size or (4 if device == "cpu" else 16)
 
+    @property
+    def stops_at(self) -> float | None:
+        """The stability of the importance at which the retain pass ends; None where the whole sample is measured."""
+        return self.retain_convergence if self.moments_per == "example" and self.retain_samples is None else None
+
     def ratio(self) -> dict[str, Any]:
         """How two informations become an importance, as `relative_importance` takes it."""
         return {name: getattr(self, name) for name in ("smoothing", "epsilon", "centred", "normalised")}
@@ -277,7 +295,7 @@ class ImportanceConfig:
         """The settings that change the result, as they enter the key of the importance file."""
         names = ["init", "moments_per", "importance_seed", "retain_samples"]
         if self.init == "vila":
-            names += ["sigma", "probe_offset"]
+            names += ["sigma", "probe_offset", "retain_convergence"]
         if self.moments_per == "batch":
             names += ["importance_batch_size", "forget_passes"]
         return {**self.ratio(), **{name: getattr(self, name) for name in names}}

@@ -302,10 +302,10 @@ def measurement_for(request: Request, materials: Materials, retain: Sequence[Exa
         passes = [drawn.sample(materials.forget, len(materials.forget)) for _ in range(config.forget_passes)]
         return shown_batches("forget", passes, config, size, pad_id)
 
-    def of_retain() -> Iterable[Batch]:
-        return shown_batches("retain", [retain], config, size, pad_id)
+    def of_retain(part: slice = slice(None)) -> Iterable[Batch]:
+        return shown_batches("retain", [retain[part]], config, size, pad_id)
 
-    return Measurement(materials.model, request.args, config, of_forget, of_retain)
+    return Measurement(materials.model, request.args, config, of_forget, of_retain, len(retain))
 
 
 def shown_batches(

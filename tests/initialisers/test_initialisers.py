@@ -1,4 +1,4 @@
-from functools import partial
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,10 +23,32 @@ def measurement(tiny_model, tokenizer):
 
     def make(name="llama", **settings):
         forget, retain = (encode_records(rows, TextFormat(tokenizer)) for rows in (FORGET, RETAIN))
-        batches = (partial(iter_batches, examples, 3, 0) for examples in (forget, retain))
-        return Measurement(tiny_model(name), LORA, ImportanceConfig(**settings), *batches)
+        return Measurement(
+            tiny_model(name),
+            LORA,
+            ImportanceConfig(**settings),
+            lambda: iter_batches(forget, 3, 0),
+            lambda part=slice(None): iter_batches(retain[part], 3, 0),
+            len(retain),
+        )
 
     return make
+
+
+def test_vila_looks_at_no_more_of_the_retain_sample_than_it_takes(measurement):
+    """Examples that are all alike: the first look of 128 says all there is to say."""
+    given = measurement(init="vila")
+    seen = []
+
+    def alike(part):
+        seen.extend(range(1000)[part])
+        return given.retain()
+
+    stopped = INITIALISERS["vila"].rows(replace(given, retain=alike, retain_size=1000))
+    assert sorted(seen) == list(range(128))
+    torch.testing.assert_close(stopped, INITIALISERS["vila"].rows(given))
+    exact = replace(given, config=ImportanceConfig(retain_samples=1000), retain_size=1000)
+    torch.testing.assert_close(INITIALISERS["vila"].rows(exact), stopped)  # one call for the whole sample
 
 
 def test_vila_is_the_relative_importance_of_moments_at_the_probe(measurement):
@@ -85,7 +107,7 @@ def test_every_initialiser_leaves_the_function_of_the_model_as_it_was(measuremen
 def test_importance_of_data_follows_the_data(measurement, name):
     """Swapped sets give another importance: what holds the one set is not what holds the other."""
     given = measurement(init=name)
-    swapped = Measurement(given.model, LORA, given.config, given.retain, given.forget)
+    swapped = replace(given, forget=given.retain, retain=lambda part=slice(None): given.forget())
     rows, other = INITIALISERS[name].rows(given), INITIALISERS[name].rows(swapped)
     assert rows.keys() == other.keys() == target_shapes(given.model, None).keys()
     assert all(value.isfinite().all() and (value >= 0).all() for value in rows.values())

@@ -1,5 +1,6 @@
 """Which parameters hold the forget set: gradient moments, and the importance that follows from them."""
 
+from unlora.fisher.convergence import moments_until_stable
 from unlora.fisher.importance import IMPORTANCE_METHODS, relative_importance
 from unlora.fisher.moments import Moments, gradient_moments
 from unlora.fisher.storage import load_importance, save_importance
@@ -9,6 +10,7 @@ __all__ = [
     "Moments",
     "gradient_moments",
     "load_importance",
+    "moments_until_stable",
     "relative_importance",
     "save_importance",
 ]

@@ -44,6 +44,18 @@ class Moments:
     tokens: int
     examples: int
 
+    def __add__(self, other: Moments) -> Moments:
+        """The moments over the examples of both, of the same parameters."""
+        tokens = self.tokens + other.tokens
+        share = self.tokens / tokens
+
+        def both(one: dict[str, Tensor], two: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: two[name].lerp(value, share) for name, value in one.items()}
+
+        return Moments(
+            both(self.mean, other.mean), both(self.second, other.second), tokens, self.examples + other.examples
+        )
+
     def variance(self, name: str) -> Tensor:
         """max(E[g²] − E[g]², 0) of one parameter: the Fisher information as the variance of the score (VILA)."""
         return (self.second[name] - self.mean[name].square()).clamp_(min=0)

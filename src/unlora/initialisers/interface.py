@@ -22,14 +22,16 @@ class Measurement:
         adapter: rank, scaling and target modules of the adapter to start.
         config: how the importance is estimated.
         forget: makes this process's batches of the forget set, anew at each call.
-        retain: the same of the retain sample.
+        retain: the same of the retain sample, or of the part of it that a slice names: `retain(slice(0, 128))`.
+        retain_size: examples of that sample.
     """
 
     model: Any
     adapter: AdapterSettings
     config: ImportanceConfig
     forget: Callable[[], Iterable[Batch]]
-    retain: Callable[[], Iterable[Batch]]
+    retain: Callable[..., Iterable[Batch]]
+    retain_size: int
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
 from unlora.adapter import attach_probe, detach_adapters
-from unlora.fisher import gradient_moments, relative_importance
+from unlora.data.padding import Batch
+from unlora.fisher import Moments, gradient_moments, moments_until_stable, relative_importance
 from unlora.initialisers.interface import Initialiser, Measurement
 
 
 def rows(measurement: Measurement) -> dict[str, Tensor]:
-    """Two passes, over forget and retain batches, on random LoRA factors."""
+    """Two passes, over the forget set and as much of the retain sample as it takes, on random LoRA factors."""
     config = measurement.config
     probe = attach_probe(
         measurement.model, measurement.adapter, config.sigma, config.importance_seed, offset=config.probe_offset
     )
-    of_forget, of_retain = (
-        gradient_moments(probe, batches(), config.moments_per, all_processes=True)
-        for batches in (measurement.forget, measurement.retain)
-    )
+
+    def moments(batches: Iterable[Batch]) -> Moments:
+        return gradient_moments(probe, batches, config.moments_per, all_processes=True)
+
+    def importance(of_retain: Moments) -> dict[str, Tensor]:
+        return relative_importance(of_forget, of_retain, "vila", rows=True, **config.ratio())
+
+    of_forget = moments(measurement.forget())
+    if config.stops_at is None:
+        of_retain = moments(measurement.retain())
+    else:
+        of_retain = moments_until_stable(
+            lambda part: moments(measurement.retain(part)), measurement.retain_size, importance, config.stops_at
+        )
     detach_adapters(probe)
-    return relative_importance(of_forget, of_retain, "vila", rows=True, **config.ratio())
+    return importance(of_retain)
 
 
 VILA = Initialiser(
