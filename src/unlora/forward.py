@@ -111,7 +111,7 @@ def labelled_tokens(model: nn.Module, batch: Mapping[str, Any]) -> LabelledToken
     labels, chosen = _labelled(batch)
     inputs, places = _arranged(core, batch, chosen)
     with head_sees_only(core, places):
-        logits = model(**inputs).logits[0]
+        logits = model(**inputs).logits.squeeze(0)  # `[0]` would copy their gradient
     targets, example = (values.to(logits.device) for values in (labels[chosen], chosen.nonzero()[:, 0]))
     return LabelledTokens(logits, targets, example, len(labels))
 
