@@ -5,6 +5,7 @@ import torch
 
 from unlora import InputError, UnlearnConfig
 from unlora.cli import main
+from unlora.errors import raise_if
 from unlora.finetune import FinetuneConfig
 
 CONFIGS = pytest.mark.parametrize("config", [UnlearnConfig, FinetuneConfig])
@@ -20,11 +21,17 @@ def test_sharding_of_a_model_that_trains_is_refused_with_what_to_use_instead(con
         config(output_dir=str(tmp_path), use_cpu=True)
 
 
+def checked(config, **arguments):
+    """The configuration as its command takes it; an UnlearnConfig raises its problems by itself."""
+    args = config(**arguments)
+    raise_if(args.problems())
+    return args
+
+
 @CONFIGS
 def test_liger_s_kernels_need_a_gpu(config, tmp_path):
     with pytest.raises(InputError, match="use_liger_kernel=True: its kernels run on a GPU"):
-        args = config(output_dir=str(tmp_path), use_cpu=True, use_liger_kernel=True)
-        raise InputError(*args.problems())  # fine-tuning's are raised by the command
+        checked(config, output_dir=str(tmp_path), use_cpu=True, use_liger_kernel=True)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU to run them on")
