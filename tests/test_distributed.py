@@ -59,10 +59,10 @@ def flags(inputs, run, **changes):
 
 
 def launch(*argv, processes=2):
-    """`accelerate launch --multi_gpu` on the command line; its --cpu starts a single process."""
+    """`accelerate launch --multi_gpu` of a script on the command line; its --cpu starts a single process."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
     settings = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
-    settings += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "unlora"]
+    settings += ["--dynamo_backend", "no", "--main_process_port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, *settings, *argv], capture_output=True, text=True, env=environment, timeout=120)
 
@@ -76,7 +76,7 @@ def assert_equal_tensors(one, other, tolerance=1e-5):
 
 def test_two_processes_give_the_importance_the_adapter_and_the_metrics_of_one(inputs, tmp_path):
     assert main(["unlearn", *flags(inputs, tmp_path / "one", per_device_train_batch_size=4)]) == 0
-    result = launch("unlearn", *flags(inputs, tmp_path / "two", per_device_train_batch_size=2))
+    result = launch("-m", "unlora", "unlearn", *flags(inputs, tmp_path / "two", per_device_train_batch_size=2))
     assert result.returncode == 0, result.stderr
     assert not re.search("process group has NOT been destroyed", result.stderr)
     assert result.stdout.splitlines()[-1] == str(tmp_path / "two" / "adapter")
@@ -107,7 +107,10 @@ def test_two_processes_stop_the_retain_pass_where_one_does(inputs, tmp_path):
         retain_convergence=0.99999,
         **{f"{name}_data": tmp_path / f"{name}.jsonl" for name in rows},
     )
-    for name, start in {"one": lambda *argv: main(list(argv)), "two": lambda *argv: launch(*argv).returncode}.items():
+    for name, start in {
+        "one": lambda *argv: main(list(argv)),
+        "two": lambda *argv: launch("-m", "unlora", *argv).returncode,
+    }.items():
         assert start("importance", *settings, "--output_dir", str(tmp_path / name)) == 0
     assert_equal_tensors(*(tmp_path / name / "importance.safetensors" for name in ("one", "two")))
 
@@ -118,30 +121,66 @@ def test_reference_passes_accumulation_and_checkpoints_are_shared_alike(inputs, 
     run = {name: tmp_path / name for name in ("one", "two")}
     assert main(["unlearn", *flags(inputs, run["one"], per_device_train_batch_size=8, **common)]) == 0
     two = flags(inputs, run["two"], per_device_train_batch_size=2, **common, **{"gradient_accumulation_steps": 2})
-    result = launch("unlearn", *two)
+    result = launch("-m", "unlora", "unlearn", *two)
     assert result.returncode == 0, result.stderr
     for name in ("adapter", "checkpoint-2"):
         assert_equal_tensors(*(folder / name / "adapter_model.safetensors" for folder in run.values()))
 
 
-def test_a_base_sharded_over_two_processes_gives_the_same_too(inputs, tmp_path):
+@pytest.fixture(params=["fsdp", "zero3"])
+def shard_base(request, tmp_path):
+    if request.param == "fsdp":
+        return "fsdp"
+    # Else DeepSpeed leaves weights as small as these whole.
+    settings = '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
+    (tmp_path / "zero3.json").write_text(settings)
+    return str(tmp_path / "zero3.json")
+
+
+def test_a_base_sharded_over_two_processes_gives_the_same_too(inputs, tmp_path, shard_base):
     """The importance, the adapter, its checkpoints and the answers of the model that no process holds whole."""
     common = {"loss": "npo", "retain_loss": "kl", "save_strategy": "epoch", "gradient_checkpointing": True}
     run = {name: tmp_path / name for name in ("one", "two")}
     assert main(["unlearn", *flags(inputs, run["one"], per_device_train_batch_size=4, **common)]) == 0
-    two = flags(inputs, run["two"], per_device_train_batch_size=2, shard_base=True, **common)
-    result = launch("unlearn", *two)
+    two = flags(inputs, run["two"], per_device_train_batch_size=2, shard_base=shard_base, **common)
+    result = launch("-m", "unlora", "unlearn", *two)
     assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == str(run["two"] / "adapter")
     for name in ("adapter", "checkpoint-2", "checkpoint-4"):
         assert_equal_tensors(*(folder / name / "adapter_model.safetensors" for folder in run.values()))
     assert_equal_tensors(*(folder / "importance.safetensors" for folder in run.values()))
     assert len({(folder / "samples.jsonl").read_text() for folder in run.values()}) == 1
 
 
+HELD = """
+import sys
+from unlora.config import ModelConfig
+from unlora.models import load_model
+from unlora.sharding import whole
+
+model, _ = load_model(ModelConfig(sys.argv[1], shard_base=sys.argv[2]))
+held = [p.ds_tensor if hasattr(p, "ds_tensor") else p.to_local() for p in model.parameters()]
+weights = [whole(p) for p in model.parameters()]
+print(sum(p.numel() for p in held) / sum(p.numel() for p in weights), float(sum(p.double().sum() for p in weights)))
+"""
+
+
+def test_each_of_two_processes_holds_half_of_a_sharded_base(inputs, tmp_path, shard_base):
+    (tmp_path / "held.py").write_text(HELD)
+    result = launch(str(tmp_path / "held.py"), str(inputs / "model"), shard_base)
+    assert result.returncode == 0, result.stderr
+    shares = [line.split() for line in result.stdout.splitlines()]
+    whole = sum(value.double().sum().item() for value in load_file(inputs / "model" / "model.safetensors").values())
+    assert len(shares) == 2
+    for share, total in shares:
+        assert float(share) == pytest.approx(0.5, abs=0.02)
+        assert float(total) == pytest.approx(whole)
+
+
 def test_wrong_input_ends_all_processes_with_one_message(inputs, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
-    result = launch("unlearn", *flags(inputs, tmp_path / "run"))
+    result = launch("-m", "unlora", "unlearn", *flags(inputs, tmp_path / "run"))
     assert result.returncode != 0
     assert result.stderr.count("error: output_dir=") == 1
     assert "it is already in use" in result.stderr

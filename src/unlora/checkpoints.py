@@ -38,7 +38,7 @@ class SafeArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         reason = "the model would be sharded only when training starts, and its checkpoints would not be safetensors"
-        fix = "use one whole copy of the model per process, or shard_base to spread a frozen base"
+        fix = "use one whole copy of the model per process, or spread a frozen base: shard_base='fsdp' or a ZeRO-3 file"
         raise_if(
             Problem(name, getattr(self, name) or f"{variable}=true", reason, fix)
             for name, variable in SHARDING.items()

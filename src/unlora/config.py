@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlora.errors import InputError, Problem, unknown_name
 from unlora.hashes import ADAPTER_WEIGHTS
+from unlora.sharding import sharding_problems
 
 if TYPE_CHECKING:
     from unlora.data.sources import Record
@@ -45,8 +46,12 @@ class ModelConfig:
     )
     bnb_4bit_quant_type: str = field(default="nf4", metadata={"help": "Kind of the 4 bits: nf4 or fp4."})
     use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Round the scales of the 4 bits too."})
-    shard_base: bool = field(
-        default=False, metadata={"help": "Spread the frozen base over the processes of `accelerate launch` (FSDP2)."}
+    shard_base: str | None = field(
+        default=None,
+        metadata={
+            "help": "Spread the frozen base over the processes of `accelerate launch`: fsdp (PyTorch's FSDP2), or the "
+            "path of a DeepSpeed ZeRO-3 configuration (needs unlora[deepspeed])."
+        },
     )
     on: str | None = field(
         default=None,
@@ -75,10 +80,12 @@ class ModelConfig:
             problems.append(Problem("load_in_4bit", True, "load_in_8bit is given too", "leave one of them out"))
         if self.quantised and self.shard_base:
             reason = "quantised weights are not sharded"
-            problems.append(Problem("shard_base", True, reason, f"leave it or {self.quantised} out"))
-        if self.shard_base and int(os.environ.get("WORLD_SIZE", 1)) < 2:
-            fix = "start several with `accelerate launch`, or leave it out"
-            problems.append(Problem("shard_base", True, "there is only one process", fix))
+            problems.append(Problem("shard_base", self.shard_base, reason, f"leave it or {self.quantised} out"))
+        if self.shard_base:
+            problems += sharding_problems(self.shard_base)
+            if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+                fix = "start several with `accelerate launch`, or leave it out"
+                problems.append(Problem("shard_base", self.shard_base, "there is only one process", fix))
         if self.quantised and find_spec("bitsandbytes") is None:
             fix = "pip install 'unlora[quantised]'"
             problems.append(Problem(self.quantised, True, "bitsandbytes is not installed", fix))

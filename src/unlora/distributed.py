@@ -46,22 +46,16 @@ _lockstep = False
 
 
 def in_lockstep() -> bool:
-    """Whether no process may run a model without the others (`shard`): what could be shared is done by all, alike."""
+    """Whether no process may run a model without the others: what could be shared is done by all, alike.
+
+    So it is where they hold one model between them (`unlora.sharding`).
+    """
     return _lockstep
 
 
-def shard(model: Any, layers: Iterable[Any], device: Any) -> None:
-    """Spreads the weights of a model on the CPU over the processes (FSDP2); each layer is whole only while it runs.
-
-    Source: Zhao et al. 2023 (arXiv 2304.11277).
-    """
+def keep_in_step() -> None:
+    """From now on, `in_lockstep`."""
     global _lockstep
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(device.type, (processes()[1],))
-    for module in (*layers, model):
-        fully_shard(module.to(device), mesh=mesh)
     _lockstep = True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from torch import nn
 
 from unlora.config import ADAPTER, ModelConfig
 from unlora.data import padding_id
-from unlora.distributed import on_cpu, shard
+from unlora.distributed import on_cpu
 from unlora.errors import InputError, Problem
 from unlora.forward import decoder_layers
 from unlora.record import check_base
+from unlora.sharding import FSDP, hold_zero3, shard_fsdp, zero3_reading, zero3_settings
 
 
 def load_model(config: ModelConfig) -> tuple[Any, Any]:
@@ -32,14 +34,16 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
     common = source_settings(config)
     tokenizer = load_tokenizer(config.model_name_or_path, common)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            config.model_name_or_path,
-            dtype=config.dtype,
-            attn_implementation=config.attn_implementation,
-            use_safetensors=True,
-            **quantisation(config),
-            **common,
-        )
+        zero3 = zero3_of(config)
+        with zero3_reading(zero3) if zero3 else nullcontext():
+            model = AutoModelForCausalLM.from_pretrained(
+                config.model_name_or_path,
+                dtype=config.dtype,
+                attn_implementation=config.attn_implementation,
+                use_safetensors=True,
+                **quantisation(config),
+                **common,
+            )
     except (OSError, ValueError) as error:
         raise _cannot_load(config.model_name_or_path, error) from error
     for module in model.modules():
@@ -47,8 +51,10 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
         # lost in silence, and the weight too.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    if config.shard_base:
-        shard(model, decoder_layers(model)[2], process_device())
+    if zero3:
+        hold_zero3(model, zero3)
+    elif config.shard_base:
+        shard_fsdp(model, decoder_layers(model)[2], process_device())
     else:
         model = to_device(model)
     if config.on is not None:
@@ -65,19 +71,33 @@ def quantisation(config: ModelConfig) -> dict[str, Any]:
     """What `from_pretrained` is told of a quantised base: bitsandbytes' settings, and this process's device."""
     if config.quantised is None:
         return {}
-    from transformers import AutoConfig, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = AutoConfig.from_pretrained(config.model_name_or_path, **source_settings(config)).dtype
     settings = BitsAndBytesConfig(
         load_in_8bit=config.load_in_8bit,
         load_in_4bit=config.load_in_4bit,
         bnb_4bit_quant_type=config.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=config.use_bnb_nested_quant,
-        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_compute_dtype=weights_dtype(config),
     )
     return {"quantization_config": settings, "device_map": {"": process_device()}}
+
+
+def zero3_of(config: ModelConfig) -> dict[str, Any] | None:
+    """DeepSpeed's settings, where it is to spread the base."""
+    if config.shard_base in (None, FSDP):
+        return None
+    process_device()  # joins this process to the others
+    return zero3_settings(str(config.shard_base), str(weights_dtype(config)).removeprefix("torch."))
+
+
+def weights_dtype(config: ModelConfig) -> Any:
+    """The type that the weights are loaded in, without loading them."""
+    from transformers import AutoConfig
+
+    if config.dtype != "auto":
+        return config.dtype
+    return AutoConfig.from_pretrained(config.model_name_or_path, **source_settings(config)).dtype
 
 
 def process_device() -> torch.device:

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainingArguments
 
@@ -30,6 +29,7 @@ from unlora.forward import causal_lm, labelled_tokens
 from unlora.losses import LOSSES, NO_RETAIN, RETAIN_LOSSES, check_losses, own_settings
 from unlora.packing import packing
 from unlora.progress import bar
+from unlora.sharding import is_sharded
 from unlora.training import UnlearnSettings
 
 RETAIN_WEIGHT = "retain_weight.json"
@@ -149,7 +149,7 @@ class UnlearnTrainer(SafeTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        self.sharded = is_sharded(model)
         if self.sharded:  # only the small adapters are whole, and this class averages their gradients
             model._is_accelerate_prepared = True
             copy_from_main(parameter.data for name, parameter in model.named_parameters() if ".lora_" in name)

@@ -16,12 +16,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from unlora.adapter.factorise import weighted_low_rank
 from unlora.adapter.settings import OFFSET, UNLEARN, AdapterSettings, check_adapter_settings, target_shapes
 from unlora.errors import InputError, Problem, raise_if
 from unlora.progress import bar
+from unlora.sharding import whole
 
 Factors = Callable[[str, LoraLayer], tuple[Tensor, Tensor]]
 
@@ -196,9 +196,8 @@ def dequantised(module: Any) -> Tensor:
     if state is not None and hasattr(state, "SCB"):  # 8 bits: PEFT's way loses the scales of layers on the CPU
         scales = module.weight.SCB if state.SCB is None else state.SCB  # a layer takes them over when it first runs
         return module.weight.data * (scales[:, None].float() / 127)
-    weight: Any = dequantize_module_weight(module)
-    whole: Tensor = weight.full_tensor() if isinstance(weight, DTensor) else weight  # sharded: from all processes
-    return whole
+    weight: Tensor = whole(dequantize_module_weight(module))
+    return weight
 
 
 def lora_layers(model: PeftModel) -> list[tuple[str, LoraLayer]]:

@@ -1,0 +1,135 @@
+"""A frozen base that no process holds whole: PyTorch's FSDP2, or DeepSpeed's ZeRO-3.
+
+Only the base is spread. The adapters are small, every process has them whole, and training stays that of
+`UnlearnTrainer`, so checkpoints and the exported adapter are those of one process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from unlora.distributed import keep_in_step, processes
+from unlora.errors import InputError, Problem
+
+FSDP = "fsdp"
+SECTION = "zero_optimization"
+
+
+def sharding_problems(shard_base: str) -> list[Problem]:
+    """What is wrong with `fsdp` or the path of a ZeRO-3 configuration, before anything is loaded."""
+    if shard_base == FSDP:
+        return []
+    if find_spec("deepspeed") is None and Path(shard_base).is_file():
+        reason = "DeepSpeed, whose configuration this is, is not installed"
+        return [Problem("shard_base", shard_base, reason, f"pip install 'unlora[deepspeed]', or use {FSDP!r}")]
+    try:
+        zero3_section(shard_base)
+    except InputError as error:
+        return list(error.problems)
+    return []
+
+
+def zero3_settings(path: str, dtype: str) -> dict[str, Any]:
+    """What DeepSpeed is told: the user's section, and the type of the weights ("float32", "bfloat16", "float16")."""
+    return {
+        SECTION: zero3_section(path),
+        "train_micro_batch_size_per_gpu": 1,  # asked for by DeepSpeed, used for nothing
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "fp16": {"enabled": dtype == "float16"},
+    }
+
+
+def zero3_section(path: str) -> dict[str, Any]:
+    """The `zero_optimization` section of a DeepSpeed configuration; what is "auto" there is left to DeepSpeed.
+
+    Raises:
+        InputError: not such a file, another stage than 3, or sections about training, which DeepSpeed does not do here.
+    """
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        section = settings[SECTION]
+        stage = section["stage"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"neither {FSDP!r} nor a DeepSpeed configuration ({type(error).__name__}: {error})"
+        raise InputError(
+            Problem("shard_base", path, reason, f"use {FSDP!r} or a JSON file as in docs/scaling.md")
+        ) from error
+    if stage != 3:
+        reason = f"ZeRO stage {stage} leaves the weights whole in every process"
+        raise InputError(Problem("shard_base", path, reason, "use stage 3"))
+    others = sorted(settings.keys() - {SECTION})
+    if others:
+        reason = f"it sets {', '.join(others)}, but DeepSpeed only holds the base here and does not train"
+        raise InputError(
+            Problem("shard_base", path, reason, f"leave all but {SECTION} out; training has its own flags")
+        )
+    return {name: value for name, value in section.items() if value != "auto"}
+
+
+def shard_fsdp(model: Any, layers: Iterable[Any], device: Any) -> None:
+    """Spreads the weights of a model on the CPU over the processes; each layer is whole only while it runs.
+
+    Source: Zhao et al. 2023 (arXiv 2304.11277).
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (processes()[1],))
+    for module in (*layers, model):
+        fully_shard(module.to(device), mesh=mesh)
+    keep_in_step()
+
+
+@contextmanager
+def zero3_reading(settings: dict[str, Any]) -> Iterator[None]:
+    """Within, `from_pretrained` spreads each weight as it reads it; `hold_zero3` must follow.
+
+    Source: Rajbhandari et al. 2020 (arXiv 1910.02054).
+    """
+    with redirect_stdout(sys.stderr):  # where DeepSpeed logs; its handlers keep the stream that they find
+        from transformers.integrations import HfDeepSpeedConfig
+
+        # transformers takes ZeRO-3 to be on while this object lives: not beyond loading, since adapters are whole.
+        reading = HfDeepSpeedConfig(settings)
+        yield
+        del reading
+
+
+def hold_zero3(model: Any, settings: dict[str, Any]) -> None:
+    """Has DeepSpeed gather each layer's weights when it runs, and let go of them after it."""
+    import deepspeed
+
+    with redirect_stdout(sys.stderr):
+        deepspeed.initialize(model=model, config=settings)
+    keep_in_step()
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether the processes hold the model between them."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) or _in_zero3(parameter) for parameter in model.parameters())
+
+
+def whole(weight: Any) -> Any:
+    """A weight, from all processes if it is sharded; called by all."""
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(weight, DTensor):
+        return weight.full_tensor()
+    if _in_zero3(weight):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weight]):
+            return weight.detach().clone()
+    return weight
+
+
+def _in_zero3(weight: Any) -> bool:
+    return hasattr(weight, "ds_id")
