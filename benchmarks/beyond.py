@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tuning_seed", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 4, 5])
+    parser.add_argument("--starts", nargs="+", choices=NAMES, default=NAMES)
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
@@ -139,7 +140,7 @@ def main() -> None:
     results = Results(args.out, Beyond)
     columns = ("log10_forget_quality", "utility", "forget_probability", "retain_probability")
     table = Table("start", "learning rate", *columns)
-    for name in NAMES:
+    for name in args.starts:
         grid = {rate: results.get(Cell(name, "ihl", rate, 1.0, args.tuning_seed)) for rate in (3e-4, 6e-4, 1.2e-3)}
         best = max(grid, key=lambda rate: grid[rate].get("log10_forget_quality", float("-inf")))
         values = [results.get(Cell(name, "ihl", best, 1.0, seed)) for seed in args.seeds]
