@@ -49,8 +49,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "vila normalised": {"init": "vila"},
     "vila absolute normalised": {"init": "vila", "smoothing": "absolute"},
     "vila normalised, 1x retain": {"init": "vila", "retain_samples": 64},
+    "vila normalised, converging": {"init": "vila", "retain_convergence": 0.98},
 }
-GRID = tuple(itertools.product((1e-4, 3e-4, 6e-4, 1.2e-3), (1.0, 3.0)))
+RATES = (1e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3)
+GRID = tuple(itertools.product(RATES, (1.0, 3.0)))
 EVALUATION = EvalSettings(ds_size=120, max_new_tokens=MAX_NEW_TOKENS)
 
 
@@ -89,7 +91,8 @@ class Bench:
 
     def attach(self, cell: Cell, request: Request, materials: Materials) -> PeftModel:
         """The model with the start that the cell's method gives it."""
-        config = ImportanceConfig(importance_seed=self.seed, **METHODS[cell.method])
+        settings = {"importance_seed": self.seed, "retain_convergence": None, **METHODS[cell.method]}
+        config = ImportanceConfig(**settings)
         request = replace(request, importance=config)
         importance = importance_for(request, materials, self.folder / f"{cell.method}.safetensors")
         set_seed(self.seed)
@@ -189,7 +192,7 @@ def main() -> None:
             cell.loss,
             cell.method,
             f"{row['least_utility']:g}",
-            f"{cell.learning_rate:g}",
+            f"{cell.learning_rate:g}{' (edge)' if cell.learning_rate in (RATES[0], RATES[-1]) else ''}",
             f"{cell.retain_weight:g}",
             str(len(values)),
             *(mean_error(values, column) for column in columns),

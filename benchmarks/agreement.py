@@ -28,7 +28,8 @@ from unlora.initialisers import INITIALISERS
 from unlora.pipeline import measurement_for, prepare, retain_sample
 from unlora.quickstart import quickstart_request, write_sets
 
-ESTIMATORS = [name for name, settings in METHODS.items() if settings["init"] in ("vila", "fila")]
+# Normalising changes no ranks.
+ESTIMATORS = [name for name, settings in METHODS.items() if settings.get("normalised") is False]
 SHARES = (1, 2, 5, 9)
 RANK = 64
 
@@ -44,7 +45,7 @@ class Estimates:
 
     def rows(self, share: int = SHARES[-1], seed: int = 0, r: int = 8, **settings: Any) -> dict[str, Tensor]:
         """The estimate from `share` times as many retain as forget examples; `seed` draws them and the factors."""
-        config = ImportanceConfig(importance_seed=seed, **settings)
+        config = ImportanceConfig(**{"importance_seed": seed, "retain_convergence": None, **settings})
         request = replace(self.request, importance=config, args=replace(self.request.args, r=r))
         retain = retain_sample(self.materials.retain, share * len(self.materials.forget), seed)
         importance = INITIALISERS[config.init].rows(measurement_for(request, self.materials, retain))

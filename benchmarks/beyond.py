@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.ablation import Bench, Cell, Results, mean_error
+from benchmarks.ablation import RATES, Bench, Cell, Results, mean_error
 from unlora.adapter import attach_adapters, attach_probe, detach_adapters
 from unlora.adapter.offset import base_weight, lora_layers
 from unlora.adapter.settings import target_shapes
@@ -141,7 +141,7 @@ def main() -> None:
     columns = ("log10_forget_quality", "utility", "forget_probability", "retain_probability")
     table = Table("start", "learning rate", *columns)
     for name in args.starts:
-        grid = {rate: results.get(Cell(name, "ihl", rate, 1.0, args.tuning_seed)) for rate in (3e-4, 6e-4, 1.2e-3)}
+        grid = {rate: results.get(Cell(name, "ihl", rate, 1.0, args.tuning_seed)) for rate in RATES[1:-1]}
         best = max(grid, key=lambda rate: grid[rate].get("log10_forget_quality", float("-inf")))
         values = [results.get(Cell(name, "ihl", best, 1.0, seed)) for seed in args.seeds]
         table.add_row(name, f"{best:g}", *(mean_error(values, column) for column in columns))
