@@ -38,6 +38,74 @@ WMDP = {
     "vila-zephyr-7b-wmdp-npo": ("npo_mean", 1e-5, 1.1, {"beta": 0.02}),
 }
 
+# What all of them share, by the part of the request.
+SHARED = {
+    "model": {"dtype": "bfloat16"},
+    "importance": {
+        "init": "vila",
+        "sigma": 0.05,
+        "importance_seed": 42,
+        "moments_per": "batch",
+        "forget_passes": 10,
+        "probe_offset": False,
+        "smoothing": "per_token",
+        "epsilon": 1e-5,
+        "normalised": False,
+    },
+    "args": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": None, "lr_scheduler_type": "linear"},
+}
+# What those of a benchmark share beside.
+OF_TOFU = {
+    "data": {"forget_data": "locuslab/TOFU", "retain_data": "locuslab/TOFU", "max_length": 500},
+    "importance": {"importance_batch_size": 4},
+    "evaluation": {"eval_data": "locuslab/TOFU"},
+    "args": {
+        "weight_decay": 0.01,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 8,
+        "seed": 42,
+    },
+}
+OF_WMDP = {  # 500 texts, of each the first 512 tokens: every one is seen once
+    "model": {"model_name_or_path": "HuggingFaceH4/zephyr-7b-beta"},
+    "data": {
+        "forget_split": "train[:500]",
+        "retain_data": "Salesforce/wikitext",
+        "retain_name": "wikitext-2-raw-v1",
+        "retain_split": "test",
+        "max_length": 512,
+        "max_chunks": 1,
+    },
+    "importance": {"importance_batch_size": 1},
+    "args": {
+        "weight_decay": 0.0,
+        "max_steps": 125,
+        "warmup_steps": 12,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 4,
+        "seed": 3,
+    },
+}
+FORGET_ROWS = {"forget01": 40, "forget05": 200, "forget10": 400}
+
+
+def argv(flags):
+    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+
+
+def read(name, folder, **flags):
+    """The request that a published configuration and flags make, checked."""
+    values = {"config": name, **flags, "output_dir": folder / "run", "use_cpu": "true"}
+    request = request_from(argv(values), "unlearn", "")
+    request.check()
+    return request
+
+
+def assert_settings(request, settings):
+    for part, values in settings.items():
+        chosen = getattr(request, part)
+        assert {name: getattr(chosen, name) for name in values} == values
+
 
 def test_there_is_one_for_each_released_configuration():
     assert published().keys() == CASES.keys() | WMDP.keys()
@@ -46,35 +114,26 @@ def test_there_is_one_for_each_released_configuration():
 @pytest.mark.parametrize("name", CASES)
 def test_published_settings_are_the_released_ones(name, tmp_path):
     loss, split, (learning_rate, weight, *beta) = CASES[name]
-    flags = ["--config", name, "--model_name_or_path", "m", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
-    request = request_from(flags, "unlearn", "")
-    request.check()
+    request = read(name, tmp_path, model_name_or_path="m")
     args = request.args
     assert (args.loss, args.learning_rate, args.retain_weight) == (loss, learning_rate, weight)
     assert args.loss_kwargs == ({"beta": beta[0]} if beta else {})
-    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 32
     assert (request.data.forget_name, request.data.retain_name) == (split, f"retain{100 - int(split[-2:])}")
+    assert request.data.prompt_format == ("chat" if "llama2" in name else "base")
     assert request.evaluation.eval_forget_name == f"{split}_perturbed"
-    importance = request.importance
-    assert (importance.moments_per, importance.importance_batch_size, importance.forget_passes) == ("batch", 4, 10)
-    assert (importance.smoothing, importance.epsilon) == ("per_token", 1e-5)
-    assert (importance.normalised, importance.probe_offset) == (False, False)
+    rows = FORGET_ROWS[split]
+    assert (args.max_steps, args.warmup_steps) == (int(5 * rows) // 32, max(1, rows // 32))
+    assert_settings(request, SHARED)
+    assert_settings(request, OF_TOFU)
 
 
 @pytest.mark.parametrize("name", WMDP)
 def test_published_settings_for_wmdp_are_the_released_ones(name, tmp_path):
-    flags = ["--config", name, "--forget_data", "f.jsonl", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
-    request = request_from(flags, "unlearn", "")
-    request.check()
-    args, data = request.args, request.data
+    request = read(name, tmp_path, forget_data="f.jsonl")
+    args = request.args
     assert (args.loss, args.learning_rate, args.retain_weight, args.loss_kwargs or {}) == WMDP[name]
-    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (1, 4)
-    # 500 texts, of each the first 512 tokens: every one is seen once.
-    assert (args.max_steps, data.forget_split, data.max_length, data.max_chunks) == (125, "train[:500]", 512, 1)
-    assert (args.r, args.lora_alpha, args.weight_decay, args.warmup_steps, args.seed) == (8, 16, 0.0, 12, 3)
-    importance = request.importance
-    assert (importance.moments_per, importance.importance_batch_size, importance.forget_passes) == ("batch", 1, 10)
-    assert (importance.smoothing, importance.epsilon, importance.probe_offset) == ("per_token", 1e-5, False)
+    assert_settings(request, SHARED)
+    assert_settings(request, OF_WMDP)
 
 
 def test_a_published_configuration_runs_on_local_data_and_flags_win(shared_data, tmp_path):
@@ -96,15 +155,15 @@ def test_a_published_configuration_runs_on_local_data_and_flags_win(shared_data,
         "ds_size": 2,
         "max_new_tokens": 4,
         "gradient_accumulation_steps": 1,
-        "num_train_epochs": 1,
         "save_strategy": "no",
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    assert main(["unlearn", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]) == 0
+    assert main(["unlearn", *argv(flags)]) == 0
     assert load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 <= metrics["after"]["model_utility"] <= 1
+    assert metrics["train"][-1]["step"] == 6  # as many updates as the configuration names, whatever the rows
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(capsys):
