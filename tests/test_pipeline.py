@@ -504,10 +504,12 @@ def test_a_corrupt_or_foreign_importance_file_is_refused(model_folder, data, tmp
 
 
 def test_importance_of_other_settings_is_refused(model_folder, data, tmp_path, capsys):
-    assert main(["importance", *flags(model_folder, data, tmp_path / "imp", sigma=0.1)]) == 0
+    assert main(["importance", *flags(model_folder, data, tmp_path / "imp", smoothing="absolute")]) == 0
     file = tmp_path / "imp" / "importance.safetensors"
-    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", importance_file=file)]) == 2
-    assert "another model, data or settings" in capsys.readouterr().err
+    given = {"importance_file": file, "smoothing": "absolute"}
+    for change in ({"sigma": 0.1}, {"lora_alpha": 32}, {"use_rslora": "true"}):
+        assert main(["unlearn", *flags(model_folder, data, tmp_path / next(iter(change)), **given | change)]) == 2
+        assert "another model, data or settings" in capsys.readouterr().err
 
 
 def test_a_tokenizer_without_pad_and_eos_is_refused(model_folder, data, tmp_path, capsys):

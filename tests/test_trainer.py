@@ -292,3 +292,9 @@ def test_a_run_that_was_killed_resumes_to_the_same_adapter(tmp_path):
     resumed = load_file(tmp_path / "killed" / "adapter" / "adapter_model.safetensors")
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("data_seed", "order"), [(None, 7), (0, 0), (3, 3)])
+def test_the_order_of_the_data_has_the_data_seed_where_one_is_given(tmp_path, data_seed, order):
+    args = UnlearnConfig(output_dir=str(tmp_path), seed=7, data_seed=data_seed, use_cpu=True)
+    assert args.pairing_seed == order

@@ -271,14 +271,16 @@ def importance_for(request: Request, materials: Materials, path: Path) -> dict[s
     measurement = measurement_for(request, materials, retain)
     if initialiser.centred is None:
         return initialiser.rows(measurement)
-    targets = request.args.target_modules
-    settings = {**config.estimate(), "r": request.args.r, "targets": sorted(targets) if targets else "all-linear"}
+    args, targets = request.args, request.args.target_modules
+    # The gradients of the factors grow with the scaling, and only a relative ε grows with them.
+    adapter = {"r": args.r, "scaling": args.scaling, "targets": sorted(targets) if targets else "all-linear"}
+    settings = {**config.estimate(), **adapter}
     key = importance_key(materials.model, (materials.forget, retain), settings)
     known = on_main(lambda: load_importance(given or path, key) if given or path.exists() else None)
     if known is not None:
         return known
-    if request.args.gradient_checkpointing:
-        materials.model.gradient_checkpointing_enable(request.args.gradient_checkpointing_kwargs)
+    if args.gradient_checkpointing:
+        materials.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
         materials.model.train()
     importance = initialiser.rows(measurement)
     materials.model.eval()

@@ -81,9 +81,14 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
         return self.retain_loss or LOSSES[self.loss].retain
 
     @property
+    def scaling(self) -> float:
+        """What the product of the adapter's factors is multiplied by."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    @property
     def pairing_seed(self) -> int:
         """The seed of the order of the data."""
-        return self.data_seed or self.seed
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def loss_settings(self) -> dict[str, Any]:
