@@ -77,6 +77,7 @@ def test_unlearn_leaves_a_complete_run_and_prints_the_adapter_last(model_folder,
         "config.yaml",
         "eval_after.json",
         "eval_before.json",
+        "forgotten.json",
         "importance.safetensors",
         "metrics.json",
         "record.json",
@@ -363,6 +364,15 @@ def test_an_earlier_run_that_cannot_be_gone_on_from_is_refused(
     other = error(on=first_run, model_name_or_path="another/model")
     assert f"model_name_or_path='another/model': the adapter in {first_run} is for '{model_folder}'" in other
     assert "model_revision='old': the adapter in" in error(on=first_run, model_revision="old")
+
+
+def test_a_retain_set_with_rows_that_an_earlier_request_forgot_is_refused(
+    model_folder, data, tmp_path, first_run, second, capsys
+):
+    write_rows(data / "retain.jsonl", [*RETAIN, FORGET[2]])
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", **second, on=first_run)]) == 2
+    assert "1 of them are rows that run was to forget, and would be taught again" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_earlier_run_s_model_may_be_named_by_another_path(model_folder, data, tmp_path, first_run):

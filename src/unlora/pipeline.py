@@ -38,6 +38,7 @@ from unlora.files import write_json, write_jsonl, write_text
 from unlora.finetune import resume_point
 from unlora.fisher import load_importance, save_importance
 from unlora.fisher.storage import importance_key
+from unlora.forgotten import check_not_taught_again, write_forgotten
 from unlora.initialisers import INITIALISERS, Measurement
 from unlora.losses import LOSSES
 from unlora.models import load_adapter, load_model
@@ -146,6 +147,7 @@ def unlearn(
     sources = on_main(lambda: sources_of(request, materials))
     clock.lap("hashes")
     on_main(lambda: write_text(folder / CONFIG, yaml.safe_dump(request.settings(), sort_keys=False)))
+    on_main(lambda: write_forgotten(folder, materials.forget_rows, request.model.on))
     evaluation = Evaluation(sets, materials.text_format, request.evaluation, folder)
     before = evaluation.log("before", materials.model, original_log) if sets else None
     clock.lap("evaluation_before")
@@ -195,6 +197,7 @@ def prepare(request: Request) -> Materials:
         stream=retain_stream(request, len(forget_rows)),
     )
     check_overlap(forget_rows, retain_rows)
+    check_not_taught_again(retain_rows, request.model.on)
     # Before the model is loaded: it may refuse the rows.
     alternates = (
         alternate_rows(forget_rows, data.alternate_key, request.args.pairing_seed) if request.reads_alternates else None

@@ -144,8 +144,8 @@ def check_overlap(
     one: Iterable[Record], other: Iterable[Record], names: tuple[str, str] = ("forget", "retain")
 ) -> None:
     """Raises `InputError` if rows of one set stand in the other: the forget and retain losses would fight over them."""
-    known = {_fingerprint(row) for row in other}
-    rows = [_fingerprint(row) for row in one]
+    known = {fingerprint(row) for row in other}
+    rows = [fingerprint(row) for row in one]
     shared = sum(row in known for row in rows)
     if shared:
         reason = f"{shared} of the {len(rows)} {names[0]} rows are in the {names[1]} set too"
@@ -153,7 +153,7 @@ def check_overlap(
         raise InputError(Problem(f"{names[1]}_data", f"{len(known)} distinct rows", reason, fix))
 
 
-def _fingerprint(row: Record) -> str:
+def fingerprint(row: Record) -> str:
     """What a row teaches: its text alone, whatever other columns stand beside it."""
     if has_keys(row, "question", "answer"):
         return json.dumps([str(row["question"]).strip(), str(row["answer"]).strip()])
