@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from unlora.config import SMOOTHING, ImportanceConfig
 from unlora.initialisers import INITIALISERS, Initialiser
 from unlora.losses import LOSSES, RETAIN_LOSSES, Loss
 
@@ -45,8 +48,11 @@ def catalogues() -> dict[str, Catalogue]:
     """Every kind of choice by its name."""
     return {
         "initialisers": Catalogue(
-            ("name", "importance of a weight W (out × in)", "needs", "paper"),
-            [(name, start.formula, needs_of_start(start), start.paper) for name, start in INITIALISERS.items()],
+            ("name", "importance of a weight W (out × in)", "settings", "needs", "paper"),
+            [
+                (name, start.formula, settings_of_start(start), needs_of_start(start), start.paper)
+                for name, start in INITIALISERS.items()
+            ],
         ),
         "losses": Catalogue(
             ("name", "forget loss", "settings", "needs", "retain loss", "paper"),
@@ -56,8 +62,11 @@ def catalogues() -> dict[str, Catalogue]:
             ],
         ),
         "retain_losses": Catalogue(
-            ("name", "retain loss", "needs", "paper"),
-            [(name, loss.formula, needs_of_loss(loss), loss.paper) for name, loss in RETAIN_LOSSES.items()],
+            ("name", "retain loss", "settings", "needs", "paper"),
+            [
+                (name, loss.formula, settings(loss), needs_of_loss(loss), loss.paper)
+                for name, loss in RETAIN_LOSSES.items()
+            ],
         ),
     }
 
@@ -72,9 +81,27 @@ def needs_of_start(start: Initialiser) -> str:
 def needs_of_loss(loss: Loss) -> str:
     """What a loss needs beside the forget answers: the model before unlearning, alternate answers."""
     alternates = "alternate answers" if "alternate" in loss.reads else ""
-    return "; ".join(filter(None, (alternates, NEEDS[loss.reference]))) or "–"
+    own, of_retain = loss.reference, RETAIN_LOSSES[loss.retain].reference if loss.retain in RETAIN_LOSSES else "none"
+    retain = f"{NEEDS[of_retain]} (for the retain loss)" if of_retain not in ("none", own) else ""
+    return "; ".join(filter(None, (alternates, NEEDS[own], retain))) or "–"
 
 
 def settings(loss: Loss) -> str:
     """A loss's own settings with their defaults."""
-    return ", ".join(f"{name} = {value}" for name, value in loss.settings.items()) or "–"
+    return _listed(loss.settings)
+
+
+def settings_of_start(start: Initialiser) -> str:
+    """The settings that an initialiser reads with their defaults; those that follow from data or machine have none."""
+    usual = ImportanceConfig()
+    chosen = {"epsilon": SMOOTHING[usual.smoothing], "centred": start.centred}
+    values = {name: chosen.get(name, getattr(usual, name)) for name in start.reads}
+    return _listed({name: value for name, value in values.items() if value is not None})
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {_shown(value)}" for name, value in values.items()) or "–"
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)  # as a flag takes it

@@ -23,6 +23,8 @@ CONFIG, ADAPTER, MEMBERSHIP = "config.yaml", "adapter", "membership.json"
 STOP_STATISTICS = {"auto": ("nll", "truth_ratio"), "nll": ("nll",), "truth_ratio": ("truth_ratio",)}
 PROMPT_FORMATS = ("auto", "base", "chat")
 GRANULARITIES = ("example", "batch")
+# Settings that moments of single examples do not depend on.
+OF_BATCHES = ("importance_batch_size", "forget_passes")
 QUANT_TYPES = ("nf4", "fp4")
 # ε of the importance ratio, if not given, for each kind of smoothing.
 SMOOTHING = {"relative": 0.1, "absolute": 1e-5, "per_token": 1e-5}
@@ -300,12 +302,11 @@ class ImportanceConfig:
 
     def estimate(self) -> dict[str, object]:
         """The settings that change the result, as they enter the key of the importance file."""
-        names = ["init", "moments_per", "importance_seed", "retain_samples"]
-        if self.init == "vila":
-            names += ["sigma", "probe_offset", "retain_convergence"]
-        if self.moments_per == "batch":
-            names += ["importance_batch_size", "forget_passes"]
-        return {**self.ratio(), **{name: getattr(self, name) for name in names}}
+        from unlora.initialisers import INITIALISERS
+
+        unread = {"importance_file", *(OF_BATCHES if self.moments_per == "example" else ())}
+        names = [name for name in ("init", *INITIALISERS[self.init].reads) if name not in unread]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass

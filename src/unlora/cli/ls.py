@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -43,18 +45,28 @@ def print_markdown(tables: Mapping[str, Catalogue]) -> None:
 
 
 def print_tables(tables: Mapping[str, Catalogue]) -> None:
-    """The tables for the terminal; the default of each kind is marked."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
+    """One paragraph a choice, a line or more for each column: no cell is ever cut. The default of a kind is marked."""
     from unlora.config import ImportanceConfig
     from unlora.trainer import UnlearnConfig
 
     defaults = {"initialisers": ImportanceConfig.init, "losses": UnlearnConfig.loss}
+    width = shutil.get_terminal_size().columns
     for kind, catalogue in tables.items():
-        table = Table(*catalogue.columns, title=kind)
+        print(f"{kind}\n{'=' * len(kind)}\n")
         for name, *rest in catalogue.rows:
-            mark = " (default)" if name == defaults.get(kind) else ""
-            table.add_row(name + mark, *(escape(text) for text in rest))
-        Console().print(table)
+            print(name + (" (default)" if name == defaults.get(kind) else ""))
+            for column, text in zip(catalogue.columns[1:], rest, strict=True):
+                print(paragraph(f"{column.partition(' of a ')[0]}: {text}", width))
+            print()
+
+
+def paragraph(text: str, width: int) -> str:
+    """Text indented and wrapped between words, which are never broken: what is wider than the terminal stays whole."""
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent="  ",
+        subsequent_indent="      ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unlora.adapter.settings import target_shapes
 from unlora.fisher import gradient_moments, relative_importance
-from unlora.initialisers.interface import Initialiser, Measurement
+from unlora.initialisers.interface import OF_MEASUREMENT, Initialiser, Measurement
 
 # Weights measured in one pass over the data: their moments over both sets take four times as many float32 (4 GiB).
 GROUP = 2**28
@@ -46,4 +46,5 @@ FILA = Initialiser(
     "F = E[g²] of W's own gradient",
     "Cha et al., ICLR 2025 (arXiv 2408.06621)",
     centred=False,
+    reads=OF_MEASUREMENT,
 )

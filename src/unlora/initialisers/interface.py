@@ -12,6 +12,12 @@ from unlora.adapter.settings import AdapterSettings
 from unlora.config import ImportanceConfig
 from unlora.data.padding import Batch
 
+# Settings of `ImportanceConfig` that every start reads which measures an importance on data.
+OF_MEASUREMENT = (
+    *("smoothing", "epsilon", "centred", "normalised", "moments_per", "forget_passes"),
+    *("importance_seed", "retain_samples", "importance_batch_size", "importance_file"),
+)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -45,9 +51,11 @@ class Initialiser:
         paper: where it comes from.
         centred: whether it takes the gradient's variance, which two gradients are needed for, or its mean square; None
             for initialisers that look at no data.
+        reads: the settings of `ImportanceConfig` that it depends on.
     """
 
     rows: Callable[[Measurement], dict[str, Tensor] | None]
     formula: str
     paper: str
     centred: bool | None = None
+    reads: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from torch import Tensor
 from unlora.adapter import attach_probe, detach_adapters
 from unlora.data.padding import Batch
 from unlora.fisher import Moments, gradient_moments, moments_until_stable, relative_importance
-from unlora.initialisers.interface import Initialiser, Measurement
+from unlora.initialisers.interface import OF_MEASUREMENT, Initialiser, Measurement
 
 
 def rows(measurement: Measurement) -> dict[str, Tensor]:
@@ -41,4 +41,5 @@ VILA = Initialiser(
     "F = V_B · V_A, V = max(E[g²] − E[g]², 0) of each LoRA factor's gradient at A, B ~ N(0, σ²)",
     "Kim et al., COLM 2025 (arXiv 2508.21300)",
     centred=True,
+    reads=("sigma", "probe_offset", "retain_convergence", *OF_MEASUREMENT),
 )
