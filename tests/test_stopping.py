@@ -228,7 +228,7 @@ def test_random_states_are_left_alone(tiny_model, tokenizer):
 
 
 def test_wrong_settings_are_refused_at_once():
-    problems = StoppingConfig(stop_every=0, stop_statistic="nnl", stop_auc=1.5).problems()
+    problems = StoppingConfig("unseen.jsonl", stop_every=0, stop_statistic="nnl", stop_auc=1.5).problems()
     assert [problem.argument for problem in problems] == ["stop_statistic", "stop_every", "stop_auc"]
     assert StoppingConfig().problems() == []
 

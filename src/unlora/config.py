@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlora.errors import InputError, Problem, unknown_name
+from unlora.errors import InputError, Problem, not_finite, unknown_name
 from unlora.hashes import ADAPTER_WEIGHTS
 from unlora.sharding import sharding_problems
 
@@ -271,6 +271,7 @@ class ImportanceConfig:
         problems += [
             Problem(name, value, "it must be positive", "use a positive value")
             for name, value in values.items()
+        problems += not_finite(self)
             if value is not None and value <= 0
         ]
         if self.retain_convergence is not None and not 0 < self.retain_convergence < 1:
@@ -281,6 +282,10 @@ class ImportanceConfig:
             problems.append(Problem("forget_passes", self.forget_passes, reason, "use 1, or moments_per='batch'"))
         if self.moments_per == "batch" and self.importance_batch_size is None:
             reason = "the moments are of the gradients of whole batches, and depend on their size"
+        elif self.stops_at is None and self.retain_convergence not in (None, type(self).retain_convergence):
+            other = "moments_per" if self.moments_per == "batch" else "retain_samples"
+            reason, fix = f"{other}={getattr(self, other)!r} takes the whole sample", f"leave it or {other} out"
+            problems.append(Problem("retain_convergence", self.retain_convergence, reason, fix))
             problems.append(Problem("importance_batch_size", None, reason, "name it; the authors take 4"))
         if self.importance_file and self.init in INITIALISERS and INITIALISERS[self.init].centred is None:
             reason = f"{self.init!r} measures no importance"
@@ -290,8 +295,17 @@ class ImportanceConfig:
     def batch_size(self, device: str) -> int:
         """Examples of a backward pass on that kind of device: a CPU is as fast on few, in a fraction of the memory."""
         return self.importance_batch_size or (4 if device == "cpu" else 16)
+        elif self.importance_file and not Path(self.importance_file).is_file():
+            problems.append(Problem("importance_file", self.importance_file, "no such file", "check the path"))
 
     @property
+    def unread(self) -> list[str]:
+        """The settings that the user has changed and the initialiser does not read; a seed says nothing of the user."""
+        from unlora.initialisers import INITIALISERS
+
+        unread = [*self.__dataclass_fields__.keys() - {"init", "importance_seed", *INITIALISERS[self.init].reads}]
+        return sorted(name for name in unread if getattr(self, name) != getattr(type(self), name))
+
     def stops_at(self) -> float | None:
         """The stability of the importance at which the retain pass ends; None where the whole sample is measured."""
         return self.retain_convergence if self.moments_per == "example" and self.retain_samples is None else None
@@ -384,7 +398,15 @@ class StoppingConfig:
 
     def problems(self) -> list[Problem]:
         """What is wrong, before anything is loaded."""
-        problems = []
+        problems = not_finite(self)
+        if self.holdout_data is None:
+            reason, fix = "there is no holdout_data to compare with", "name holdout_data, or leave it out"
+            values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+            problems += [
+                Problem(name, value, reason, fix)
+                for name, value in values.items()
+                if value != getattr(type(self), name)
+            ]
         if self.stop_statistic not in STOP_STATISTICS:
             problems.append(unknown_name("stop_statistic", self.stop_statistic, STOP_STATISTICS))
         if self.stop_every < 1:
@@ -436,6 +458,7 @@ class AttackConfig:
         problems += [
             Problem(name, value, "it must be positive", "use a positive value")
             for name, value in values.items()
+        problems += not_finite(self)
             if value is not None and value <= 0
         ]
         for name in ("relearn_percent", "prefix_percent"):

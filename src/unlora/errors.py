@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ def raise_if(problems: Iterable[Problem]) -> None:
     found = list(problems)
     if found:
         raise InputError(*found)
+
+
+def not_finite(settings: Any) -> list[Problem]:
+    """Settings of a dataclass that are NaN or infinite: no comparison finds NaN, and both spoil every result."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return [
+        Problem(name, value, "it is not a finite number", "use one")
+        for name, value in values.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
 
 
 def unknown_name(argument: str, value: object, options: Iterable[str]) -> Problem:

@@ -72,6 +72,9 @@ class Request:
         parts = (self.model, self.data, self.importance, self.evaluation, self.args, self.stopping)
         raise_if([*(problem for part in parts for problem in part.problems()), *self._unread_alternates()])
         if not self.args.resume_from_checkpoint:
+        unread = self.importance.unread()
+        if unread:  # no error: one configuration serves several initialisers, as in a grid
+            logger.warning("init=%r does not read %s", self.importance.init, ", ".join(unread))
             check_unused(Path(self.args.output_dir), "output_dir")
 
     @property

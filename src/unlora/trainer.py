@@ -23,7 +23,7 @@ from unlora.adapter.settings import UNLEARN
 from unlora.checkpoints import SafeArguments, SafeTrainer
 from unlora.data import Example, ForgetRetainDataset, PairSampler, UnlearnCollator, pad_batch, padding_id
 from unlora.distributed import add_columns, add_up, copy_from_main, merge, processes, share, together
-from unlora.errors import DivergenceError, Problem, raise_if
+from unlora.errors import DivergenceError, Problem, not_finite, raise_if
 from unlora.files import write_json
 from unlora.forward import causal_lm, labelled_tokens
 from unlora.losses import LOSSES, NO_RETAIN, RETAIN_LOSSES, check_losses, own_settings
@@ -33,6 +33,8 @@ from unlora.sharding import is_sharded
 from unlora.training import UnlearnSettings
 
 RETAIN_WEIGHT = "retain_weight.json"
+# The one setting that may be infinite.
+NO_LIMIT = ("max_retain_loss", math.inf)
 
 
 @dataclass
@@ -60,7 +62,12 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
         problems = [
             *check_losses(self.loss, self.retain_loss, self.loss_kwargs),
             *super().problems(),
+            *(found for found in not_finite(self) if (found.argument, found.value) != NO_LIMIT),
         ]
+        if self.lora_alpha <= 0:
+            problems.append(
+                Problem("lora_alpha", self.lora_alpha, "the factors are divided by it", "use a positive value")
+            )
         if self.r < 1:
             problems.append(Problem("r", self.r, "an adapter has at least rank 1", "use a positive rank"))
         if self.export_rank is not None and self.export_rank < 1:
@@ -68,9 +75,16 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
             problems.append(Problem("export_rank", self.export_rank, "an adapter has at least rank 1", fix))
         if self.lora_dropout:
             problems.append(Problem("lora_dropout", self.lora_dropout, "the two adapters would not cancel", "use 0"))
-        if self.retain_weight < 0:
-            reason = "it would reward forgetting the retain set"
-            problems.append(Problem("retain_weight", self.retain_weight, reason, "use 0 or more"))
+        reasons = {
+            "retain_weight": "it would reward forgetting the retain set",
+            "learning_rate": "it would follow the gradient upwards",
+            "weight_decay": "it would let the adapter grow without end",
+        }
+        problems += [
+            Problem(name, getattr(self, name), reason, "use 0 or more")
+            for name, reason in reasons.items()
+            if getattr(self, name) < 0
+        ]
         if self.remove_unused_columns:
             problems.append(Problem("remove_unused_columns", True, "it would drop the pairs", "leave it False"))
         return problems

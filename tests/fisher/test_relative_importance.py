@@ -192,6 +192,7 @@ def test_moments_of_the_wrong_kind_are_refused(method, measured):
         ({"smoothing": "relativ"}, "smoothing='relativ'.*did you mean 'relative'"),
         ({"epsilon": 0}, "epsilon=0"),
         ({"epsilon": -1e-5}, "epsilon=-1e-05"),
+        ({"epsilon": float("nan")}, "epsilon=nan"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

@@ -50,6 +50,8 @@ def test_settings_are_the_arguments_of_the_loss_s_functions():
         ("npo", None, {"beta": 0}, ["loss_kwargs['beta']=0", "positive"]),
         ("npo", None, {"beta": "0.1"}, ["loss_kwargs['beta']='0.1'", "positive"]),
         ("npo", None, {"beta": math.nan}, ["loss_kwargs['beta']=nan", "positive"]),
+        ("npo", None, {"beta": True}, ["loss_kwargs['beta']=True", "positive"]),
+        ("rmu", None, {"layer": True}, ["loss_kwargs['layer']=True", "whole number"]),
         ("simnpo", None, {"delta": -1}, ["loss_kwargs['delta']=-1", "0 or more"]),
         ("satimp", None, {"beta1": -0.5}, ["loss_kwargs['beta1']=-0.5", "0 or more"]),
         ("satimp", None, {"beta2": math.inf}, ["loss_kwargs['beta2']=inf", "0 or more"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -101,9 +102,9 @@ def relative_importance(
     if smoothing not in SMOOTHING:
         raise InputError(unknown_name("smoothing", smoothing, SMOOTHING))
     epsilon = SMOOTHING[smoothing] if epsilon is None else epsilon
-    if epsilon <= 0:
+    if not 0 < epsilon < math.inf:
         raise InputError(
-            Problem("epsilon", epsilon, "layers without retain gradient would divide by zero", "use ε > 0")
+            Problem("epsilon", epsilon, "layers without retain gradient would divide by zero", "use a finite ε > 0")
         )
     if forget.mean.keys() != retain.mean.keys():
         odd = sorted(forget.mean.keys() ^ retain.mean.keys())

@@ -249,9 +249,10 @@ def _setting_problems(loss: str, settings: Mapping[str, Any]) -> Iterator[Proble
 
 def _fix(name: str, value: Any, default: Any) -> str | None:
     """What a setting must be, if its value is not that."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, int):
-        return None if isinstance(value, int) and value >= 0 else "use a whole number, 0 or more"
-    fine = isinstance(value, int | float) and math.isfinite(value)
+        return None if number and isinstance(value, int) and value >= 0 else "use a whole number, 0 or more"
+    fine = number and math.isfinite(value)
     if name in POSITIVE:
         return None if fine and value > 0 else "use a positive value"
     return None if fine and value >= 0 else "use a value of 0 or more"
