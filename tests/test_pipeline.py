@@ -156,6 +156,18 @@ def test_plain_text_sets_are_unlearned_too(model_folder, tmp_path, capsys):
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
 
 
+def test_short_texts_take_no_part_but_are_in_the_hashes_of_the_data(model_folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    heading = {"text": "= A heading in both sets ="}
+    write_rows(data / "forget.jsonl", [heading, {"text": "Ada keeps a grey cat and two dogs. " * 9}])
+    write_rows(data / "retain.jsonl", [{"text": "The quick brown fox jumps over the lazy dog. " * 9}, heading])
+    run = tmp_path / "run"
+    assert main(["unlearn", *flags(model_folder, data, run, max_length=32, min_characters=51)]) == 0
+    assert [len(part["rows"]) for part in json.loads((run / "forgotten.json").read_text())] == [1]
+    assert json.loads((run / "record.json").read_text())["data"]["forget"]["rows"] == 2
+    assert main(["verify", str(run)]) == 0
+
+
 def test_plain_text_has_no_alternate_answers(model_folder, tmp_path, capsys):
     data = tmp_path / "data"
     write_rows(data / "forget.jsonl", [{"text": "Ada keeps a grey cat and two dogs. " * 9}])

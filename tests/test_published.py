@@ -75,6 +75,7 @@ OF_WMDP = {  # 500 texts, of each the first 512 tokens: every one is seen once
         "retain_split": "test",
         "max_length": 512,
         "max_chunks": 1,
+        "min_characters": 51,
     },
     "importance": {"importance_batch_size": 1},
     "args": {

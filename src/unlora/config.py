@@ -188,6 +188,9 @@ class DataConfig(TextConfig):
     max_chunks: int | None = field(
         default=None, metadata={"help": "Chunks of a plain text that are used, from its beginning; all if not given."}
     )
+    min_characters: int = field(
+        default=0, metadata={"help": "Plain texts of fewer characters, such as headings, are left out."}
+    )
 
     def problems(self) -> list[Problem]:
         """What is wrong, before anything is loaded."""
@@ -196,6 +199,8 @@ class DataConfig(TextConfig):
         problems = [*super().problems(), *(Problem(name, "", reason, fix) for name in missing)]
         if self.max_chunks is not None and self.max_chunks < 1:
             problems.append(Problem("max_chunks", self.max_chunks, "no text would be left", "use at least 1"))
+        if self.min_characters < 0:
+            problems.append(Problem("min_characters", self.min_characters, "no text is that short", "use 0 or more"))
         if self.shuffle_buffer_size < 1:
             reason = "there would be nothing to draw from"
             problems.append(Problem("shuffle_buffer_size", self.shuffle_buffer_size, reason, "use at least 1"))
@@ -266,39 +271,34 @@ class ImportanceConfig:
         problems = [
             unknown_name(n, getattr(self, n), options) for n, options in names if getattr(self, n) not in options
         ]
+        problems += not_finite(self)
         positive = ("epsilon", "sigma", "retain_samples", "importance_batch_size", "forget_passes")
         values = {name: getattr(self, name) for name in positive}
         problems += [
             Problem(name, value, "it must be positive", "use a positive value")
             for name, value in values.items()
-        problems += not_finite(self)
             if value is not None and value <= 0
         ]
         if self.retain_convergence is not None and not 0 < self.retain_convergence < 1:
             reason = "it is a correlation that a sample can have with endless data"
             problems.append(Problem("retain_convergence", self.retain_convergence, reason, "use 0.98, or null"))
+        elif self.stops_at is None and self.retain_convergence not in (None, type(self).retain_convergence):
+            other = "moments_per" if self.moments_per == "batch" else "retain_samples"
+            reason, fix = f"{other}={getattr(self, other)!r} takes the whole sample", f"leave it or {other} out"
+            problems.append(Problem("retain_convergence", self.retain_convergence, reason, fix))
         if self.forget_passes > 1 and self.moments_per == "example":
             reason = "the gradients of single examples are the same in each pass"
             problems.append(Problem("forget_passes", self.forget_passes, reason, "use 1, or moments_per='batch'"))
         if self.moments_per == "batch" and self.importance_batch_size is None:
             reason = "the moments are of the gradients of whole batches, and depend on their size"
-        elif self.stops_at is None and self.retain_convergence not in (None, type(self).retain_convergence):
-            other = "moments_per" if self.moments_per == "batch" else "retain_samples"
-            reason, fix = f"{other}={getattr(self, other)!r} takes the whole sample", f"leave it or {other} out"
-            problems.append(Problem("retain_convergence", self.retain_convergence, reason, fix))
             problems.append(Problem("importance_batch_size", None, reason, "name it; the authors take 4"))
         if self.importance_file and self.init in INITIALISERS and INITIALISERS[self.init].centred is None:
             reason = f"{self.init!r} measures no importance"
             problems.append(Problem("importance_file", self.importance_file, reason, "leave it out"))
-        return problems
-
-    def batch_size(self, device: str) -> int:
-        """Examples of a backward pass on that kind of device: a CPU is as fast on few, in a fraction of the memory."""
-        return self.importance_batch_size or (4 if device == "cpu" else 16)
         elif self.importance_file and not Path(self.importance_file).is_file():
             problems.append(Problem("importance_file", self.importance_file, "no such file", "check the path"))
+        return problems
 
-    @property
     def unread(self) -> list[str]:
         """The settings that the user has changed and the initialiser does not read; a seed says nothing of the user."""
         from unlora.initialisers import INITIALISERS
@@ -306,6 +306,11 @@ class ImportanceConfig:
         unread = [*self.__dataclass_fields__.keys() - {"init", "importance_seed", *INITIALISERS[self.init].reads}]
         return sorted(name for name in unread if getattr(self, name) != getattr(type(self), name))
 
+    def batch_size(self, device: str) -> int:
+        """Examples of a backward pass on that kind of device: a CPU is as fast on few, in a fraction of the memory."""
+        return self.importance_batch_size or (4 if device == "cpu" else 16)
+
+    @property
     def stops_at(self) -> float | None:
         """The stability of the importance at which the retain pass ends; None where the whole sample is measured."""
         return self.retain_convergence if self.moments_per == "example" and self.retain_samples is None else None
@@ -453,12 +458,12 @@ class AttackConfig:
         from unlora.evals.attacks import ATTACKS  # here, because it loads torch
 
         problems = [unknown_name("attacks", name, ATTACKS) for name in self.attacks or () if name not in ATTACKS]
+        problems += not_finite(self)
         positive = ("seeds", "relearn_steps", "learning_rate", "per_device_train_batch_size", "r", "shots")
         values = {name: getattr(self, name) for name in positive}
         problems += [
             Problem(name, value, "it must be positive", "use a positive value")
             for name, value in values.items()
-        problems += not_finite(self)
             if value is not None and value <= 0
         ]
         for name in ("relearn_percent", "prefix_percent"):

@@ -28,6 +28,7 @@ from unlora.data import (
     iter_batches,
     load_records,
     padding_id,
+    without_short_texts,
 )
 from unlora.data.sources import Record
 from unlora.distributed import on_main, share, together
@@ -71,10 +72,10 @@ class Request:
         """Raises one `InputError` with every problem that can be seen before anything is loaded."""
         parts = (self.model, self.data, self.importance, self.evaluation, self.args, self.stopping)
         raise_if([*(problem for part in parts for problem in part.problems()), *self._unread_alternates()])
-        if not self.args.resume_from_checkpoint:
         unread = self.importance.unread()
         if unread:  # no error: one configuration serves several initialisers, as in a grid
             logger.warning("init=%r does not read %s", self.importance.init, ", ".join(unread))
+        if not self.args.resume_from_checkpoint:
             check_unused(Path(self.args.output_dir), "output_dir")
 
     @property
@@ -150,7 +151,8 @@ def unlearn(
     sources = on_main(lambda: sources_of(request, materials))
     clock.lap("hashes")
     on_main(lambda: write_text(folder / CONFIG, yaml.safe_dump(request.settings(), sort_keys=False)))
-    on_main(lambda: write_forgotten(folder, materials.forget_rows, request.model.on))
+    used = without_short_texts(materials.forget_rows, request.data.min_characters)
+    on_main(lambda: write_forgotten(folder, used, request.model.on))
     evaluation = Evaluation(sets, materials.text_format, request.evaluation, folder)
     before = evaluation.log("before", materials.model, original_log) if sets else None
     clock.lap("evaluation_before")
@@ -199,8 +201,13 @@ def prepare(request: Request) -> Materials:
         argument="retain_data",
         stream=retain_stream(request, len(forget_rows)),
     )
-    check_overlap(forget_rows, retain_rows)
-    check_not_taught_again(retain_rows, request.model.on)
+    # What is measured and trained on. The rows themselves stay as they were read: the record has their hashes.
+    used_forget, used_retain = (
+        without_short_texts(rows, data.min_characters, name)
+        for name, rows in (("forget_data", forget_rows), ("retain_data", retain_rows))
+    )
+    check_overlap(used_forget, used_retain)
+    check_not_taught_again(used_retain, request.model.on)
     # Before the model is loaded: it may refuse the rows.
     alternates = (
         alternate_rows(forget_rows, data.alternate_key, request.args.pairing_seed) if request.reads_alternates else None
@@ -208,8 +215,8 @@ def prepare(request: Request) -> Materials:
     model, tokenizer = load_model(request.model)
     raise_if([*check_adapter_settings(model, request.args), *request.args.model_problems(model)])
     text_format = TextFormat(tokenizer, data.prompt_format, usable_length(model, data.max_length), data.max_chunks)
-    forget = encode_records(forget_rows, text_format, argument="forget_data")
-    retain = encode_records(retain_rows, text_format, argument="retain_data")
+    forget = encode_records(used_forget, text_format, argument="forget_data")
+    retain = encode_records(used_retain, text_format, argument="retain_data")
     raise_if(too_few_examples(request.importance, forget, retain))
     other = encode_records(alternates, text_format, argument="alternates") if alternates else None
     evaluation = request.evaluation

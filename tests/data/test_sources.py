@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from unlora.data import Stream, check_overlap, load_records
+from unlora.data import Stream, check_overlap, load_records, without_short_texts
 from unlora.errors import InputError
 
 ROWS = [{"question": f"Who is number {i}?", "answer": f"Nobody, {i}"} for i in range(5)]
@@ -155,3 +155,19 @@ def test_a_stream_gives_so_many_rows_mixed_within_its_buffer(tmp_path):
     assert first != sorted(first)
     assert all(number < 50 + place for place, number in enumerate(first))  # what has been read by then
     assert len(load_records(str(file), stream=Stream(5000, 1, 50))) == 1000
+
+
+def test_only_plain_texts_can_be_too_short():
+    question = {"question": "Who?", "answer": "Ada.", "text": None}
+    both = {"question": "Who?", "answer": "Ada.", "text": "x"}
+    chat = {"messages": [{"role": "user", "content": "x"}], "text": "x"}
+    rows = [{"text": "= Riga ="}, {"text": "Riga lies at a gulf."}, question, both, chat]
+    assert without_short_texts(rows, 0) == rows
+    assert without_short_texts(rows, 8) == rows
+    assert without_short_texts(rows, 9) == rows[1:]
+    assert without_short_texts(rows, 100) == rows[2:]
+
+
+def test_texts_that_are_all_too_short_are_refused():
+    with pytest.raises(InputError, match="min_characters=9: none of the 2 texts in retain_data has so many characters"):
+        without_short_texts([{"text": "One."}, {"text": "= Two ="}], 9, "retain_data")

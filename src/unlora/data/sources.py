@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +138,24 @@ def _file_in_folder(folder: Path, name: str | None, argument: str, kind: str = "
 def has_keys(row: Record, *keys: str) -> bool:
     """Whether the row has them all; a missing value counts as a missing key, since tables fill gaps with None."""
     return all(row.get(key) is not None for key in keys)
+
+
+def without_short_texts(rows: Sequence[Record], min_characters: int, argument: str = "data") -> list[Record]:
+    """The rows but for plain texts of fewer characters; questions and conversations all stay.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    kept = [row for row in rows if not is_text(row) or len(str(row["text"])) >= min_characters]
+    if not kept:
+        reason = f"none of the {len(rows)} texts in {argument} has so many characters"
+        raise InputError(Problem("min_characters", min_characters, reason, "use a lower number"))
+    return kept
+
+
+def is_text(row: Record) -> bool:
+    """Whether a row is plain text, which a question or a conversation beside it rules out."""
+    return has_keys(row, "text") and not has_keys(row, "question", "answer") and not has_keys(row, "messages")
 
 
 def check_overlap(
