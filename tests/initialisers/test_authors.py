@@ -5,7 +5,11 @@ batches of four, padded to 500 tokens; gradients of the batch's mean loss, weigh
 their variance, divided by the number of tokens once more before an absolute ε enters; rows weighted by the square root
 of their sum; the product of the factors subtracted from the weight. (They truncate by a randomised SVD of exactly r
 columns, which depends on its random state; here the SVD is exact.)
+
+FILA's, likewise: gradients of the whole weights, their mean square, one pass, and no second division by tokens.
 """
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +20,10 @@ from transformers import AutoModelForCausalLM
 from conftest import tiny_config
 from unlora.adapter import attach_adapters, attach_probe
 from unlora.adapter.offset import lora_layers
+from unlora.adapter.settings import target_shapes
 from unlora.config import ImportanceConfig, ModelConfig
 from unlora.data import TextFormat, encode_records
+from unlora.fisher import gradient_moments, relative_importance
 from unlora.initialisers import INITIALISERS
 from unlora.pipeline import Materials, Request, measurement_for
 from unlora.trainer import UnlearnConfig
@@ -45,13 +51,17 @@ def model(tokenizer):
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-@pytest.fixture
-def measurement(model, tokenizer, tmp_path):
+def measure(model, tokenizer, folder, settings):
     text_format = TextFormat(tokenizer)
     forget, retain = (encode_records(rows, text_format) for rows in (FORGET, RETAIN))
-    args = UnlearnConfig(output_dir=str(tmp_path), r=RANK, lora_alpha=RANK * SCALING)
-    request = Request(ModelConfig("tiny"), None, SETTINGS, None, args)
+    args = UnlearnConfig(output_dir=str(folder), r=RANK, lora_alpha=RANK * SCALING)
+    request = Request(ModelConfig("tiny"), None, settings, None, args)
     return measurement_for(request, Materials(model, text_format, FORGET, RETAIN, forget, retain), retain)
+
+
+@pytest.fixture
+def measurement(model, tokenizer, tmp_path):
+    return measure(model, tokenizer, tmp_path, SETTINGS)
 
 
 def padded(batch):
@@ -60,30 +70,36 @@ def padded(batch):
     return {name: F.pad(values, (0, gap), value=fill[name]) for name, values in batch.items()}
 
 
-def released_moments(model, batches):
-    """Their sums over steps: count · gradient, count · gradient², count."""
-    factors = {name: p for name, p in model.named_parameters() if "lora_" in name and p.requires_grad}
-    first, second, total = dict.fromkeys(factors, 0.0), dict.fromkeys(factors, 0.0), 0
+def released_moments(model, batches, parameters):
+    """Their sums over steps, count · gradient and count · gradient², over the sum of the counts; and that sum."""
+    first, second, total = dict.fromkeys(parameters, 0.0), dict.fromkeys(parameters, 0.0), 0
     for batch in batches:
         count = int((batch["labels"] != -100).sum())
-        gradients = torch.autograd.grad(model(**padded(batch)).loss, list(factors.values()))
-        for name, gradient in zip(factors, gradients, strict=True):
+        gradients = torch.autograd.grad(model(**padded(batch)).loss, list(parameters.values()))
+        for name, gradient in zip(parameters, gradients, strict=True):
             first[name] = first[name] + count * gradient
             second[name] = second[name] + count * gradient**2
         total += count
-    return {name: (second[name] / total - (first[name] / total) ** 2).clamp(min=0) for name in factors}, total
+    return *({name: value / total for name, value in sums.items()} for sums in (first, second)), total
 
 
 def released_importance(model, forget, retain):
-    (of_forget, forget_tokens), (of_retain, retain_tokens) = (released_moments(model, b) for b in (forget, retain))
-    importance = {}
-    for name in of_forget:
-        if ".lora_A." in name:
-            other = name.replace("lora_A", "lora_B")
-            f, r = of_forget[other] @ of_forget[name], of_retain[other] @ of_retain[name]
-            module = name.removeprefix("base_model.model.").partition(".lora_A")[0]
-            importance[module] = (f / forget_tokens) / (EPSILON + r / retain_tokens)
-    return importance
+    """VILA's, of the factors' variances."""
+    factors = {name: p for name, p in model.named_parameters() if "lora_" in name and p.requires_grad}
+
+    def information(batches):
+        mean, square, tokens = released_moments(model, batches, factors)
+        variance = {name: (square[name] - mean[name] ** 2).clamp(min=0) for name in factors}
+        products = {
+            name: variance[name.replace("lora_A", "lora_B")] @ variance[name] for name in factors if "lora_A" in name
+        }
+        return {name: product / tokens for name, product in products.items()}
+
+    of_forget, of_retain = information(forget), information(retain)
+    return {
+        name.removeprefix("base_model.model.").partition(".lora_A")[0]: of_forget[name] / (EPSILON + of_retain[name])
+        for name in of_forget
+    }
 
 
 def released_start(weight, importance):
@@ -103,6 +119,8 @@ def test_importance_and_start_are_those_of_the_released_procedure(measurement):
     # The same factors, in a model of theirs: one adapter, and no offset.
     probe = attach_probe(measurement.model, lora, SETTINGS.sigma, SETTINGS.importance_seed, offset=False)
     factors = {name: p.detach().clone() for name, p in probe.named_parameters() if ".unlearn." in name}
+    moments = [gradient_moments(probe, batches(), "batch") for batches in (measurement.forget, measurement.retain)]
+    maps = relative_importance(*moments, "vila", **SETTINGS.ratio())
     probe.unload()
     theirs = get_peft_model(measurement.model, THEIR_LORA)
     with torch.no_grad():
@@ -114,16 +132,38 @@ def test_importance_and_start_are_those_of_the_released_procedure(measurement):
     assert {len(batch["labels"]) for batch in forget} == {4, 2}
     importance = released_importance(theirs, forget, retain)
     theirs.unload()
-    assert ours.keys() == importance.keys()
+    assert ours.keys() == maps.keys() == importance.keys()
+    assert all(close(maps[name], importance[name]) for name in ours)
     assert all(close(ours[name], importance[name].sum(1)) for name in ours)
+    check_start(measurement.model, ours, importance)
 
-    model = attach_adapters(measurement.model, lora, ours)
+
+def check_start(base, ours, importance):
+    """A₀ and B₀ from our row sums are theirs from their maps."""
+    model = attach_adapters(base, LoraConfig(r=RANK, lora_alpha=RANK * SCALING), ours)
     for name, layer in lora_layers(model):
         a0, b0 = layer.lora_A["unlearn"].weight.detach(), layer.lora_B["unlearn"].weight.detach()
         a, b = released_start(layer.get_base_layer().weight.detach(), importance[name])
         signs = (a0 * a).sum(1).sign()  # of singular vectors, which an SVD leaves open
         assert close(signs[:, None] * a0, a)
         assert close(signs * b0, b)
+
+
+def test_importance_and_start_of_fila_are_those_of_its_released_procedure(model, tokenizer, tmp_path):
+    settings = replace(SETTINGS, init="fila", smoothing="absolute", forget_passes=1)
+    given = measure(model, tokenizer, tmp_path, settings)
+    weights = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in target_shapes(model, None)}
+    sets = (given.forget, given.retain)
+    of_forget, of_retain = (released_moments(model, batches(), weights)[1] for batches in sets)
+    importance = {name.removesuffix(".weight"): of_forget[name] / (EPSILON + of_retain[name]) for name in weights}
+    moments = (
+        gradient_moments(model, batches(), "batch", weights=list(target_shapes(model, None))) for batches in sets
+    )
+    maps, ours = relative_importance(*moments, "fila", **settings.ratio()), INITIALISERS["fila"].rows(given)
+    assert ours.keys() == maps.keys() == importance.keys()
+    assert all(close(maps[name], importance[name]) for name in ours)
+    assert all(close(ours[name], importance[name].sum(1)) for name in ours)
+    check_start(model, ours, importance)
 
 
 def test_the_offset_is_their_residual_weight(measurement, tokenizer):
