@@ -5,7 +5,10 @@ from __future__ import annotations
 import getpass
 import json
 import platform
+import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from unlora.config import ModelConfig
 from unlora.errors import InputError
 from unlora.hashes import adapter_sha256, base_sha256, rows_sha256
 from unlora.models import load_model
-from unlora.record import Clock, recorded_hashes, shown_name, verify
+from unlora.record import Clock, recorded_hashes, repeating, shown_folder, shown_name, verify
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +97,26 @@ def test_of_a_path_only_the_last_part_is_shown(path, shown, monkeypatch):
     assert shown_name(path) == (shown or Path(__file__).resolve().parents[2].name)
 
 
-def test_the_recorded_command_repeats_the_run(finished, monkeypatch):
-    monkeypatch.chdir(finished / "run")
-    program, *argv = read(finished)["command"].split()
-    assert program == "unlora"
-    try:
-        assert main(argv) == 0
-        assert adapter_sha256("again/adapter") == adapter_sha256("adapter")
-    finally:
-        shutil.rmtree("again", ignore_errors=True)
+def test_the_recorded_command_repeats_the_run_where_it_was_started(finished, tmp_path, monkeypatch):
+    for name in ("model", "data"):
+        shutil.copytree(finished / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert main(["unlearn", *flags(Path("model"), Path("data"), Path("runs/first"), seed=7)]) == 0
+    record = json.loads((tmp_path / "runs" / "first" / "record.json").read_text())
+    assert record["command"] == "unlora unlearn --config runs/first/config.yaml --output_dir runs/first-again"
+    _, *argv = shlex.split(record["command"])
+    done = subprocess.run([sys.executable, "-m", "unlora", *argv], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, again = (adapter_sha256(tmp_path / "runs" / name / "adapter") for name in ("first", "first-again"))
+    assert first == again
+
+
+def test_the_recorded_command_names_no_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [Path("a b"), tmp_path / "runs" / "a", tmp_path.parent]
+    assert [shown_folder(folder) for folder in folders] == ["a b", "runs/a", "RUN"]
+    assert repeating("a b", log=False) == "unlora unlearn --config 'a b/config.yaml' --output_dir 'a b-again'"
+    assert repeating("RUN", log=True).endswith("--output_dir RUN-again --retrain_log RUN/eval_retrained.json")
 
 
 def test_a_resumed_run_says_so(work, tmp_path):

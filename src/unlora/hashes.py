@@ -88,14 +88,16 @@ def saved_tensors(files: Sequence[str | Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def adapter_sha256(folder: str | Path) -> str:
-    """Of a PEFT adapter's weights and settings, but for what its base is called.
+    """Of a PEFT adapter's weights and settings, but for what its base is called and the order of its modules' names.
 
     Raises:
         OSError: files that are missing.
     """
     digest = weights_digest(saved_tensors([Path(folder) / ADAPTER_WEIGHTS]))
     settings = json.loads((Path(folder) / ADAPTER_SETTINGS).read_text(encoding="utf-8"))
-    digest.update(_canonical({**settings, "base_model_name_or_path": None}))
+    # PEFT keeps modules' names in sets, and writes them in an order that differs from process to process.
+    unordered = {key: sorted(value, key=str) for key, value in settings.items() if isinstance(value, list)}
+    digest.update(_canonical({**settings, **unordered, "base_model_name_or_path": None}))
     return str(digest.hexdigest())
 
 

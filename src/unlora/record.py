@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlora import __version__
-from unlora.config import ADAPTER, DataConfig, ModelConfig, saved_settings, settings_of
+from unlora.config import ADAPTER, CONFIG, DataConfig, ModelConfig, saved_settings, settings_of
 from unlora.data.sources import Record, Stream, load_records
 from unlora.errors import InputError, Problem
 from unlora.files import write_json
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 RECORD = "record.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
+# The log of the retrained model in a run's folder.
+RETRAINED = "eval_retrained.json"
+# What stands for a run's folder that is not to be named.
+ELSEWHERE = "RUN"
 # The metrics of metrics.json that are kept: not the log of every step.
 METRICS = ("before", "after", "compression")
 UNCHANGED, CHANGED, NOT_FOUND = "unchanged", "changed", "not found"
@@ -84,6 +89,24 @@ def shown_name(path: str) -> str:
     return local.resolve().name if local.exists() or local.is_absolute() else path
 
 
+def repeating(run: str, log: bool) -> str:
+    """The command that repeats a run, said where it was started: relative paths in its settings start there.
+
+    Args:
+        run: its folder, as seen from there.
+        log: whether the retrained model's log is to be taken from it, since its settings name none.
+    """
+    parts = ["unlora", "unlearn", "--config", f"{run}/{CONFIG}", "--output_dir", f"{run}-again"]
+    return shlex.join([*parts, *(["--retrain_log", f"{run}/{RETRAINED}"] if log else [])])
+
+
+def shown_folder(folder: Path) -> str:
+    """A run's folder as seen from the present one; RUN for another place, which would tell of the machine."""
+    if folder.is_absolute():
+        return folder.relative_to(Path.cwd()).as_posix() if folder.is_relative_to(Path.cwd()) else ELSEWHERE
+    return folder.as_posix()
+
+
 def write_record(
     folder: Path, request: Request, sources: dict[str, Any], times: dict[str, float], metrics: dict[str, Any]
 ) -> None:
@@ -96,10 +119,10 @@ def write_record(
         times: seconds by stage, of this process; a resumed run says so, and has those of its last part.
         metrics: as metrics.json has them.
     """
-    args = request.args
+    args, given = request.args, (folder / RETRAINED).is_file()
     record = {
         "unlora": __version__,
-        "command": "unlora unlearn --config config.yaml --output_dir again",
+        "command": repeating(shown_folder(folder), log=given and not request.evaluation.retrain_log),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "resumed": bool(args.resume_from_checkpoint),
         **sources,
