@@ -147,6 +147,8 @@ def test_the_card_says_nothing_of_the_rows_and_of_the_machine(compared, card, mo
         assert row["question"] not in card.content
         assert row["answer"] not in card.content
     assert not any(str(path) in card.content for path in (compared, model_folder))
+    assert "retain.jsonl" not in card.content
+    assert f"| forget set | `a local file` | {len(FORGET)} |" in card.text
 
 
 def test_a_base_that_is_a_folder_is_no_metadata_and_a_merged_model_no_adapter(compared, tmp_path):

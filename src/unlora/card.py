@@ -174,7 +174,8 @@ def forgotten(facts: Facts) -> str:
     rows = ["| | from | rows | SHA-256 |", "|---|---|---|---|"]
     for name, part in facts.record["data"].items():
         source = " ".join(text for text in (part["source"], part["name"], part["split"]) if text)
-        rows.append(f"| {plain(name)} set | {code(source)} | {part['rows']} | {code(part['sha256'])} |")
+        label = plain(name.replace("_", " "))
+        rows.append(f"| {label} set | {code(source)} | {part['rows']} | {code(part['sha256'])} |")
     base = facts.record["base"]
     rows.append(f"| base | {code(facts.base)} | | {code(str(base['sha256']))} |")
     return "\n".join(rows) + "\n\nThe rows themselves are not published here."

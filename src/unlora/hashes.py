@@ -31,6 +31,11 @@ def rows_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
+def file_sha256(path: str | Path) -> str:
+    """Of a file's bytes, as `sha256sum` has it."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> Any:
     """The running SHA-256 over name, type, shape and bytes of each tensor; to be given sorted by name."""
     import torch
