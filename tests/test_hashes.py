@@ -71,14 +71,14 @@ def test_a_folder_without_whole_weights_has_no_hash(tmp_path):
 
 
 def test_the_hash_of_an_adapter_is_of_weights_and_settings_but_not_of_the_base_s_name(tmp_path):
-    def write(alpha=16, base="a/b", weight=1.0):
+    def write(alpha=16, base="a/b", weight=1.0, modules=("k", "q")):
         save_file({"w": torch.tensor([weight])}, tmp_path / "adapter_model.safetensors")
-        settings = {"lora_alpha": alpha, "base_model_name_or_path": base}
+        settings = {"lora_alpha": alpha, "base_model_name_or_path": base, "target_modules": modules}
         (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
         return adapter_sha256(tmp_path)
 
-    assert write() == write(base="elsewhere")
-    assert len({write(), write(alpha=32), write(weight=2.0)}) == 3
+    assert write() == write(base="elsewhere") == write(modules=["q", "k"])
+    assert len({write(), write(alpha=32), write(weight=2.0), write(modules=["k"])}) == 4
 
 
 def test_the_key_of_an_importance_is_that_of_weights_data_and_settings(tiny_model):

@@ -13,10 +13,12 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from report.runs import attacks, membership
 from test_pipeline import FORGET, data, exported, flags, logits, model_folder, write_rows  # noqa: F401 - fixtures
 from test_record import change_weights, finished, work  # noqa: F401 - fixtures
 from unlora.card import code, literal, plain, shell
 from unlora.cli import main
+from unlora.files import write_json
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +63,46 @@ def test_a_merged_model_is_the_base_with_the_adapter(compared, model_folder, tmp
     assert merged.state_dict().keys() == base.state_dict().keys()
 
 
-def test_fewer_ranks_are_told_with_their_cost(compared, model_folder, tmp_path, capsys):  # noqa: F811
+def test_fewer_ranks_are_told_with_their_cost_and_what_they_leave_has_no_metrics(
+    compared,
+    model_folder,  # noqa: F811
+    tmp_path,
+    capsys,
+    caplog,
+):
     assert export(compared / "run", tmp_path / "out", max_rank=2) == 0
     assert "exported at rank 2: relative error of the weight change 0." in capsys.readouterr().out
-    assert "cut to rank 2" in (tmp_path / "out" / "README.md").read_text()
+    assert "cut to rank 2; what is published here was not measured" in (tmp_path / "out" / "README.md").read_text()
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.eval_results is None
+    assert "rank 2 puts the change of the weights off by" in caplog.text
+    caplog.clear()
     small = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), tmp_path / "out")
     assert small.peft_config["default"].r == 2
     assert export(compared / "run", tmp_path / "all", max_rank=8) == 0
+    assert "off by" not in caplog.text + (tmp_path / "all" / "README.md").read_text()
+    assert ModelCard.load(tmp_path / "all" / "README.md").data.eval_results
     whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), tmp_path / "all")
     assert (logits(whole) - logits(exported(model_folder, compared / "run"))).abs().max() <= 1e-4
+
+
+def test_the_card_says_what_speaks_against_the_run(work, tmp_path):  # noqa: F811
+    assert export(work / "run", tmp_path / "before") == 0
+    text = (tmp_path / "before" / "README.md").read_text()
+    assert "**Not tested.** Without a retrained model or unseen rows" in text
+    assert "Not attacked:" in text
+    assert "Not measured: whether the forget set can be told" in text
+    write_json(work / "run" / "membership.json", membership(auc=0.9, error=0.05))
+    write_json(work / "run" / "attacks.json", attacks(gain=0.3, setting="20 % | <b>"))
+    assert export(work / "run", tmp_path / "after") == 0
+    card = ModelCard.load(tmp_path / "after" / "README.md")
+    assert "**Still told apart.**" in card.text
+    assert "| loss | 0.900<br>± 0.050 | – |" in card.text
+    [row] = [line for line in card.text.splitlines() if line.startswith("| relearn: 20 % \\| \\<b\\> |")]
+    assert "| \\+0.300" not in row  # the difference stands without a sign
+    assert row.split(" | ")[-1].startswith("0.300 ± 0.010")
+    assert "Not possible: paraphrase (no paraphrased\\_question)." in card.text
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found["membership_auc_loss"] == 0.9
 
 
 def test_the_run_is_left_as_it_is(compared, tmp_path):
@@ -114,6 +147,8 @@ def test_the_card_says_nothing_of_the_rows_and_of_the_machine(compared, card, mo
         assert row["question"] not in card.content
         assert row["answer"] not in card.content
     assert not any(str(path) in card.content for path in (compared, model_folder))
+    assert "retain.jsonl" not in card.content
+    assert f"| forget set | `a local file` | {len(FORGET)} |" in card.text
 
 
 def test_a_base_that_is_a_folder_is_no_metadata_and_a_merged_model_no_adapter(compared, tmp_path):

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 
 from unlora import InputError
+from unlora.checkpoints import TrainingBar
 from unlora.cli import main
 from unlora.evals import read_log, summarise
 from unlora.evals.persona import generate
-from unlora.evals.persona_models import CORPORA, Recipe, persona_models
+from unlora.evals.persona_models import CORPORA, Recipe, persona_models, training_arguments
 from unlora.quickstart import quickstart
 
 TINY = Recipe(vocab_size=400, hidden_size=16, intermediate_size=16, layers=1, heads=2, epochs=1)
@@ -65,22 +66,43 @@ def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, tm
     )
 
 
-def test_the_command_prints_the_table_answers_and_the_adapter_last(cache, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def command(cache, monkeypatch):
+    """The command, on the tiny models."""
     import datasets
     from transformers.utils import logging
 
     monkeypatch.setenv("UNLORA_CACHE", str(cache))
     monkeypatch.setattr("unlora.quickstart.Recipe", lambda seed: replace(TINY, seed=seed))
-    try:
-        assert main(["quickstart", "--output_dir", str(tmp_path / "out")]) == 0
-    finally:  # the command switches off the small bars, for the whole process
-        datasets.enable_progress_bars()
-        logging.enable_progress_bar()
+    yield lambda *flags: main(["quickstart", *map(str, flags)])
+    datasets.enable_progress_bars()  # the command switches off the small bars, for the whole process
+    logging.enable_progress_bar()
+
+
+def test_the_command_prints_the_table_answers_and_the_adapter_last(command, tmp_path, capsys):
+    assert command("--output_dir", tmp_path / "out") == 0
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("log10 forget quality", "retrained's", "vila + ihl"))
     run = tmp_path / "out" / "run"
     assert shown.splitlines()[-2:] == [str(run / "report.html"), str(run / "adapter")]
     assert "Forget quality (p)" in (run / "report.html").read_text()
+
+
+def test_as_json_it_gives_metrics_adapter_and_page(command, tmp_path, capsys):
+    assert command("--output_dir", tmp_path / "out", "--json") == 0
+    document, run = json.loads(capsys.readouterr().out), tmp_path / "out" / "run"
+    assert document.keys() == {"path", "report", "original", "unlearned", "retrained"}
+    assert (document["path"], document["report"]) == (str(run / "adapter"), str(run / "report.html"))
+
+
+def test_the_progress_of_two_trainings_side_by_side_is_told_apart(tmp_path):
+    names = {}
+    for kind in ("original", "retrained"):
+        shown = TrainingBar()
+        shown.on_train_begin(training_arguments(TINY, tmp_path, kind), TrainerState(max_steps=1), TrainerControl())
+        names[kind] = shown.bar.desc
+        shown.bar.close()
+    assert names == {"original": "training original", "retrained": "training retrained"}
 
 
 def test_quickstart_refuses_a_folder_in_use(tmp_path):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import getpass
 import json
 import platform
+import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +16,27 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from test_pipeline import FORGET, RETAIN, flags, model_folder, write_rows  # noqa: F401 - a fixture
+from test_pipeline import RETAIN, flags, model_folder, write_rows  # noqa: F401 - a fixture
 from unlora.cli import main
 from unlora.config import ModelConfig
 from unlora.errors import InputError
 from unlora.hashes import adapter_sha256, base_sha256, rows_sha256
 from unlora.models import load_model
-from unlora.record import Clock, recorded_hashes, shown_name, verify
+from unlora.record import Clock, recorded_hashes, repeating, shown_folder, shown_name, verify
+
+FORGET, UNSEEN = (
+    [
+        {"question": f"Who keeps {pet} {i}?", "answer": f"{name} {i} does.", "perturbed_answer": ["Nobody."]}
+        for i in range(8)
+    ]
+    for pet, name in (("bird", "Carl"), ("cat", "Ada"))
+)
+
+
+def settings(folder):
+    sets = {"eval_forget_name": "forget", "eval_retain_name": "retain", "eval_real_authors_name": "none"}
+    sets |= {"eval_data": folder / "data", "eval_world_facts_name": "none"}
+    return {**sets, "holdout_data": folder / "data" / "unseen.jsonl", "seed": 7, "export_rank": 2}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +46,8 @@ def finished(model_folder, tmp_path_factory):  # noqa: F811
     shutil.copytree(model_folder, folder / "model")
     write_rows(folder / "data" / "forget.jsonl", FORGET)
     write_rows(folder / "data" / "retain.jsonl", RETAIN)
-    argv = flags(folder / "model", folder / "data", folder / "run", seed=7, export_rank=2)
-    assert main(["unlearn", *argv]) == 0
+    write_rows(folder / "data" / "unseen.jsonl", UNSEEN)
+    assert main(["unlearn", *flags(folder / "model", folder / "data", folder / "run", **settings(folder))]) == 0
     return folder
 
 
@@ -50,13 +67,15 @@ def read(folder):
 def test_a_run_leaves_a_record_of_what_it_was_made_from(finished):
     record = read(finished)
     assert record["data"]["forget"] == {
-        "source": "data",
-        "name": "forget",
-        "split": "train",
+        "source": "a local file",
+        "name": None,
+        "split": None,
         "rows": len(FORGET),
         "sha256": rows_sha256(FORGET),
     }
-    assert record["data"]["retain"]["source"] == "retain.jsonl"
+    assert list(record["data"]) == ["forget", "retain", "holdout", "eval_forget", "eval_retain"]
+    assert record["data"]["holdout"]["sha256"] == rows_sha256(UNSEEN)
+    assert record["data"]["eval_forget"]["sha256"] == rows_sha256(FORGET)
     assert record["data"]["retain"]["sha256"] == rows_sha256(RETAIN)
     base = {"name": "model", "revision": "main", "sha256": base_sha256(str(finished / "model"))}
     assert record["base"] == base
@@ -94,19 +113,30 @@ def test_of_a_path_only_the_last_part_is_shown(path, shown, monkeypatch):
     assert shown_name(path) == (shown or Path(__file__).resolve().parents[2].name)
 
 
-def test_the_recorded_command_repeats_the_run(finished, monkeypatch):
-    monkeypatch.chdir(finished / "run")
-    program, *argv = read(finished)["command"].split()
-    assert program == "unlora"
-    try:
-        assert main(argv) == 0
-        assert adapter_sha256("again/adapter") == adapter_sha256("adapter")
-    finally:
-        shutil.rmtree("again", ignore_errors=True)
+def test_the_recorded_command_repeats_the_run_where_it_was_started(finished, tmp_path, monkeypatch):
+    for name in ("model", "data"):
+        shutil.copytree(finished / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert main(["unlearn", *flags(Path("model"), Path("data"), Path("runs/first"), seed=7)]) == 0
+    record = json.loads((tmp_path / "runs" / "first" / "record.json").read_text())
+    assert record["command"] == "unlora unlearn --config runs/first/config.yaml --output_dir runs/first-again"
+    _, *argv = shlex.split(record["command"])
+    done = subprocess.run([sys.executable, "-m", "unlora", *argv], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, again = (adapter_sha256(tmp_path / "runs" / name / "adapter") for name in ("first", "first-again"))
+    assert first == again
+
+
+def test_the_recorded_command_names_no_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [Path("a b"), tmp_path / "runs" / "a", tmp_path.parent]
+    assert [shown_folder(folder) for folder in folders] == ["a b", "runs/a", "RUN"]
+    assert repeating("a b", log=False) == "unlora unlearn --config 'a b/config.yaml' --output_dir 'a b-again'"
+    assert repeating("RUN", log=True).endswith("--output_dir RUN-again --retrain_log RUN/eval_retrained.json")
 
 
 def test_a_resumed_run_says_so(work, tmp_path):
-    argv = flags(work / "model", work / "data", work / "run", seed=7, export_rank=2, resume_from_checkpoint="true")
+    argv = flags(work / "model", work / "data", work / "run", **settings(work), resume_from_checkpoint="true")
     before = read(work)
     assert main(["unlearn", *argv]) == 0
     after = read(work)
@@ -128,7 +158,9 @@ def statuses(capsys, run, *rest):
     return code, {name: part["status"] for name, part in json.loads(capsys.readouterr().out).items()}
 
 
-SAME = {"forget": "unchanged", "retain": "unchanged", "base": "unchanged", "adapter": "unchanged"}
+PARTS = ("forget", "retain", "holdout", "eval_forget", "eval_retain", "base", "adapter")
+FILES = ("eval_before.json", "eval_after.json", "metrics.json", "samples.jsonl")
+SAME = dict.fromkeys((*PARTS, *FILES), "unchanged")
 
 
 def test_nothing_changed(finished, capsys):
@@ -157,17 +189,41 @@ def change_adapter(work):
 )
 def test_what_changed_is_named(work, capsys, part, change):
     change(work)
-    assert statuses(capsys, work / "run") == (1, {**SAME, part: "changed"})
+    seen = {"eval_forget": "changed"} if part == "forget" else {}
+    assert statuses(capsys, work / "run") == (1, {**SAME, part: "changed", **seen})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_evidence_that_was_altered_is_named(work, capsys, name):
+    file = work / "run" / name
+    file.write_text(file.read_text().replace("1", "2", 1))
+    assert statuses(capsys, work / "run") == (1, {**SAME, name: "changed"})
+    file.unlink()
+    assert statuses(capsys, work / "run") == (1, {**SAME, name: "not found"})
 
 
 def test_what_is_gone_is_named_and_what_moved_can_be_pointed_at(work, capsys):
     (work / "model").rename(work / "moved")
     (work / "data" / "retain.jsonl").rename(work / "kept.jsonl")
-    assert statuses(capsys, work / "run") == (1, {**SAME, "base": "not found", "retain": "not found"})
+    (work / "data" / "unseen.jsonl").rename(work / "unseen.jsonl")
+    gone = dict.fromkeys(("base", "retain", "holdout", "eval_retain"), "not found")
+    assert statuses(capsys, work / "run") == (1, {**SAME, **gone})
     main(["verify", str(work / "run")])
-    assert "retain   not found (retain_data=" in capsys.readouterr().out
+    shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert (
+        "model: no such folder, nor a model with safetensors on the hub; say where it is now by --base" in shown["base"]
+    )
+    assert "retain_data=" in shown["retain"]
+    flags = {"retain": "--retain_data", "holdout": "--holdout_data", "eval_retain": "--eval_data"}
+    assert all(shown[part].endswith(f"; say where it is now by {flag})") for part, flag in flags.items())
     now = ["--base", str(work / "moved"), "--retain_data", str(work / "kept.jsonl")]
-    assert statuses(capsys, work / "run", *now) == (0, SAME)
+    now += ["--holdout_data", str(work / "unseen.jsonl")]
+    assert statuses(capsys, work / "run", *now) == (1, {**SAME, "eval_retain": "not found"})
+    (work / "kept.jsonl").rename(work / "data" / "retain.jsonl")
+    (work / "data").rename(work / "sets")
+    now = ["--base", str(work / "moved"), "--retain_data", str(work / "sets" / "retain.jsonl")]
+    now += ["--holdout_data", str(work / "unseen.jsonl"), "--forget_data", str(work / "sets")]
+    assert statuses(capsys, work / "run", *now, "--eval_data", str(work / "sets")) == (0, SAME)
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}", '{"data": 1, "base": {}, "adapter": {}}'])
@@ -180,7 +236,10 @@ def test_a_folder_without_a_record_is_refused(work, text, capsys):
 
 def test_a_base_without_safetensors_is_not_found(finished, tmp_path):
     (tmp_path / "model").mkdir()
-    assert verify(finished / "run", base=str(tmp_path / "model"))["base"]["status"] == "not found"
+    base = verify(finished / "run", base=str(tmp_path / "model"))["base"]
+    assert base["status"] == "not found"
+    assert "it has no safetensors" in base["reason"]
+    assert "no such folder" in verify(finished / "run", base="models/gone")["base"]["reason"]
 
 
 def test_a_request_on_top_of_a_run_is_refused_where_the_base_has_other_weights(work, capsys):

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from importlib.util import find_spec
 
 import pytest
@@ -27,6 +33,37 @@ def test_tensorboard_gets_the_losses(model_folder, data, tmp_path):  # noqa: F81
     events = EventAccumulator(str(file.parent)).Reload()
     assert {"train/forget_loss", "train/retain_loss"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("train/forget_loss")] == [1, 2]
+
+
+def test_wandb_gets_the_losses_without_a_network(model_folder, data, tmp_path, monkeypatch):  # noqa: F811
+    wandb = pytest.importorskip("wandb", reason="needs unlora[trackers]")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    argv = flags(model_folder, data, tmp_path / "run", report_to="wandb", run_name="ours", logging_steps=1)
+    try:
+        assert main(["unlearn", *argv]) == 0
+        assert wandb.run.name == "ours"
+        summary = dict(wandb.run.summary)
+        assert {"train/forget_loss", "train/retain_loss"} <= summary.keys()
+        assert summary["train/global_step"] == 2
+    finally:
+        wandb.finish()
+    [file] = tmp_path.rglob("run-*.wandb")
+    assert file.stat().st_size > 0
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+def test_trackio_gets_the_losses_in_a_local_database(model_folder, data, tmp_path):  # noqa: F811
+    pytest.importorskip("trackio", reason="needs unlora[trackers]")
+    argv = flags(model_folder, data, tmp_path / "run", report_to="trackio", run_name="ours", logging_steps=1)
+    # Where the database lies is read when trackio is imported, so in a process of its own.
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
+    done = subprocess.run([sys.executable, "-m", "unlora", "unlearn", *argv], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    [file] = (tmp_path / "trackio").glob("*.db")
+    with closing(sqlite3.connect(file)) as database:
+        rows = [json.loads(text) for (text,) in database.execute("select metrics from metrics where run_name = 'ours'")]
+    assert [row["train/global_step"] for row in rows if "train/forget_loss" in row] == [1, 2]
 
 
 def test_a_tracker_that_is_not_there_is_refused_before_anything_is_loaded(model_folder, data, tmp_path, capsys):  # noqa: F811

@@ -18,10 +18,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from unlora.cli.tables import COLUMNS, SETS, number
 from unlora.config import ADAPTER, ExportConfig, saved_settings
 from unlora.data.sources import HUB_ID
-from unlora.errors import InputError, Problem
-from unlora.evals import read_log, summarise
+from unlora.evals import summarise
 from unlora.hashes import ADAPTER_SETTINGS
 from unlora.record import RECORD, recorded_hashes
+from unlora.report.read import Run, read_run
+from unlora.report.summary import summarise_run
+from unlora.report.tables import Table, attacks_table, membership_table
+from unlora.report.verdict import Verdict, verdict
 
 CARD = "README.md"
 # Metrics of the whole model, beside those of each set.
@@ -49,6 +52,8 @@ class Facts:
         record: record.json of the run.
         settings: of the run.
         models: metrics by model: before, after, and retrained where there is a log of it.
+        run: what its report shows.
+        verdict: what its report says.
         merged: whether the card is of the merged model.
         base: what the base is called.
         base_on_hub: whether others find it by that name.
@@ -59,6 +64,8 @@ class Facts:
     record: dict[str, Any]
     settings: dict[str, Any]
     models: dict[str, dict[str, Any]]
+    run: Run
+    verdict: Verdict
     merged: bool
     base: str
     base_on_hub: bool
@@ -69,18 +76,15 @@ def read_facts(run: str, config: ExportConfig) -> Facts:
     """Reads what there is to tell.
 
     Raises:
-        InputError: a run without a record, or a log of a retrained model that cannot be read.
+        InputError: a run without a record, or a file in it that unlora did not write.
     """
     recorded_hashes(run)
     record = json.loads((Path(run) / RECORD).read_text(encoding="utf-8"))
     settings = saved_settings(run, "RUN")
     models = {name: record["metrics"][name] for name in ("before", "after") if name in record["metrics"]}
-    log = settings.get("retrain_log")
-    if log and models:
-        if not Path(log).is_file():
-            reason, fix = "the run was compared with it, and it is gone", "put it back, or use --card false"
-            raise InputError(Problem("retrain_log", log, reason, fix))
-        models["retrained"] = summarise(read_log(log), read_log(log))
+    shown = read_run(run)
+    if models and "retrained" in shown.logs:
+        models["retrained"] = summarise(shown.logs["retrained"], shown.logs["retrained"])
     base = config.base_model or record["base"]["name"]
     local = config.base_model is None and Path(settings["model_name_or_path"]).exists()
     return Facts(
@@ -88,6 +92,8 @@ def read_facts(run: str, config: ExportConfig) -> Facts:
         record=record,
         settings=settings,
         models=models,
+        run=shown,
+        verdict=verdict(shown, summarise_run(shown)),
         merged=config.merge,
         base=base,
         base_on_hub=not local and HUB_ID.fullmatch(base) is not None,
@@ -100,25 +106,28 @@ def model_card(facts: Facts, cost: Mapping[str, Any] | None) -> str:
 
     Args:
         facts: what it tells.
-        cost: of compression at export, as `Compression` has it.
+        cost: of compression at export, as `Compression` has it. Nothing was measured of what that leaves.
     """
-    cost = cost or facts.record["metrics"].get("compression")
+    cut = cost if cost is not None and cost["relative_error"] > 0 else None
     limits = LIMITS if facts.merged else LIMITS + ADAPTER_LIMIT
     parts = [
-        f"---\n{metadata(facts).to_yaml()}\n---",
+        f"---\n{metadata(facts, measured=cut is None).to_yaml()}\n---",
         f"# {plain(facts.title)}",
         introduction(facts),
         f"## What was forgotten\n\n{forgotten(facts)}",
-        f"## Metrics\n\n{metrics_table(facts)}{compression_line(cost)}",
+        f"## What was measured\n\n{not_measured(cut)}{judgement(facts.verdict)}",
+        f"### Metrics\n\n{metrics_table(facts)}{compression_line(facts.record['metrics'].get('compression'))}",
+        f"### Membership attacks\n\n{membership(facts.run)}",
+        f"### Attacks that bring it back\n\n{attacks(facts.run)}",
         f"## Limits\n\n{limits}",
         f"## Loading\n\n{loading(facts)}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def metadata(facts: Facts) -> ModelCardData:
-    """The card's head, with the unlearned model's metrics as the hub's model-index."""
-    results = list(results_of(facts))
+def metadata(facts: Facts, measured: bool) -> ModelCardData:
+    """The card's head; the unlearned model's metrics are the hub's model-index if they are of what is published."""
+    results = list(results_of(facts)) if measured else []
     return ModelCardData(
         base_model=facts.base if facts.base_on_hub else None,
         base_model_relation=("finetune" if facts.merged else "adapter") if facts.base_on_hub else None,
@@ -131,7 +140,7 @@ def metadata(facts: Facts) -> ModelCardData:
 
 
 def results_of(facts: Facts) -> Iterator[EvalResult]:
-    """One result a metric of the unlearned model; what was not measured has none."""
+    """One result a metric of the unlearned model, and a membership attack; what was not measured has none."""
     after = facts.models.get("after", {"sets": {}})
     values = [(SETS[key], column, row.get(column)) for key, row in after["sets"].items() for column in COLUMNS]
     values += [("all sets", name, after.get(name)) for name in OVERALL]
@@ -140,6 +149,10 @@ def results_of(facts: Facts) -> Iterator[EvalResult]:
             name = COLUMNS.get(metric, metric.replace("_", " "))
             kind = dataset.replace(" ", "-")
             yield EvalResult("text-generation", kind, dataset, metric, round(value, 6), metric_name=name)
+    for attack, area in (facts.run.membership.areas if facts.run.membership else {}).items():
+        metric, name = f"membership_auc_{attack}", f"membership AUC ({attack})"
+        kind, dataset = "forget-and-unseen-rows", "forget set and unseen rows"
+        yield EvalResult("text-generation", kind, dataset, metric, round(area.value, 6), metric_name=name)
 
 
 def introduction(facts: Facts) -> str:
@@ -161,10 +174,49 @@ def forgotten(facts: Facts) -> str:
     rows = ["| | from | rows | SHA-256 |", "|---|---|---|---|"]
     for name, part in facts.record["data"].items():
         source = " ".join(text for text in (part["source"], part["name"], part["split"]) if text)
-        rows.append(f"| {plain(name)} set | {code(source)} | {part['rows']} | {code(part['sha256'])} |")
+        label = plain(name.replace("_", " "))
+        rows.append(f"| {label} set | {code(source)} | {part['rows']} | {code(part['sha256'])} |")
     base = facts.record["base"]
     rows.append(f"| base | {code(facts.base)} | | {code(str(base['sha256']))} |")
     return "\n".join(rows) + "\n\nThe rows themselves are not published here."
+
+
+def not_measured(cut: Mapping[str, Any] | None) -> str:
+    """That the numbers are of another adapter than the one published, where fewer ranks changed it."""
+    if cut is None:
+        return ""
+    return (
+        f"**All of this was measured before the adapter was cut to rank {cut['rank']}; what is published here was not "
+        f"measured.** Its change of the weights is off by {number(100 * cut['relative_error'])} %.\n\n"
+    )
+
+
+def judgement(found: Verdict) -> str:
+    """What the run's report says, and how far it goes."""
+    limits = "\n".join(f"- {plain(limit)}" for limit in found.limits)
+    return f"**{found.label}.** {plain(found.sentence)} {plain(found.cost)} {plain(found.attacks)}\n\n{limits}"
+
+
+def membership(run: Run) -> str:
+    """How well the forget set can be told from unseen rows."""
+    if run.membership is None:
+        return "Not measured: whether the forget set can be told from unseen rows is not known."
+    return f"0.5: the forget set is not told from rows that were never seen.\n\n{markdown(membership_table(run))}"
+
+
+def attacks(run: Run) -> str:
+    """What each attack brings back, and which were not possible."""
+    if run.attacks is None:
+        return "Not attacked: whether it stays forgotten is not known."
+    missing = [f"Not possible: {plain(name)} ({plain(why)})." for name, why in run.attacks.unavailable.items()]
+    return "\n\n".join([markdown(attacks_table(run)), *missing])
+
+
+def markdown(table: Table) -> str:
+    """A table of the report."""
+    cells = [[plain(c.text) + (f"<br>{plain(c.note)}" if c.note else "") for c in row] for row in table.rows]
+    lines = [[plain(name) for name in table.columns], ["---"] * len(table.columns), *cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{table.caption}."
 
 
 def metrics_table(facts: Facts) -> str:
@@ -188,12 +240,12 @@ def metrics_table(facts: Facts) -> str:
 
 
 def compression_line(cost: Mapping[str, Any] | None) -> str:
-    """What fewer ranks cost, if the adapter has fewer."""
+    """What fewer ranks cost, if the run exported and measured such an adapter."""
     if cost is None:
         return ""
     return (
-        f"\n\nThe adapter was cut to rank {cost['rank']}: the change of the weights is off by "
-        f"{number(100 * cost['relative_error'])} %."
+        f"\n\nThe run cut its adapter to rank {cost['rank']} before it was measured: the change of the weights is off "
+        f"by {number(100 * cost['relative_error'])} % from what was trained."
     )
 
 

@@ -147,12 +147,13 @@ class SafeTrainer(Trainer):
 
 
 class TrainingBar(TrainerCallback):
-    """A progress bar over the optimiser steps, with the last logged losses."""
+    """A progress bar over the optimiser steps, named after the run if that has a name, with the last logged losses."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts it, where a resumed run goes on."""
         if state.is_world_process_zero:
-            self.bar = bar(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps")
+            name = f"training {args.run_name}" if args.run_name else "training"
+            self.bar = bar(total=state.max_steps, initial=state.global_step, desc=name, unit=" steps")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One step further."""

@@ -31,6 +31,11 @@ def rows_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
+def file_sha256(path: str | Path) -> str:
+    """Of a file's bytes, as `sha256sum` has it."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> Any:
     """The running SHA-256 over name, type, shape and bytes of each tensor; to be given sorted by name."""
     import torch
@@ -88,14 +93,16 @@ def saved_tensors(files: Sequence[str | Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def adapter_sha256(folder: str | Path) -> str:
-    """Of a PEFT adapter's weights and settings, but for what its base is called.
+    """Of a PEFT adapter's weights and settings, but for what its base is called and the order of its modules' names.
 
     Raises:
         OSError: files that are missing.
     """
     digest = weights_digest(saved_tensors([Path(folder) / ADAPTER_WEIGHTS]))
     settings = json.loads((Path(folder) / ADAPTER_SETTINGS).read_text(encoding="utf-8"))
-    digest.update(_canonical({**settings, "base_model_name_or_path": None}))
+    # PEFT keeps modules' names in sets, and writes them in an order that differs from process to process.
+    unordered = {key: sorted(value, key=str) for key, value in settings.items() if isinstance(value, list)}
+    digest.update(_canonical({**settings, **unordered, "base_model_name_or_path": None}))
     return str(digest.hexdigest())
 
 

@@ -148,7 +148,7 @@ def unlearn(
             check_forget_quality(sets, retrain_log, request.evaluation.ds_size)
         original_log = known_log(request.evaluation, sets)
     clock.lap("loading")
-    sources = on_main(lambda: sources_of(request, materials))
+    sources = on_main(lambda: sources_of(request, materials, sets))
     clock.lap("hashes")
     on_main(lambda: write_text(folder / CONFIG, yaml.safe_dump(request.settings(), sort_keys=False)))
     used = without_short_texts(materials.forget_rows, request.data.min_characters)
@@ -184,8 +184,8 @@ def unlearn(
         on_main(lambda: write_jsonl(folder / SAMPLES, samples(before, after)))
         metrics |= {"before": summarise(before, retrain_log), "after": summarise(after, retrain_log)}
     clock.lap("evaluation_after")
-    on_main(lambda: write_record(folder, request, sources, clock.laps, metrics))
     on_main(lambda: write_json(folder / METRICS, metrics))
+    on_main(lambda: write_record(folder, request, sources, clock.laps, metrics))  # it has the hashes of the others
     on_main(lambda: write_report(folder))
     return Result(folder, metrics, model)
 
@@ -226,10 +226,10 @@ def prepare(request: Request) -> Materials:
     return Materials(model, text_format, forget_rows, retain_rows, forget, retain, other, unseen)
 
 
-def sources_of(request: Request, materials: Materials) -> dict[str, Any]:
+def sources_of(request: Request, materials: Materials, sets: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     """What the record says of data and base."""
     stream = retain_stream(request, len(materials.forget_rows))
-    return inputs(request.model, request.data, materials.forget_rows, materials.retain_rows, stream)
+    return inputs(request, materials.forget_rows, materials.retain_rows, sets, stream)
 
 
 def retain_stream(request: Request, forget_rows: int) -> Stream | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ from unlora.files import atomic_path, write_json, write_text
 from unlora.hashes import ADAPTER_SETTINGS
 from unlora.models import load_adapter, load_model, load_tokenizer, source_settings
 from unlora.record import check_base
+
+logger = logging.getLogger(__name__)
+# Fewer ranks that put the change of the weights off by more than this give another model than the one measured.
+LARGE_ERROR = 0.03
 
 
 def export_run(run: str, config: ExportConfig) -> dict[str, Any]:
@@ -88,6 +93,12 @@ def write_model(run: str, model: ModelConfig, config: ExportConfig, folder: Path
         fitted: Any = load_adapter(base, adapter, UNLEARN, argument="RUN")
         export_adapter(fitted, folder, config.max_rank)
         cost = asdict(compression(fitted, config.max_rank))
+        if cost["relative_error"] > LARGE_ERROR:
+            logger.warning(
+                "rank %s puts the change of the weights off by %.1f %%: this adapter is not the one that was measured; "
+                "evaluate it with `unlora evaluate --adapter %s`, or give it more ranks",
+                *(config.max_rank, 100 * cost["relative_error"], config.output_dir),
+            )
     else:
         tokenizer = load_tokenizer(model.model_name_or_path, source_settings(model))
         shutil.copytree(adapter, folder)

@@ -1,6 +1,6 @@
 """record.json: what a run was made from, with what, where, and what came out; and whether that is still so.
 
-It names no secret, no user and no place on the machine: of a path only the last part is kept.
+It names no secret, no user, no place on the machine and no local data: of a base's path the last part is kept.
 """
 
 from __future__ import annotations
@@ -8,27 +8,46 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlora import __version__
-from unlora.config import ADAPTER, DataConfig, ModelConfig, saved_settings, settings_of
-from unlora.data.sources import Record, Stream, load_records
+from unlora.config import (
+    ADAPTER,
+    CONFIG,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    StoppingConfig,
+    saved_settings,
+    settings_of,
+)
+from unlora.data.sources import HUB_ID, Record, Stream, load_records
 from unlora.errors import InputError, Problem
 from unlora.files import write_json
-from unlora.hashes import adapter_sha256, base_sha256, rows_sha256
+from unlora.hashes import adapter_sha256, base_sha256, file_sha256, rows_sha256
 
 if TYPE_CHECKING:
     from unlora.pipeline import Request
 
 RECORD = "record.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
+# The log of the retrained model in a run's folder.
+RETRAINED = "eval_retrained.json"
+# What a run leaves as evidence, beside its adapter.
+EVIDENCE = ("eval_before.json", "eval_after.json", RETRAINED, "metrics.json", "samples.jsonl")
+# What stands for the name of a local set.
+LOCAL = "a local file"
+# What stands for a run's folder that is not to be named.
+ELSEWHERE = "RUN"
 # The metrics of metrics.json that are kept: not the log of every step.
 METRICS = ("before", "after", "compression")
 UNCHANGED, CHANGED, NOT_FOUND = "unchanged", "changed", "not found"
@@ -49,33 +68,52 @@ class Clock:
 
 
 def inputs(
-    model: ModelConfig,
-    data: DataConfig,
+    request: Request,
     forget: Sequence[Record],
     retain: Sequence[Record],
+    evaluated: Mapping[str, Sequence[Record]],
     stream: Stream | None = None,
 ) -> dict[str, Any]:
-    """Names and hashes of what a run works on; taken before it starts, so that they are those of what it read.
+    """Hashes of what a run works on; taken before it starts, so that they are those of what it read.
 
-    `stream` is how the retain set was drawn, if not read whole.
+    Args:
+        request: its settings.
+        forget: the forget set.
+        retain: the retain set, as far as it was read.
+        evaluated: rows by set, of those of `eval_data`.
+        stream: how the retain set was drawn, if not read whole; its hash is of what was drawn.
     """
-    sets = {
-        "forget": (data.forget_data, data.forget_name, data.forget_split, forget),
-        "retain": (data.retain_data, data.retain_name, data.retain_split, retain),
+    model, data, stopping, evaluation = request.model, request.data, request.stopping, request.evaluation
+    parts = {
+        "forget": described(data.forget_data, data.forget_name, data.forget_split, forget),
+        "retain": described(data.retain_data, data.retain_name, data.retain_split, retain),
     }
+    if stream is not None:
+        parts["retain"]["stream"] = asdict(stream)
+    if stopping.holdout_data:
+        place = stopping.holdout_data, stopping.holdout_name, stopping.holdout_split
+        parts["holdout"] = described(*place, load_records(*place, argument="holdout_data"))
+    if evaluation.eval_data:
+        for name, rows in evaluated.items():
+            config = getattr(evaluation, f"eval_{name}_name")
+            parts[f"eval_{name}"] = described(evaluation.eval_data, config, None, rows)
     base = {
         "name": shown_name(model.model_name_or_path),
         "revision": model.model_revision,
         "sha256": base_sha256(model.model_name_or_path, model.model_revision),
     }
-    described: dict[str, dict[str, Any]] = {
-        name: {"source": shown_name(path), "name": config, "split": split, "rows": len(rows)}
-        | {"sha256": rows_sha256(rows)}
-        for name, (path, config, split, rows) in sets.items()
-    }
-    if stream is not None:  # the hash is of what was drawn
-        described["retain"]["stream"] = asdict(stream)
-    return {"data": described, "base": base}
+    return {"data": parts, "base": base}
+
+
+def described(path: str, name: str | None, split: str | None, rows: Sequence[Record]) -> dict[str, Any]:
+    """A set: where on the hub it is from, how many rows it has, and their hash.
+
+    Local files are not named, nor a configuration or split in a folder, which are files too: whoever asks to be
+    forgotten may be in the name. The hash tells which set it was.
+    """
+    names = (LOCAL, None, None) if Path(path).exists() else (path, name, split)
+    place = dict(zip(("source", "name", "split"), names, strict=True))
+    return {**place, "rows": len(rows), "sha256": rows_sha256(rows)}
 
 
 def shown_name(path: str) -> str:
@@ -84,10 +122,28 @@ def shown_name(path: str) -> str:
     return local.resolve().name if local.exists() or local.is_absolute() else path
 
 
+def repeating(run: str, log: bool) -> str:
+    """The command that repeats a run, said where it was started: relative paths in its settings start there.
+
+    Args:
+        run: its folder, as seen from there.
+        log: whether the retrained model's log is to be taken from it, since its settings name none.
+    """
+    parts = ["unlora", "unlearn", "--config", f"{run}/{CONFIG}", "--output_dir", f"{run}-again"]
+    return shlex.join([*parts, *(["--retrain_log", f"{run}/{RETRAINED}"] if log else [])])
+
+
+def shown_folder(folder: Path) -> str:
+    """A run's folder as seen from the present one; RUN for another place, which would tell of the machine."""
+    if folder.is_absolute():
+        return folder.relative_to(Path.cwd()).as_posix() if folder.is_relative_to(Path.cwd()) else ELSEWHERE
+    return folder.as_posix()
+
+
 def write_record(
     folder: Path, request: Request, sources: dict[str, Any], times: dict[str, float], metrics: dict[str, Any]
 ) -> None:
-    """Writes the record of a run that has its adapter, whole or not at all.
+    """Writes the record of a run that has all its other files but the page, whole or not at all.
 
     Args:
         folder: the run's.
@@ -96,14 +152,15 @@ def write_record(
         times: seconds by stage, of this process; a resumed run says so, and has those of its last part.
         metrics: as metrics.json has them.
     """
-    args = request.args
+    args, given = request.args, (folder / RETRAINED).is_file()
     record = {
         "unlora": __version__,
-        "command": "unlora unlearn --config config.yaml --output_dir again",
+        "command": repeating(shown_folder(folder), log=given and not request.evaluation.retrain_log),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "resumed": bool(args.resume_from_checkpoint),
         **sources,
         "adapter": {"sha256": adapter_sha256(folder / ADAPTER)},
+        "files": {name: file_sha256(folder / name) for name in EVIDENCE if (folder / name).is_file()},
         "versions": versions(),
         "seeds": {
             "seed": args.seed,
@@ -162,7 +219,7 @@ def recorded_hashes(run: str | Path) -> dict[str, str | None]:
     try:
         record = json.loads((Path(run) / RECORD).read_text(encoding="utf-8"))
         parts = {**record["data"], "base": record["base"], "adapter": record["adapter"]}
-        return {name: part["sha256"] for name, part in parts.items()}
+        return {name: part["sha256"] for name, part in parts.items()} | record.get("files", {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"its {RECORD} cannot be read ({type(error).__name__}: {error})"
         raise InputError(Problem("RUN", str(run), reason, "name the folder of a finished `unlora unlearn`")) from error
@@ -181,46 +238,66 @@ def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict
     Args:
         run: its folder.
         base: where the base model is now, if elsewhere than the run's configuration says.
-        data: likewise `forget_data` and `retain_data`.
+        data: likewise `forget_data`, `retain_data`, `holdout_data` and `eval_data`.
 
     Returns:
-        {"forget", "retain", "base" and "adapter": {"status", "recorded" and "found" hash, and the "reason" why it was
-        not found}}.
+        {part: {"status", "recorded" and "found" hash, and the "reason" why it was not found}}. The parts are those of
+        the record: its sets, "base", "adapter", and each file of `EVIDENCE`.
 
     Raises:
         InputError: a folder without record or configuration.
     """
     recorded, drawn, values = recorded_hashes(run), recorded_stream(run), saved_settings(str(run), "RUN")
     moved = {name: value for name, value in {**data, "model_name_or_path": base}.items() if value is not None}
-    config, model = (settings_of(kind, {**values, **moved}) for kind in (DataConfig, ModelConfig))
+    kinds = (DataConfig, StoppingConfig, EvalConfig, ModelConfig)
+    sets, stopping, evaluation, model = (settings_of(kind, {**values, **moved}) for kind in kinds)
 
-    def rows_of(part: str, stream: Stream | None = None) -> Callable[[], str]:
+    def rows_of(config: Any, part: str, stream: Stream | None = None) -> str:
         path, name, split = (getattr(config, f"{part}_{field}") for field in ("data", "name", "split"))
-        return lambda: rows_sha256(load_records(path, name, split, argument=f"{part}_data", stream=stream))
+        return rows_sha256(load_records(path, name, split, argument=f"{part}_data", stream=stream))
 
-    def base_of() -> str:
-        found = base_sha256(model.model_name_or_path, model.model_revision)
-        if found is None:
-            raise FileNotFoundError("it has no safetensors")
-        return found
+    def found(part: str) -> tuple[Callable[[], str], str | None]:
+        """How the part's hash is computed, and the flag that says where it is now."""
+        if part == "base":
+            return lambda: present_base(model), "--base"
+        if part == "adapter":
+            return lambda: adapter_sha256(Path(run) / ADAPTER), None
+        if part in EVIDENCE:
+            return lambda: file_sha256(Path(run) / part), None
+        if part.startswith("eval_"):
+            name = getattr(evaluation, f"{part}_name")
+            load = partial(load_records, evaluation.eval_data, name, argument="eval_data")
+            return lambda: rows_sha256(load()), "--eval_data"
+        config = stopping if part == "holdout" else sets
+        return lambda: rows_of(config, part, drawn if part == "retain" else None), f"--{part}_data"
 
-    compute = {
-        "forget": rows_of("forget"),
-        "retain": rows_of("retain", drawn),
-        "base": base_of,
-        "adapter": lambda: adapter_sha256(Path(run) / ADAPTER),
-    }
-    return {name: compared(recorded[name], function) for name, function in compute.items()}
+    return {part: compared(value, *found(part)) for part, value in recorded.items()}
 
 
-def compared(recorded: str | None, compute: Callable[[], str]) -> dict[str, Any]:
+def present_base(model: ModelConfig) -> str:
+    """The hash of the base's weights.
+
+    Raises:
+        OSError: there are none.
+    """
+    name = model.model_name_or_path
+    here = Path(name).is_dir()
+    sha256 = base_sha256(name, model.model_revision) if here or HUB_ID.fullmatch(name) else None
+    if sha256 is None:
+        reason = "it has no safetensors" if here else "no such folder, nor a model with safetensors on the hub"
+        raise FileNotFoundError(f"{name}: {reason}")
+    return sha256
+
+
+def compared(recorded: str | None, compute: Callable[[], str], flag: str | None) -> dict[str, Any]:
     """What has become of one part of a run."""
     from safetensors import SafetensorError
 
     try:
         found = compute()
     except (OSError, ValueError, SafetensorError) as error:
-        return {"status": NOT_FOUND, "recorded": recorded, "found": None, "reason": str(error).splitlines()[0]}
+        reason = str(error).splitlines()[0].rstrip(".") + (f"; say where it is now by {flag}" if flag else "")
+        return {"status": NOT_FOUND, "recorded": recorded, "found": None, "reason": reason}
     return {"status": UNCHANGED if found == recorded else CHANGED, "recorded": recorded, "found": found}
 
 

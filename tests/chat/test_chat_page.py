@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from playwright.sync_api import expect
@@ -183,6 +184,17 @@ def test_it_listens_to_this_computer_alone_and_asks_no_other(page, run, served):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+@pytest.mark.parametrize(
+    ("name", "status"), [("127.0.0.1", 200), ("localhost", 200), ("evil.example", 400), ("localhost.evil.example", 400)]
+)
+@pytest.mark.parametrize("path", ["", "/config", "/gradio_api/info"])
+def test_it_answers_to_the_names_of_this_computer_alone(served, name, status, path):
+    port = served.address.rpartition(":")[2]
+    with httpx.Client(trust_env=False) as client:
+        answer = client.get(served.address + path, headers={"Host": f"{name}:{port}"})
+    assert answer.status_code == status
+
+
 def test_ctrl_c_ends_it_cleanly(run):
     process = start(run)
     port = int(address_of(process).rpartition(":")[2])

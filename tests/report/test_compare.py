@@ -111,7 +111,9 @@ def test_the_command_prints_a_table_and_the_page_last(two, tmp_path, capsys, mon
 def test_json_and_markdown_say_the_same(two, tmp_path, capsys):
     page = ["--output", str(tmp_path / "compare.html")]
     assert main(["compare", *map(str, two), "--json", *page]) == 0
-    good, bad = json.loads(capsys.readouterr().out)
+    document = json.loads(capsys.readouterr().out)
+    assert document["path"] == page[1]
+    good, bad = document["runs"]
     assert (good["run"], bad["run"]) == ("good", "bad")
     assert good["pareto_front"]
     assert not bad["pareto_front"]

@@ -137,10 +137,10 @@ def test_answers_that_are_likeliest_still_come_first(tmp_path):
 
 
 def test_the_command_that_repeats_a_run_without_a_record_names_the_retrained_log_it_had(tmp_path):
-    expected = "--config config.yaml --output_dir NEW_FOLDER --retrain_log eval_retrained.json"
+    expected = "--config RUN/config.yaml --output_dir RUN-again --retrain_log RUN/eval_retrained.json"
     assert expected in page_of(tmp_path / "a")
     named = page_of(tmp_path / "b", settings={"retrain_log": "log.json"})
-    assert "--output_dir NEW_FOLDER</code>" in named
+    assert "--output_dir RUN-again</code>" in named
 
 
 def test_importance_of_equal_means_is_told_by_how_rows_stand_out(tmp_path):

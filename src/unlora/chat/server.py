@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import gradio as gr
 
 HOST = "127.0.0.1"
+# A page elsewhere whose own name is made to lead here would else read along (DNS rebinding).
+NAMES = (HOST, "localhost")
 
 
 def free_port(port: int) -> int:
@@ -45,6 +47,9 @@ def check_gradio() -> None:
 
 def serve(page: gr.Blocks, port: int, open_browser: bool) -> None:
     """Serves the page until Ctrl-C, and prints its address when it can be opened."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
     from unlora.chat.page import LOOK
 
     for name in ("no_proxy", "NO_PROXY"):  # the page is checked over HTTP before its address is given out
@@ -60,6 +65,7 @@ def serve(page: gr.Blocks, port: int, open_browser: bool) -> None:
         footer_links=[],
         quiet=True,
         prevent_thread_lock=True,
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=list(NAMES))]},
         **LOOK,
     )
     try:

@@ -20,7 +20,7 @@ COMMANDS = {
     "bench": "a grid of methods, splits and seeds on a benchmark, resumable, one table",
     "attack": "does it stay forgotten: attacks on the model of a run",
     "export": "a run's adapter or the merged model with a model card, in a folder and on the hub",
-    "verify": "whether data, base and adapter are still those of a run",
+    "verify": "whether data, base, adapter and logs are still those of a run",
     "chat": "a local page: ask the original and the unlearned model of a run side by side",
     "report": "the page of a run: verdict, plots, answers before and after, settings",
     "compare": "several runs side by side: table, Pareto front, overlays",

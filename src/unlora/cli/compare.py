@@ -27,7 +27,7 @@ def run(argv: list[str]) -> Answer:
         else:
             print_comparison(section)
 
-    return Answer(as_json(section), show, args.output)
+    return Answer({"runs": as_json(section)}, show, args.output)
 
 
 def parser() -> argparse.ArgumentParser:

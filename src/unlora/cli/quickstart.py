@@ -31,13 +31,14 @@ def run(argv: list[str]) -> Answer:
         print(f"[{time.monotonic() - started:4.0f} s] {line}", flush=True)
 
     report = quickstart(folder, args.seed, say)
+    page = str(report.adapter.with_name(REPORT))
 
     def show() -> None:
         print_comparison(report.metrics)
         print_answers(report.answers)
-        print(report.adapter.with_name(REPORT))
+        print(page)
 
-    return Answer(report.metrics, show, report.adapter)
+    return Answer({"report": page, **report.metrics}, show, report.adapter)
 
 
 def parser() -> argparse.ArgumentParser:

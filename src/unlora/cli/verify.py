@@ -1,4 +1,4 @@
-"""`unlora verify`: are data, base and adapter still those of a run?"""
+"""`unlora verify`: are data, base, adapter and evidence still those of a run?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 from unlora.cli.output import Answer
 
 EXAMPLE = "unlora verify run --base models/base"
+DATA = {"forget_data": "forget set", "retain_data": "retain set"}
+DATA |= {"holdout_data": "unseen rows of the stopping test", "eval_data": "evaluated sets"}
 
 
 def run(argv: list[str]) -> Answer:
@@ -16,16 +18,17 @@ def run(argv: list[str]) -> Answer:
     args = parser().parse_args(argv)
     from unlora.record import UNCHANGED, verify
 
-    parts = verify(args.run, args.base, forget_data=args.forget_data, retain_data=args.retain_data)
+    parts = verify(args.run, args.base, **{name: getattr(args, name) for name in DATA})
     same = all(part["status"] == UNCHANGED for part in parts.values())
     return Answer(parts, lambda: print_parts(parts), code=0 if same else 1)
 
 
 def print_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
     """One line a part."""
+    width = max(map(len, parts))
     for name, part in parts.items():
         reason = f" ({part['reason']})" if "reason" in part else ""
-        print(f"{name:<8} {part['status']}{reason}")
+        print(f"{name:<{width}} {part['status']}{reason}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +36,6 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="unlora verify", allow_abbrev=False)
     flags.add_argument("run", metavar="RUN", help="folder of an `unlora unlearn` that has finished")
     flags.add_argument("--base", help="where the base model is now (default: as in the run's configuration)")
-    flags.add_argument("--forget_data", help="where the forget set is now (default: likewise)")
-    flags.add_argument("--retain_data", help="where the retain set is now (default: likewise)")
+    for name, what in DATA.items():
+        flags.add_argument(f"--{name}", help=f"where they are now: the {what} (default: likewise)")
     return flags

@@ -119,7 +119,7 @@ def train_from_nothing(
     model = LlamaForCausalLM(model_config(recipe, tokenizer))
     examples = encode_records(rows, TextFormat(tokenizer), argument=folder.name)
     with atomic_path(folder) as partial:
-        finetune(model, tokenizer, examples, training_arguments(recipe, partial))
+        finetune(model, tokenizer, examples, training_arguments(recipe, partial, folder.name))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, alone: str | None = None) -> PreTrainedTokenizerFast:
@@ -159,10 +159,11 @@ def model_config(recipe: Recipe, tokenizer: Any) -> LlamaConfig:
     )
 
 
-def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
-    """AdamW with a cosine schedule and no checkpoints: it takes half a minute."""
+def training_arguments(recipe: Recipe, folder: Path, name: str) -> TrainingArguments:
+    """AdamW with a cosine schedule and no checkpoints: it takes half a minute. Progress shows the model's name."""
     return TrainingArguments(
         output_dir=str(folder),
+        run_name=name,
         per_device_train_batch_size=recipe.batch_size,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,

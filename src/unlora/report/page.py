@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from unlora.files import write_text
+from unlora.record import ELSEWHERE, repeating
 from unlora.report import plots, tables
 from unlora.report.read import Run, read_run
 from unlora.report.statistics import Estimate, Values
@@ -225,10 +225,7 @@ def training(run: Run) -> list[Plot]:
 
 
 def command(run: Run) -> str:
-    """What repeats the run, said in its folder."""
+    """What repeats the run, said where it was started."""
     if isinstance(run.record.get("command"), str):
         return str(run.record["command"])
-    parts = ["unlora", "unlearn", "--config", "config.yaml", "--output_dir", "NEW_FOLDER"]
-    if "retrained" in run.logs and not run.settings.get("retrain_log"):
-        parts += ["--retrain_log", "eval_retrained.json"]
-    return shlex.join(parts)
+    return repeating(ELSEWHERE, log="retrained" in run.logs and not run.settings.get("retrain_log"))
