@@ -54,6 +54,7 @@ def test_published_settings_are_the_released_ones(name, tmp_path):
     assert args.loss_kwargs == ({"beta": beta[0]} if beta else {})
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 32
     assert (request.data.forget_name, request.data.retain_name) == (split, f"retain{100 - int(split[-2:])}")
+    assert request.data.prompt_format == ("tofu" if "phi" in name else "chat")
     assert request.evaluation.eval_forget_name == f"{split}_perturbed"
     importance = request.importance
     assert (importance.moments_per, importance.importance_batch_size, importance.forget_passes) == ("batch", 4, 10)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONFIG, ADAPTER, MEMBERSHIP = "config.yaml", "adapter", "membership.json"
 # What each choice compares.
 STOP_STATISTICS = {"auto": ("nll", "truth_ratio"), "nll": ("nll",), "truth_ratio": ("truth_ratio",)}
-PROMPT_FORMATS = ("auto", "base", "chat")
+PROMPT_FORMATS = ("auto", "base", "tofu", "chat")
 GRANULARITIES = ("example", "batch")
 QUANT_TYPES = ("nf4", "fp4")
 # ε of the importance ratio, if not given, for each kind of smoothing.
@@ -143,7 +143,10 @@ class TextConfig:
 
     prompt_format: str = field(
         default="auto",
-        metadata={"help": "base ('Question: ... Answer: ...'), chat (the tokenizer's template), or auto."},
+        metadata={
+            "help": "base ('Question: ... Answer: ...'), tofu (the same, 'Answer:' counting as part of the answer), "
+            "chat (the tokenizer's template), or auto."
+        },
     )
     max_length: int = field(default=512, metadata={"help": "Most tokens of an example; plain text is cut into chunks."})
 

@@ -12,7 +12,7 @@ from unlora.config import EvalConfig
 from unlora.data import TextFormat
 from unlora.errors import InputError
 from unlora.evals import EvalSettings, evaluate, read_log, summarise, write_log
-from unlora.evals.scoring import answer_nll, generate_answers
+from unlora.evals.scoring import answer_nll, encode_prompt, generate_answers
 from unlora.evals.tofu import TASKS
 
 PEOPLE = [
@@ -332,5 +332,17 @@ def test_our_logs_have_the_metrics_of_the_published_ones(shared_data, model, bas
     }
     for task in ours:
         reference = published[task]["generated_text"]["0"][2]
-        # TOFU's own lines may or may not repeat the prompt's "Answer: ".
-        assert ours[task]["generated_text"]["0"][2] == reference.removeprefix("Answer: ")
+        assert ours[task]["generated_text"]["0"][2] == reference
+
+
+@pytest.mark.shared_data
+def test_the_tofu_format_asks_as_the_published_logs_do(shared_data, tokenizer):
+    """The prompt is the question alone, and the model begins with "Answer:"."""
+    text_format = TextFormat(tokenizer, "tofu")
+    published = read_log(shared_data / "tofu_logs" / "phi_full.json")
+    for name, rows in EvalConfig(eval_data=str(shared_data / "tofu")).sets().items():
+        task = published[TASKS[name]]
+        for index in ("0", "7"):
+            prompt = tokenizer.decode(encode_prompt(rows[int(index)]["question"], text_format))
+            assert prompt == task["generated_text"][index][0]
+            assert task["generated_text"][index][1].startswith("Answer: ")
