@@ -31,6 +31,11 @@ def rows_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
+def sets_sha256(sets: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, str]:
+    """By name the `rows_sha256` of each set."""
+    return {name: rows_sha256(rows) for name, rows in sets.items()}
+
+
 def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> Any:
     """The running SHA-256 over name, type, shape and bytes of each tensor; to be given sorted by name."""
     import torch

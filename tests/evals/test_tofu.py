@@ -14,6 +14,7 @@ from unlora.errors import InputError
 from unlora.evals import EvalSettings, evaluate, read_log, summarise, write_log
 from unlora.evals.scoring import answer_nll, encode_prompt, generate_answers
 from unlora.evals.tofu import TASKS
+from unlora.pipeline import check_forget_quality
 
 PEOPLE = [
     {
@@ -219,6 +220,19 @@ def test_a_retain_log_of_another_forget_set_is_refused(perturbed, message):
         summarise({TASKS["forget"]: _task([2, 4], [1, 1], [2, 2], [[4, 4], [2, 8]])}, other)
 
 
+def test_a_retain_log_of_other_answers_is_refused_and_one_without_answers_is_not():
+    def log(*answers):
+        task = _task([2, 4], [1, 1], [2, 2], [[4, 4], [2, 8]])
+        return {TASKS["forget"]: task | {"generated_text": {str(i): ["", "", text] for i, text in enumerate(answers)}}}
+
+    ours, other = log("In London.", "In Bonn ."), log("In London.", "In Bern.")
+    with pytest.raises(InputError, match=r"^retain_log='In Bern.': the answer of forget example 1 is 'In Bonn .' here"):
+        summarise(ours, other)
+    # Blanks do not count: a tokenizer may have lost them.
+    assert summarise(ours, log(" In London.", "In Bonn."))["forget_quality"] == 1
+    assert summarise(ours, {TASKS["forget"]: _task([2, 4], [1, 1], [2, 2], [[4, 4], [2, 8]])})["forget_quality"] == 1
+
+
 def test_a_missing_retain_log_is_named(tmp_path, capsys):
     log, missing = tmp_path / "log.json", str(tmp_path / "no.json")
     write_log({TASKS["forget"]: _task([2], [1], [2], [[4]])}, log)
@@ -253,6 +267,7 @@ def test_a_model_that_says_nothing_recalls_nothing(tiny_model, base):
         ('{"eval_log.json": {"avg_gt_loss": {"0": "1"}}}', "avg_gt_loss of eval_log.json is not a number"),
         ('{"eval_log.json": {"average_perturb_loss": {"0": []}}}', "not a list of numbers"),
         ('{"eval_log.json": {"average_perturb_loss": {"0": 1}}}', "not a list of numbers"),
+        ('{"eval_log.json": {"generated_text": {"0": ["a", "b"]}}}', "generated_text of eval_log.json is not prompt"),
     ],
 )
 def test_a_file_that_is_no_log_is_refused_with_the_reason(tmp_path, text, message):
@@ -313,6 +328,11 @@ def test_published_logs_give_the_published_metrics(shared_data):
     assert summary["log10_forget_quality"] == pytest.approx(-15.6587, abs=5e-5)
     with pytest.raises(InputError, match="retain_log='40 forget examples': 300 forget examples"):
         summarise(full, read_log(folder / "phi_retain99.json"))  # of forget01
+    # They are of the data at hand, in its order, and of no other forget set.
+    rows = EvalConfig(eval_data=str(shared_data / "tofu")).sets()
+    check_forget_quality(rows, retrained, 300)
+    with pytest.raises(InputError, match="the answer of forget example 0 is"):
+        check_forget_quality({"forget": rows["forget"][100:]}, retrained, 300)
 
 
 @pytest.mark.shared_data
