@@ -22,6 +22,11 @@ CONFIG, ADAPTER, MEMBERSHIP = "config.yaml", "adapter", "membership.json"
 # What each choice compares.
 STOP_STATISTICS = {"auto": ("nll", "truth_ratio"), "nll": ("nll",), "truth_ratio": ("truth_ratio",)}
 PROMPT_FORMATS = ("auto", "base", "tofu", "chat")
+# The sets that a whole evaluation log of each benchmark has.
+BENCHMARK_SETS = {
+    "tofu": ("retain", "real_authors", "world_facts", "forget"),
+    "persona": ("retain", "world_facts", "forget"),
+}
 GRANULARITIES = ("example", "batch")
 QUANT_TYPES = ("nf4", "fp4")
 # ε of the importance ratio, if not given, for each kind of smoothing.

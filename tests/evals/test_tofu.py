@@ -8,7 +8,8 @@ import torch
 
 from conftest import make_tokenizer
 from unlora.cli import main
-from unlora.config import EvalConfig
+from unlora.cli.tables import print_comparison
+from unlora.config import BENCHMARK_SETS, EvalConfig
 from unlora.data import TextFormat
 from unlora.errors import InputError
 from unlora.evals import EvalSettings, evaluate, read_log, summarise, write_log
@@ -50,7 +51,7 @@ def test_a_log_has_the_metrics_that_tofu_writes(model, base, tmp_path):
     assert read_log(tmp_path / "new" / "log.json") == log
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["log.json"]
     summary = summarise(log, log)
-    assert summary["utility_terms"] == 9
+    assert len(summary["utility_terms"]) == 9
     assert summary["forget_quality"] == 1
     assert summary["log10_forget_quality"] == 0
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
@@ -121,7 +122,7 @@ def test_summary_by_hand():
         {"probability": 1 / 10, "rougeL_recall": 0, "truth_ratio": 3 / 8, "truth_ratio_geometric": 3 / 8}
     )
     assert summary["model_utility"] == pytest.approx(210 / 479)
-    assert summary["utility_terms"] == 6
+    assert len(summary["utility_terms"]) == 6
     assert summary["forget_quality"] is None
     assert summary["log10_forget_quality"] is None
 
@@ -156,7 +157,7 @@ def test_what_cannot_be_computed_is_left_out_of_the_log_and_none_in_the_summary(
     assert summary["sets"]["retain"]["truth_ratio"] is None
     assert summary["sets"]["retain"]["probability"] > 0
     assert summary["sets"]["world_facts"]["probability"] is None  # it is normalised over wrong answers
-    assert summary["utility_terms"] == 3
+    assert len(summary["utility_terms"]) == 3
     assert summarise(evaluate(model, {"forget": PEOPLE}, base, QUICK))["model_utility"] is None
 
 
@@ -295,7 +296,9 @@ def test_the_command_prints_the_summary_as_json(tmp_path, capsys):
     write_log(log, tmp_path / "log.json")
     flags = ("--benchmark", "tofu", "--log", tmp_path / "log.json", "--retain-log", tmp_path / "log.json")
     assert run_command(*flags, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == summarise(log, log)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == summarise(log, log, tuple(TASKS))
+    assert printed["missing_utility_terms"][0] == "retain probability"
 
 
 def test_the_command_prints_a_table_that_says_what_is_missing(tmp_path, capsys):
@@ -303,8 +306,37 @@ def test_the_command_prints_a_table_that_says_what_is_missing(tmp_path, capsys):
     write_log(log, tmp_path / "log.json")
     assert run_command("--benchmark", "persona", "--log", tmp_path / "log.json") == 0
     out = capsys.readouterr().out
-    for text in ("0.375", "0.4375", "(3 of 6 terms)", "not in the log: world_facts, forget", "--retain-log"):
+    for text in ("0.375", "0.4375", "not in the log: world_facts, forget", "--retain-log"):
         assert text in out
+    without = "world_facts probability, world_facts rougeL_recall, world_facts truth_ratio"
+    assert f"model utility not available without {without}" in " ".join(out.split())
+
+
+def test_utility_of_fewer_than_a_benchmarks_terms_is_not_available():
+    """Of sets of one's own it is the mean of what is there, and says of what."""
+    task = _task([2, 4], [1, 0.5], [2, 2], [[4, 4], [2, 8]])
+    log = {TASKS[name]: dict(task) for name in ("retain", "world_facts", "real_authors")}
+    del log[TASKS["world_facts"]]["rougeL_recall"]
+    own, whole = summarise(log), summarise(log, expected=BENCHMARK_SETS["tofu"])
+    assert own["model_utility"] == pytest.approx(8 / sum(1 / value for value in _terms(own)))
+    assert "world_facts rougeL_recall" not in own["utility_terms"]
+    assert (len(own["utility_terms"]), own["missing_utility_terms"]) == (8, [])
+    assert (whole["model_utility"], whole["missing_utility_terms"]) == (None, ["world_facts rougeL_recall"])
+    assert whole["utility_terms"] == own["utility_terms"]
+
+
+def _terms(summary):
+    return [summary["sets"][name][key] for name, key in (term.split() for term in summary["utility_terms"])]
+
+
+def test_the_table_says_of_how_many_terms_utility_is_the_mean(capsys):
+    task = _task([2, 4], [1, 0.5], [2, 2], [[4, 4], [2, 8]])
+    few, whole = (summarise(log) for log in ({TASKS["retain"]: task}, dict.fromkeys(TASKS.values(), task)))
+    for models, label in (({"a": few, "b": few}, "model utility (3 terms)"), ({"a": whole}, "model utility ")):
+        print_comparison(models)
+        [row] = [line for line in capsys.readouterr().out.splitlines() if "model utility" in line]
+        assert label in row
+        assert ("terms" in row) == ("terms" in label)
 
 
 def test_the_command_loads_no_torch(tmp_path):
@@ -324,7 +356,7 @@ def test_published_logs_give_the_published_metrics(shared_data):
     full, retrained = (read_log(folder / f"{name}.json") for name in ("phi_full", "phi_retain90"))
     summary = summarise(full, retrained)
     assert summary["model_utility"] == pytest.approx(0.50335, abs=5e-6)
-    assert summary["utility_terms"] == 9
+    assert len(summary["utility_terms"]) == 9
     assert summary["log10_forget_quality"] == pytest.approx(-15.6587, abs=5e-5)
     with pytest.raises(InputError, match="retain_log='40 forget examples': 300 forget examples"):
         summarise(full, read_log(folder / "phi_retain99.json"))  # of forget01

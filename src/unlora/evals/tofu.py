@@ -256,12 +256,14 @@ def _text_columns(
     }
 
 
-def summarise(log: Log, retain_log: Log | None = None) -> dict[str, Any]:
+def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] = ()) -> dict[str, Any]:
     """The metrics of a log, as plain JSON values; what the log cannot give is None.
 
     Args:
         log: of the model in question.
         retain_log: of a model trained without the forget set; None leaves forget quality None.
+        expected: the sets of a benchmark (`unlora.config.BENCHMARK_SETS`): where it lacks one of their terms, there is
+            no model utility, as it would not be the benchmark's. Not given for sets of one's own.
 
     Returns:
         By name:
@@ -269,7 +271,8 @@ def summarise(log: Log, retain_log: Log | None = None) -> dict[str, Any]:
         - `sets`: by set name, probability, rougeL_recall, truth_ratio and truth_ratio_geometric. The truth ratio is
           mean max(0, 1−R), on the forget set mean min(R, 1/R), with R from the arithmetic and the geometric mean.
         - `model_utility`: harmonic mean of probability, rougeL_recall and (arithmetic) truth_ratio of all sets but
-          forget, over those that are there; `utility_terms` says how many, nine for a whole TOFU log.
+          forget, over those that are there; `utility_terms` names them, nine for a whole TOFU log.
+        - `missing_utility_terms`: those of the expected sets that the log lacks; then model utility is None.
         - `forget_quality`, `log10_forget_quality`: Kolmogorov-Smirnov p-value against `retain_log`.
 
     Raises:
@@ -277,8 +280,10 @@ def summarise(log: Log, retain_log: Log | None = None) -> dict[str, Any]:
             different forget sets.
     """
     sets = {name: _summarise_set(name, log[task]) for name, task in TASKS.items() if task in log}
-    kept = [values[key] for name, values in sets.items() if name != "forget" for key in UTILITY]
-    terms = [term for term in kept if term is not None]
+    values = {f"{name} {key}": sets[name][key] for name in sets if name != "forget" for key in UTILITY}
+    terms = {term: value for term, value in values.items() if value is not None}
+    needed = [f"{name} {key}" for name in expected if name != "forget" for key in UTILITY]
+    missing = [term for term in needed if term not in terms]
     quality = None
     if retain_log is not None:
         ratios = forget_truth_ratios("log", log), forget_truth_ratios("retain_log", retain_log)
@@ -287,8 +292,9 @@ def summarise(log: Log, retain_log: Log | None = None) -> dict[str, Any]:
         quality = metrics.forget_quality(*ratios)
     return {
         "sets": sets,
-        "model_utility": metrics.model_utility(terms) if terms else None,
-        "utility_terms": len(terms),
+        "model_utility": metrics.model_utility(list(terms.values())) if terms and not missing else None,
+        "utility_terms": list(terms),
+        "missing_utility_terms": missing,
         "forget_quality": quality,
         "log10_forget_quality": None if quality is None else math.log10(quality),
     }
