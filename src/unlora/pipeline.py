@@ -335,7 +335,7 @@ def evaluation_sets(request: Request, materials: Materials) -> dict[str, Sequenc
 
 
 def check_forget_quality(sets: Mapping[str, Sequence[Record]], retrain_log: Log, ds_size: int | None) -> None:
-    """Raises `InputError`, before training, where forget quality is asked for and could not be computed after it."""
+    """Raises `InputError`, before long work, where forget quality is asked for and could not be computed after it."""
     summarise(retrain_log, retrain_log)
     if not sets.get("forget") or "perturbed_answer" not in sets["forget"][0]:
         reason = "forget quality compares truth ratios, and the evaluated forget rows have no perturbed_answer"

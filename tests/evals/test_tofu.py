@@ -15,6 +15,7 @@ from unlora.errors import InputError
 from unlora.evals import EvalSettings, evaluate, read_log, summarise, write_log
 from unlora.evals.scoring import answer_nll, encode_prompt, generate_answers
 from unlora.evals.tofu import TASKS
+from unlora.files import write_jsonl
 from unlora.pipeline import check_forget_quality
 
 PEOPLE = [
@@ -243,6 +244,16 @@ def test_a_missing_retain_log_is_named(tmp_path, capsys):
     # Without one there is no forget quality, and the JSON says so.
     assert main(["evaluate-log", "--benchmark", "tofu", "--log", str(log), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["forget_quality"] is None
+
+
+def test_evaluate_refuses_a_retain_log_before_it_looks_for_the_model(tmp_path, capsys):
+    for name, rows in SETS.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    write_log({TASKS["forget"]: _task([2, 2], [1, 1], [2, 2], [[4, 4, 4]] * 2)}, tmp_path / "retrained.json")
+    flags = ["--model_name_or_path", "no model", "--eval_data", str(tmp_path), "--log", str(tmp_path / "log.json")]
+    names = [part for name in SETS for part in (f"--eval_{name}_name", name)]
+    assert main(["evaluate", *flags, *names, "--retrain_log", str(tmp_path / "retrained.json")]) == 2
+    assert "retrain_log='2 forget examples': 1 forget examples are compared with it" in capsys.readouterr().err
 
 
 def test_a_model_that_says_nothing_recalls_nothing(tiny_model, base):
