@@ -154,3 +154,11 @@ def test_a_retrain_log_of_other_rows_is_refused_before_weights_are_read(command,
     assert command(retrain_log=tmp_path / "retrained.json", model_name_or_path=folder / "no weights") == 2
     assert "score both models on the same data" in capsys.readouterr().err
     assert not (tmp_path / "log.json").exists()
+
+
+def test_a_retrain_log_of_as_many_other_rows_is_refused(command, folder, tmp_path, capsys):
+    assert command(log=tmp_path / "retrained.json") == 0
+    write_rows(folder / "data" / "changed.jsonl", [{"question": "Who keeps dog 9?", "answer": "Eve."}, *HOLDOUT[1:]])
+    again = {"retrain_log": tmp_path / "retrained.json", "model_name_or_path": folder / "no weights"}
+    assert command(holdout_name="changed", **again) == 2
+    assert "its rows of holdout are not those here" in capsys.readouterr().err

@@ -9,8 +9,11 @@ from transformers import AutoModelForCausalLM
 
 from conftest import make_tokenizer, tiny_config
 from unlora.cli import main
-from unlora.cli.arguments import published
+from unlora.cli.arguments import parse, published
+from unlora.cli.finetune import TrainDataConfig
 from unlora.cli.unlearn import request_from
+from unlora.config import ModelConfig
+from unlora.finetune import FinetuneConfig
 
 # Learning rate / λ / β of VILA's released TOFU configurations, for forget01, forget05 and forget10.
 RELEASED = {
@@ -108,8 +111,16 @@ def assert_settings(request, settings):
         assert {name: getattr(chosen, name) for name in values} == values
 
 
+# Model, learning rate, weight decay, epochs and rank of TOFU's configurations of fine-tuning.
+FINETUNE = {
+    "tofu-phi-1.5": ("microsoft/phi-1_5", 2e-5, 0.01, 5, None),
+    "tofu-llama2-7b": ("NousResearch/Llama-2-7b-chat-hf", 1e-5, 0.01, 5, None),
+    "tofu-llama2-7b-lora": ("NousResearch/Llama-2-7b-chat-hf", 1e-4, 0.0, 10, 8),
+}
+
+
 def test_there_is_one_for_each_released_configuration():
-    assert published().keys() == CASES.keys() | WMDP.keys()
+    assert published().keys() == CASES.keys() | WMDP.keys() | FINETUNE.keys()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -120,7 +131,7 @@ def test_published_settings_are_the_released_ones(name, tmp_path):
     assert (args.loss, args.learning_rate, args.retain_weight) == (loss, learning_rate, weight)
     assert args.loss_kwargs == ({"beta": beta[0]} if beta else {})
     assert (request.data.forget_name, request.data.retain_name) == (split, f"retain{100 - int(split[-2:])}")
-    assert request.data.prompt_format == ("chat" if "llama2" in name else "base")
+    assert request.data.prompt_format == ("tofu" if "phi" in name else "chat")
     assert request.evaluation.eval_forget_name == f"{split}_perturbed"
     rows = FORGET_ROWS[split]
     assert (args.max_steps, args.warmup_steps) == (int(5 * rows) // 32, max(1, rows // 32))
@@ -137,13 +148,56 @@ def test_published_settings_for_wmdp_are_the_released_ones(name, tmp_path):
     assert_settings(request, OF_WMDP)
 
 
-def test_a_published_configuration_runs_on_local_data_and_flags_win(shared_data, tmp_path):
+@pytest.mark.parametrize("name", FINETUNE)
+def test_published_settings_for_fine_tuning_are_tofus(name, tmp_path):
+    flags = ["--config", name, "--output_dir", str(tmp_path / "model"), "--use_cpu", "true"]
+    model, data, args = parse((ModelConfig, TrainDataConfig, FinetuneConfig), flags, "finetune", "")
+    assert not [*model.problems(), *data.problems(), *args.problems()]
+    found = (model.model_name_or_path, args.learning_rate, args.weight_decay, args.num_train_epochs, args.r)
+    assert found == FINETUNE[name]
+    assert (data.train_data, data.train_name, data.max_length) == ("locuslab/TOFU", "full", 500)
+    assert data.prompt_format == ("tofu" if "phi" in name else "chat")
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 32
+    assert args.get_warmup_steps(125 * args.num_train_epochs) == 125  # the first epoch
+    assert (args.lora_alpha, args.lora_dropout) == (32, 0.05)
+
+
+def test_a_published_configuration_of_fine_tuning_runs_on_local_data(shared_data, tmp_path):
+    save_model(tmp_path / "model")
+    flags = {
+        "config": "tofu-phi-1.5",
+        "model_name_or_path": tmp_path / "model",
+        "train_data": shared_data / "tofu",
+        "train_split": "train[:10]",
+        "output_dir": tmp_path / "tuned",
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "logging_steps": 1,
+        "save_strategy": "epoch",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    assert main(["finetune", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]) == 0
+    assert (tmp_path / "tuned" / "model.safetensors").is_file()
+    log = json.loads((tmp_path / "tuned" / "checkpoint-25" / "trainer_state.json").read_text())["log_history"]
+    rates = [step["learning_rate"] for step in log if "learning_rate" in step]
+    # Five updates, the first of five epochs, rise from 0; the next twenty fall.
+    expected = [2e-5 * (step / 5 if step < 5 else (25 - step) / 20) for step in range(25)]
+    assert rates == pytest.approx(expected)
+
+
+def save_model(folder):
+    """A tiny model with its tokenizer."""
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = tiny_config("llama", len(tokenizer))
     config.max_position_embeddings = 512
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_a_published_configuration_runs_on_local_data_and_flags_win(shared_data, tmp_path):
+    save_model(tmp_path / "model")
     data = str(shared_data / "tofu")
     flags = {
         "config": "vila-phi-1.5-forget01-npo",

@@ -53,7 +53,7 @@ def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, tm
     assert [line[:3] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
     assert report.metrics.keys() == report.answers.keys() == {"original", "unlearned", "retrained"}
     for summary in report.metrics.values():
-        assert summary["utility_terms"] == 6
+        assert len(summary["utility_terms"]) == 6
         assert 0 <= summary["forget_quality"] <= 1
     assert report.metrics["retrained"]["forget_quality"] == 1
     log = read_log(tmp_path / "out" / "run" / "eval_after.json")

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 CONFIG, ADAPTER, MEMBERSHIP = "config.yaml", "adapter", "membership.json"
 # What each choice compares.
 STOP_STATISTICS = {"auto": ("nll", "truth_ratio"), "nll": ("nll",), "truth_ratio": ("truth_ratio",)}
-PROMPT_FORMATS = ("auto", "base", "chat")
+PROMPT_FORMATS = ("auto", "base", "tofu", "chat")
+# The sets that a whole evaluation log of each benchmark has.
+BENCHMARK_SETS = {
+    "tofu": ("retain", "real_authors", "world_facts", "forget"),
+    "persona": ("retain", "world_facts", "forget"),
+}
 GRANULARITIES = ("example", "batch")
 # Settings that moments of single examples do not depend on.
 OF_BATCHES = ("importance_batch_size", "forget_passes")
@@ -145,7 +150,10 @@ class TextConfig:
 
     prompt_format: str = field(
         default="auto",
-        metadata={"help": "base ('Question: ... Answer: ...'), chat (the tokenizer's template), or auto."},
+        metadata={
+            "help": "base ('Question: ... Answer: ...'), tofu (the same, 'Answer:' counting as part of the answer), "
+            "chat (the tokenizer's template), or auto."
+        },
     )
     max_length: int = field(default=512, metadata={"help": "Most tokens of an example; plain text is cut into chunks."})
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from unlora.progress import bar
+from unlora.sharding import whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,15 +37,19 @@ def file_sha256(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def sets_sha256(sets: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, str]:
+    """By name the `rows_sha256` of each set."""
+    return {name: rows_sha256(rows) for name, rows in sets.items()}
+
+
 def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> Any:
     """The running SHA-256 over name, type, shape and bytes of each tensor; to be given sorted by name."""
     import torch
-    from torch.distributed.tensor import DTensor
 
     digest = hashlib.sha256()
     for name, tensor in tensors:
+        tensor = whole(tensor)  # called by all processes, if it is sharded
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # called by all processes then
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest
 

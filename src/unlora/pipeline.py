@@ -350,14 +350,16 @@ def evaluation_sets(request: Request, materials: Materials) -> dict[str, Sequenc
 
 
 def check_forget_quality(sets: Mapping[str, Sequence[Record]], retrain_log: Log, ds_size: int | None) -> None:
-    """Raises `InputError`, before training, where forget quality is asked for and could not be computed after it."""
+    """Raises `InputError`, before long work, where forget quality is asked for and could not be computed after it."""
     summarise(retrain_log, retrain_log)
     if not sets.get("forget") or "perturbed_answer" not in sets["forget"][0]:
         reason = "forget quality compares truth ratios, and the evaluated forget rows have no perturbed_answer"
         fix = "name eval_data with perturbed answers, or leave retrain_log out"
         raise InputError(Problem("retrain_log", "a log", reason, fix))
-    perturbed = [row.get("perturbed_answer") or () for row in sets["forget"][:ds_size]]
-    check_same_examples(perturbed, retrain_log, "retrain_log")
+    rows = sets["forget"][:ds_size]
+    answers = [str(row.get("answer")) for row in rows]
+    perturbed = [row.get("perturbed_answer") or () for row in rows]
+    check_same_examples(answers, perturbed, retrain_log, "retrain_log")
 
 
 def known_log(config: EvalConfig, sets: Mapping[str, Sequence[Record]]) -> Log | None:

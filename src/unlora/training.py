@@ -70,6 +70,10 @@ class FinetuneSettings:
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate of AdamW."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
     num_train_epochs: float = field(default=5.0, metadata={"help": "Passes over the data."})
+    warmup_steps: float = field(
+        default=0.2,
+        metadata={"help": "Updates of linear warm-up; below 1 a share of all: TOFU warms up for one of its 5 epochs."},
+    )
     gradient_accumulation_steps: int = field(default=4, metadata={"help": "Batches added up before an update."})
     logging_steps: float = field(default=20, metadata={"help": "Log the loss every so many updates."})
     r: int | None = field(

@@ -2,10 +2,12 @@ import copy
 import logging
 
 import pytest
-from transformers import ByT5Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from unlora.data import IGNORE_INDEX, TextFormat, encode_records, encode_turns
 from unlora.errors import InputError
+from unlora.evals.scoring import encode_prompt
 
 QUESTION, ANSWER = "Where was Ada Lovelace born?", "Ada Lovelace was born in London."
 ROW = {"question": QUESTION, "answer": ANSWER}
@@ -48,6 +50,24 @@ def test_a_question_and_answer_is_labelled_on_the_answer_and_its_end_alone(token
     [example] = encode_records([ROW], TextFormat(tokenizer, "base"))
     assert tokenizer.decode(example["input_ids"]) == f"Question: {QUESTION}\nAnswer: {ANSWER}<eos>"
     assert labelled_runs(example, tokenizer) == [f" {ANSWER}<eos>"]
+
+
+@pytest.mark.parametrize(("answer", "count"), [("Paris", 4), ("William Shakespeare", 5)])
+def test_the_tofu_format_counts_the_word_answer_as_its_published_phi_logs_do(answer, count):
+    """A token a word or sign: "Answer", ":", the words and the end, as num_token_gt has it for these two answers."""
+    whole = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1, "Answer": 2, ":": 3}, unk_token="<unk>"))
+    whole.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = PreTrainedTokenizerFast(tokenizer_object=whole, unk_token="<unk>", eos_token="<eos>")
+    example = encode_turns("Who wrote it?", answer, TextFormat(words, "tofu"))
+    labels = [label for label in example["labels"] if label != IGNORE_INDEX]
+    assert (len(labels), labels[:2], labels[-1]) == (count, [2, 3], 1)
+
+
+def test_the_tofu_format_has_the_base_prompts_text_with_labels_from_answer_on(tokenizer):
+    base, tofu = (encode_turns(QUESTION, ANSWER, TextFormat(tokenizer, name)) for name in ("base", "tofu"))
+    assert tofu["input_ids"] == base["input_ids"]
+    assert labelled_runs(tofu, tokenizer) == [f"Answer: {ANSWER}<eos>"]
+    assert tokenizer.decode(encode_prompt(QUESTION, TextFormat(tokenizer, "tofu"))) == f"Question: {QUESTION}\n"
 
 
 def test_auto_is_the_chat_template_where_there_is_one_and_plain_otherwise(chat, tokenizer):
@@ -156,7 +176,7 @@ def test_a_missing_value_is_not_the_word_none(tokenizer):
 
 
 @pytest.mark.parametrize("answer", ["", "   ", "\n"])
-@pytest.mark.parametrize("kind", ["base", "chat"])
+@pytest.mark.parametrize("kind", ["base", "tofu", "chat"])
 def test_an_answer_without_tokens_is_refused_by_row(chat, answer, kind):
     text_format = TextFormat(chat.tokenizer, kind)
     with pytest.raises(InputError, match=r"forget_data\[1\].*the answer has no tokens"):

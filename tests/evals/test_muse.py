@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from itertools import chain
 
 import pytest
@@ -293,10 +294,19 @@ def test_a_retrain_log_of_other_sets_is_refused_before_weights_are_read(command,
     assert command(retrain_log=tmp_path / "few.json", model_name_or_path=folder / "no weights") == 2
     assert "score both models on the same data" in capsys.readouterr().err
     log = read(tmp_path / "few.json")
-    del log["scores"]["verbmem"]
+    del log["scores"]["verbmem"], log["rows"]  # as `unlora membership` writes it
     (tmp_path / "membership.json").write_text(json.dumps(log))
     assert command(retrain_log=tmp_path / "membership.json", model_name_or_path=folder / "no weights") == 2
     assert "no scores of MUSE's sets" in capsys.readouterr().err
+
+
+def test_a_retrain_log_of_as_many_other_rows_is_refused(command, folder, tmp_path, capsys):
+    assert command(log=tmp_path / "retrained.json") == 0
+    shutil.copytree(folder / "data", tmp_path / "data")
+    write_jsonl(tmp_path / "data" / "knowmem" / "retain_qa_icl.jsonl", PAIRS[1:])
+    again = {"retrain_log": tmp_path / "retrained.json", "model_name_or_path": folder / "no weights"}
+    assert command(data=tmp_path / "data", **again) == 2
+    assert "its rows of retain_qa_icl are not those here" in capsys.readouterr().err
 
 
 # The miniature.

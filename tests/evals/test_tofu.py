@@ -8,12 +8,15 @@ import torch
 
 from conftest import make_tokenizer
 from unlora.cli import main
-from unlora.config import EvalConfig
+from unlora.cli.tables import print_comparison
+from unlora.config import BENCHMARK_SETS, EvalConfig
 from unlora.data import TextFormat
 from unlora.errors import InputError
 from unlora.evals import EvalSettings, evaluate, read_log, summarise, write_log
-from unlora.evals.scoring import answer_nll, generate_answers
+from unlora.evals.scoring import answer_nll, encode_prompt, generate_answers
 from unlora.evals.tofu import TASKS
+from unlora.files import write_jsonl
+from unlora.pipeline import check_forget_quality
 
 PEOPLE = [
     {
@@ -49,7 +52,7 @@ def test_a_log_has_the_metrics_that_tofu_writes(model, base, tmp_path):
     assert read_log(tmp_path / "new" / "log.json") == log
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["log.json"]
     summary = summarise(log, log)
-    assert summary["utility_terms"] == 9
+    assert len(summary["utility_terms"]) == 9
     assert summary["forget_quality"] == 1
     assert summary["log10_forget_quality"] == 0
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
@@ -120,7 +123,7 @@ def test_summary_by_hand():
         {"probability": 1 / 10, "rougeL_recall": 0, "truth_ratio": 3 / 8, "truth_ratio_geometric": 3 / 8}
     )
     assert summary["model_utility"] == pytest.approx(210 / 479)
-    assert summary["utility_terms"] == 6
+    assert len(summary["utility_terms"]) == 6
     assert summary["forget_quality"] is None
     assert summary["log10_forget_quality"] is None
 
@@ -155,7 +158,7 @@ def test_what_cannot_be_computed_is_left_out_of_the_log_and_none_in_the_summary(
     assert summary["sets"]["retain"]["truth_ratio"] is None
     assert summary["sets"]["retain"]["probability"] > 0
     assert summary["sets"]["world_facts"]["probability"] is None  # it is normalised over wrong answers
-    assert summary["utility_terms"] == 3
+    assert len(summary["utility_terms"]) == 3
     assert summarise(evaluate(model, {"forget": PEOPLE}, base, QUICK))["model_utility"] is None
 
 
@@ -219,6 +222,19 @@ def test_a_retain_log_of_another_forget_set_is_refused(perturbed, message):
         summarise({TASKS["forget"]: _task([2, 4], [1, 1], [2, 2], [[4, 4], [2, 8]])}, other)
 
 
+def test_a_retain_log_of_other_answers_is_refused_and_one_without_answers_is_not():
+    def log(*answers):
+        task = _task([2, 4], [1, 1], [2, 2], [[4, 4], [2, 8]])
+        return {TASKS["forget"]: task | {"generated_text": {str(i): ["", "", text] for i, text in enumerate(answers)}}}
+
+    ours, other = log("In London.", "In Bonn ."), log("In London.", "In Bern.")
+    with pytest.raises(InputError, match=r"^retain_log='In Bern.': the answer of forget example 1 is 'In Bonn .' here"):
+        summarise(ours, other)
+    # Blanks do not count: a tokenizer may have lost them.
+    assert summarise(ours, log(" In London.", "In Bonn."))["forget_quality"] == 1
+    assert summarise(ours, {TASKS["forget"]: _task([2, 4], [1, 1], [2, 2], [[4, 4], [2, 8]])})["forget_quality"] == 1
+
+
 def test_a_missing_retain_log_is_named(tmp_path, capsys):
     log, missing = tmp_path / "log.json", str(tmp_path / "no.json")
     write_log({TASKS["forget"]: _task([2], [1], [2], [[4]])}, log)
@@ -228,6 +244,16 @@ def test_a_missing_retain_log_is_named(tmp_path, capsys):
     # Without one there is no forget quality, and the JSON says so.
     assert main(["evaluate-log", "--benchmark", "tofu", "--log", str(log), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["forget_quality"] is None
+
+
+def test_evaluate_refuses_a_retain_log_before_it_looks_for_the_model(tmp_path, capsys):
+    for name, rows in SETS.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    write_log({TASKS["forget"]: _task([2, 2], [1, 1], [2, 2], [[4, 4, 4]] * 2)}, tmp_path / "retrained.json")
+    flags = ["--model_name_or_path", "no model", "--eval_data", str(tmp_path), "--log", str(tmp_path / "log.json")]
+    names = [part for name in SETS for part in (f"--eval_{name}_name", name)]
+    assert main(["evaluate", *flags, *names, "--retrain_log", str(tmp_path / "retrained.json")]) == 2
+    assert "retrain_log='2 forget examples': 1 forget examples are compared with it" in capsys.readouterr().err
 
 
 def test_a_model_that_says_nothing_recalls_nothing(tiny_model, base):
@@ -253,6 +279,7 @@ def test_a_model_that_says_nothing_recalls_nothing(tiny_model, base):
         ('{"eval_log.json": {"avg_gt_loss": {"0": "1"}}}', "avg_gt_loss of eval_log.json is not a number"),
         ('{"eval_log.json": {"average_perturb_loss": {"0": []}}}', "not a list of numbers"),
         ('{"eval_log.json": {"average_perturb_loss": {"0": 1}}}', "not a list of numbers"),
+        ('{"eval_log.json": {"generated_text": {"0": ["a", "b"]}}}', "generated_text of eval_log.json is not prompt"),
     ],
 )
 def test_a_file_that_is_no_log_is_refused_with_the_reason(tmp_path, text, message):
@@ -280,7 +307,9 @@ def test_the_command_prints_the_summary_as_json(tmp_path, capsys):
     write_log(log, tmp_path / "log.json")
     flags = ("--benchmark", "tofu", "--log", tmp_path / "log.json", "--retain-log", tmp_path / "log.json")
     assert run_command(*flags, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == summarise(log, log)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == summarise(log, log, tuple(TASKS))
+    assert printed["missing_utility_terms"][0] == "retain probability"
 
 
 def test_the_command_prints_a_table_that_says_what_is_missing(tmp_path, capsys):
@@ -288,8 +317,37 @@ def test_the_command_prints_a_table_that_says_what_is_missing(tmp_path, capsys):
     write_log(log, tmp_path / "log.json")
     assert run_command("--benchmark", "persona", "--log", tmp_path / "log.json") == 0
     out = capsys.readouterr().out
-    for text in ("0.375", "0.4375", "(3 of 6 terms)", "not in the log: world_facts, forget", "--retain-log"):
+    for text in ("0.375", "0.4375", "not in the log: world_facts, forget", "--retain-log"):
         assert text in out
+    without = "world_facts probability, world_facts rougeL_recall, world_facts truth_ratio"
+    assert f"model utility not available without {without}" in " ".join(out.split())
+
+
+def test_utility_of_fewer_than_a_benchmarks_terms_is_not_available():
+    """Of sets of one's own it is the mean of what is there, and says of what."""
+    task = _task([2, 4], [1, 0.5], [2, 2], [[4, 4], [2, 8]])
+    log = {TASKS[name]: dict(task) for name in ("retain", "world_facts", "real_authors")}
+    del log[TASKS["world_facts"]]["rougeL_recall"]
+    own, whole = summarise(log), summarise(log, expected=BENCHMARK_SETS["tofu"])
+    assert own["model_utility"] == pytest.approx(8 / sum(1 / value for value in _terms(own)))
+    assert "world_facts rougeL_recall" not in own["utility_terms"]
+    assert (len(own["utility_terms"]), own["missing_utility_terms"]) == (8, [])
+    assert (whole["model_utility"], whole["missing_utility_terms"]) == (None, ["world_facts rougeL_recall"])
+    assert whole["utility_terms"] == own["utility_terms"]
+
+
+def _terms(summary):
+    return [summary["sets"][name][key] for name, key in (term.split() for term in summary["utility_terms"])]
+
+
+def test_the_table_says_of_how_many_terms_utility_is_the_mean(capsys):
+    task = _task([2, 4], [1, 0.5], [2, 2], [[4, 4], [2, 8]])
+    few, whole = (summarise(log) for log in ({TASKS["retain"]: task}, dict.fromkeys(TASKS.values(), task)))
+    for models, label in (({"a": few, "b": few}, "model utility (3 terms)"), ({"a": whole}, "model utility ")):
+        print_comparison(models)
+        [row] = [line for line in capsys.readouterr().out.splitlines() if "model utility" in line]
+        assert label in row
+        assert ("terms" in row) == ("terms" in label)
 
 
 def test_the_command_loads_no_torch(tmp_path):
@@ -309,10 +367,15 @@ def test_published_logs_give_the_published_metrics(shared_data):
     full, retrained = (read_log(folder / f"{name}.json") for name in ("phi_full", "phi_retain90"))
     summary = summarise(full, retrained)
     assert summary["model_utility"] == pytest.approx(0.50335, abs=5e-6)
-    assert summary["utility_terms"] == 9
+    assert len(summary["utility_terms"]) == 9
     assert summary["log10_forget_quality"] == pytest.approx(-15.6587, abs=5e-5)
     with pytest.raises(InputError, match="retain_log='40 forget examples': 300 forget examples"):
         summarise(full, read_log(folder / "phi_retain99.json"))  # of forget01
+    # They are of the data at hand, in its order, and of no other forget set.
+    rows = EvalConfig(eval_data=str(shared_data / "tofu")).sets()
+    check_forget_quality(rows, retrained, 300)
+    with pytest.raises(InputError, match="the answer of forget example 0 is"):
+        check_forget_quality({"forget": rows["forget"][100:]}, retrained, 300)
 
 
 @pytest.mark.shared_data
@@ -332,5 +395,17 @@ def test_our_logs_have_the_metrics_of_the_published_ones(shared_data, model, bas
     }
     for task in ours:
         reference = published[task]["generated_text"]["0"][2]
-        # TOFU's own lines may or may not repeat the prompt's "Answer: ".
-        assert ours[task]["generated_text"]["0"][2] == reference.removeprefix("Answer: ")
+        assert ours[task]["generated_text"]["0"][2] == reference
+
+
+@pytest.mark.shared_data
+def test_the_tofu_format_asks_as_the_published_logs_do(shared_data, tokenizer):
+    """The prompt is the question alone, and the model begins with "Answer:"."""
+    text_format = TextFormat(tokenizer, "tofu")
+    published = read_log(shared_data / "tofu_logs" / "phi_full.json")
+    for name, rows in EvalConfig(eval_data=str(shared_data / "tofu")).sets().items():
+        task = published[TASKS[name]]
+        for index in ("0", "7"):
+            prompt = tokenizer.decode(encode_prompt(rows[int(index)]["question"], text_format))
+            assert prompt == task["generated_text"][index][0]
+            assert task["generated_text"][index][1].startswith("Answer: ")

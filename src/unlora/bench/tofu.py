@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unlora.bench.interface import ALL, Benchmark, Options, Values, built_in_problems, named_retrained, needed
+from unlora.config import BENCHMARK_SETS
 from unlora.errors import Problem, unknown_name
 from unlora.evals import read_log, summarise
 from unlora.evals.persona_models import Recipe, persona_models
@@ -22,9 +24,10 @@ SET_COLUMNS = {
 WANTED = {"log10 forget quality": "high", "model utility": "high"}
 
 
-def read(path: Path, retrained: Path | None) -> Values:
-    """The columns of a log in TOFU's format."""
-    summary = summarise(read_log(path), None if retrained is None else read_log(retrained, "retrained"))
+def read(path: Path, retrained: Path | None, benchmark: str = "tofu") -> Values:
+    """The columns of a log in TOFU's format; one that lacks sets of the benchmark has no model utility."""
+    retain_log = None if retrained is None else read_log(retrained, "retrained")
+    summary = summarise(read_log(path), retain_log, BENCHMARK_SETS[benchmark])
     values = {"log10 forget quality": summary["log10_forget_quality"], "model utility": summary["model_utility"]}
     sets = summary["sets"]
     return values | {column: sets.get(name, {}).get(metric) for column, (name, metric) in SET_COLUMNS.items()}
@@ -72,5 +75,6 @@ def tofu_problems(options: Options) -> list[Problem]:
     return problems + [unknown_name("retrained", split, SPLITS) for split in others]
 
 
-PERSONA = Benchmark(("forget",), built_in_problems, persona_flags, persona_retrained, read, WANTED.get)
+read_persona = partial(read, benchmark="persona")
+PERSONA = Benchmark(("forget",), built_in_problems, persona_flags, persona_retrained, read_persona, WANTED.get)
 TOFU = Benchmark(tuple(SPLITS), tofu_problems, tofu_flags, named_retrained, read, WANTED.get)

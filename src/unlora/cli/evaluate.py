@@ -56,7 +56,7 @@ def run(argv: list[str]) -> Answer:
     from unlora.data import TextFormat
     from unlora.distributed import on_main
     from unlora.evals import read_log, summarise, write_log
-    from unlora.pipeline import evaluate_shown
+    from unlora.pipeline import check_forget_quality, evaluate_shown
 
     model_config, text, target, config = parse(SETTINGS, argv, "evaluate", EXAMPLE)
     missing = [] if config.eval_data else [required("eval_data", config.eval_data)]
@@ -64,6 +64,8 @@ def run(argv: list[str]) -> Answer:
     raise_if([*target.problems(model_config), *missing, *(problem for part in settings for problem in part.problems())])
     sets = config.sets()
     retrain_log = read_log(config.retrain_log, "retrain_log") if config.retrain_log else None
+    if retrain_log is not None:
+        check_forget_quality(sets, retrain_log, config.ds_size)
     model, tokenizer = load_target(model_config, target)
     text_format = TextFormat(tokenizer, text.prompt_format, text.max_length)
     log = evaluate_shown(target.log, model, sets, text_format, config.settings())

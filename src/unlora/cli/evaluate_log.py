@@ -8,14 +8,10 @@ from typing import Any
 
 from unlora.cli.output import Answer
 from unlora.cli.tables import number
+from unlora.config import BENCHMARK_SETS
 
 EXAMPLE = "unlora evaluate-log --benchmark tofu --log unlearned.json --retain-log retrained.json"
 
-# The sets that a whole log of the benchmark has; all but forget have three terms of model utility.
-BENCHMARKS = {
-    "tofu": ("retain", "real_authors", "world_facts", "forget"),
-    "persona": ("retain", "world_facts", "forget"),
-}
 COLUMNS = {
     "probability": "probability",
     "rougeL_recall": "ROUGE-L recall",
@@ -29,9 +25,9 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="unlora evaluate-log", allow_abbrev=False)
     flags.add_argument(
         "--benchmark",
-        choices=BENCHMARKS,
+        choices=BENCHMARK_SETS,
         required=True,
-        help="says which sets a whole log has: parts left out are named",
+        help="says which sets a whole log has: parts left out are named, and without them there is no model utility",
     )
     flags.add_argument("--log", type=Path, required=True, help="the model's log, in the format of TOFU's own logs")
     flags.add_argument(
@@ -49,9 +45,10 @@ def run(argv: list[str]) -> Answer:
     args = parser().parse_args(argv)
     from unlora.evals import read_log, summarise
 
+    expected = BENCHMARK_SETS[args.benchmark]
     retain_log = None if args.retain_log is None else read_log(args.retain_log, "retain_log")
-    summary = summarise(read_log(args.log), retain_log)
-    return Answer(summary, lambda: _print_tables(summary, BENCHMARKS[args.benchmark]))
+    summary = summarise(read_log(args.log), retain_log, expected)
+    return Answer(summary, lambda: _print_tables(summary, expected))
 
 
 def _print_tables(summary: dict[str, Any], expected: tuple[str, ...]) -> None:
@@ -63,9 +60,9 @@ def _print_tables(summary: dict[str, Any], expected: tuple[str, ...]) -> None:
     for name, values in summary["sets"].items():
         table.add_row(name, *(number(values[column]) for column in COLUMNS))
     console.print(table)
-    whole = 3 * sum(name != "forget" for name in expected)
+    utility, without = number(summary["model_utility"]), summary["missing_utility_terms"]
     lines = {
-        "model utility": f"{number(summary['model_utility'])}  ({summary['utility_terms']} of {whole} terms)",
+        "model utility": f"not available without {', '.join(without)}" if without else utility,
         "forget quality": number(summary["forget_quality"]),
         "log10 forget quality": number(summary["log10_forget_quality"]),
     }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from unlora.data import Example, TextFormat
+    from unlora.data.sources import Record
 
 EXAMPLE = "unlora membership --on run --forget_data forget.jsonl --holdout_data unseen.jsonl"
 
@@ -75,6 +76,7 @@ def run(argv: list[str]) -> Answer:
     from unlora.data import TextFormat
     from unlora.evals.leakage import check_retrained, leakage_scores, read_scores, summarise_leakage
     from unlora.files import write_json
+    from unlora.hashes import sets_sha256
     from unlora.models import load_tokenizer, source_settings
     from unlora.progress import shown
 
@@ -82,10 +84,11 @@ def run(argv: list[str]) -> Answer:
     if model_config.on is not None and not config.log:  # where the run's report looks for it
         config.log = str(Path(model_config.on) / MEMBERSHIP)
     raise_if([*model_config.problems(), *text.problems(), *config.problems(model_config)])
-    retrained = None if config.retrain_log is None else read_scores(config.retrain_log)
+    rows = load_rows(config)
+    retrained = None if config.retrain_log is None else read_scores(config.retrain_log, sets=rows)
     tokenizer = load_tokenizer(model_config.model_name_or_path, source_settings(model_config))
     text_format = TextFormat(tokenizer, text.prompt_format, text.max_length)
-    sets = load_examples(config, text_format)
+    sets = encode_sets(rows, text_format)
     if retrained is not None:
         check_retrained(retrained, {name: len(examples) for name, examples in sets.items()})
     reference = None if config.reference_model is None else reference_nll(model_config, config, text_format, sets)
@@ -95,22 +98,32 @@ def run(argv: list[str]) -> Answer:
         scores = leakage_scores(model, sets, text_format, config.eval_batch_size, reference, config.gradnorm, progress)
     metrics = summarise_leakage(scores, retrained)
     theirs = None if retrained is None else summarise_leakage(retrained)
-    write_json(config.log, {"metrics": metrics, "retrained": theirs, "scores": scores})
+    write_json(config.log, {"metrics": metrics, "retrained": theirs, "rows": sets_sha256(rows), "scores": scores})
     return Answer(metrics, lambda: print_tables(metrics), config.log)
 
 
-def load_examples(config: MembershipConfig, text_format: TextFormat) -> dict[str, list[Example]]:
-    """The two sets, tokenised.
+def load_rows(config: MembershipConfig) -> dict[str, Sequence[Record]]:
+    """The rows of the two sets.
 
     Raises:
-        InputError: rows that cannot be read, that stand in both sets, or fewer than two examples in a set.
+        InputError: rows that cannot be read, or that stand in both sets.
     """
-    from unlora.data import check_overlap, encode_records, load_records
+    from unlora.data import check_overlap, load_records
 
     forget = load_records(config.forget_data, config.forget_name, config.forget_split, argument="forget_data")
     holdout = load_records(config.holdout_data, config.holdout_name, config.holdout_split, argument="holdout_data")
     check_overlap(forget, holdout, names=("forget", "holdout"))
-    rows = {"forget": forget[: config.ds_size], "holdout": holdout[: config.ds_size]}
+    return {"forget": forget[: config.ds_size], "holdout": holdout[: config.ds_size]}
+
+
+def encode_sets(rows: Mapping[str, Sequence[Record]], text_format: TextFormat) -> dict[str, list[Example]]:
+    """The two sets, tokenised.
+
+    Raises:
+        InputError: rows that cannot be tokenised, or fewer than two examples in a set.
+    """
+    from unlora.data import encode_records
+
     sets = {name: encode_records(part, text_format, argument=f"{name}_data") for name, part in rows.items()}
     raise_if(
         Problem(f"{name}_data", f"{len(part)} example", "one alone shows no spread", "give at least two")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 SETS = {"forget": "forget set", "retain": "retain set", "real_authors": "real authors", "world_facts": "world facts"}
+# Terms of model utility in TOFU: three of each set but forget.
+WHOLE_UTILITY = 9
 COLUMNS = {"probability": "probability", "rougeL_recall": "ROUGE-L recall", "truth_ratio": "truth ratio"}
 
 
@@ -20,8 +22,10 @@ def print_comparison(models: Mapping[str, Mapping[str, Any]]) -> None:
             for column, metric in COLUMNS.items():
                 values = [summary["sets"].get(key, {}).get(column) for summary in models.values()]
                 table.add_row(f"{label}: {metric}", *(number(value) for value in values))
+    terms = {len(summary["utility_terms"]) for summary in models.values()}
+    fewer = "" if terms == {WHOLE_UTILITY} else f" ({' or '.join(map(str, sorted(terms)))} terms)"
     for column in ("model_utility", "forget_quality", "log10_forget_quality"):
-        label = column.replace("_", " ")
+        label = column.replace("_", " ") + (fewer if column == "model_utility" else "")
         table.add_row(label, *(number(summary[column]) for summary in models.values()), style="bold")
     Console().print(table)
 

@@ -29,8 +29,8 @@ class TextFormat:
 
     Args:
         tokenizer: a fast tokenizer (character offsets tell which tokens belong to the answer).
-        prompt_format: "base" is "Question: {q}\\nAnswer: {a}" (TOFU), "chat" the tokenizer's own chat template,
-            "auto" the chat template where the tokenizer has one.
+        prompt_format: "base" is "Question: {q}\\nAnswer: {a}", "tofu" the same with "Answer:" as part of the answer,
+            "chat" the tokenizer's own chat template, "auto" the chat template where the tokenizer has one.
         max_length: the most tokens an example may have; text is cut into chunks of this many.
         max_chunks: the most chunks of a text, from its beginning on; None is all.
     """
@@ -94,8 +94,10 @@ def encode_turns(question: str, answer: str, text_format: TextFormat) -> Example
     if text_format.is_chat:
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return _encode_chat(turns, text_format)
-    prompt = f"Question: {question}\nAnswer:"
-    ids, ends = _tokenise(f"{prompt} {answer}", text_format.tokenizer, special=True)
+    asked = f"Question: {question}\n"
+    # TOFU's code masks the question alone: in its Phi results "Answer:" is trained on, scored and generated.
+    prompt = asked if text_format.prompt_format == "tofu" else f"{asked}Answer:"
+    ids, ends = _tokenise(f"{asked}Answer: {answer}", text_format.tokenizer, special=True)
     labels = [token if end > len(prompt) else IGNORE_INDEX for token, end in zip(ids, ends, strict=True)]
     if not answer.strip():  # only the blank before the answer is left: nothing to learn or forget
         labels = [IGNORE_INDEX] * len(ids)

@@ -7,7 +7,7 @@ metrics of them, so that those of two models can be compared later.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from unlora.errors import InputError, Problem
 from unlora.evals import membership
 from unlora.evals.memorisation import exact_memorisation, extraction_strength
 from unlora.evals.metrics import finite_values
+from unlora.hashes import sets_sha256
 
 if TYPE_CHECKING:
     from torch import nn
@@ -159,20 +160,34 @@ def _auc(attack: str, scores: Scores) -> membership.Auc:
     return membership.score_auc(*(scores[part][attack] for part in SETS))
 
 
-def read_scores(path: str | Path, argument: str = "retrain_log") -> Scores:
+def read_scores(
+    path: str | Path, argument: str = "retrain_log", sets: Mapping[str, Iterable[Mapping[str, Any]]] | None = None
+) -> Scores:
     """The scores in a file that `unlora membership` wrote.
 
+    Args:
+        path: the file.
+        argument: what the user calls it.
+        sets: the rows, by set, that it must be of. Its "rows" are their SHA-256; logs without are of older versions.
+
     Raises:
-        InputError: no such file, not JSON, or not {"scores": {set: {score: numbers}}} with the sets and scores needed.
+        InputError: no such file, not JSON, not {"scores": {set: {score: numbers}}} with the sets and scores needed, or
+            scores of other rows.
     """
     try:
-        scores = json.loads(Path(path).read_text(encoding="utf-8"))["scores"]
+        log = json.loads(Path(path).read_text(encoding="utf-8"))
+        scores = log["scores"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"cannot be read as a log with scores ({type(error).__name__}: {error})"
         raise InputError(Problem(argument, str(path), reason, "give a log of `unlora membership`")) from error
     if not _is_scores(scores):
         reason = f"its scores are not one number an example for {', '.join(SETS)}, the same scores for both"
         raise InputError(Problem(argument, str(path), reason, "give a log of `unlora membership`"))
+    if sets is not None:
+        theirs = log.get("rows", {})
+        if others := [name for name, ours in sets_sha256(sets).items() if theirs.get(name, ours) != ours]:
+            reason = f"its rows of {', '.join(others)} are not those here (their SHA-256 differs)"
+            raise InputError(Problem(argument, str(path), reason, "score both models on the same data"))
     checked: Scores = scores
     return checked
 

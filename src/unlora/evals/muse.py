@@ -213,9 +213,9 @@ def read_muse_scores(path: str | Path, sets: Sets, argument: str = "retrain_log"
     """The retrained model's scores, from a log of `unlora evaluate-muse` on the same sets.
 
     Raises:
-        InputError: no such log, or one of other numbers of examples.
+        InputError: no such log, or one of other rows.
     """
-    scores = read_scores(path, argument)
+    scores = read_scores(path, argument, sets)
     if not scores.keys() >= set(NEW_TOKENS):
         reason, fix = "it has no scores of MUSE's sets", "give a log of `unlora evaluate-muse`"
         raise InputError(Problem(argument, str(path), reason, fix))

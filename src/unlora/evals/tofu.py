@@ -256,12 +256,14 @@ def _text_columns(
     }
 
 
-def summarise(log: Log, retain_log: Log | None = None) -> dict[str, Any]:
+def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] = ()) -> dict[str, Any]:
     """The metrics of a log, as plain JSON values; what the log cannot give is None.
 
     Args:
         log: of the model in question.
         retain_log: of a model trained without the forget set; None leaves forget quality None.
+        expected: the sets of a benchmark (`unlora.config.BENCHMARK_SETS`): where it lacks one of their terms, there is
+            no model utility, as it would not be the benchmark's. Not given for sets of one's own.
 
     Returns:
         By name:
@@ -269,7 +271,8 @@ def summarise(log: Log, retain_log: Log | None = None) -> dict[str, Any]:
         - `sets`: by set name, probability, rougeL_recall, truth_ratio and truth_ratio_geometric. The truth ratio is
           mean max(0, 1−R), on the forget set mean min(R, 1/R), with R from the arithmetic and the geometric mean.
         - `model_utility`: harmonic mean of probability, rougeL_recall and (arithmetic) truth_ratio of all sets but
-          forget, over those that are there; `utility_terms` says how many, nine for a whole TOFU log.
+          forget, over those that are there; `utility_terms` names them, nine for a whole TOFU log.
+        - `missing_utility_terms`: those of the expected sets that the log lacks; then model utility is None.
         - `forget_quality`, `log10_forget_quality`: Kolmogorov-Smirnov p-value against `retain_log`.
 
     Raises:
@@ -277,17 +280,21 @@ def summarise(log: Log, retain_log: Log | None = None) -> dict[str, Any]:
             different forget sets.
     """
     sets = {name: _summarise_set(name, log[task]) for name, task in TASKS.items() if task in log}
-    kept = [values[key] for name, values in sets.items() if name != "forget" for key in UTILITY]
-    terms = [term for term in kept if term is not None]
+    values = {f"{name} {key}": sets[name][key] for name in sets if name != "forget" for key in UTILITY}
+    terms = {term: value for term, value in values.items() if value is not None}
+    needed = [f"{name} {key}" for name in expected if name != "forget" for key in UTILITY]
+    missing = [term for term in needed if term not in terms]
     quality = None
     if retain_log is not None:
         ratios = forget_truth_ratios("log", log), forget_truth_ratios("retain_log", retain_log)
-        check_same_examples(_column(log[TASKS["forget"]], "average_perturb_loss"), retain_log)
+        task = log[TASKS["forget"]]
+        check_same_examples(_references(task), _column(task, "average_perturb_loss"), retain_log)
         quality = metrics.forget_quality(*ratios)
     return {
         "sets": sets,
-        "model_utility": metrics.model_utility(terms) if terms else None,
-        "utility_terms": len(terms),
+        "model_utility": metrics.model_utility(list(terms.values())) if terms and not missing else None,
+        "utility_terms": list(terms),
+        "missing_utility_terms": missing,
         "forget_quality": quality,
         "log10_forget_quality": None if quality is None else math.log10(quality),
     }
@@ -333,15 +340,19 @@ def forget_truth_ratios(argument: str, log: Log) -> metrics.Values:
     return _truth_ratios(task, "geometric")
 
 
-def check_same_examples(perturbed: Sequence[Sequence[Any]], retain_log: Log, argument: str = "retain_log") -> None:
-    """Refuses a retain log of another forget set: of other numbers of examples, or of wrong answers of one of them.
+def check_same_examples(
+    answers: Sequence[str], perturbed: Sequence[Sequence[Any]], retain_log: Log, argument: str = "retain_log"
+) -> None:
+    """Refuses a retain log of another forget set: of other answers, or of other numbers of wrong answers.
 
     Args:
+        answers: by example its right answer, compared where the retain log has them; empty if they are not known.
         perturbed: by example its wrong answers, or their losses.
         retain_log: of a model trained without the forget set.
         argument: what the user calls it.
     """
-    theirs = _column(retain_log[TASKS["forget"]], "average_perturb_loss")
+    task = retain_log[TASKS["forget"]]
+    theirs, references = _column(task, "average_perturb_loss"), _references(task)
     fix = "evaluate both models on the same forget set, with the same ds_size"
     if len(theirs) != len(perturbed):
         reason = f"{len(perturbed)} forget examples are compared with it"
@@ -350,6 +361,16 @@ def check_same_examples(perturbed: Sequence[Sequence[Any]], retain_log: Log, arg
         if len(ours) != len(other):
             reason = f"forget example {index} has {len(ours)} here"
             raise InputError(Problem(argument, f"{len(other)} perturbed answers", reason, fix))
+    for index, (answer, reference) in enumerate(zip(answers, references, strict=False)):
+        # In TOFU's logs the references went through a tokenizer, which may lose blanks.
+        if "".join(answer.split()) != "".join(reference.split()):
+            reason = f"the answer of forget example {index} is {answer!r} here"
+            raise InputError(Problem(argument, reference, reason, fix))
+
+
+def _references(task: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The right answers; empty if the log lacks them."""
+    return [reference for _, _, reference in _column(task, "generated_text")]
 
 
 def _column(task: Mapping[str, Mapping[str, Any]], metric: str) -> list[Any]:
@@ -394,6 +415,9 @@ def _schema_error(log: Any) -> str | None:
         rows = columns.get("average_perturb_loss", {}).values()
         if not all(isinstance(row, list) and row and all(map(_is_number, row)) for row in rows):
             return f"average_perturb_loss of {task} is not a list of numbers for each example"
+        texts = columns.get("generated_text", {}).values()
+        if not all(isinstance(row, list) and [type(text) for text in row] == [str] * 3 for row in texts):
+            return f"generated_text of {task} is not prompt, answer and reference for each example"
     return None
 
 

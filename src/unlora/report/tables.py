@@ -215,7 +215,7 @@ def _sample(run: Run, name: str, models: Sequence[str], probability: Mapping[str
         rows[model] = column[sorted(column, key=int)[place]]
     prompt, _, reference = rows["unlearned"]
     return Sample(
-        question=prompt.removeprefix("Question: ").removesuffix("\nAnswer:"),
+        question=prompt.removeprefix("Question: ").removesuffix("Answer:").rstrip(),
         reference=reference,
         tokens=_tokens(run, name, models, place),
         answers={model: row[1] for model, row in rows.items()},
