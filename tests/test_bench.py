@@ -45,6 +45,8 @@ def tofu(tmp_path_factory):
     sizes = {"forget01": 3, "retain99": 4, "forget01_perturbed": 3, "retain_perturbed": 2}
     for name, count in (sizes | {"real_authors_perturbed": 2, "world_facts_perturbed": 2}).items():
         write_jsonl(folder / "data" / f"{name}.jsonl", rows(name.removesuffix("_perturbed"), count))
+    long = {**rows("words", 1)[0], "answer": "Ada does. " * 200}  # more tokens than the model has positions
+    write_jsonl(folder / "data" / "retain_perturbed.jsonl", [*rows("retain", 2), long])
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer))).save_pretrained(folder / "model")
@@ -96,7 +98,7 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
     assert len(stamps(out)) == 2
 
     # The original model was evaluated once, for both.
-    assert len(list((out / "logs").iterdir())) == 1
+    assert len(list((out / "logs").glob("*.json"))) == 1
     before = {path.read_bytes() for path in out.rglob("eval_before.json")}
     assert len(before) == 1
     page = (out / "compare.html").read_text()
@@ -196,13 +198,14 @@ def test_built_in_benchmarks_take_no_data_of_the_user_s(tmp_path, capsys, name):
     assert "a built-in benchmark makes its own" in capsys.readouterr().err
 
 
-def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tmp_path):
+def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tmp_path, capfd):
     out, preset = tmp_path / "bench", tmp_path / "preset.yaml"
     preset.write_text("{lora_alpha: 3, r: 5, init: vila, forget_name: other}")
     more = ["--retrained", f"forget01={tofu / 'model'}", "--config", str(preset)]
     argv = arguments(tofu, out, *more, methods=("lora+gd",), learning_rate=1e-9)
-    assert main(argv) == 0
-    assert len(list((out / "logs").iterdir())) == 1  # here both are the same model
+    assert main([*argv, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["rows"]  # and nothing of what the evaluation prints
+    assert len(list((out / "logs").glob("*.json"))) == 1  # here both are the same model
     rows = [line.split(" | ") for line in (out / "results.md").read_text().splitlines() if line.startswith("| forget")]
     assert [row[1] for row in rows] == ["original", "retrained", "lora+gd"]
     assert rows[2][3] == "**0.000**"  # it did not move: the test tells nothing apart, p = 1

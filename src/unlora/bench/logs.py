@@ -14,12 +14,9 @@ from typing import Any
 import yaml
 
 from unlora.config import ModelConfig
-from unlora.data import TextFormat
 from unlora.errors import InputError, Problem
-from unlora.evals import write_log
 from unlora.files import write_text
-from unlora.models import load_model
-from unlora.pipeline import Request, evaluate_shown, usable_length
+from unlora.progress import is_quiet
 
 References = dict[str, Path]
 
@@ -45,21 +42,8 @@ def shared_logs(model: ModelConfig, retrained: str | None, make: Callable[[Model
     return {"original": make(model), **logs}
 
 
-def tofu_log(folder: Path, request: Request, model: ModelConfig) -> Path:
-    """The log of `model` under the request's evaluation, named by everything that it depends on."""
-    settings = [asdict(model), asdict(request.evaluation), request.data.prompt_format, request.data.max_length]
-    path = _place(folder, settings)
-    if not path.exists():
-        loaded, tokenizer = load_model(model)
-        length = usable_length(loaded, request.data.max_length)
-        text_format = TextFormat(tokenizer, request.data.prompt_format, length)
-        sets, settings_ = request.evaluation.sets(), request.evaluation.settings()
-        write_log(evaluate_shown(model.model_name_or_path, loaded, sets, text_format, settings_), path)
-    return path
-
-
 def command_log(folder: Path, command: str, flags: Mapping[str, Any], model: ModelConfig) -> Path:
-    """What a scoring command writes of `model`; it runs in a process of its own, as it does for cells.
+    """What an evaluating command writes of `model`; it runs in a process of its own, which leaves no GPU memory taken.
 
     Raises:
         InputError: the command failed; what it said is on the terminal.
@@ -70,7 +54,8 @@ def command_log(folder: Path, command: str, flags: Mapping[str, Any], model: Mod
         config = path.with_suffix(".yaml")
         write_text(config, yaml.safe_dump(settings, sort_keys=False))
         argv = [sys.executable, "-m", "unlora", command, "--config", str(config), "--log", str(path)]
-        if subprocess.run(argv).returncode:
+        # Its table would stand among what the bench prints, which may be JSON.
+        if subprocess.run([*argv, *(["--quiet"] if is_quiet() else [])], stdout=subprocess.DEVNULL).returncode:
             reason, fix = f"`unlora {command}` cannot measure it", "see what it said above"
             raise InputError(Problem("model", model.model_name_or_path, reason, fix))
     return path

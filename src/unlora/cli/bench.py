@@ -90,16 +90,23 @@ def compared(
     benchmark: Benchmark, folder: Path, shared: Any, retrained: str | None, score: dict[str, Any] | None
 ) -> References:
     """The logs of the original and of the retrained model, made now unless they are there; they fit each other."""
-    from unlora.bench.logs import command_log, shared_logs, tofu_log
+    from unlora.bench.logs import command_log, shared_logs
 
     def make(model: ModelConfig) -> Path:
         if benchmark.scoring is None or score is None:
-            return tofu_log(folder, shared, model)
+            return command_log(folder, "evaluate", evaluation_flags(shared), model)
         return command_log(folder, benchmark.scoring.command, score, model)
 
     logs = shared_logs(shared.model, retrained, make)
     benchmark.read(logs["original"], logs.get("retrained"))
     return logs
+
+
+def evaluation_flags(shared: Any) -> dict[str, Any]:
+    """Flags of `unlora evaluate` for the evaluation that a request makes itself, but for the model's."""
+    logs = {"retrain_log": None, "original_log": None}
+    text = {name: getattr(shared.data, name) for name in ("prompt_format", "max_length")}
+    return {**asdict(shared.evaluation), **logs, **text}
 
 
 def prepare(
