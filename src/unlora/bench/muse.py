@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from unlora.bench.interface import (
     named_retrained,
     needed,
 )
+from unlora.data.sources import Record
 from unlora.errors import Problem, unknown_name
 from unlora.evals.leakage import read_scores
-from unlora.evals.muse import NOT_AVAILABLE, summarise_muse
+from unlora.evals.muse import NOT_AVAILABLE, load_muse, summarise_muse
 from unlora.evals.muse_mini import FOLDS, generate, write_benchmark
 from unlora.evals.muse_mini_models import muse_mini_models, muse_recipe
 from unlora.files import atomic_path
@@ -67,6 +69,11 @@ def scoring_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
     return {"data": options.data}
 
 
+def rows(flags: Mapping[str, Any]) -> list[Record]:
+    """The rows of all sets, each with the name of its set."""
+    return [{"set": name, **row} for name, part in load_muse(flags["data"]).items() for row in part]
+
+
 def mini_data(options: Options, seed: int) -> str:
     """The folder of the miniature of this seed."""
     folder = options.folder / "muse-mini" / f"seed-{seed}"
@@ -113,7 +120,7 @@ MUSE = Benchmark(
     named_retrained,
     read,
     WANTED.get,
-    Scoring("evaluate-muse", SETTINGS, scoring_flags, reads_retrained=True),
+    Scoring("evaluate-muse", SETTINGS, scoring_flags, rows, reads_retrained=True),
     AFTER,
 )
 MUSE_MINI = Benchmark(
@@ -123,6 +130,6 @@ MUSE_MINI = Benchmark(
     mini_retrained,
     read,
     WANTED.get,
-    Scoring("evaluate-muse", SETTINGS, mini_scoring_flags, reads_retrained=True),
+    Scoring("evaluate-muse", SETTINGS, mini_scoring_flags, rows, reads_retrained=True),
     AFTER,
 )
