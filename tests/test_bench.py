@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,46 @@ def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tm
     }
 
 
+def test_a_retrained_model_may_come_later_and_may_change(tofu, tmp_path, capfd):
+    """Finished cells are compared with it, and not repeated."""
+    retrained = shutil.copytree(tofu / "model", tmp_path / "retrained")
+    out = tmp_path / "bench"
+    argv = arguments(tofu, out, methods=["lora+gd"], r=1)
+    assert main(argv) == 0
+    first = capfd.readouterr().out
+    [note] = [line for line in (out / "results.md").read_text().splitlines() if line.startswith("log10 forget quality")]
+    assert note.startswith("log10 forget quality: not available; ")
+    assert "--retrained" in note
+    assert first.count("--retrained") == 1
+    lines = list(csv.DictReader((out / "results.csv").open()))
+    reasons = {row["not available"] for row in lines if row["metric"] == "log10 forget quality"}
+    assert reasons == {note.partition("; ")[2].removesuffix(".")}
+    assert main([*argv, "--json"]) == 0
+    [original, method] = json.loads(capfd.readouterr().out)["rows"]
+    assert list(method["values"]["log10 forget quality"]) == ["not available"]
+    assert method["values"]["forget probability"] != original["values"]["forget probability"]
+
+    before, qualities = stamps(out), []
+    for seed in (None, 1):
+        if seed is not None:  # other weights under the same name
+            torch.manual_seed(seed)
+            AutoModelForCausalLM.from_config(tiny_config("llama", len(make_tokenizer()))).save_pretrained(retrained)
+        assert main([*argv, "--retrained", f"forget01={retrained}", "--json"]) == 0
+        rows = {row["method"]: row["values"] for row in json.loads(capfd.readouterr().out)["rows"]}
+        qualities.append(rows["lora+gd"]["log10 forget quality"])
+        assert rows["retrained"]["log10 forget quality"] == [0.0]
+        assert "log₁₀ forget quality" in (out / "compare.html").read_text()  # the plane needs it
+    assert qualities[0] != qualities[1]
+    assert stamps(out) == before
+    assert len(list((out / "logs").glob("*.json"))) == 3
+
+    # Of the model that is to forget there is no such way: the cell is another one then.
+    model = shutil.copytree(retrained, tmp_path / "other")
+    other = arguments(tofu, out, methods=["lora+gd"], r=1, model_name_or_path=model)
+    assert main(other) == 2
+    assert "other settings than these: model_name_or_path, original_log" in capfd.readouterr().err
+
+
 def test_flags_are_handed_on_as_written():
     assert handed_on(["--r", "4", "--bf16", "--target_modules", "q_proj", "k_proj", '--loss_kwargs={"beta": 1}']) == {
         "r": "4",
@@ -231,7 +272,8 @@ def test_flags_are_handed_on_as_written():
 
 
 def result(method, quality, failed=0):
-    return Results(method, "s", {"quality": quality, "leak": [-value for value in quality]}, failed, f"run {method}")
+    values = {"quality": quality, "leak": [-value for value in quality]}
+    return Results(method, "s", values, failed=failed, command=f"run {method}")
 
 
 WANTED = {"quality": "high"}.get
@@ -247,7 +289,7 @@ def test_tables_have_mean_and_standard_error_and_the_best_in_bold():
     assert "| s | c | 0 | - | - |" in text
     assert "run b  # s, b" in text
     [line] = [line for line in to_csv(table).splitlines() if line.startswith("s,a,quality")]
-    assert line == "s,a,quality,-2.0,1.0,2,0,run a"
+    assert line == "s,a,quality,-2.0,1.0,2,0,run a,"
 
 
 @pytest.mark.parametrize(("direction", "winner"), [("high", "c"), ("low", "a"), ("zero", "b")])

@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+# What stands in results in place of a number that there cannot be, with the reason as its value.
+NOT_AVAILABLE = "not available"
+
 
 @dataclass(frozen=True)
 class Problem:

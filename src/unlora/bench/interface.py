@@ -67,6 +67,7 @@ class Benchmark:
         wanted: column -> "high", "low" or "zero": which value is best; None where that cannot be said.
         scoring: what measures a run; None where `unlora unlearn` does.
         after: {split: the split whose request it goes on from}.
+        needs: {column: why it may not be available, and what to do about it}.
     """
 
     splits: tuple[str, ...]
@@ -77,6 +78,7 @@ class Benchmark:
     wanted: Callable[[str], str | None]
     scoring: Scoring | None = None
     after: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, str] = field(default_factory=dict)
 
 
 def named_retrained(options: Options, split: str, seed: int) -> str | None:

@@ -17,9 +17,9 @@ from unlora.bench.interface import (
     needed,
 )
 from unlora.data.sources import Record
-from unlora.errors import Problem, unknown_name
+from unlora.errors import NOT_AVAILABLE, Problem, unknown_name
 from unlora.evals.leakage import read_scores
-from unlora.evals.muse import NOT_AVAILABLE, load_muse, summarise_muse
+from unlora.evals.muse import load_muse, summarise_muse
 from unlora.evals.muse_mini import FOLDS, generate, write_benchmark
 from unlora.evals.muse_mini_models import muse_mini_models, muse_recipe
 from unlora.files import atomic_path
@@ -32,6 +32,7 @@ REQUESTS = {
 }
 AFTER = {f"sust_{number}": f"sust_{number - 1}" for number in range(2, len(FOLDS) + 1)}
 WANTED = {"verbmem_f": "low", "knowmem_f": "low", "privleak": "zero", "knowmem_r": "high"}
+NEEDS = {"privleak": "it is against a model trained without the forget set; name one, or its log, by --retrained"}
 
 
 def read(path: Path, retrained: Path | None) -> Values:
@@ -122,6 +123,7 @@ MUSE = Benchmark(
     WANTED.get,
     Scoring("evaluate-muse", SETTINGS, scoring_flags, rows, reads_retrained=True),
     AFTER,
+    NEEDS,
 )
 MUSE_MINI = Benchmark(
     tuple(REQUESTS),
@@ -132,4 +134,5 @@ MUSE_MINI = Benchmark(
     WANTED.get,
     Scoring("evaluate-muse", SETTINGS, mini_scoring_flags, rows, reads_retrained=True),
     AFTER,
+    NEEDS,
 )

@@ -20,6 +20,10 @@ SET_COLUMNS = {
 }
 # Of the other columns nearness to the retrained model would be best, which may not be known.
 WANTED = {"log10 forget quality": "high", "model utility": "high"}
+QUALITY_NEEDS = (
+    "it is against a model trained without the forget set; name one, or its log, for each split by --retrained, "
+    "such as forget10=retain90.json"
+)
 
 
 def read(path: Path, retrained: Path | None) -> Values:
@@ -73,4 +77,12 @@ def tofu_problems(options: Options) -> list[Problem]:
 
 
 PERSONA = Benchmark(("forget",), built_in_problems, persona_flags, persona_retrained, read, WANTED.get)
-TOFU = Benchmark(tuple(SPLITS), tofu_problems, tofu_flags, named_retrained, read, WANTED.get)
+TOFU = Benchmark(
+    tuple(SPLITS),
+    tofu_problems,
+    tofu_flags,
+    named_retrained,
+    read,
+    WANTED.get,
+    needs={"log10 forget quality": QUALITY_NEEDS},
+)

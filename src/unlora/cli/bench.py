@@ -40,8 +40,8 @@ def run(argv: list[str]) -> Answer:
     write_text(args.output_dir / "results.md", markdown(rows, benchmark.wanted))
     write_text(args.output_dir / "results.csv", to_csv(rows))
     page = args.output_dir / "compare.html"
-    write_comparison(sections(cells), page)
-    value, failed = {"rows": [asdict(row) for row in rows]}, any(row.failed for row in rows)
+    write_comparison(sections(cells, references, benchmark), page)
+    value, failed = {"rows": [row.as_json() for row in rows]}, any(row.failed for row in rows)
 
     def show() -> None:
         print_table(rows, benchmark.wanted)
@@ -115,9 +115,9 @@ def prepare(
     cell: Cell, values: dict[str, Any], score: dict[str, Any] | None, benchmark: Benchmark, logs: References
 ) -> None:
     """Writes the cell's configurations, and checks the request unless it has been run."""
-    from unlora.bench.cells import RUN
+    from unlora.bench.cells import COMPARED, RUN
 
-    retrained = {"retrain_log": str(logs["retrained"])} if "retrained" in logs else {}
+    retrained = {COMPARED: str(logs["retrained"])} if "retrained" in logs else {}
     if benchmark.scoring is None:
         values = {**values, "original_log": str(logs["original"]), **retrained}
     elif benchmark.scoring.reads_retrained:
