@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,8 @@ def tofu(tmp_path_factory):
     sizes = {"forget01": 3, "retain99": 4, "forget01_perturbed": 3, "retain_perturbed": 2}
     for name, count in (sizes | {"real_authors_perturbed": 2, "world_facts_perturbed": 2}).items():
         write_jsonl(folder / "data" / f"{name}.jsonl", rows(name.removesuffix("_perturbed"), count))
+    long = {**rows("words", 1)[0], "answer": "Ada does. " * 200}  # more tokens than the model has positions
+    write_jsonl(folder / "data" / "retain_perturbed.jsonl", [*rows("retain", 2), long])
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer))).save_pretrained(folder / "model")
@@ -96,7 +99,7 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
     assert len(stamps(out)) == 2
 
     # The original model was evaluated once, for both.
-    assert len(list((out / "logs").iterdir())) == 1
+    assert len(list((out / "logs").glob("*.json"))) == 1
     before = {path.read_bytes() for path in out.rglob("eval_before.json")}
     assert len(before) == 1
     page = (out / "compare.html").read_text()
@@ -196,13 +199,14 @@ def test_built_in_benchmarks_take_no_data_of_the_user_s(tmp_path, capsys, name):
     assert "a built-in benchmark makes its own" in capsys.readouterr().err
 
 
-def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tmp_path):
+def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tmp_path, capfd):
     out, preset = tmp_path / "bench", tmp_path / "preset.yaml"
     preset.write_text("{lora_alpha: 3, r: 5, init: vila, forget_name: other}")
     more = ["--retrained", f"forget01={tofu / 'model'}", "--config", str(preset)]
     argv = arguments(tofu, out, *more, methods=("lora+gd",), learning_rate=1e-9)
-    assert main(argv) == 0
-    assert len(list((out / "logs").iterdir())) == 1  # here both are the same model
+    assert main([*argv, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["rows"]  # and nothing of what the evaluation prints
+    assert len(list((out / "logs").glob("*.json"))) == 1  # here both are the same model
     rows = [line.split(" | ") for line in (out / "results.md").read_text().splitlines() if line.startswith("| forget")]
     assert [row[1] for row in rows] == ["original", "retrained", "lora+gd"]
     assert rows[2][3] == "**0.000**"  # it did not move: the test tells nothing apart, p = 1
@@ -214,6 +218,46 @@ def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tm
         "init": "lora",
         "forget_name": "forget01",
     }
+
+
+def test_a_retrained_model_may_come_later_and_may_change(tofu, tmp_path, capfd):
+    """Finished cells are compared with it, and not repeated."""
+    retrained = shutil.copytree(tofu / "model", tmp_path / "retrained")
+    out = tmp_path / "bench"
+    argv = arguments(tofu, out, methods=["lora+gd"], r=1)
+    assert main(argv) == 0
+    first = capfd.readouterr().out
+    [note] = [line for line in (out / "results.md").read_text().splitlines() if line.startswith("log10 forget quality")]
+    assert note.startswith("log10 forget quality: not available; ")
+    assert "--retrained" in note
+    assert first.count("--retrained") == 1
+    lines = list(csv.DictReader((out / "results.csv").open()))
+    reasons = {row["not available"] for row in lines if row["metric"] == "log10 forget quality"}
+    assert reasons == {note.partition("; ")[2].removesuffix(".")}
+    assert main([*argv, "--json"]) == 0
+    [original, method] = json.loads(capfd.readouterr().out)["rows"]
+    assert list(method["values"]["log10 forget quality"]) == ["not available"]
+    assert method["values"]["forget probability"] != original["values"]["forget probability"]
+
+    before, qualities = stamps(out), []
+    for seed in (None, 1):
+        if seed is not None:  # other weights under the same name
+            torch.manual_seed(seed)
+            AutoModelForCausalLM.from_config(tiny_config("llama", len(make_tokenizer()))).save_pretrained(retrained)
+        assert main([*argv, "--retrained", f"forget01={retrained}", "--json"]) == 0
+        rows = {row["method"]: row["values"] for row in json.loads(capfd.readouterr().out)["rows"]}
+        qualities.append(rows["lora+gd"]["log10 forget quality"])
+        assert rows["retrained"]["log10 forget quality"] == [0.0]
+        assert "log₁₀ forget quality" in (out / "compare.html").read_text()  # the plane needs it
+    assert qualities[0] != qualities[1]
+    assert stamps(out) == before
+    assert len(list((out / "logs").glob("*.json"))) == 3
+
+    # Of the model that is to forget there is no such way: the cell is another one then.
+    model = shutil.copytree(retrained, tmp_path / "other")
+    other = arguments(tofu, out, methods=["lora+gd"], r=1, model_name_or_path=model)
+    assert main(other) == 2
+    assert "other settings than these: model_name_or_path, original_log" in capfd.readouterr().err
 
 
 def test_flags_are_handed_on_as_written():
@@ -228,7 +272,8 @@ def test_flags_are_handed_on_as_written():
 
 
 def result(method, quality, failed=0):
-    return Results(method, "s", {"quality": quality, "leak": [-value for value in quality]}, failed, f"run {method}")
+    values = {"quality": quality, "leak": [-value for value in quality]}
+    return Results(method, "s", values, failed=failed, command=f"run {method}")
 
 
 WANTED = {"quality": "high"}.get
@@ -244,7 +289,7 @@ def test_tables_have_mean_and_standard_error_and_the_best_in_bold():
     assert "| s | c | 0 | - | - |" in text
     assert "run b  # s, b" in text
     [line] = [line for line in to_csv(table).splitlines() if line.startswith("s,a,quality")]
-    assert line == "s,a,quality,-2.0,1.0,2,0,run a"
+    assert line == "s,a,quality,-2.0,1.0,2,0,run a,"
 
 
 @pytest.mark.parametrize(("direction", "winner"), [("high", "c"), ("low", "a"), ("zero", "b")])

@@ -141,13 +141,37 @@ def test_only_what_was_asked_for_is_a_column(tmp_path):
     assert read(tmp_path / "log.json", None) == {"mine acc": 0.5}
 
 
+def test_what_models_are_asked_is_known_row_by_row(tmp_path):
+    """So that a log of other questions, or of the same ones asked in another way, is no longer used."""
+    write_benchmark(MUSE, tmp_path / "muse")
+    read = BENCHMARKS["muse"].scoring.rows({"data": str(tmp_path / "muse")})
+    assert len(read) == 5 + 2 * 3 + 2 * 1 + 2 * 4
+    pytest.importorskip("lm_eval")
+    write_mini(tmp_path / "mini")
+    flags = {"tasks": "mini_craft_text", "include_path": str(tmp_path / "mini" / "tasks")}
+    first = list(BENCHMARKS["wmdp"].scoring.rows(flags))
+    assert len(first) == 100
+    task = tmp_path / "mini" / "tasks" / "mini_craft_text.yaml"
+    task.write_text(task.read_text().replace("Question: ", "Q: "))
+    second = list(BENCHMARKS["wmdp"].scoring.rows(flags))
+    assert second == [{**row, "text": row["text"].replace("Question: ", "Q: ")} for row in first] != first
+
+
+def test_a_model_that_is_not_there_is_refused_before_anything_is_measured(models, tmp_path, capsys):
+    write_benchmark(MUSE, tmp_path / "data")
+    flags = {"model_name_or_path": models / "original", "data": tmp_path / "data", "retrained": tmp_path / "no"}
+    assert bench("muse", tmp_path / "bench", **flags) == 2
+    assert "no': its weights cannot be read" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("logs/*.json"))
+
+
 REFUSED = {
     "no data": ("muse", {"model_name_or_path": "m"}, [], "data='': the benchmark needs it"),
-    "a folder without MUSE's sets": ("muse", {}, [], "the folder has no configuration 'verbmem'|cannot measure it"),
+    "a folder without MUSE's sets": ("muse", {}, [], "data .verbmem, forget.=.*no such file or folder"),
     "a retrained log of another kind": ("muse", {}, ["--retrained", "{log}"], "retrained=.*cannot be read as a log"),
     "a retrained model of an unknown split": ("muse", {}, ["--retrained", "sust_5=x"], "retrained='sust_5': unknown"),
     "a retrained model for WMDP": ("wmdp", {}, ["--retrained", "x"], "WMDP compares with none"),
-    "an unknown task": ("wmdp", {}, ["--tasks", "wmdp_boi"], "cannot measure it"),
+    "an unknown task": ("wmdp", {}, ["--tasks", "wmdp_boi"], "tasks='wmdp_boi': .*did you mean"),
 }
 
 

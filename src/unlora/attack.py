@@ -21,7 +21,7 @@ from unlora.config import (
 )
 from unlora.data import TextFormat, load_records
 from unlora.data.sources import Record
-from unlora.errors import InputError, Problem, raise_if
+from unlora.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, asked, measure
 from unlora.evals.attacks.interface import Metrics
 from unlora.evals.tofu import read_questions
@@ -35,7 +35,6 @@ ATTACKS_FILE = "attacks.json"
 # No attack: what the others are compared with.
 PLAIN = "none"
 DIFFERENCE = "unlearned_minus_retrained"
-NOT_AVAILABLE = "not available"
 # By attack its cases, and by attack the measurements of all cases on one model.
 Plan = dict[str, list[Case]]
 Measured = dict[str, list[Metrics]]

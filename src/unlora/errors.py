@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+# What stands in results in place of a number that there cannot be, with the reason as its value.
+NOT_AVAILABLE = "not available"
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -21,6 +21,9 @@ CONFIG, SCORING, RUN, LOG, FAILED = "config.yaml", "scoring.yaml", "run", "log.t
 # Of the run: what appears last, and the log of TOFU's evaluation. Of the cell: the log of a scoring command.
 METRICS, EVALUATED, SCORES = "metrics.json", "eval_after.json", "scores.json"
 
+# The flag that names the retrained model's log.
+COMPARED = "retrain_log"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -86,6 +89,8 @@ class Cell:
     def prepare(self, flags: Mapping[str, Any], scoring: Mapping[str, Any] | None = None) -> None:
         """Writes the flags of `unlora unlearn` and of the scoring command, and clears what an unfinished run left.
 
+        A finished run may have been compared with another retrained model, or with none: its results are read anew.
+
         Raises:
             InputError: a step is finished, with other flags.
         """
@@ -97,8 +102,8 @@ class Cell:
             path = self.folder / name
             if not products[name].exists():
                 write_text(path, text)
-            elif path.read_text(encoding="utf-8") != text:
-                reason = "it is finished, with other settings than these"
+            elif changed := differing(path, text):
+                reason = f"it is finished, with other settings than these: {', '.join(changed)}"
                 fix = "name a new folder, or delete the cell's"
                 raise InputError(Problem("output_dir", str(self.folder), reason, fix))
         if not self.unlearned:
@@ -106,6 +111,13 @@ class Cell:
             (self.folder / SCORES).unlink(missing_ok=True)
         if not self.finished:
             (self.folder / FAILED).unlink(missing_ok=True)
+
+
+def differing(path: Path, text: str) -> list[str]:
+    """The flags in which a file of flags and a text differ, but for the log that a finished run is compared with."""
+    one, other = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
+    names = dict.fromkeys([*one, *other])
+    return [name for name in names if name != COMPARED and one.get(name) != other.get(name)]
 
 
 def grid(

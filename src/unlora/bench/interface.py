@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unlora.data.sources import Record
 from unlora.errors import Problem
 from unlora.evals.persona_models import Recipe
 
@@ -42,12 +43,14 @@ class Scoring:
         command: its name.
         settings: names of those of its flags that hold for all cells and are the user's to set.
         flags: (options, split, seed) -> the flags that the benchmark sets.
+        rows: (all flags but the model's) -> what a model is asked.
         reads_retrained: whether it takes the retrained model's log.
     """
 
     command: str
     settings: frozenset[str]
     flags: Callable[[Options, str, int], dict[str, Any]]
+    rows: Callable[[Mapping[str, Any]], Iterable[Record]]
     reads_retrained: bool = False
 
 
@@ -64,6 +67,7 @@ class Benchmark:
         wanted: column -> "high", "low" or "zero": which value is best; None where that cannot be said.
         scoring: what measures a run; None where `unlora unlearn` does.
         after: {split: the split whose request it goes on from}.
+        needs: {column: why it may not be available, and what to do about it}.
     """
 
     splits: tuple[str, ...]
@@ -74,6 +78,7 @@ class Benchmark:
     wanted: Callable[[str], str | None]
     scoring: Scoring | None = None
     after: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, str] = field(default_factory=dict)
 
 
 def named_retrained(options: Options, split: str, seed: int) -> str | None:

@@ -6,76 +6,107 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from unlora.config import ModelConfig
-from unlora.data import TextFormat
+from unlora.data.sources import Record
 from unlora.errors import InputError, Problem
-from unlora.evals import write_log
 from unlora.files import write_text
-from unlora.models import load_model
-from unlora.pipeline import Request, evaluate_shown, usable_length
+from unlora.hashes import base_sha256, rows_sha256
+from unlora.progress import is_quiet
 
 References = dict[str, Path]
 
 
-def shared_logs(model: ModelConfig, retrained: str | None, make: Callable[[ModelConfig], Path]) -> References:
-    """The logs of the "original" and, where there is one, the "retrained" model.
+@dataclass(frozen=True)
+class Measurement:
+    """How a model is measured.
 
     Args:
-        model: the original.
-        retrained: a log (.json), or the retrained model.
-        make: the log of a model, made now unless it is there.
-
-    Raises:
-        InputError: no such log.
+        command: of unlora, which runs in a process of its own: that leaves no GPU memory taken.
+        flags: its flags, but for those of the model.
+        rows: gives what the model is asked.
     """
-    logs = {}
-    if retrained is not None and retrained.endswith(".json"):
-        if not Path(retrained).is_file():
-            raise InputError(Problem("retrained", retrained, "no such file", "name a log, or the retrained model"))
-        logs["retrained"] = Path(retrained)
-    elif retrained is not None:
-        logs["retrained"] = make(replace(model, model_name_or_path=retrained))
-    return {"original": make(model), **logs}
+
+    command: str
+    flags: Mapping[str, Any]
+    rows: Callable[[], Iterable[Record]]
 
 
-def tofu_log(folder: Path, request: Request, model: ModelConfig) -> Path:
-    """The log of `model` under the request's evaluation, named by everything that it depends on."""
-    settings = [asdict(model), asdict(request.evaluation), request.data.prompt_format, request.data.max_length]
-    path = _place(folder, settings)
-    if not path.exists():
-        loaded, tokenizer = load_model(model)
-        length = usable_length(loaded, request.data.max_length)
-        text_format = TextFormat(tokenizer, request.data.prompt_format, length)
-        sets, settings_ = request.evaluation.sets(), request.evaluation.settings()
-        write_log(evaluate_shown(model.model_name_or_path, loaded, sets, text_format, settings_), path)
-    return path
+class SharedLogs:
+    """The logs in the bench's folder, named by all that they depend on: settings, weights and evaluated rows.
 
-
-def command_log(folder: Path, command: str, flags: Mapping[str, Any], model: ModelConfig) -> Path:
-    """What a scoring command writes of `model`; it runs in a process of its own, as it does for cells.
-
-    Raises:
-        InputError: the command failed; what it said is on the terminal.
+    Args:
+        folder: of the bench. Within one run of it weights and rows are taken to stay as they are, and are read once.
     """
-    settings = {**asdict(model), **flags}
-    path = _place(folder, [command, settings])
-    if not path.exists():
-        config = path.with_suffix(".yaml")
-        write_text(config, yaml.safe_dump(settings, sort_keys=False))
-        argv = [sys.executable, "-m", "unlora", command, "--config", str(config), "--log", str(path)]
-        if subprocess.run(argv).returncode:
-            reason, fix = f"`unlora {command}` cannot measure it", "see what it said above"
-            raise InputError(Problem("model", model.model_name_or_path, reason, fix))
-    return path
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._hashes: dict[str, str | None] = {}
+
+    def references(self, measurement: Measurement, model: ModelConfig, retrained: str | None) -> References:
+        """The logs of the "original" and, where there is one, the "retrained" model.
+
+        Args:
+            measurement: how they are measured.
+            model: the original.
+            retrained: a log (.json), or the retrained model.
+
+        Raises:
+            InputError: no such log, or as `log`.
+        """
+        logs = {}
+        if retrained is not None and retrained.endswith(".json"):
+            if not Path(retrained).is_file():
+                raise InputError(Problem("retrained", retrained, "no such file", "name a log, or the retrained model"))
+            logs["retrained"] = Path(retrained)
+        elif retrained is not None:
+            logs["retrained"] = self.log(measurement, replace(model, model_name_or_path=retrained))
+        return {"original": self.log(measurement, model), **logs}
+
+    def log(self, measurement: Measurement, model: ModelConfig) -> Path:
+        """What the command writes of `model`, made now unless it is there.
+
+        Raises:
+            InputError: rows or weights that cannot be read, or the command failed; what it said is on the terminal.
+        """
+        command, settings = measurement.command, {**asdict(model), **measurement.flags}
+        path = self.folder / "logs" / f"{_key([command, settings, *self._contents(measurement, model)])}.json"
+        if not path.exists():
+            config = path.with_suffix(".yaml")
+            write_text(config, yaml.safe_dump(settings, sort_keys=False))
+            argv = [sys.executable, "-m", "unlora", command, "--config", str(config), "--log", str(path)]
+            # Its table would stand among what the bench prints, which may be JSON.
+            if subprocess.run([*argv, *(["--quiet"] if is_quiet() else [])], stdout=subprocess.DEVNULL).returncode:
+                reason, fix = f"`unlora {command}` cannot measure it", "see what it said above"
+                raise InputError(Problem("model", model.model_name_or_path, reason, fix))
+        return path
+
+    def _contents(self, measurement: Measurement, model: ModelConfig) -> list[str | None]:
+        """The hashes of the rows and of the weights."""
+        sources = {
+            _key([measurement.command, measurement.flags]): lambda: rows_sha256(measurement.rows()),
+            _key([model.model_name_or_path, model.model_revision]): lambda: weights_sha256(model),
+        }
+        self._hashes |= {key: compute() for key, compute in sources.items() if key not in self._hashes}
+        return [self._hashes[key] for key in sources]
 
 
-def _place(folder: Path, settings: Any) -> Path:
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    return folder / "logs" / f"{key}.json"
+def weights_sha256(model: ModelConfig) -> str | None:
+    """As `base_sha256`, with an error that a user can act on."""
+    try:
+        return base_sha256(model.model_name_or_path, model.model_revision)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = f"its weights cannot be read ({str(error).splitlines()[0]})"
+        fix = "give a model folder or a model's name on the hub"
+        raise InputError(Problem("model", model.model_name_or_path, reason, fix)) from error
+
+
+def _key(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

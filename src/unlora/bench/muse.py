@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from unlora.bench.interface import (
     named_retrained,
     needed,
 )
-from unlora.errors import Problem, unknown_name
+from unlora.data.sources import Record
+from unlora.errors import NOT_AVAILABLE, Problem, unknown_name
 from unlora.evals.leakage import read_scores
-from unlora.evals.muse import NOT_AVAILABLE, summarise_muse
+from unlora.evals.muse import load_muse, summarise_muse
 from unlora.evals.muse_mini import FOLDS, generate, write_benchmark
 from unlora.evals.muse_mini_models import muse_mini_models, muse_recipe
 from unlora.files import atomic_path
@@ -30,6 +32,7 @@ REQUESTS = {
 }
 AFTER = {f"sust_{number}": f"sust_{number - 1}" for number in range(2, len(FOLDS) + 1)}
 WANTED = {"verbmem_f": "low", "knowmem_f": "low", "privleak": "zero", "knowmem_r": "high"}
+NEEDS = {"privleak": "it is against a model trained without the forget set; name one, or its log, by --retrained"}
 
 
 def read(path: Path, retrained: Path | None) -> Values:
@@ -65,6 +68,11 @@ def muse_problems(options: Options) -> list[Problem]:
 def scoring_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
     """The same sets for every split."""
     return {"data": options.data}
+
+
+def rows(flags: Mapping[str, Any]) -> list[Record]:
+    """The rows of all sets, each with the name of its set."""
+    return [{"set": name, **row} for name, part in load_muse(flags["data"]).items() for row in part]
 
 
 def mini_data(options: Options, seed: int) -> str:
@@ -113,8 +121,9 @@ MUSE = Benchmark(
     named_retrained,
     read,
     WANTED.get,
-    Scoring("evaluate-muse", SETTINGS, scoring_flags, reads_retrained=True),
+    Scoring("evaluate-muse", SETTINGS, scoring_flags, rows, reads_retrained=True),
     AFTER,
+    NEEDS,
 )
 MUSE_MINI = Benchmark(
     tuple(REQUESTS),
@@ -123,6 +132,7 @@ MUSE_MINI = Benchmark(
     mini_retrained,
     read,
     WANTED.get,
-    Scoring("evaluate-muse", SETTINGS, mini_scoring_flags, reads_retrained=True),
+    Scoring("evaluate-muse", SETTINGS, mini_scoring_flags, rows, reads_retrained=True),
     AFTER,
+    NEEDS,
 )

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from unlora.bench.cells import RUN, SCORES, Cell
 from unlora.bench.interface import Benchmark, Values
+from unlora.errors import NOT_AVAILABLE
+from unlora.evals import read_log
 from unlora.report import Group, Section, read_run
+from unlora.report.read import Run
 
 # How good a value is, by what is wanted of its column.
 GOODNESS: Mapping[str, Callable[[float], float]] = {
@@ -20,6 +24,10 @@ GOODNESS: Mapping[str, Callable[[float], float]] = {
     "low": lambda value: -value,
     "zero": lambda value: -abs(value),
 }
+# (split, seed) -> {"original" or "retrained": log}.
+References = Mapping[tuple[str, int], Mapping[str, Path]]
+# Why a column is not available whose benchmark does not say what it needs.
+NOT_MEASURED = "the evaluation gives no number for it"
 # Rows of models beside those of methods.
 MODELS = ("original", "retrained")
 
@@ -32,6 +40,7 @@ class Results:
         method: its name, "original" or "retrained".
         split: of the benchmark.
         values: {column: a value of each seed that finished}.
+        unavailable: {column: why it could not be computed}.
         failed: how many seeds failed.
         command: repeats the first seed's run.
     """
@@ -39,26 +48,36 @@ class Results:
     method: str
     split: str
     values: dict[str, list[float]]
+    unavailable: dict[str, str] = field(default_factory=dict)
     failed: int = 0
     command: str = ""
 
     def text(self, column: str) -> str:
-        """Mean ± standard error, the mean alone of a single seed, or a dash."""
+        """Mean ± standard error, the mean alone of a single seed, or a dash where nothing has been measured."""
         values = self.values.get(column)
         if not values:
-            return "-"
+            return NOT_AVAILABLE if column in self.unavailable else "-"
         error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
         return f"{mean(values):.3f}{error}"
 
+    def as_json(self) -> dict[str, Any]:
+        """As plain values; a column that could not be computed is {"not available": reason}."""
+        reasons = {column: {NOT_AVAILABLE: reason} for column, reason in self.unavailable.items()}
+        return {
+            "method": self.method,
+            "split": self.split,
+            "values": self.values | reasons,
+            "failed": self.failed,
+            "command": self.command,
+        }
 
-def rows_of(
-    cells: Sequence[Cell], references: Mapping[tuple[str, int], Mapping[str, Path]], benchmark: Benchmark
-) -> list[Results]:
+
+def rows_of(cells: Sequence[Cell], references: References, benchmark: Benchmark) -> list[Results]:
     """The rows of every split: the models to compare with, then the methods in the order of the grid.
 
     Args:
         cells: finished, failed or neither.
-        references: {(split, seed): {"original" or "retrained": log}}.
+        references: the logs of the models to compare with.
         benchmark: how logs are read.
     """
     rows: list[Results] = []
@@ -69,7 +88,7 @@ def rows_of(
             # The same log for several seeds is one model.
             logs = dict.fromkeys((logs[model], logs.get("retrained")) for logs in shared if model in logs)
             if logs:
-                rows.append(Results(model, split, _values(benchmark.read(*pair) for pair in logs)))
+                rows.append(_row(model, split, [benchmark.read(*pair) for pair in logs], benchmark))
         for method in dict.fromkeys(cell.method for cell in members):
             of_method = [cell for cell in members if cell.method == method]
             known = [
@@ -78,27 +97,40 @@ def rows_of(
                 if cell.finished
             ]
             failed = sum(cell.failure is not None for cell in of_method)
-            rows.append(Results(method, split, _values(known), failed, _command(of_method[0])))
+            rows.append(_row(method, split, known, benchmark, failed, _command(of_method[0])))
     return rows
 
 
-def sections(cells: Sequence[Cell]) -> list[Section]:
-    """What `unlora compare` would show: for each split its methods, each over the seeds that finished."""
+def _row(
+    method: str, split: str, known: Sequence[Values], benchmark: Benchmark, failed: int = 0, command: str = ""
+) -> Results:
+    values: dict[str, list[float]] = {}
+    for column, value in (pair for of_seed in known for pair in of_seed.items()):
+        values.setdefault(column, []).extend([] if value is None else [value])
+    reasons = {column: benchmark.needs.get(column, NOT_MEASURED) for column, found in values.items() if not found}
+    return Results(method, split, values, reasons, failed, command)
+
+
+def sections(cells: Sequence[Cell], references: References, benchmark: Benchmark) -> list[Section]:
+    """What `unlora compare` would show: for each split its methods, each over the seeds that finished.
+
+    Where runs measure themselves, all are compared with the retrained model of now, if there is one: finished ones may
+    have known none.
+    """
+
+    def read(cell: Cell) -> Run:
+        run, retrained = read_run(cell.folder / RUN), references[cell.split, cell.seed].get("retrained")
+        if benchmark.scoring is not None or retrained is None:
+            return run
+        return replace(run, logs={**run.logs, "retrained": read_log(retrained, "retrained")})
+
     done = [cell for cell in cells if cell.finished]
     found = []
     for split in dict.fromkeys(cell.split for cell in done):
         members = [cell for cell in done if cell.split == split]
         methods = dict.fromkeys(cell.method for cell in members)
-        runs = {m: [read_run(cell.folder / RUN) for cell in members if cell.method == m] for m in methods}
+        runs = {m: [read(cell) for cell in members if cell.method == m] for m in methods}
         found.append(Section(split, [Group(method, of_method) for method, of_method in runs.items()]))
-    return found
-
-
-def _values(known: Iterable[Values]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for values in known:
-        for column, value in values.items():
-            found.setdefault(column, []).extend([] if value is None else [value])
     return found
 
 
@@ -151,19 +183,30 @@ def markdown(rows: Sequence[Results], wanted: Callable[[str], str | None]) -> st
     lines = [first, ["---"] * len(first), *cells_of(rows, wanted, "**")]
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     commands = "".join(f"{row.command}  # {row.split}, {row.method}\n" for row in rows if row.command)
-    return f"{table}\nMean ± standard error over seeds; the best of each split in bold.\n\n```bash\n{commands}```\n"
+    legend = "Mean ± standard error over seeds; the best of each split in bold."
+    notes = "".join(f"\n{note}\n" for note in (legend, *missing(rows)))
+    return f"{table}{notes}\n```bash\n{commands}```\n"
+
+
+def missing(rows: Sequence[Results]) -> list[str]:
+    """Why columns are not available, each reason once."""
+    reasons = {pair: None for row in rows for pair in row.unavailable.items()}
+    return [f"{column}: {NOT_AVAILABLE}; {reason}." for column, reason in reasons]
 
 
 def to_csv(rows: Sequence[Results]) -> str:
     """One line a row and column, with plain numbers."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["split", "method", "metric", "mean", "standard_error", "seeds", "failed", "command"])
+    first = ["split", "method", "metric", "mean", "standard_error", "seeds", "failed", "command", NOT_AVAILABLE]
+    writer.writerow(first)
     for row in rows:
         for column, values in row.values.items():
             error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else ""
             middle = mean(values) if values else ""
-            writer.writerow([row.split, row.method, column, middle, error, len(values), row.failed, row.command])
+            reason = row.unavailable.get(column, "")
+            numbers = [middle, error, len(values), row.failed]
+            writer.writerow([row.split, row.method, column, *numbers, row.command, reason])
     return text.getvalue()
 
 
@@ -175,4 +218,7 @@ def print_table(rows: Sequence[Results], wanted: Callable[[str], str | None]) ->
     table = Table(*headings(rows))
     for line in cells_of(rows, wanted, "\0"):
         table.add_row(*(f"[bold]{text.strip(chr(0))}[/bold]" if text.startswith("\0") else text for text in line))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for note in missing(rows):
+        console.print(note, highlight=False, markup=False)

@@ -22,6 +22,10 @@ SET_COLUMNS = {
 }
 # Of the other columns nearness to the retrained model would be best, which may not be known.
 WANTED = {"log10 forget quality": "high", "model utility": "high"}
+QUALITY_NEEDS = (
+    "it is against a model trained without the forget set; name one, or its log, for each split by --retrained, "
+    "such as forget10=retain90.json"
+)
 
 
 def read(path: Path, retrained: Path | None, benchmark: str = "tofu") -> Values:
@@ -39,8 +43,8 @@ def persona_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
 
     folder = options.folder / "persona" / f"seed-{seed}"
     if not (folder / DATA).exists():
-        with atomic_path(folder / DATA) as partial:
-            write_sets(partial, seed)
+        with atomic_path(folder / DATA) as unfinished:
+            write_sets(unfinished, seed)
     model = persona_models(options.recipe or Recipe(seed=seed))["original"]
     return quickstart_request(model, folder, seed).settings()
 
@@ -77,4 +81,12 @@ def tofu_problems(options: Options) -> list[Problem]:
 
 read_persona = partial(read, benchmark="persona")
 PERSONA = Benchmark(("forget",), built_in_problems, persona_flags, persona_retrained, read_persona, WANTED.get)
-TOFU = Benchmark(tuple(SPLITS), tofu_problems, tofu_flags, named_retrained, read, WANTED.get)
+TOFU = Benchmark(
+    tuple(SPLITS),
+    tofu_problems,
+    tofu_flags,
+    named_retrained,
+    read,
+    WANTED.get,
+    needs={"log10 forget quality": QUALITY_NEEDS},
+)

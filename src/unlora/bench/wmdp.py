@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from unlora.bench.interface import Benchmark, Options, Scoring, Values, built_in_problems, needed
+from unlora.config import TaskSettings
+from unlora.data.sources import Record
 from unlora.errors import Problem
-from unlora.evals.harness import TaskSettings
+from unlora.evals.harness import asked_rows, load_tasks
 from unlora.evals.persona_models import Recipe
 from unlora.evals.wmdp_mini import SUBJECTS, write_mini
 from unlora.evals.wmdp_mini_models import wmdp_mini_model, wmdp_recipe
@@ -71,6 +74,12 @@ def scoring_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
     return {"tasks": TASKS}
 
 
+def rows(flags: Mapping[str, Any]) -> Iterator[Record]:
+    """Every question as the harness asks it, so that a changed template counts as well as changed data."""
+    tasks = [flags["tasks"]] if isinstance(flags["tasks"], str) else flags["tasks"]
+    return asked_rows(load_tasks(TaskSettings(tasks, flags.get("include_path"))))
+
+
 def mini_data(options: Options, seed: int) -> Path:
     """The folder of the miniature of this seed."""
     folder = options.folder / "wmdp-mini" / f"seed-{seed}"
@@ -115,7 +124,7 @@ WMDP = Benchmark(
     no_retrained,
     read,
     wanted,
-    Scoring("evaluate-tasks", SETTINGS, scoring_flags),
+    Scoring("evaluate-tasks", SETTINGS, scoring_flags, rows),
 )
 WMDP_MINI = Benchmark(
     ("craft",),
@@ -124,5 +133,5 @@ WMDP_MINI = Benchmark(
     no_retrained,
     read,
     wanted,
-    Scoring("evaluate-tasks", SETTINGS, mini_scoring_flags),
+    Scoring("evaluate-tasks", SETTINGS, mini_scoring_flags, rows),
 )

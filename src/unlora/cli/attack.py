@@ -37,7 +37,8 @@ def print_attacks(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from unlora.attack import DIFFERENCE, NOT_AVAILABLE
+    from unlora.attack import DIFFERENCE
+    from unlora.errors import NOT_AVAILABLE
 
     columns = {"original": "original", "unlearned": "unlearned", "retrained": "retrained", DIFFERENCE: "difference"}
     table = Table("attack", "metric", *columns.values())

@@ -13,8 +13,7 @@ from unlora.errors import InputError, Problem, raise_if, unknown_name
 
 if TYPE_CHECKING:
     from unlora.bench import Benchmark, Cell
-    from unlora.bench.logs import References
-    from unlora.config import ModelConfig
+    from unlora.bench.logs import Measurement, References
 
 EXAMPLE = "unlora bench persona --methods vila+ihl lora+gd --seeds 3 --output_dir bench --learning_rate 6e-4"
 
@@ -41,8 +40,8 @@ def run(argv: list[str]) -> Answer:
     write_text(args.output_dir / "results.md", markdown(rows, benchmark.wanted))
     write_text(args.output_dir / "results.csv", to_csv(rows))
     page = args.output_dir / "compare.html"
-    write_comparison(sections(cells), page)
-    value, failed = {"rows": [asdict(row) for row in rows]}, any(row.failed for row in rows)
+    write_comparison(sections(cells, references, benchmark), page)
+    value, failed = {"rows": [row.as_json() for row in rows]}, any(row.failed for row in rows)
 
     def show() -> None:
         print_table(rows, benchmark.wanted)
@@ -61,6 +60,7 @@ def prepared(
     from unlora.bench import Options, grid
     from unlora.bench.cells import method_flags, read_settings
     from unlora.bench.executors import executor_problems
+    from unlora.bench.logs import SharedLogs
 
     splits = args.splits or list(benchmark.splits)
     raise_if(unknown_name("splits", split, benchmark.splits) for split in splits if split not in benchmark.splits)
@@ -74,6 +74,7 @@ def prepared(
     own = {method: {**shared, **method_flags(method), **settings.get(method, {})} for method in args.methods}
     for values in own.values():
         request({"model_name_or_path": "any", **preset, **values})  # before models are made and evaluated
+    logs = SharedLogs(args.output_dir)
     references: dict[tuple[str, int], References] = {}
     for cell in cells:
         place = cell.split, cell.seed
@@ -81,34 +82,42 @@ def prepared(
         score = {**benchmark.scoring.flags(options, *place), **scoring} if benchmark.scoring else None
         if place not in references:
             retrained = benchmark.retrained(options, *place)
-            references[place] = compared(benchmark, args.output_dir, request(given), retrained, score)
+            asked = request(given)
+            references[place] = logs.references(measurement(benchmark, asked, score), asked.model, retrained)
+            benchmark.read(references[place]["original"], references[place].get("retrained"))  # they fit each other
         prepare(cell, {**given, **own[cell.method]}, score, benchmark, references[place])
     return cells, references
 
 
-def compared(
-    benchmark: Benchmark, folder: Path, shared: Any, retrained: str | None, score: dict[str, Any] | None
-) -> References:
-    """The logs of the original and of the retrained model, made now unless they are there; they fit each other."""
-    from unlora.bench.logs import command_log, shared_logs, tofu_log
+def measurement(benchmark: Benchmark, shared: Any, score: dict[str, Any] | None) -> Measurement:
+    """How the models are measured that the cells are compared with: as the cells are."""
+    from unlora.bench.logs import Measurement
 
-    def make(model: ModelConfig) -> Path:
-        if benchmark.scoring is None or score is None:
-            return tofu_log(folder, shared, model)
-        return command_log(folder, benchmark.scoring.command, score, model)
+    if benchmark.scoring is None or score is None:
+        return Measurement("evaluate", evaluation_flags(shared), lambda: evaluated_rows(shared))
+    rows = benchmark.scoring.rows
+    return Measurement(benchmark.scoring.command, score, lambda: rows(score))
 
-    logs = shared_logs(shared.model, retrained, make)
-    benchmark.read(logs["original"], logs.get("retrained"))
-    return logs
+
+def evaluated_rows(shared: Any) -> list[dict[str, Any]]:
+    """The rows that a request evaluates, each with the name of its set."""
+    return [{"set": name, **row} for name, rows in shared.evaluation.sets().items() for row in rows]
+
+
+def evaluation_flags(shared: Any) -> dict[str, Any]:
+    """Flags of `unlora evaluate` for the evaluation that a request makes itself, but for the model's."""
+    logs = {"retrain_log": None, "original_log": None}
+    text = {name: getattr(shared.data, name) for name in ("prompt_format", "max_length")}
+    return {**asdict(shared.evaluation), **logs, **text}
 
 
 def prepare(
     cell: Cell, values: dict[str, Any], score: dict[str, Any] | None, benchmark: Benchmark, logs: References
 ) -> None:
     """Writes the cell's configurations, and checks the request unless it has been run."""
-    from unlora.bench.cells import RUN
+    from unlora.bench.cells import COMPARED, RUN
 
-    retrained = {"retrain_log": str(logs["retrained"])} if "retrained" in logs else {}
+    retrained = {COMPARED: str(logs["retrained"])} if "retrained" in logs else {}
     if benchmark.scoring is None:
         values = {**values, "original_log": str(logs["original"]), **retrained}
     elif benchmark.scoring.reads_retrained:

@@ -56,7 +56,7 @@ def run(argv: list[str]) -> Answer:
     from unlora.data import TextFormat
     from unlora.distributed import on_main
     from unlora.evals import read_log, summarise, write_log
-    from unlora.pipeline import check_forget_quality, evaluate_shown
+    from unlora.pipeline import check_forget_quality, evaluate_shown, usable_length
 
     model_config, text, target, config = parse(SETTINGS, argv, "evaluate", EXAMPLE)
     missing = [] if config.eval_data else [required("eval_data", config.eval_data)]
@@ -67,7 +67,7 @@ def run(argv: list[str]) -> Answer:
     if retrain_log is not None:
         check_forget_quality(sets, retrain_log, config.ds_size)
     model, tokenizer = load_target(model_config, target)
-    text_format = TextFormat(tokenizer, text.prompt_format, text.max_length)
+    text_format = TextFormat(tokenizer, text.prompt_format, usable_length(model, text.max_length))
     log = evaluate_shown(target.log, model, sets, text_format, config.settings())
     on_main(lambda: write_log(log, target.log))
     summary = summarise(log, retrain_log)

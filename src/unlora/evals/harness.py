@@ -22,10 +22,17 @@ NO_FILTER = ",none"
 
 @dataclass(frozen=True)
 class Tasks:
-    """What `load_tasks` found: the harness's task manager, and its tasks and groups with their data."""
+    """What `load_tasks` found.
+
+    Args:
+        manager: the harness's task manager.
+        items: the tasks and groups that were asked for, with their data.
+        single: by name every task, those of groups too.
+    """
 
     manager: Any
     items: list[Any]
+    single: Mapping[str, Any]
 
 
 def load_tasks(settings: TaskSettings) -> Tasks:
@@ -53,7 +60,17 @@ def load_tasks(settings: TaskSettings) -> Tasks:
     raise_if(problem for name, task in found["tasks"].items() for problem in _wrong_schema(name, task))
     groups = found.get("groups", {})
     inner = {id(part) for group in groups.values() for part in (*group.get_all_tasks(), *group.get_all_groups())}
-    return Tasks(manager, [item for item in (*groups.values(), *found["tasks"].values()) if id(item) not in inner])
+    items = [item for item in (*groups.values(), *found["tasks"].values()) if id(item) not in inner]
+    return Tasks(manager, items, found["tasks"])
+
+
+def asked_rows(tasks: Tasks) -> Iterator[dict[str, Any]]:
+    """What a model is asked: of each question its task, the text, the right answer and the choices, if it has some."""
+    for name, task in sorted(tasks.single.items()):
+        for row in task.eval_docs:
+            choices = task.doc_to_choice(row) if task.OUTPUT_TYPE == "multiple_choice" else None
+            right = task.doc_to_target(row)
+            yield {"task": name, "text": task.doc_to_text(row), "choices": choices, "right": right}
 
 
 def _unknown_task(name: str, known: Iterable[str]) -> Problem:

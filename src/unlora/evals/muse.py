@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlora.errors import InputError, Problem, raise_if
+from unlora.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.evals.leakage import Scores, check_retrained, leakage_scores, read_scores, summarise_leakage
 from unlora.evals.metrics import finite_values, rouge_l_f1
 
@@ -44,7 +44,6 @@ NEW_TOKENS = {"verbmem": 128, "forget_qa": 32, "retain_qa": 32}
 ANSWER_END = re.compile("\n\n|\nQuestion|Question:")
 # MUSE reports Min-40%; the other is for comparison.
 PRIVLEAK_ATTACKS = ("min_k_40", "min_k_20")
-NOT_AVAILABLE = "not available"
 
 
 def load_muse(path: str, ds_size: int | None = None) -> dict[str, list[Record]]:

@@ -13,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from unlora.config import CONFIG, MEMBERSHIP
-from unlora.errors import InputError, Problem
+from unlora.errors import NOT_AVAILABLE, InputError, Problem
 from unlora.evals import Log, read_log
 from unlora.evals.tofu import TASKS
 
@@ -181,8 +181,8 @@ def _membership(log: Any) -> Membership:
 def _attacks(report: Any) -> Attacks:
     found, unavailable = [], {}
     for name, settings in report.items():
-        if "not available" in settings:
-            unavailable[str(name)] = str(settings["not available"])
+        if NOT_AVAILABLE in settings:
+            unavailable[str(name)] = str(settings[NOT_AVAILABLE])
             continue
         for setting, models in settings.items():
             known = {str(m): {str(k): float(v) for k, v in metrics.items()} for m, metrics in models.items() if metrics}
