@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from transformers import LlamaForCausalLM, set_seed
 
+from unlora.adapter import compression, export_adapter
 from unlora.config import DataConfig, EvalConfig, ImportanceConfig, ModelConfig
 from unlora.data import TextFormat, encode_records
 from unlora.evals import EvalSettings, evaluate, summarise
@@ -22,6 +23,7 @@ from unlora.trainer import UnlearnConfig
 
 RECIPE = Recipe(hidden_size=96, intermediate_size=192, layers=2, heads=4, epochs=60, batch_size=16)
 EVALUATION = EvalSettings(ds_size=80, max_new_tokens=24)
+RANK = 16
 
 
 @pytest.fixture(scope="module")
@@ -70,20 +72,38 @@ def known(model, rows, text_format):
     return float(np.exp(-nll / tokens).mean())
 
 
+def utility(model, sets, text_format):
+    return summarise(evaluate(model, {"retain": sets["retain"]}, text_format, EVALUATION))["model_utility"]
+
+
+def with_adapter(folder, adapter):
+    """The untouched base with this one adapter alone."""
+    return load_adapter(load_model(ModelConfig(str(folder / "model")))[0], str(adapter))
+
+
 def test_each_request_stays_forgotten_and_one_adapter_holds_them_all(people, tmp_path):
     folder, sets = people
     base, tokenizer = load_model(ModelConfig(str(folder / "model")))
     text_format = TextFormat(tokenizer)
     parts = {name: rows for name, rows in sets.items() if name != "retain"}
     assert min(known(base, rows, text_format) for rows in parts.values()) > 0.9
-    utility = summarise(evaluate(base, {"retain": sets["retain"]}, text_format, EVALUATION))["model_utility"]
+    original = utility(base, sets, text_format)
 
+    right_after = {}
     for number in range(3):
-        unlearn(request(folder, number, tmp_path), sets={})
-        base, _ = load_model(ModelConfig(str(folder / "model")))
-        model = load_adapter(base, str(tmp_path / f"run{number}" / ADAPTER))  # the last adapter alone
+        result = unlearn(request(folder, number, tmp_path), sets={})
+        model = with_adapter(folder, tmp_path / f"run{number}" / ADAPTER)
         values = {name: known(model, rows, text_format) for name, rows in parts.items()}
         forgotten = [values[f"request{i}"] < 0.6 for i in range(3)]
         assert forgotten == [i <= number for i in range(3)], values
-    after = summarise(evaluate(model, {"retain": sets["retain"]}, text_format, EVALUATION))["model_utility"]
-    assert after >= 0.9 * utility
+        right_after[f"request{number}"] = values[f"request{number}"]
+        assert all(abs(values[name] - value) < 0.2 for name, value in right_after.items()), (values, right_after)
+    assert utility(model, sets, text_format) >= 0.9 * original
+
+    # The same on a third of the 48 ranks that three requests have added up.
+    cost = compression(result.model, RANK)
+    assert 0 < cost.relative_error <= cost.largest_relative_error < 0.5
+    export_adapter(result.model, tmp_path / "compressed", RANK)
+    compressed = with_adapter(folder, tmp_path / "compressed")
+    assert all(abs(known(compressed, rows, text_format) - values[name]) < 0.2 for name, rows in parts.items())
+    assert utility(compressed, sets, text_format) >= 0.9 * original

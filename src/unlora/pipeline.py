@@ -210,7 +210,7 @@ def prepare(request: Request) -> Materials:
     check_not_taught_again(used_retain, request.model.on)
     # Before the model is loaded: it may refuse the rows.
     alternates = (
-        alternate_rows(forget_rows, data.alternate_key, request.args.pairing_seed) if request.reads_alternates else None
+        alternate_rows(used_forget, data.alternate_key, request.args.pairing_seed) if request.reads_alternates else None
     )
     model, tokenizer = load_model(request.model)
     raise_if([*check_adapter_settings(model, request.args), *request.args.model_problems(model)])
