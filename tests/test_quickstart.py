@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 
 from unlora import InputError
 from unlora.checkpoints import TrainingBar
-from unlora.cli import main
+from unlora.cli.output import Mode
+from unlora.cli.quickstart import run
 from unlora.evals import read_log, summarise
 from unlora.evals.persona import generate
 from unlora.evals.persona_models import CORPORA, Recipe, persona_models, training_arguments
@@ -66,33 +67,27 @@ def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, tm
     )
 
 
-@pytest.fixture
-def command(cache, monkeypatch):
-    """The command, on the tiny models."""
+def test_the_command_tells_table_answers_page_and_adapter_for_people_and_as_json(cache, tmp_path, monkeypatch, capsys):
     import datasets
     from transformers.utils import logging
 
     monkeypatch.setenv("UNLORA_CACHE", str(cache))
     monkeypatch.setattr("unlora.quickstart.Recipe", lambda seed: replace(TINY, seed=seed))
-    yield lambda *flags: main(["quickstart", *map(str, flags)])
-    datasets.enable_progress_bars()  # the command switches off the small bars, for the whole process
-    logging.enable_progress_bar()
-
-
-def test_the_command_prints_the_table_answers_and_the_adapter_last(command, tmp_path, capsys):
-    assert command("--output_dir", tmp_path / "out") == 0
+    try:
+        answer = run(["--output_dir", str(tmp_path / "out")])
+    finally:  # the command switches off the small bars, for the whole process
+        datasets.enable_progress_bars()
+        logging.enable_progress_bar()
+    folder = tmp_path / "out" / "run"
+    Mode(quiet=False, json=False).tell(answer)
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("log10 forget quality", "retrained's", "vila + ihl"))
-    run = tmp_path / "out" / "run"
-    assert shown.splitlines()[-2:] == [str(run / "report.html"), str(run / "adapter")]
-    assert "Forget quality (p)" in (run / "report.html").read_text()
-
-
-def test_as_json_it_gives_metrics_adapter_and_page(command, tmp_path, capsys):
-    assert command("--output_dir", tmp_path / "out", "--json") == 0
-    document, run = json.loads(capsys.readouterr().out), tmp_path / "out" / "run"
+    assert shown.splitlines()[-2:] == [str(folder / "report.html"), str(folder / "adapter")]
+    assert "Forget quality (p)" in (folder / "report.html").read_text()
+    Mode(quiet=False, json=True).tell(answer)
+    document = json.loads(capsys.readouterr().out)
     assert document.keys() == {"path", "report", "original", "unlearned", "retrained"}
-    assert (document["path"], document["report"]) == (str(run / "adapter"), str(run / "report.html"))
+    assert (document["path"], document["report"]) == (str(folder / "adapter"), str(folder / "report.html"))
 
 
 def test_the_progress_of_two_trainings_side_by_side_is_told_apart(tmp_path):
