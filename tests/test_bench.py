@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from unlora.bench import BENCHMARKS, Cell, Progress, Results, grid, waves
 from unlora.bench.runner import _place, launcher
 from unlora.bench.table import best, markdown, to_csv
 from unlora.cli import main
+from unlora.cli.bench import command_of, parser
 from unlora.cli.bench import flags as handed_on
 from unlora.errors import InputError
 from unlora.files import write_json, write_jsonl
@@ -112,15 +114,17 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
     [utility] = [row for row in values if (row["method"], row["metric"]) == ("pissa+ihl", "model utility")]
     assert float(utility["mean"]) == pytest.approx(metrics["after"]["model_utility"])
 
-    # The command of a row repeats it.
+    # The command of a row makes it anew, and nothing else.
     [command] = [line for line in lines if line.endswith("# forget01, lora+gd")]
-    command = command.split("  #")[0].replace("NEW_FOLDER", str(tmp_path / "again"))
-    assert main(command.split()[1:]) == 0
-    again, first = (
-        (folder / "adapter" / "adapter_model.safetensors").read_bytes()
-        for folder in (tmp_path / "again", out / "cells/forget01/lora+gd/seed-0/run")
-    )
-    assert again == first
+    again = tmp_path / "again"
+    assert main(shlex.split(command.split("  #")[0].replace("NEW_FOLDER", str(again)))[1:]) == 0
+    made = [path for path in again.rglob("adapter_model.safetensors") if path.parent.name == "adapter"]
+    assert [path.relative_to(again).parts[:4] for path in made] == [("cells", "forget01", "lora+gd", "seed-0")]
+    assert made[0].read_bytes() == (out / made[0].relative_to(again)).read_bytes()
+    [command] = [line for line in lines if line.endswith("# forget01, original")]
+    assert main(shlex.split(command.split("  #")[0].replace("NEW_FOLDER", str(again)))[1:]) == 0
+    [log] = (out / "logs").glob("*.json")
+    assert (again / log.name).read_bytes() == log.read_bytes()
 
     assert main(arguments(tofu, out, learning_rate=1e-5)) == 2
     assert "it is finished, with other settings than these" in capsys.readouterr().err
@@ -163,6 +167,18 @@ def test_ray_is_asked_for_where_it_is_missing(tofu, tmp_path, capsys, monkeypatc
     monkeypatch.setattr("unlora.bench.executors.find_spec", lambda name: None)
     assert main(arguments(tofu, tmp_path / "bench", executor="ray")) == 2
     assert "pip install 'unlora[ray]'" in capsys.readouterr().err
+
+
+def test_the_command_of_a_row_has_all_seeds_and_the_flags_of_its_method():
+    given = ["--retrained", "forget01=log.json", "--seeds", "2", "--first_seed", "3", "--config", "preset", "--r", "4"]
+    args, rest = parser().parse_known_args(["tofu", "--output_dir", "old", *given])
+    values = {**handed_on(rest), "loss_kwargs": {"beta": 1}, "target_modules": ["a", "b"], "lora_alpha": None}
+    command = command_of(args, "vila+ihl", "forget01", values)
+    assert shlex.split(command) == [
+        *("unlora", "bench", "tofu", "--methods", "vila+ihl", "--splits", "forget01", "--seeds", "2"),
+        *("--first_seed", "3", "--output_dir", "NEW_FOLDER", "--retrained", "forget01=log.json"),
+        *("--config", "preset", "--r", "4", "--loss_kwargs", '{"beta": 1}', "--target_modules", "a", "b"),
+    ]
 
 
 REFUSED = {
