@@ -138,6 +138,7 @@ def test_a_failed_cell_stops_no_other_and_is_shown_as_failed(tofu, tmp_path, cap
     shown = capsys.readouterr().out
     assert "lora+rmu seed 0: FAILED (exit code 2" in shown
     assert "lora+gd seed 0: done" in shown
+    assert sum(line.startswith(("cell 1 of 2 starts", "cell 2 of 2 starts")) for line in shown.splitlines()) == 2
     assert "0, 1 failed" in (out / "results.md").read_text()
     assert "layer" in (out / "cells/forget01/lora+rmu/seed-0/failed.txt").read_text()
 
@@ -365,10 +366,16 @@ def test_a_run_that_was_not_measured_is_not_repeated(tmp_path):
 
 def test_progress_tells_the_time_that_is_left():
     lines = []
-    report = Progress(3, lines.append)
-    report.started -= 120  # two minutes for the first of three cells
-    report(Cell("lora+gd", "s", 0, Path("x")), "done")
-    assert lines == ["1/3 s lora+gd seed 0: done; 4 min left"]
+    progress, first, second = Progress(3, lines.append), *(Cell("lora+gd", "s", seed, Path("x")) for seed in (0, 1))
+    progress.start(first)
+    progress.since -= 120  # two minutes for the first of three cells
+    progress.end(first, "done")
+    progress.start(second)
+    assert lines == [
+        "cell 1 of 3 starts: s lora+gd seed 0",
+        "1/3 s lora+gd seed 0: done; 4 min left",
+        "cell 2 of 3 starts: s lora+gd seed 1; 4 min left",
+    ]
 
 
 def test_several_processes_share_the_unlearning_of_a_cell_through_accelerate(tofu, tmp_path):

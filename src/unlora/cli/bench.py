@@ -36,10 +36,10 @@ def run(argv: list[str]) -> Answer:
     shared = flags(rest)
     cells, references = prepared(benchmark, args, dict(shared))
     unfinished = [cell for cell in cells if not cell.finished]
-    report = Progress(len(unfinished))
+    progress = Progress(len(unfinished))
     with EXECUTORS[args.executor]() as execute:
         for wave in waves(unfinished):
-            run_cells(wave, args.processes, report, args.num_processes, execute)
+            run_cells(wave, args.processes, progress, args.num_processes, execute)
     settings = read_settings(args.settings, args.methods)
 
     def row_command(method: str, split: str) -> str:
