@@ -13,9 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from conftest import make_tokenizer, tiny_config
@@ -307,6 +310,39 @@ def test_tables_have_mean_and_standard_error_and_the_best_in_bold():
     assert "run b  # s, b" in text
     [line] = [line for line in to_csv(table).splitlines() if line.startswith("s,a,quality")]
     assert line == "s,a,quality,-2.0,1.0,2,0,run a,"
+
+
+seeds = st.lists(st.integers(-300, 300).map(lambda value: value / 100), max_size=5)
+
+
+@given(st.lists(seeds, min_size=1, max_size=4), st.sampled_from(["high", "low", "zero"]))
+def test_means_errors_and_the_best_of_any_results(values, direction):
+    """As numpy has them; what is best depends neither on the order of rows nor on the models beside the methods."""
+    table = [result(f"m{place}", of_seeds) for place, of_seeds in enumerate(values)]
+    rows = {row["method"]: row for row in csv.DictReader(to_csv(table).splitlines()) if row["metric"] == "quality"}
+    for row, of_seeds in zip(table, values, strict=True):
+        written, text = rows[row.method], row.text("quality")
+        assert written["seeds"] == str(len(of_seeds))
+        if not of_seeds:
+            assert (written["mean"], text) == ("", "-")
+            continue
+        assert float(written["mean"]) == pytest.approx(np.mean(of_seeds))
+        assert text.startswith(f"{float(written['mean']):.3f}")
+        if len(of_seeds) == 1:
+            assert written["standard_error"] == ""
+            assert "±" not in text
+        else:
+            error = np.std(of_seeds, ddof=1) / len(of_seeds) ** 0.5
+            assert float(written["standard_error"]) == pytest.approx(error, abs=1e-12)
+            assert text.endswith(f"± {float(written['standard_error']):.3f}")
+    wanted = {"quality": direction}.get
+    found = best(table, wanted)
+    cost = {"high": lambda value: -value, "low": lambda value: value, "zero": abs}[direction]
+    costs = {row.method: cost(np.mean(row.values["quality"])) for row in table if row.values["quality"]}
+    assert len(found) >= bool(costs)
+    assert all(costs[method] == pytest.approx(min(costs.values())) for _, method, _ in found)
+    models = [result("original", [0.0]), result("retrained", [9.0, -9.0])]
+    assert best([*models, *reversed(table)], wanted) == found
 
 
 @pytest.mark.parametrize(("direction", "winner"), [("high", "c"), ("low", "a"), ("zero", "b")])
