@@ -9,6 +9,8 @@ import shutil
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from conftest import CORPUS, make_tokenizer, tiny_config
@@ -136,6 +138,29 @@ def test_what_the_data_do_not_allow_is_in_the_file_with_the_reason(tmp_path, ret
     assert (run / "attacks.json").read_bytes() == kept
 
 
+def test_plain_text_is_attacked_by_what_needs_no_question(tmp_path, retrained, capsys):
+    texts = [{"text": f"Ada {i} keeps a grey cat and two dogs in the old house of Bob {i}."} for i in range(3)]
+    model = save_model(tmp_path / "model", 0)
+    run = unlearn(tmp_path, model, [*texts, texts[0]], max_length=16)
+    assert main(["attack", str(run), "--retrained", retrained, *QUICK, "--given_tokens", "4"]) == 0
+    assert "not available: the rows are plain text" in " ".join(capsys.readouterr().out.replace("│", "").split())
+    report = json.loads((run / "attacks.json").read_text())
+    attacks = report["attacks"]
+    assert all("the rows are plain text" in attacks[name]["not available"] for name in ("paraphrase", "fewshot"))
+    tokenizer = make_tokenizer()
+    lengths = [len(tokenizer(row["text"])["input_ids"]) + 1 for row in texts]  # with the end token
+    chunks = sum(-(-length // 16) for length in lengths)
+    assert f"50 % ({round(chunks / 2)} of {chunks})" in attacks["relearn"]
+    assert list(attacks["prefix"]) == ["25 %", "50 %"]
+    plain = attacks["none"]["whole forget set"]
+    for models in (plain, attacks["quantise"]["4 bits"]):
+        assert models["unlearned"].keys() == {"forget_probability", "forget_rougeL_recall", "retain_probability"}
+    assert plain["unlearned"]["forget_probability"] < plain["original"]["forget_probability"]
+    capsys.readouterr()
+    assert main(["attack", str(run), "--attacks", "fewshot"]) == 2
+    assert "attacks='fewshot': the rows are plain text" in capsys.readouterr().err
+
+
 def test_a_single_forget_row_cannot_be_relearned(tmp_path, capsys):
     run = unlearn(tmp_path, save_model(tmp_path / "model", 0), FORGET[:1], init="lora")
     assert main(["attack", str(run), "--attacks", "relearn"]) == 2
@@ -211,3 +236,24 @@ def test_means_and_errors_computed_by_hand():
     assert mean_of_draws(one[:1]) == {"x": 0.5}
     assert mean_of_draws(differences(one, other)) == pytest.approx({"x": 0.45, "x_se": 0.2 / 3**0.5})
     assert differences(one, None) is None
+
+
+numbers = st.lists(st.floats(-1, 1), min_size=2, max_size=8)
+
+
+@given(numbers, st.floats(-1, 1), st.randoms())
+def test_means_and_errors_of_any_draws(values, shift, order):
+    """A common shift moves the mean alone, the order of draws does not count, and neither does what both have."""
+    draws = [{"x": value} for value in values]
+    found = mean_of_draws(draws)
+    assert min(values) - 1e-12 <= found["x"] <= max(values) + 1e-12
+    assert found["x_se"] >= 0
+    moved = mean_of_draws([{"x": value + shift} for value in values])
+    assert moved["x"] == pytest.approx(found["x"] + shift, abs=1e-9)
+    assert moved["x_se"] == pytest.approx(found["x_se"], abs=1e-9)
+    shuffled = order.sample(draws, len(draws))
+    assert mean_of_draws(shuffled) == pytest.approx(found, abs=1e-12)
+    other = [{"x": value + shift} for value in values]
+    one, two = differences(draws, other), differences(other, draws)
+    assert [a["x"] for a in one] == [-b["x"] for b in two]
+    assert mean_of_draws(one) == pytest.approx({"x": -shift, "x_se": 0}, abs=1e-9)

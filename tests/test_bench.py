@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from conftest import make_tokenizer, tiny_config
@@ -22,6 +26,7 @@ from unlora.bench import BENCHMARKS, Cell, Progress, Results, grid, waves
 from unlora.bench.runner import _place, launcher
 from unlora.bench.table import best, markdown, to_csv
 from unlora.cli import main
+from unlora.cli.bench import command_of, parser
 from unlora.cli.bench import flags as handed_on
 from unlora.errors import InputError
 from unlora.files import write_json, write_jsonl
@@ -112,15 +117,17 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
     [utility] = [row for row in values if (row["method"], row["metric"]) == ("pissa+ihl", "model utility")]
     assert float(utility["mean"]) == pytest.approx(metrics["after"]["model_utility"])
 
-    # The command of a row repeats it.
+    # The command of a row makes it anew, and nothing else.
     [command] = [line for line in lines if line.endswith("# forget01, lora+gd")]
-    command = command.split("  #")[0].replace("NEW_FOLDER", str(tmp_path / "again"))
-    assert main(command.split()[1:]) == 0
-    again, first = (
-        (folder / "adapter" / "adapter_model.safetensors").read_bytes()
-        for folder in (tmp_path / "again", out / "cells/forget01/lora+gd/seed-0/run")
-    )
-    assert again == first
+    again = tmp_path / "again"
+    assert main(shlex.split(command.split("  #")[0].replace("NEW_FOLDER", str(again)))[1:]) == 0
+    made = [path for path in again.rglob("adapter_model.safetensors") if path.parent.name == "adapter"]
+    assert [path.relative_to(again).parts[:4] for path in made] == [("cells", "forget01", "lora+gd", "seed-0")]
+    assert made[0].read_bytes() == (out / made[0].relative_to(again)).read_bytes()
+    [command] = [line for line in lines if line.endswith("# forget01, original")]
+    assert main(shlex.split(command.split("  #")[0].replace("NEW_FOLDER", str(again)))[1:]) == 0
+    [log] = (out / "logs").glob("*.json")
+    assert (again / log.name).read_bytes() == log.read_bytes()
 
     assert main(arguments(tofu, out, learning_rate=1e-5)) == 2
     assert "it is finished, with other settings than these" in capsys.readouterr().err
@@ -134,6 +141,7 @@ def test_a_failed_cell_stops_no_other_and_is_shown_as_failed(tofu, tmp_path, cap
     shown = capsys.readouterr().out
     assert "lora+rmu seed 0: FAILED (exit code 2" in shown
     assert "lora+gd seed 0: done" in shown
+    assert sum(line.startswith(("cell 1 of 2 starts", "cell 2 of 2 starts")) for line in shown.splitlines()) == 2
     assert "0, 1 failed" in (out / "results.md").read_text()
     assert "layer" in (out / "cells/forget01/lora+rmu/seed-0/failed.txt").read_text()
 
@@ -163,6 +171,18 @@ def test_ray_is_asked_for_where_it_is_missing(tofu, tmp_path, capsys, monkeypatc
     monkeypatch.setattr("unlora.bench.executors.find_spec", lambda name: None)
     assert main(arguments(tofu, tmp_path / "bench", executor="ray")) == 2
     assert "pip install 'unlora[ray]'" in capsys.readouterr().err
+
+
+def test_the_command_of_a_row_has_all_seeds_and_the_flags_of_its_method():
+    given = ["--retrained", "forget01=log.json", "--seeds", "2", "--first_seed", "3", "--config", "preset", "--r", "4"]
+    args, rest = parser().parse_known_args(["tofu", "--output_dir", "old", *given])
+    values = {**handed_on(rest), "loss_kwargs": {"beta": 1}, "target_modules": ["a", "b"], "lora_alpha": None}
+    command = command_of(args, "vila+ihl", "forget01", values)
+    assert shlex.split(command) == [
+        *("unlora", "bench", "tofu", "--methods", "vila+ihl", "--splits", "forget01", "--seeds", "2"),
+        *("--first_seed", "3", "--output_dir", "NEW_FOLDER", "--retrained", "forget01=log.json"),
+        *("--config", "preset", "--r", "4", "--loss_kwargs", '{"beta": 1}', "--target_modules", "a", "b"),
+    ]
 
 
 REFUSED = {
@@ -292,6 +312,39 @@ def test_tables_have_mean_and_standard_error_and_the_best_in_bold():
     assert line == "s,a,quality,-2.0,1.0,2,0,run a,"
 
 
+seeds = st.lists(st.integers(-300, 300).map(lambda value: value / 100), max_size=5)
+
+
+@given(st.lists(seeds, min_size=1, max_size=4), st.sampled_from(["high", "low", "zero"]))
+def test_means_errors_and_the_best_of_any_results(values, direction):
+    """As numpy has them; what is best depends neither on the order of rows nor on the models beside the methods."""
+    table = [result(f"m{place}", of_seeds) for place, of_seeds in enumerate(values)]
+    rows = {row["method"]: row for row in csv.DictReader(to_csv(table).splitlines()) if row["metric"] == "quality"}
+    for row, of_seeds in zip(table, values, strict=True):
+        written, text = rows[row.method], row.text("quality")
+        assert written["seeds"] == str(len(of_seeds))
+        if not of_seeds:
+            assert (written["mean"], text) == ("", "-")
+            continue
+        assert float(written["mean"]) == pytest.approx(np.mean(of_seeds))
+        assert text.startswith(f"{float(written['mean']):.3f}")
+        if len(of_seeds) == 1:
+            assert written["standard_error"] == ""
+            assert "±" not in text
+        else:
+            error = np.std(of_seeds, ddof=1) / len(of_seeds) ** 0.5
+            assert float(written["standard_error"]) == pytest.approx(error, abs=1e-12)
+            assert text.endswith(f"± {float(written['standard_error']):.3f}")
+    wanted = {"quality": direction}.get
+    found = best(table, wanted)
+    cost = {"high": lambda value: -value, "low": lambda value: value, "zero": abs}[direction]
+    costs = {row.method: cost(np.mean(row.values["quality"])) for row in table if row.values["quality"]}
+    assert len(found) >= bool(costs)
+    assert all(costs[method] == pytest.approx(min(costs.values())) for _, method, _ in found)
+    models = [result("original", [0.0]), result("retrained", [9.0, -9.0])]
+    assert best([*models, *reversed(table)], wanted) == found
+
+
 @pytest.mark.parametrize(("direction", "winner"), [("high", "c"), ("low", "a"), ("zero", "b")])
 def test_what_is_best_depends_on_the_column(direction, winner):
     table = [result("a", [-3.0]), result("b", [-1.0]), result("c", [2.0])]
@@ -349,10 +402,16 @@ def test_a_run_that_was_not_measured_is_not_repeated(tmp_path):
 
 def test_progress_tells_the_time_that_is_left():
     lines = []
-    report = Progress(3, lines.append)
-    report.started -= 120  # two minutes for the first of three cells
-    report(Cell("lora+gd", "s", 0, Path("x")), "done")
-    assert lines == ["1/3 s lora+gd seed 0: done; 4 min left"]
+    progress, first, second = Progress(3, lines.append), *(Cell("lora+gd", "s", seed, Path("x")) for seed in (0, 1))
+    progress.start(first)
+    progress.since -= 120  # two minutes for the first of three cells
+    progress.end(first, "done")
+    progress.start(second)
+    assert lines == [
+        "cell 1 of 3 starts: s lora+gd seed 0",
+        "1/3 s lora+gd seed 0: done; 4 min left",
+        "cell 2 of 3 starts: s lora+gd seed 1; 4 min left",
+    ]
 
 
 def test_several_processes_share_the_unlearning_of_a_cell_through_accelerate(tofu, tmp_path):

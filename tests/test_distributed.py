@@ -184,3 +184,48 @@ def test_wrong_input_ends_all_processes_with_one_message(inputs, tmp_path):
     assert result.returncode != 0
     assert result.stderr.count("error: output_dir=") == 1
     assert "it is already in use" in result.stderr
+
+
+def muse_folder(folder):
+    """A few rows of every set of MUSE."""
+    texts = [{"text": f"Ada watches {number} people, quietly{'; nobody minds' * (number % 2)}."} for number in range(7)]
+    pairs = [{"question": row["question"], "answer": row["answer"]} for row in FORGET]
+    sets = {
+        "verbmem/forget": [{"prompt": "The quick brown fox", "gt": " jumps over the lazy dog"}] * 3,
+        "privleak/forget": texts[:4],
+        "privleak/holdout": texts[4:],
+        **{f"knowmem/{part}_qa": pairs[:5] for part in ("forget", "retain")},
+        **{f"knowmem/{part}_qa_icl": pairs[5:] for part in ("forget", "retain")},
+    }
+    for name, rows in sets.items():
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    return folder
+
+
+def test_two_processes_share_scoring_and_one_writes(inputs, tmp_path):
+    model = ["--model_name_or_path", str(inputs / "model")]
+    sets = ["--forget_data", str(inputs / "forget.jsonl"), "--holdout_data", str(inputs / "retain.jsonl")]
+    commands = {
+        "membership": [*model, *sets, "--eval_batch_size", "2", "--gradnorm"],
+        "evaluate-muse": [*model, "--data", str(muse_folder(tmp_path / "muse")), "--eval_batch_size", "2"],
+    }
+    for command, arguments in commands.items():
+        one, two = (tmp_path / f"{command}-{count}.json" for count in (1, 2))
+        assert main([command, *arguments, "--log", str(one)]) == 0
+        result = launch("-m", "unlora", command, *arguments, "--log", str(two))
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines()[-1] == str(two)
+        logs = [json.loads(path.read_text()) for path in (one, two)]
+        assert logs[0].get("texts") == logs[1].get("texts")
+        for name, columns in logs[0]["scores"].items():
+            for score, values in columns.items():
+                assert logs[1]["scores"][name][score] == pytest.approx(values, rel=1e-3, abs=1e-5), (name, score)
+
+
+def test_the_harness_is_refused_in_several_processes(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    log = tmp_path / "tasks.json"
+    model = ["--model_name_or_path", str(inputs / "model"), "--tasks", "wmdp_bio", "--log", str(log)]
+    assert main(["evaluate-tasks", *model]) == 2
+    assert "processes=2: each would ask all questions" in capsys.readouterr().err
+    assert not log.exists()

@@ -19,11 +19,12 @@ from unlora.config import (
     saved_settings,
     settings_of,
 )
-from unlora.data import TextFormat, load_records
-from unlora.data.sources import Record
+from unlora.data import TextFormat, encode_records, load_records
+from unlora.data.sources import Record, has_keys
 from unlora.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, asked, measure
-from unlora.evals.attacks.interface import Metrics
+from unlora.evals.attacks.interface import Metrics, answer_places
+from unlora.evals.scoring import end_tokens
 from unlora.evals.tofu import read_questions
 from unlora.files import write_json
 from unlora.models import load_adapter, load_model, load_tokenizer
@@ -65,18 +66,23 @@ def attack(run: str, config: AttackConfig) -> dict[str, Any]:
         allow is {"not available": reason}. `models` and `settings` say what was attacked, and how.
 
     Raises:
-        InputError: a folder without an adapter, wrong settings, rows that are not questions, a retrained model with
-            other tokens, or an attack that was asked for by name and is not available.
+        InputError: a folder without an adapter, wrong settings, rows that are neither questions nor text, a retrained
+            model with other tokens, or an attack that was asked for by name and is not available.
     """
     target = read_run(run)
     raise_if(config.problems())
     config = replace(config, learning_rate=config.learning_rate or target.learning_rate)
-    forget, retain = read_rows(target)
+    rows = {name: evaluated_rows(target, name) for name in ("forget", "retain")}
+    kept = {name: distinct(name, part) for name, part in rows.items() if not is_plain(part)}
     if config.retrained is not None:
         check_tokens(target.model, config.retrained)
     model, tokenizer = load_model(target.model)
-    text_format = TextFormat(tokenizer, target.data.prompt_format, usable_length(model, target.data.max_length))
-    materials = Materials(text_format, forget, retain, target.evaluation.settings())
+    length = usable_length(model, target.data.max_length)
+    text_format = TextFormat(tokenizer, target.data.prompt_format, length, target.data.max_chunks)
+    size = target.evaluation.ds_size
+    kept |= {name: chunks(name, part, text_format)[:size] for name, part in rows.items() if name not in kept}
+    settings = target.evaluation.settings()
+    materials = Materials(text_format, kept["forget"], kept["retain"], settings, config.given_tokens)
     plan, unavailable = make_plan(model, materials, config)
     results: dict[str, Measured | None] = {"original": run_cases("original", model, plan, materials)}
     model = load_adapter(model, str(Path(run) / ADAPTER), argument="RUN")
@@ -105,14 +111,8 @@ def read_run(run: str) -> Target:
     return Target(run, model, settings_of(DataConfig, values), settings_of(EvalConfig, values), float(rate))
 
 
-def read_rows(target: Target) -> tuple[list[Record], list[Record]]:
-    """The forget and the retain rows that the run evaluates, each row once."""
-    forget, retain = evaluated_rows(target, "forget"), evaluated_rows(target, "retain")
-    return distinct("forget", forget), distinct("retain", retain)
-
-
 def evaluated_rows(target: Target, name: str) -> list[Record]:
-    """The rows of the set `name` (forget or retain) that the run evaluates."""
+    """The rows of the set `name` (forget or retain) that the run evaluates, or would if they were questions."""
     data, evaluation = target.data, target.evaluation
     if evaluation.eval_data:
         rows = load_records(evaluation.eval_data, getattr(evaluation, f"eval_{name}_name"), argument=name)
@@ -128,6 +128,28 @@ def distinct(name: str, rows: Sequence[Record]) -> list[Record]:
     return list({(q.question, q.answer): row for q, row in zip(questions, rows, strict=True)}.values())
 
 
+def is_plain(rows: Sequence[Record]) -> bool:
+    """Whether the rows are plain text."""
+    return has_keys(rows[0], "text") and not has_keys(rows[0], "question")
+
+
+def chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[Record]:
+    """The chunks of plain text as the run was trained on them, tokenised, each once.
+
+    Those of a single token are left out: nothing would remain after what is given.
+
+    Raises:
+        InputError: no other chunks, or a row without text.
+    """
+    examples = encode_records([{"text": row.get("text")} for row in rows], text_format, argument=name)
+    ends = end_tokens(text_format)
+    kept = {tuple(e["input_ids"]): e for e in examples if len(answer_places(e, ends)) > 1}
+    if not kept:
+        fix = "give longer texts"
+        raise InputError(Problem(name, f"{len(examples)} chunks", "each is a single token", fix))
+    return list(kept.values())
+
+
 def check_tokens(model: ModelConfig, retrained: str) -> None:
     """Refuses a retrained model with another tokenizer: probabilities of other tokens cannot be compared."""
     settings = {"revision": model.model_revision, "trust_remote_code": model.trust_remote_code}
@@ -139,7 +161,7 @@ def check_tokens(model: ModelConfig, retrained: str) -> None:
 
 def make_plan(model: Any, materials: Materials, config: AttackConfig) -> tuple[Plan, dict[str, dict[str, str]]]:
     """The cases of every attack, and why some attacks have none."""
-    plan = {PLAIN: [Case("whole forget set", asked(materials.forget, materials.text_format), retain=True)]}
+    plan = {PLAIN: [Case("whole forget set", asked(materials.forget, materials), retain=True)]}
     unavailable = {}
     for name in config.attacks or ATTACKS:
         try:

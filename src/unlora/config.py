@@ -437,7 +437,8 @@ class AttackConfig:
     attacks: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Some of relearn, quantise, paraphrase, prefix, fewshot; all that the data allow if not given."
+            "help": "Some of relearn, quantise, prefix, and for questions paraphrase, fewshot; all that the data allow "
+            "if not given."
         },
     )
     retrained: str | None = field(
@@ -457,7 +458,11 @@ class AttackConfig:
     r: int = field(default=8, metadata={"help": "Rank of the attacker's LoRA adapter (alpha is twice that)."})
     prefix_percent: list[float] = field(
         default_factory=lambda: [25.0, 50.0],
-        metadata={"help": "Percent of each answer's tokens that are given; the remainder is measured."},
+        metadata={"help": "Percent of the tokens of each answer, or chunk of text, that are given, not measured."},
+    )
+    given_tokens: int = field(
+        default=32,
+        metadata={"help": "Tokens of each chunk of plain text that are given, at most half; the rest is measured."},
     )
     shots: int = field(default=3, metadata={"help": "Forget rows with answers that stand before each question."})
 
@@ -468,7 +473,7 @@ class AttackConfig:
         problems = [unknown_name("attacks", name, ATTACKS) for name in self.attacks or () if name not in ATTACKS]
         problems += not_finite(self)
         positive = ("seeds", "relearn_steps", "learning_rate", "per_device_train_batch_size", "r", "shots")
-        values = {name: getattr(self, name) for name in positive}
+        values = {name: getattr(self, name) for name in (*positive, "given_tokens")}
         problems += [
             Problem(name, value, "it must be positive", "use a positive value")
             for name, value in values.items()

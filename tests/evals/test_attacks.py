@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from unlora.config import AttackConfig
-from unlora.data import IGNORE_INDEX, TextFormat, encode_turns, pad_batch
+from unlora.data import IGNORE_INDEX, TextFormat, encode_records, encode_turns, pad_batch
 from unlora.errors import InputError
 from unlora.evals import EvalSettings
 from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, asked, measure
 from unlora.evals.attacks.fewshot import few_shot
 from unlora.evals.attacks.interface import encode_rows, split
+from unlora.evals.attacks.prefix import remainder
 from unlora.evals.attacks.quantise import FORMATS, quantised, round_to_nearest
 from unlora.evals.attacks.relearn import relearned
 from unlora.evals.scoring import encode_prompt, end_tokens
@@ -46,7 +50,7 @@ def chat(tokenizer):
 
 
 def materials(text_format, rows=ROWS, max_new_tokens=8):
-    return Materials(text_format, rows, rows[:3], EvalSettings(None, max_new_tokens, 4))
+    return Materials(text_format, rows, rows[:3], EvalSettings(None, max_new_tokens, 4), given_tokens=5)
 
 
 def config(**changes):
@@ -93,6 +97,49 @@ def test_rounding_is_within_half_a_step_finer_with_more_bits_and_idempotent(grou
         errors[bits] = (rounded - weight).abs().mean()
         torch.testing.assert_close(round_to_nearest(rounded, bits, group_size), rounded)
     assert errors[8] < errors[4] / 10
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_rounding_of_any_weights(data):
+    """Within half a step of a group's own, of its sign, and the same for weights of another scale or sign."""
+    rows, columns = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 7))
+    numbers = st.lists(st.floats(-1e3, 1e3, width=32), min_size=rows * columns, max_size=rows * columns)
+    weight = torch.tensor(data.draw(numbers)).reshape(rows, columns)
+    weight[weight.abs() < 1e-6] = 0.0
+    bits, size = data.draw(st.integers(2, 8)), data.draw(st.integers(1, 8))
+    rounded = round_to_nearest(weight, bits, size)
+    assert rounded.shape == weight.shape
+    assert (rounded * weight >= 0).all()
+    for group, own in zip(weight.split(size, 1), rounded.split(size, 1), strict=True):
+        step = group.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+        assert ((own - group).abs() <= step / 2 * (1 + 1e-4)).all()
+        torch.testing.assert_close(own.abs().amax(1), group.abs().amax(1))  # the largest is kept
+    assert torch.equal(round_to_nearest(-weight, bits, size), -rounded)
+    assert torch.equal(round_to_nearest(4 * weight, bits, size), 4 * rounded)  # a power of two: exactly
+
+
+@given(
+    st.integers(0, 5),
+    st.lists(st.integers(10, 99), min_size=2, max_size=30),
+    st.integers(0, 2),
+    st.floats(0, 100, exclude_min=True, exclude_max=True),
+    st.floats(0, 100, exclude_min=True, exclude_max=True),
+)
+def test_the_remainder_of_any_answer(before, answer, ends, percent, other):
+    """Some of the answer is given and some is left, its end too, and more percent never give less."""
+    end = 1
+    labels = [IGNORE_INDEX] * before + answer + [end] * ends
+    example = {"input_ids": [7] * before + answer + [end] * ends, "labels": labels}
+    lefts = []
+    for share in sorted((percent, other)):
+        found = remainder(example, share, {end})
+        assert found["input_ids"] == example["input_ids"]
+        left = [label for label in found["labels"] if label != IGNORE_INDEX]
+        assert labels[len(labels) - len(left) :] == left
+        assert ends + 1 <= len(left) <= ends + len(answer) - 1
+        lefts.append(len(left))
+    assert lefts[0] >= lefts[1]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -225,7 +272,7 @@ def test_relearning_a_little_brings_the_rest_back(tiny_model, base):
     assert [case.setting for case in cases] == ["25 % (2 of 8)"] * 2
     for seed, case in enumerate(cases):
         _, rest = split(ROWS, 2, seed)
-        untouched = measure(model, Case("rest", asked(rest, base)), material)["forget_probability"]
+        untouched = measure(model, Case("rest", asked(rest, material)), material)["forget_probability"]
         assert untouched < 0.3
         assert measure(model, case, material)["forget_probability"] > untouched + 0.3
     assert same(before, state(model))
@@ -268,7 +315,57 @@ def test_paraphrases_are_asked_for_the_same_answers(tiny_model, base):
     assert list(case.forget.examples) == expected
 
 
+@pytest.fixture
+def texts(base):
+    """Chunks of plain text as training has them: of two texts, the second of which is short."""
+    rows = [{"text": f"{name} lives in the old house and keeps a grey cat. " * 2} for name in NAMES[:2]]
+    return encode_records([*rows, {"text": "Ada lives"}], replace(base, max_length=24))
+
+
+def test_of_text_the_beginning_is_given_and_the_rest_scored_as_in_a_plain_loop(tiny_model, base, texts):
+    """Five tokens of 24, and half of a chunk that has less than ten."""
+    model, material = tiny_model("llama"), materials(base, texts, max_new_tokens=6)
+    short = min(texts, key=lambda chunk: len(chunk["input_ids"]))
+    assert len(short["input_ids"]) < 10
+    case = Case("whole", asked(texts, material), retain=True)
+    metrics = measure(model, case, material)
+    probabilities = []
+    for chunk, example, reference in zip(texts, case.forget.examples, case.forget.references, strict=True):
+        ids = chunk["input_ids"]
+        given = min(5, len(ids) // 2)
+        assert example == {"input_ids": ids, "labels": [IGNORE_INDEX] * given + ids[given:]}
+        # No more of the text than the model may say; an end token is no text.
+        assert reference == base.tokenizer.decode(ids[given : given + 6], skip_special_tokens=True).strip()
+        probabilities.append(slow_probability(model, ids, given, len(ids)))
+    assert metrics["forget_probability"] == pytest.approx(sum(probabilities) / len(texts), rel=1e-4)
+    assert metrics["retain_probability"] == pytest.approx(sum(probabilities[:3]) / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("percent", [10, 50])
+def test_more_of_a_text_may_be_given_and_room_is_left_for_the_rest(tiny_model, base, texts, percent):
+    """Chunks that fill the model's positions leave no room for 200 new tokens after half of them."""
+    long = [{"input_ids": [5, 6, 7, 8] * 64, "labels": [5, 6, 7, 8] * 64}, *texts]
+    material = materials(base, long, max_new_tokens=200)
+    (case,) = ATTACKS["prefix"](tiny_model("llama"), material, config(prefix_percent=[percent]))
+    given = round(256 * percent / 100)
+    assert case.forget.examples[0]["labels"] == [IGNORE_INDEX] * given + long[0]["labels"][given:]
+    assert case.forget.new_tokens == min(200, 256 - given)
+    assert measure(tiny_model("llama"), case, material).keys() == {"forget_probability", "forget_rougeL_recall"}
+
+
+def test_a_text_that_was_learned_is_continued_and_comes_back_by_relearning(tiny_model, base, texts):
+    model, material = copy.deepcopy(tiny_model("llama")), materials(base, texts, max_new_tokens=40)
+    learn(model, texts, 80)
+    assert measure(model, Case("whole", asked(texts, material)), material)["forget_rougeL_recall"] > 0.9
+    cases = ATTACKS["relearn"](model, material, config(relearn_percent=[50], relearn_steps=1, seeds=1))
+    shown, rest = split(texts, round(len(texts) / 2), 0)
+    assert cases[0].forget == asked(rest, material)
+    assert cases[0].change.keywords["examples"] == shown  # whole chunks, as training sees them
+
+
 UNAVAILABLE = {
+    "paraphrase of text": ([{"input_ids": [5, 6], "labels": [5, 6]}], "the rows are plain text"),
+    "fewshot of text": ([{"input_ids": [5, 6], "labels": [5, 6]}], "the rows are plain text"),
     "relearn": (ROWS[:1], "at least 2"),
     "paraphrase": ([ROWS[0], {"question": "Why?", "answer": "no", "paraphrased_question": None}], "1 of the 2"),
     "prefix": ([{"question": "Why?", "answer": "Ada"}], "a single token"),
@@ -280,7 +377,7 @@ UNAVAILABLE = {
 def test_what_the_data_do_not_allow_is_said(tiny_model, base, name):
     rows, message = UNAVAILABLE[name]
     with pytest.raises(UnavailableError, match=message):
-        ATTACKS[name](tiny_model("llama"), materials(base, rows), config())
+        ATTACKS[name.split()[0]](tiny_model("llama"), materials(base, rows), config())
 
 
 def test_shots_that_do_not_fit_are_said(tiny_model, base):
@@ -307,6 +404,7 @@ def test_every_attack_is_named_in_the_help():
         ({"prefix_percent": [50, 100]}, "prefix_percent=100"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"shots": 0}, "shots=0"),
+        ({"given_tokens": 0}, "given_tokens=0"),
     ],
 )
 def test_wrong_settings_are_named(changes, message):

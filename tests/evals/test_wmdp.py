@@ -9,8 +9,11 @@ import subprocess
 import sys
 from collections import Counter
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import PeftModel
 
 from test_trainer import config, ones
@@ -85,6 +88,20 @@ def test_accuracy_is_that_of_the_likeliest_choice(model, tokenizer, tasks, setti
     assert result["mini_general_text"]["acc"] == pytest.approx(general)
     assert result["mini"]["acc"] == pytest.approx((craft + general) / 2)
     assert len({0.25, craft, general}) == 3  # neither always the same letter, nor the same numbers by chance
+
+
+@hypothesis.settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 6))
+def test_accuracy_of_any_model_on_any_number_of_questions(tiny_model, tokenizer, tasks, settings, seed, limit):
+    model = tiny_model("llama", seed)
+    limited = TaskSettings(settings.tasks, settings.include_path, limit=limit)
+    result = evaluate_tasks(model, tokenizer, tasks, limited)["tasks"]
+    for name, form in {"mini_craft": by_letter, "mini_general_text": by_text}.items():
+        rows = generate()[name.split("_")[1]][:limit]
+        assert result[name]["n"] == limit
+        assert result[name]["acc"] == pytest.approx(slow_accuracy(model, tokenizer, rows, form))
+    parts = [result[name]["acc"] for name in TASKS]
+    assert result["mini"]["acc"] == pytest.approx(sum(parts) / 2)  # as many questions of both
 
 
 def test_the_result_is_plain_json_with_values_errors_counts_and_versions(model, tokenizer, tasks, settings):

@@ -72,19 +72,13 @@ class Cell:
     @property
     def commands(self) -> list[list[str]]:
         """What is still to be run, as arguments of `unlora`."""
-        run, scores = str(self.folder / RUN), self.folder / SCORES
-        commands = [] if self.unlearned else [self.unlearning(run)]
+        run, scores, commands = str(self.folder / RUN), self.folder / SCORES, []
+        if not self.unlearned:
+            commands.append(["unlearn", "--config", str(self.folder / CONFIG), "--output_dir", run])
         if self.scoring is not None and not scores.exists():
-            commands.append(self.measuring(run, str(scores)))
+            score = [self.scoring, "--config", str(self.folder / SCORING), "--on", run, "--log", str(scores)]
+            commands.append(score)
         return commands
-
-    def unlearning(self, run: str) -> list[str]:
-        """The request, with its results in `run`."""
-        return ["unlearn", "--config", str(self.folder / CONFIG), "--output_dir", run]
-
-    def measuring(self, run: str, log: str) -> list[str]:
-        """The scoring of a run."""
-        return [str(self.scoring), "--config", str(self.folder / SCORING), "--on", run, "--log", log]
 
     def prepare(self, flags: Mapping[str, Any], scoring: Mapping[str, Any] | None = None) -> None:
         """Writes the flags of `unlora unlearn` and of the scoring command, and clears what an unfinished run left.

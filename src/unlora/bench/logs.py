@@ -79,7 +79,7 @@ class SharedLogs:
         command, settings = measurement.command, {**asdict(model), **measurement.flags}
         path = self.folder / "logs" / f"{_key([command, settings, *self._contents(measurement, model)])}.json"
         if not path.exists():
-            config = path.with_suffix(".yaml")
+            config = flags_of(path)
             write_text(config, yaml.safe_dump(settings, sort_keys=False))
             argv = [sys.executable, "-m", "unlora", command, "--config", str(config), "--log", str(path)]
             # Its table would stand among what the bench prints, which may be JSON.
@@ -96,6 +96,11 @@ class SharedLogs:
         }
         self._hashes |= {key: compute() for key, compute in sources.items() if key not in self._hashes}
         return [self._hashes[key] for key in sources]
+
+
+def flags_of(log: Path) -> Path:
+    """Where the flags are kept that a log was made with; there are none of a log that the user has named."""
+    return log.with_suffix(".flags.yaml")
 
 
 def weights_sha256(model: ModelConfig) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,22 +20,39 @@ ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"
 ACCELERATE += ["--dynamo_backend", "no", "--main_process_port", "0"]
 
 
+def say(line: str) -> None:
+    """Prints a line at once, also where stdout is a file."""
+    print(line, flush=True)
+
+
 class Progress:
-    """Says after each cell how far the grid is, and the time that is left.
+    """Says when a cell starts and when it ends, how far the grid is, and, once a cell has ended, the time that is left.
 
     Args:
         total: number of cells.
         say: takes a line.
     """
 
-    def __init__(self, total: int, say: Callable[[str], None] = print) -> None:
-        self.total, self.say, self.done, self.started = total, say, 0, time.monotonic()
+    def __init__(self, total: int, say: Callable[[str], None] = say) -> None:
+        self.total, self.say, self.begun, self.done, self.since = total, say, 0, 0, time.monotonic()
+        self._lock = threading.Lock()  # cells start in threads of their own
 
-    def __call__(self, cell: Cell, state: str) -> None:
-        """Takes one more cell."""
-        self.done += 1
-        left = (time.monotonic() - self.started) / self.done * (self.total - self.done) / 60
-        self.say(f"{self.done}/{self.total} {cell}: {state}; {left:.0f} min left")
+    def start(self, cell: Cell) -> None:
+        """Takes a cell that starts."""
+        with self._lock:
+            self.begun += 1
+            self.say(f"cell {self.begun} of {self.total} starts: {cell}{self._left()}")
+
+    def end(self, cell: Cell, state: str) -> None:
+        """Takes a cell that has ended."""
+        with self._lock:
+            self.done += 1
+            self.say(f"{self.done}/{self.total} {cell}: {state}{self._left()}")
+
+    def _left(self) -> str:
+        if not self.done:
+            return ""
+        return f"; {(time.monotonic() - self.since) / self.done * (self.total - self.done) / 60:.0f} min left"
 
 
 def waves(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -51,7 +69,7 @@ def waves(cells: Sequence[Cell]) -> list[list[Cell]]:
 def run_cells(
     cells: Sequence[Cell],
     processes: int,
-    report: Callable[[Cell, str], None],
+    progress: Progress,
     num_processes: int = 1,
     execute: Execute = execute_here,
 ) -> None:
@@ -61,7 +79,7 @@ def run_cells(
         cells: what to run; each has been prepared, and what it goes on from has been run.
         processes: how many run at a time. Each has GPUs of its own where there are enough, and its share of the
             processor's cores.
-        report: takes each cell afterwards, and how it went.
+        progress: is told of each cell when it starts, and afterwards how it went.
         num_processes: processes that share the unlearning of one cell, started by accelerate, a GPU each.
         execute: runs one command of a cell, here or on a cluster.
     """
@@ -70,9 +88,9 @@ def run_cells(
         places.put(_place(number, processes, num_processes))
     with ThreadPoolExecutor(processes) as pool:
         try:
-            futures = {pool.submit(_run_cell, cell, places, num_processes, execute): cell for cell in cells}
+            futures = {pool.submit(_run_cell, cell, places, progress, num_processes, execute): cell for cell in cells}
             for future in as_completed(futures):
-                report(futures[future], future.result())
+                progress.end(futures[future], future.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -92,11 +110,14 @@ def _place(number: int, processes: int, num_processes: int) -> dict[str, str]:
     return place
 
 
-def _run_cell(cell: Cell, places: queue.Queue[dict[str, str]], num_processes: int, execute: Execute) -> str:
+def _run_cell(
+    cell: Cell, places: queue.Queue[dict[str, str]], progress: Progress, num_processes: int, execute: Execute
+) -> str:
     """Runs the cell's commands and says how it went."""
     if cell.on is not None and not cell.on.finished:
         return _failed(cell, f"the request that it goes on from failed: {cell.on}")
     place = places.get()
+    progress.start(cell)
     try:
         write_text(cell.folder / LOG, "")
         for command in cell.commands:

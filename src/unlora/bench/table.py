@@ -11,8 +11,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from unlora.bench.cells import RUN, SCORES, Cell
+from unlora.bench.cells import RUN, Cell
 from unlora.bench.interface import Benchmark, Values
+from unlora.bench.logs import flags_of
 from unlora.errors import NOT_AVAILABLE
 from unlora.evals import read_log
 from unlora.report import Group, Section, read_run
@@ -42,7 +43,7 @@ class Results:
         values: {column: a value of each seed that finished}.
         unavailable: {column: why it could not be computed}.
         failed: how many seeds failed.
-        command: repeats the first seed's run.
+        command: makes the row anew.
     """
 
     method: str
@@ -72,13 +73,16 @@ class Results:
         }
 
 
-def rows_of(cells: Sequence[Cell], references: References, benchmark: Benchmark) -> list[Results]:
+def rows_of(
+    cells: Sequence[Cell], references: References, benchmark: Benchmark, command: Callable[[str, str], str]
+) -> list[Results]:
     """The rows of every split: the models to compare with, then the methods in the order of the grid.
 
     Args:
         cells: finished, failed or neither.
         references: the logs of the models to compare with.
         benchmark: how logs are read.
+        command: (method, split) -> what runs the cells of that row.
     """
     rows: list[Results] = []
     for split in dict.fromkeys(cell.split for cell in cells):
@@ -88,7 +92,8 @@ def rows_of(cells: Sequence[Cell], references: References, benchmark: Benchmark)
             # The same log for several seeds is one model.
             logs = dict.fromkeys((logs[model], logs.get("retrained")) for logs in shared if model in logs)
             if logs:
-                rows.append(_row(model, split, [benchmark.read(*pair) for pair in logs], benchmark))
+                how = " && ".join(dict.fromkeys(_measuring(log, benchmark) for log, _ in logs))
+                rows.append(_row(model, split, [benchmark.read(*pair) for pair in logs], benchmark, how))
         for method in dict.fromkeys(cell.method for cell in members):
             of_method = [cell for cell in members if cell.method == method]
             known = [
@@ -97,12 +102,12 @@ def rows_of(cells: Sequence[Cell], references: References, benchmark: Benchmark)
                 if cell.finished
             ]
             failed = sum(cell.failure is not None for cell in of_method)
-            rows.append(_row(method, split, known, benchmark, failed, _command(of_method[0])))
+            rows.append(_row(method, split, known, benchmark, command(method, split), failed))
     return rows
 
 
 def _row(
-    method: str, split: str, known: Sequence[Values], benchmark: Benchmark, failed: int = 0, command: str = ""
+    method: str, split: str, known: Sequence[Values], benchmark: Benchmark, command: str, failed: int = 0
 ) -> Results:
     values: dict[str, list[float]] = {}
     for column, value in (pair for of_seed in known for pair in of_seed.items()):
@@ -134,11 +139,13 @@ def sections(cells: Sequence[Cell], references: References, benchmark: Benchmark
     return found
 
 
-def _command(cell: Cell) -> str:
-    commands = [cell.unlearning("NEW_FOLDER")]
-    if cell.scoring is not None:
-        commands.append(cell.measuring("NEW_FOLDER", f"NEW_FOLDER/{SCORES}"))
-    return " && ".join(f"unlora {shlex.join(command)}" for command in commands)
+def _measuring(log: Path, benchmark: Benchmark) -> str:
+    """The command that made a model's log, or a comment on one that was given."""
+    flags = flags_of(log)
+    if not flags.exists():
+        return f"# its log was given: {log}"
+    command = "evaluate" if benchmark.scoring is None else benchmark.scoring.command
+    return f"unlora {shlex.join([command, '--config', str(flags), '--log', f'NEW_FOLDER/{log.name}'])}"
 
 
 def columns_of(rows: Sequence[Results]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ def run(argv: list[str]) -> Answer:
     """Runs the cells that are not finished, and writes the table as results.md and results.csv."""
     args, rest = parser().parse_known_args(argv)
     from unlora.bench import BENCHMARKS, Progress, rows_of, run_cells, waves
+    from unlora.bench.cells import read_settings
     from unlora.bench.executors import EXECUTORS
     from unlora.bench.table import markdown, print_table, sections, to_csv
     from unlora.files import write_text
@@ -30,13 +33,19 @@ def run(argv: list[str]) -> Answer:
     if args.benchmark not in BENCHMARKS:
         raise InputError(unknown_name("benchmark", args.benchmark, BENCHMARKS))
     benchmark = BENCHMARKS[args.benchmark]
-    cells, references = prepared(benchmark, args, flags(rest))
+    shared = flags(rest)
+    cells, references = prepared(benchmark, args, dict(shared))
     unfinished = [cell for cell in cells if not cell.finished]
-    report = Progress(len(unfinished))
+    progress = Progress(len(unfinished))
     with EXECUTORS[args.executor]() as execute:
         for wave in waves(unfinished):
-            run_cells(wave, args.processes, report, args.num_processes, execute)
-    rows = rows_of(cells, references, benchmark)
+            run_cells(wave, args.processes, progress, args.num_processes, execute)
+    settings = read_settings(args.settings, args.methods)
+
+    def row_command(method: str, split: str) -> str:
+        return command_of(args, method, split, {**shared, **settings.get(method, {})})
+
+    rows = rows_of(cells, references, benchmark, row_command)
     write_text(args.output_dir / "results.md", markdown(rows, benchmark.wanted))
     write_text(args.output_dir / "results.csv", to_csv(rows))
     page = args.output_dir / "compare.html"
@@ -48,6 +57,22 @@ def run(argv: list[str]) -> Answer:
         print(page)
 
     return Answer(value, show, args.output_dir / "results.md", code=int(failed))
+
+
+def command_of(args: argparse.Namespace, method: str, split: str, values: Mapping[str, Any]) -> str:
+    """The bench of one row alone, in a new folder; `values` are all flags of `unlora unlearn` that the row has."""
+    own = {
+        "methods": method,
+        "splits": split,
+        "seeds": args.seeds,
+        "first_seed": args.first_seed or None,
+        "output_dir": "NEW_FOLDER",
+        "model_name_or_path": args.model_name_or_path,
+        "data": args.data,
+        "retrained": args.retrained or None,
+        "num_processes": args.num_processes if args.num_processes > 1 else None,
+    }
+    return shlex.join(["unlora", "bench", args.benchmark, *as_arguments({**own, **values})])
 
 
 def prepared(
@@ -215,8 +240,13 @@ def request(values: dict[str, Any]) -> Any:
     """The request that flags describe."""
     from unlora.cli.unlearn import request_from
 
-    parts = ([f"--{name}", *as_texts(value)] for name, value in values.items() if value is not None)
-    return request_from([part for flag in parts for part in flag], "unlearn", EXAMPLE)
+    return request_from(as_arguments(values), "unlearn", EXAMPLE)
+
+
+def as_arguments(values: Mapping[str, Any]) -> list[str]:
+    """Flags as they stand on the command line, without those that are None."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return [part for name, value in given.items() for part in (f"--{name}", *as_texts(value))]
 
 
 def as_texts(value: Any) -> list[str]:

@@ -53,6 +53,7 @@ SETTINGS = (ModelConfig, MuseConfig)
 
 def run(argv: list[str]) -> Answer:
     """Evaluates, writes metrics, scores and texts, and shows the metrics."""
+    from unlora.distributed import on_main
     from unlora.evals.muse import evaluate_muse, load_muse, read_muse_scores, summarise_muse, text_count
     from unlora.files import write_json
     from unlora.hashes import sets_sha256
@@ -66,7 +67,8 @@ def run(argv: list[str]) -> Answer:
     with shown(f"scores {config.log}", " texts", text_count(sets)) as progress:
         scores, texts = evaluate_muse(model, sets, tokenizer, config.eval_batch_size, progress)
     metrics = summarise_muse(scores, retrained)
-    write_json(config.log, {"metrics": metrics, "rows": sets_sha256(sets), "scores": scores, "texts": texts})
+    log = {"metrics": metrics, "rows": sets_sha256(sets), "scores": scores, "texts": texts}
+    on_main(lambda: write_json(config.log, log))
     return Answer(metrics, lambda: print_table(metrics), config.log)
 
 

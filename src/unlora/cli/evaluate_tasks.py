@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from unlora.cli.arguments import parse
 from unlora.cli.evaluate import TargetConfig, load_target
 from unlora.cli.output import Answer
 from unlora.config import ModelConfig, TaskSettings
+from unlora.errors import Problem, raise_if
 
 EXAMPLE = (
     "unlora evaluate-tasks --model_name_or_path model --adapter run/adapter --tasks wmdp_bio wmdp_cyber mmlu "
@@ -16,15 +19,22 @@ EXAMPLE = (
 SETTINGS = (ModelConfig, TargetConfig, TaskSettings)
 
 
+def several_processes() -> list[Problem]:
+    """The problem of a job of several processes: the harness does not share its work with a model that is loaded."""
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    reason, fix = "each would ask all questions", "start it without `accelerate launch`"
+    return [Problem("processes", count, reason, fix)] if count > 1 else []
+
+
 def run(argv: list[str]) -> Answer:
     """Runs the tasks, writes the result, and shows it."""
     from unlora.cli.tables import print_tasks
-    from unlora.errors import raise_if
     from unlora.evals.harness import evaluate_tasks, load_tasks
     from unlora.files import write_json
 
     model_config, target, settings = parse(SETTINGS, argv, "evaluate-tasks", EXAMPLE)
-    raise_if([*model_config.problems(), *target.problems(model_config), *settings.problems()])
+    problems = [*model_config.problems(), *target.problems(model_config), *settings.problems()]
+    raise_if([*problems, *several_processes()])
     tasks = load_tasks(settings)
     model, tokenizer = load_target(model_config, target)
     result = evaluate_tasks(model, tokenizer, tasks, settings)

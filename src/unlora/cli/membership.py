@@ -74,6 +74,7 @@ SETTINGS = (ModelConfig, TextConfig, MembershipConfig)
 def run(argv: list[str]) -> Answer:
     """Scores both sets, writes metrics and scores, and shows the metrics."""
     from unlora.data import TextFormat
+    from unlora.distributed import on_main
     from unlora.evals.leakage import check_retrained, leakage_scores, read_scores, summarise_leakage
     from unlora.files import write_json
     from unlora.hashes import sets_sha256
@@ -98,7 +99,8 @@ def run(argv: list[str]) -> Answer:
         scores = leakage_scores(model, sets, text_format, config.eval_batch_size, reference, config.gradnorm, progress)
     metrics = summarise_leakage(scores, retrained)
     theirs = None if retrained is None else summarise_leakage(retrained)
-    write_json(config.log, {"metrics": metrics, "retrained": theirs, "rows": sets_sha256(rows), "scores": scores})
+    log = {"metrics": metrics, "retrained": theirs, "rows": sets_sha256(rows), "scores": scores}
+    on_main(lambda: write_json(config.log, log))
     return Answer(metrics, lambda: print_tables(metrics), config.log)
 
 

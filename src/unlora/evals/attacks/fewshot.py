@@ -13,12 +13,13 @@ from typing import Any
 from unlora.config import AttackConfig
 from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records, encode_turns
 from unlora.data.sources import Record
-from unlora.evals.attacks.interface import Asked, Case, Materials, UnavailableError, split
+from unlora.evals.attacks.interface import Asked, Case, Materials, UnavailableError, check_questions, split
 from unlora.evals.scoring import positions
 
 
 def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:
     """For every seed its own shots before the questions of the rest."""
+    check_questions(materials.forget)
     if len(materials.forget) <= config.shots:
         reason = f"{config.shots} of the {len(materials.forget)} forget rows would stand before the others"
         raise UnavailableError(reason, "use fewer shots")

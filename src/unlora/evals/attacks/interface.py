@@ -13,7 +13,7 @@ from torch import nn
 from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records
 from unlora.data.sources import Record
 from unlora.evals.metrics import answer_probability, rouge_l_recall
-from unlora.evals.scoring import continue_prompts, example_nll
+from unlora.evals.scoring import continue_prompts, decode, end_tokens, example_nll
 from unlora.evals.tofu import EvalSettings
 
 T = TypeVar("T")
@@ -35,15 +35,17 @@ class Materials:
 
     Args:
         text_format: how rows become tokens.
-        forget: question/answer rows, all different.
-        retain: the same.
+        forget: question/answer rows, or chunks of plain text that are tokenised already (`Example`), all different.
+        retain: the same; one set may be of questions, and the other of text.
         settings: of the evaluation.
+        given_tokens: of a chunk of text, which the model is given; at most half of it.
     """
 
     text_format: TextFormat
     forget: Sequence[Record]
     retain: Sequence[Record]
     settings: EvalSettings
+    given_tokens: int = 32
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,16 @@ class Asked:
 
     The model is given everything before an example's first label: it is scored on the labels, and its greedy
     continuation is compared with the reference.
+
+    Args:
+        examples: [rows].
+        references: [rows].
+        new_tokens: the longest continuation; that of the evaluation if not given.
     """
 
     examples: Sequence[Example]
     references: Sequence[str]
+    new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,13 +83,54 @@ class Case:
     change: Callable[[Any], AbstractContextManager[Any]] = nullcontext
 
 
-def asked(rows: Sequence[Record], text_format: TextFormat) -> Asked:
-    """The rows' questions, as the plain evaluation asks them."""
-    return Asked(encode_rows(rows, text_format), [str(row["answer"]) for row in rows])
+def is_text(rows: Sequence[Record]) -> bool:
+    """Whether the rows are chunks of plain text."""
+    return "input_ids" in rows[0] and "question" not in rows[0]
+
+
+def check_questions(rows: Sequence[Record]) -> None:
+    """Raises `UnavailableError` where the rows are plain text."""
+    if is_text(rows):
+        raise UnavailableError("the rows are plain text", "it takes questions and answers")
+
+
+def asked(rows: Sequence[Record], materials: Materials) -> Asked:
+    """The rows' questions, as the plain evaluation asks them; of text its beginning is given, and it is to go on."""
+    examples = encode_rows(rows, materials.text_format)
+    if not is_text(rows):
+        return Asked(examples, [str(row["answer"]) for row in rows])
+    given = (min(materials.given_tokens, len(example["labels"]) // 2) for example in examples)
+    return going_on([without_labels(*pair) for pair in zip(examples, given, strict=True)], materials)
+
+
+def without_labels(example: Example, first: int) -> Example:
+    """The example with labels from place `first` on alone."""
+    return {"input_ids": example["input_ids"], "labels": [IGNORE_INDEX] * first + example["labels"][first:]}
+
+
+def going_on(examples: Sequence[Example], materials: Materials) -> Asked:
+    """Examples whose continuation is compared with what is labelled, without its end, and of text no longer than that.
+
+    Of text the first tokens count, as many as may be generated.
+    """
+    tokenizer, ends = materials.text_format.tokenizer, end_tokens(materials.text_format)
+    rests = [[example["labels"][place] for place in answer_places(example, ends)] for example in examples]
+    new = min(materials.settings.max_new_tokens, max(map(len, rests))) if is_text(materials.forget) else None
+    return Asked(examples, [decode(rest[:new], tokenizer).strip() for rest in rests], new)
+
+
+def answer_places(example: Example, ends: set[int]) -> list[int]:
+    """Where the labelled tokens stand, without those that end an answer."""
+    places = [place for place, label in enumerate(example["labels"]) if label != IGNORE_INDEX]
+    while places and example["labels"][places[-1]] in ends:
+        places.pop()
+    return places
 
 
 def encode_rows(rows: Sequence[Record], text_format: TextFormat) -> list[Example]:
-    """One example a row, of its question and answer."""
+    """One example a row, of its question and answer, or the chunk as it is."""
+    if is_text(rows):
+        return [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]
     turns = [{"question": row["question"], "answer": row["answer"]} for row in rows]
     return encode_records(turns, text_format)
 
@@ -102,14 +151,15 @@ def measure(model: nn.Module, case: Case, materials: Materials) -> Metrics:
     text_format, settings = materials.text_format, materials.settings
     with case.change(model) as attacked:
         prompts = [_prompt(example) for example in case.forget.examples]
-        said = continue_prompts(attacked, prompts, text_format, settings.max_new_tokens, settings.batch_size)
+        new = case.forget.new_tokens or settings.max_new_tokens
+        said = continue_prompts(attacked, prompts, text_format, new, settings.batch_size)
         recalls = [rouge_l_recall(*pair) for pair in zip(said, case.forget.references, strict=True)]
         metrics = {
             "forget_probability": _probability(attacked, case.forget.examples, materials),
             "forget_rougeL_recall": sum(recalls) / len(recalls),
         }
         if case.retain:
-            retain = encode_rows(materials.retain, text_format)
+            retain = asked(materials.retain, materials).examples
             metrics["retain_probability"] = _probability(attacked, retain, materials)
     return metrics
 

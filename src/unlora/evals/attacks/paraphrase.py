@@ -9,14 +9,15 @@ from typing import Any
 
 from unlora.config import AttackConfig
 from unlora.data.sources import has_keys
-from unlora.evals.attacks.interface import Case, Materials, UnavailableError, asked
+from unlora.evals.attacks.interface import Case, Materials, UnavailableError, asked, check_questions
 
 
 def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:
     """TOFU's `paraphrased_question` in place of each question."""
+    check_questions(materials.forget)
     lacking = sum(not has_keys(row, "paraphrased_question") for row in materials.forget)
     if lacking:
         reason = f"{lacking} of the {len(materials.forget)} forget rows have no paraphrased_question"
         raise UnavailableError(reason, "give each row one, or unlearn with eval_data whose rows have it")
     rows = [{"question": row["paraphrased_question"], "answer": row["answer"]} for row in materials.forget]
-    return [Case("paraphrased_question", asked(rows, materials.text_format))]
+    return [Case("paraphrased_question", asked(rows, materials))]

@@ -27,7 +27,7 @@ def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:
     """8 bits with a step per output channel, 4 bits with a step per 128 weights of it."""
     if getattr(model, "is_quantized", False):
         raise UnavailableError("the model is quantised already", "unlearn a model with floating-point weights")
-    everything = asked(materials.forget, materials.text_format)
+    everything = asked(materials.forget, materials)
     return [
         Case(f"{bits} bits", everything, retain=True, change=partial(quantised, bits=bits, group_size=group_size))
         for bits, group_size in FORMATS.items()

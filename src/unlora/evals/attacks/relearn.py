@@ -42,7 +42,7 @@ def _case(materials: Materials, config: AttackConfig, count: int, percent: float
     examples, pad_id = encode_rows(shown, materials.text_format), padding_id(materials.text_format.tokenizer)
     change = partial(relearned, examples=examples, config=config, pad_id=pad_id, seed=seed)
     name = f"{percent:g} % ({count} of {len(materials.forget)})"
-    return Case(name, asked(rest, materials.text_format), change=change)
+    return Case(name, asked(rest, materials), change=change)
 
 
 def adapter_settings(config: AttackConfig) -> LoraConfig:
