@@ -1,0 +1,64 @@
+"""The pictures of report.md and chat.md: both pages of the tutorial's run, in Chromium.
+
+`python docs/screenshots.py RUN` writes them into `docs/_static`; it takes the chat's first prompt from the forget set.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+STATIC = Path(__file__).parent / "_static"
+SIZE = {"width": 960, "height": 720}
+
+
+@contextmanager
+def served(run: Path) -> Iterator[str]:
+    """The address of `unlora chat`, for as long as it is needed."""
+    command = [sys.executable, "-m", "unlora", "chat", str(run), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield next(line.strip() for line in process.stdout if line.startswith("http://"))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def take_report(page: Any, run: Path) -> None:
+    """The head of the report: the verdict and the first plots."""
+    page.goto((run / "report.html").resolve().as_uri())
+    page.screenshot(path=STATIC / "report.png")
+
+
+def take_chat(page: Any, run: Path) -> None:
+    """A question of the forget set, both answers, and the tokens of the reference answer."""
+    with served(run) as address:
+        page.goto(address)
+        page.get_by_label("Token probabilities").check()
+        page.locator(".gallery-item").first.click()
+        page.get_by_role("list", name="Unlearned model's answer, token by token").wait_for()
+        page.screenshot(path=STATIC / "chat.png", full_page=True)
+
+
+def main(run: Path) -> None:
+    """Takes both."""
+    chromium = os.environ.get("UNLORA_CHROMIUM") or shutil.which("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport=SIZE)
+        take_report(page, run)
+        take_chat(page, run)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
