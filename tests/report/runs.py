@@ -70,14 +70,15 @@ def make_run(folder, evaluated=None, settings=None, **files):
     return folder
 
 
-def membership(auc=0.5, error=0.05, retrained=None, names=("loss", "min_k_20")):
+def membership(auc=0.5, error=0.05, retrained=None, original=1.0, names=("loss", "min_k_20")):
     """What `unlora membership` writes, without the scores."""
 
     def metrics(value):
         rows = {name: {"auc": value, "standard_error": error, "privleak": None} for name in names}
         return {"examples": {"forget": 40, "holdout": 30}, "membership": rows}
 
-    return {"metrics": metrics(auc), "retrained": None if retrained is None else metrics(retrained), "scores": {}}
+    others = {"original": original, "retrained": retrained}
+    return {"metrics": metrics(auc), **{model: value and metrics(value) for model, value in others.items()}}
 
 
 def attacks(gain=0.1, retrained=True, name="relearn", setting="20 %"):

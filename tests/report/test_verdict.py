@@ -67,13 +67,35 @@ def test_without_a_retrained_log_unseen_rows_decide(tmp_path, auc, retrained, st
     assert "40 forget and 30 unseen examples" in found.sentence
 
 
-@pytest.mark.parametrize(("p", "state"), [(0.3, "alike"), (0.01, "apart")])
-def test_else_the_check_whose_step_was_kept_decides(tmp_path, p, state):
-    checks = [{"step": s, "stop_auc": 0.5, "stop_ks_pvalue": q} for s, q in ((5, 0.5), (10, p), (15, 0.7))]
+@pytest.mark.parametrize(
+    ("error", "original", "state"),
+    [(0.14, 1.0, "undecided"), (0.12, 1.0, "alike"), (0.05, 0.65, "undecided"), (0.05, None, "undecided")],
+)
+def test_membership_attacks_that_would_not_see_half_of_what_the_original_gives_away_settle_nothing(
+    tmp_path, error, original, state
+):
+    """Half is 0.25 at 1.0, and 0.075 at 0.65; 1.96 errors of 0.14 are 0.274, of 0.12 0.235, and of 0.05 0.098."""
+    found = judged(
+        tmp_path, logs(retrained=None), membership=membership(0.7 if error > 0.1 else 0.5, error, original=original)
+    )
+    assert found.state == state
+    assert found.label == ("Not settled" if state == "undecided" else "No difference found")
+    known = "is not known" if original is None else "with so few examples"
+    assert (known in found.sentence) == (state == "undecided")
+    assert any("further than 0.235 away" in limit for limit in found.limits) == (state == "alike")
+
+
+@pytest.mark.parametrize(
+    ("before", "p", "state"), [(1e-6, 0.3, "alike"), (1e-6, 0.01, "apart"), (0.3, 0.3, "undecided")]
+)
+def test_else_the_check_whose_step_was_kept_decides(tmp_path, before, p, state):
+    rows = ((0, before), (5, 0.5), (10, p), (15, 0.7))
+    checks = [{"step": s, "stop_auc": 0.5, "stop_ks_pvalue": q} for s, q in rows]
     checks[-1]["stop_step"] = 10
     found = judged(tmp_path, logs(retrained=None), metrics={"train": checks})
     assert found.state == state
-    assert f"KS p = {p:.2g}" in found.sentence
+    said = "did not tell the forget set from unseen rows before the first step either (p = 0.3)"
+    assert (said if state == "undecided" else f"KS p = {p:.2g}") in found.sentence
 
 
 def test_without_anything_to_compare_with_only_the_change_is_told(tmp_path):

@@ -33,6 +33,10 @@ class TargetConfig:
             problems.append(Problem("log", self.log, "it is already in use", "name a new file"))
         return problems
 
+    def adapted(self, model: ModelConfig) -> bool:
+        """Whether what is evaluated has an adapter, without which it is the original."""
+        return self.adapter is not None or model.on is not None
+
 
 SETTINGS = (ModelConfig, TextConfig, TargetConfig, EvalConfig)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from unlora.data import Example, TextFormat
+    from unlora.evals.leakage import Scores
 
 EXAMPLE = "unlora membership --on run --forget_data forget.jsonl --holdout_data unseen.jsonl"
 
@@ -71,7 +72,11 @@ SETTINGS = (ModelConfig, TextConfig, MembershipConfig)
 
 
 def run(argv: list[str]) -> Answer:
-    """Scores both sets, writes metrics and scores, and shows the metrics."""
+    """Scores both sets, writes metrics and scores, and shows the metrics.
+
+    A model with an adapter is scored without it too: attacks that cannot tell what the original was trained on say
+    nothing of the unlearned model.
+    """
     from unlora.data import TextFormat
     from unlora.evals.leakage import check_retrained, leakage_scores, read_scores, summarise_leakage
     from unlora.files import write_json
@@ -91,11 +96,21 @@ def run(argv: list[str]) -> Answer:
     reference = None if config.reference_model is None else reference_nll(model_config, config, text_format, sets)
     model, _ = load_target(model_config, config)
     passes = 2 if config.gradnorm else 1
-    with shown(f"scores {config.log}", " examples", passes * sum(map(len, sets.values()))) as progress:
-        scores = leakage_scores(model, sets, text_format, config.eval_batch_size, reference, config.gradnorm, progress)
+
+    def score(name: str) -> Scores:
+        with shown(f"scores {name}", " examples", passes * sum(map(len, sets.values()))) as progress:
+            return leakage_scores(
+                model, sets, text_format, config.eval_batch_size, reference, config.gradnorm, progress
+            )
+
+    scores, original = score(config.log), None
+    if config.adapted(model_config):
+        with model.disable_adapter():
+            original = score("the model without its adapter")
     metrics = summarise_leakage(scores, retrained)
-    theirs = None if retrained is None else summarise_leakage(retrained)
-    write_json(config.log, {"metrics": metrics, "retrained": theirs, "scores": scores})
+    others = {"original": original, "retrained": retrained}
+    compared = {name: part and summarise_leakage(part) for name, part in others.items()}
+    write_json(config.log, {"metrics": metrics, **compared, "scores": scores})
     return Answer(metrics, lambda: print_tables(metrics), config.log)
 
 

@@ -177,7 +177,7 @@ def membership(run: Run) -> Plot | None:
     def spread(area: Any) -> Estimate:
         return Estimate(area.value, area.value - 1.96 * area.standard_error, area.value + 1.96 * area.standard_error)
 
-    found = {"unlearned": run.membership.areas, "retrained": run.membership.retrained}
+    found = run.membership.by_model()
     rows = [
         plots.Row(name, {model: spread(areas[name]) for model, areas in found.items() if name in areas})
         for name in run.membership.areas

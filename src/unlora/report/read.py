@@ -40,12 +40,17 @@ class Membership:
     Args:
         sizes: examples by set, forget and holdout.
         areas: by attack, under the unlearned model.
-        retrained: the same under the retrained model; empty if it is not known.
+        original, retrained: the same under these models; empty if not known.
     """
 
     sizes: dict[str, int]
     areas: dict[str, Area]
+    original: dict[str, Area]
     retrained: dict[str, Area]
+
+    def by_model(self) -> dict[str, dict[str, Area]]:
+        """The areas of each model, in the order in which models are shown."""
+        return {"original": self.original, "unlearned": self.areas, "retrained": self.retrained}
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,8 @@ def _membership(log: Any) -> Membership:
         return {str(name): Area(float(row["auc"]), float(row["standard_error"])) for name, row in rows}
 
     sizes = {str(name): int(size) for name, size in log["metrics"]["examples"].items()}
-    return Membership(sizes, areas(log["metrics"]), areas(log["retrained"]) if log.get("retrained") else {})
+    original, retrained = (areas(log[model]) if log.get(model) else {} for model in ("original", "retrained"))
+    return Membership(sizes, areas(log["metrics"]), original, retrained)
 
 
 def _attacks(report: Any) -> Attacks:

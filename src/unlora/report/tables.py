@@ -90,9 +90,9 @@ def _quality(summary: Summary, model: str) -> tuple[str, str]:
 def membership_table(run: Run) -> Table:
     """Every membership attack."""
     assert run.membership is not None
-    columns = (run.membership.areas, run.membership.retrained)
-    rows = [[Cell(name), *(_area_cell(areas.get(name)) for areas in columns)] for name in run.membership.areas]
-    return Table("AUC ± standard error (DeLong)", ["Attack", "Unlearned", "Retrained"], rows)
+    models = run.membership.by_model()
+    rows = [[Cell(name), *(_area_cell(areas.get(name)) for areas in models.values())] for name in run.membership.areas]
+    return Table("AUC ± standard error (DeLong)", ["Attack", *map(str.capitalize, models)], rows)
 
 
 def _area_cell(area: Area | None) -> Cell:

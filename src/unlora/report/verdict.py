@@ -126,17 +126,36 @@ def _most_telling(membership: Membership) -> tuple[str, float]:
     """The attack furthest from the retrained model's, or from 0.5, and by how many standard errors."""
     distances = {}
     for name, area in membership.areas.items():
-        other = membership.retrained.get(name, Area(0.5, 0.0))
-        error = math.hypot(area.standard_error, other.standard_error)
-        away = abs(area.value - other.value)
+        away, error = abs(area.value - _unknowing(membership, name).value), _error(membership, name)
         distances[name] = away / error if error else math.inf if away else 0.0
     worst = max(distances, key=lambda name: distances[name])
     return worst, distances[worst]
 
 
+def _unknowing(membership: Membership, name: str) -> Area:
+    """What the attack finds on a model that never saw the forget set."""
+    return membership.retrained.get(name, Area(0.5, 0.0))
+
+
+def _error(membership: Membership, name: str) -> float:
+    """The standard error of the unlearned model's distance from that."""
+    return math.hypot(membership.areas[name].standard_error, _unknowing(membership, name).standard_error)
+
+
+def _seeing(membership: Membership) -> dict[str, float]:
+    """The attacks that would see half of what the original gives away, and from which distance on they see anything."""
+    least = {name: SPREAD * _error(membership, name) for name in membership.areas}
+    known = {name: abs(area.value - _unknowing(membership, name).value) for name, area in membership.original.items()}
+    return {name: distance for name, distance in least.items() if 0 < 2 * distance <= known.get(name, 0)}
+
+
 def _area_words(membership: Membership, name: str) -> str:
-    area, other = membership.areas[name], membership.retrained.get(name)
-    compared = "" if other is None else f", retrained {other.value:.3f} ± {other.standard_error:.3f}"
+    area, others = membership.areas[name], {"original": membership.original, "retrained": membership.retrained}
+    compared = "".join(
+        f", {model} {areas[name].value:.3f} ± {areas[name].standard_error:.3f}"
+        for model, areas in others.items()
+        if name in areas
+    )
     return f"{name}: AUC {area.value:.3f} ± {area.standard_error:.3f}{compared}, ± standard error"
 
 
@@ -150,17 +169,32 @@ def _against_unseen(membership: Membership, summary: Summary) -> tuple[str, str,
     )
     if distance > SPREAD:
         return "apart", f"The forget set can still be told from unseen rows ({found}). {_fall(summary)}", limit
-    sentence = f"None of {len(membership.areas)} membership attacks tells the forget set from unseen rows ({found})."
-    return "alike", f"{sentence} {_fall(summary)}", limit
+    sentence = f"None of {len(membership.areas)} membership attacks tells the forget set from unseen rows ({found})"
+    seeing = _seeing(membership)
+    if not seeing:
+        reason = "with so few examples none would see half of what the original model gives away"
+        if not membership.original:
+            reason = "what they find on the original model is not known, so neither is whether they can tell anything"
+        return "undecided", f"{sentence}, but {reason}. {_fall(summary)}", limit
+    best = min(seeing, key=lambda name: seeing[name])
+    power = f"The sharpest attack, {best}, sees AUCs that are further than {seeing[best]:.3f} away, and no others."
+    return "alike", f"{sentence}. {_fall(summary)}", (*limit, power)
 
 
 def _at_the_last_check(checks: list[dict[str, float]], summary: Summary) -> tuple[str, str, tuple[str, ...]]:
     step = checks[-1].get("stop_step", checks[-1].get("step"))
     kept = next((row for row in checks if row.get("step") == step), checks[-1])
+    before = checks[0]["stop_ks_pvalue"]  # there is one before the first step
     found = f"KS p = {p_value(kept['stop_ks_pvalue'])}, AUC {kept['stop_auc']:.3f}, in training"
     limit = ("The test is the one that stopped the training, on the same rows: `unlora membership` is another one.",)
     if kept["stop_ks_pvalue"] < LEVEL:
         return "apart", f"The forget set can still be told from unseen rows ({found}). {_fall(summary)}", limit
+    if before >= LEVEL:
+        sentence = (
+            "The test that stopped the training did not tell the forget set from unseen rows before the first step "
+            f"either (p = {p_value(before)}), so it says nothing of the unlearned model. "
+        )
+        return "undecided", sentence + _fall(summary), limit
     return "alike", f"The forget set could not be told from unseen rows ({found}). {_fall(summary)}", limit
 
 
