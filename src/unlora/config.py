@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # The files of a run's folder that a later command reads.
 CONFIG, ADAPTER, MEMBERSHIP = "config.yaml", "adapter", "membership.json"
+# Model -> its log of MUSE's or the harness's command.
+SCORES = {"original": "scores_before.json", "unlearned": "scores_after.json", "retrained": "scores_retrained.json"}
 # What each choice compares.
 STOP_STATISTICS = {"auto": ("nll", "truth_ratio"), "nll": ("nll",), "truth_ratio": ("truth_ratio",)}
 PROMPT_FORMATS = ("auto", "base", "chat")

@@ -12,7 +12,7 @@ from statistics import mean, stdev
 
 from unlora.bench.cells import RUN, SCORES, Cell
 from unlora.bench.interface import Benchmark, Values
-from unlora.report import Group, Section, read_run
+from unlora.report import Group, Run, Section, read_run
 
 # How good a value is, by what is wanted of its column.
 GOODNESS: Mapping[str, Callable[[float], float]] = {
@@ -82,16 +82,21 @@ def rows_of(
     return rows
 
 
-def sections(cells: Sequence[Cell]) -> list[Section]:
+def sections(cells: Sequence[Cell], references: Mapping[tuple[str, int], Mapping[str, Path]]) -> list[Section]:
     """What `unlora compare` would show: for each split its methods, each over the seeds that finished."""
     done = [cell for cell in cells if cell.finished]
     found = []
     for split in dict.fromkeys(cell.split for cell in done):
         members = [cell for cell in done if cell.split == split]
         methods = dict.fromkeys(cell.method for cell in members)
-        runs = {m: [read_run(cell.folder / RUN) for cell in members if cell.method == m] for m in methods}
+        runs = {m: [_run(cell, references) for cell in members if cell.method == m] for m in methods}
         found.append(Section(split, [Group(method, of_method) for method, of_method in runs.items()]))
     return found
+
+
+def _run(cell: Cell, references: Mapping[tuple[str, int], Mapping[str, Path]]) -> Run:
+    scored = None if cell.scoring is None else {**references[cell.split, cell.seed], "unlearned": cell.log}
+    return read_run(cell.folder / RUN, scored)
 
 
 def _values(known: Iterable[Values]) -> dict[str, list[float]]:

@@ -41,7 +41,7 @@ def run(argv: list[str]) -> Answer:
     write_text(args.output_dir / "results.md", markdown(rows, benchmark.wanted))
     write_text(args.output_dir / "results.csv", to_csv(rows))
     page = args.output_dir / "compare.html"
-    write_comparison(sections(cells), page)
+    write_comparison(sections(cells, references), page)
     value, failed = {"rows": [asdict(row) for row in rows]}, any(row.failed for row in rows)
 
     def show() -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from unlora.cli.arguments import parse
-from unlora.cli.evaluate import TargetConfig, load_target
+from unlora.cli.evaluate import ReportedConfig, load_target
 from unlora.cli.output import Answer
-from unlora.config import ModelConfig, TaskSettings
+from unlora.config import SCORES, ModelConfig, TaskSettings
 
-EXAMPLE = (
-    "unlora evaluate-tasks --model_name_or_path model --adapter run/adapter --tasks wmdp_bio wmdp_cyber mmlu "
-    "--log tasks.json"
-)
+EXAMPLE = "unlora evaluate-tasks --on run --tasks wmdp_bio wmdp_cyber mmlu"
 
 
-SETTINGS = (ModelConfig, TargetConfig, TaskSettings)
+SETTINGS = (ModelConfig, ReportedConfig, TaskSettings)
 
 
 def run(argv: list[str]) -> Answer:
@@ -24,6 +21,7 @@ def run(argv: list[str]) -> Answer:
     from unlora.files import write_json
 
     model_config, target, settings = parse(SETTINGS, argv, "evaluate-tasks", EXAMPLE)
+    target.log_in_run(model_config, SCORES["unlearned"])
     raise_if([*model_config.problems(), *target.problems(model_config), *settings.problems()])
     tasks = load_tasks(settings)
     model, tokenizer = load_target(model_config, target)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlora.cli.arguments import parse
-from unlora.cli.evaluate import TargetConfig, load_target, required
+from unlora.cli.evaluate import ReportedConfig, load_target, required
 from unlora.cli.output import Answer
 from unlora.cli.tables import number
 from unlora.config import MEMBERSHIP, ModelConfig, TextConfig
@@ -28,12 +27,9 @@ EXAMPLE = "unlora membership --on run --forget_data forget.jsonl --holdout_data 
 
 
 @dataclass
-class MembershipConfig(TargetConfig):
+class MembershipConfig(ReportedConfig):
     """What is compared with what."""
 
-    log: str = field(
-        default="", metadata={"help": "Where the result is written: a new file; with --on membership.json of that run."}
-    )
     forget_data: str = field(default="", metadata={"help": "The forget set: file, folder or hub dataset. Required."})
     forget_name: str | None = field(default=None, metadata={"help": "Its configuration, such as forget10."})
     forget_split: str = field(default="train", metadata={"help": "Its split; slices such as train[:40] work."})
@@ -84,8 +80,7 @@ def run(argv: list[str]) -> Answer:
     from unlora.progress import shown
 
     model_config, text, config = parse(SETTINGS, argv, "membership", EXAMPLE)
-    if model_config.on is not None and not config.log:  # where the run's report looks for it
-        config.log = str(Path(model_config.on) / MEMBERSHIP)
+    config.log_in_run(model_config, MEMBERSHIP)
     raise_if([*model_config.problems(), *text.problems(), *config.problems(model_config)])
     retrained = None if config.retrain_log is None else read_scores(config.retrain_log)
     tokenizer = load_tokenizer(model_config.model_name_or_path, source_settings(model_config))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -15,8 +15,8 @@ from unlora.files import write_text
 from unlora.report import plots, tables
 from unlora.report.page import Plot, render
 from unlora.report.read import Run
-from unlora.report.statistics import Estimate, Values
-from unlora.report.summary import Summary, prompts, summarise_run
+from unlora.report.statistics import Estimate, Values, exactly
+from unlora.report.summary import Axes, Summary, prompts, summarise_run
 from unlora.report.verdict import verdict
 
 # Of more curves than this in one drawing none can be followed.
@@ -43,7 +43,7 @@ class Group:
         if not found:
             return None
         if len(self.runs) == 1:
-            return found[0] if isinstance(found[0], Estimate) else Estimate(found[0], found[0], found[0])
+            return found[0] if isinstance(found[0], Estimate) else exactly(found[0])
         values = [value.value if isinstance(value, Estimate) else value for value in found]
         error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
         return Estimate(fmean(values), fmean(values) - error, fmean(values) + error)
@@ -71,9 +71,17 @@ COLUMNS = (
     Column("Forget P", "forget_probability", lambda s: s.mean("forget", "probability", "unlearned")),
     Column("Gap", "forget_probability_gap", lambda s: s.gap),
     Column("Retain P", "retain_probability", lambda s: s.mean("retain", "probability", "unlearned")),
-    Column("Utility", "model_utility", lambda s: s.utility.get("unlearned")),
+    Column("Utility", "model_utility", lambda s: s.utility.get("unlearned") if s.terms else None),
     Column("Kept", "utility_kept", lambda s: s.kept),
 )
+# What the names of columns stand for, and how uncertain the numbers are.
+EXPLAINED = {
+    "log10_forget_quality": "FQ: forget quality.",
+    "forget_probability": "P: probability of the right answers.",
+    "forget_probability_gap": "Gap: forget P less the retrained model's.",
+    "utility_kept": "Kept: utility over the original's.",
+}
+INTERVALS = "Below each value its 95 % interval over examples, of several runs mean ± one standard error over runs"
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -86,36 +94,52 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def best(section: Section) -> list[str]:
-    """The labels on the Pareto front of utility and forget quality, by their means."""
-    return front({label: (x.value, y.value) for label, (x, y) in _positions(section).items()})
+    """The labels on the Pareto front of utility and forgetting, by their means."""
+    axes = axes_of(section)
+    better = 1 if axes is None else axes.better
+    return front({label: (x.value, better * y.value) for label, (x, y) in _positions(section).items()})
 
 
-def _positions(section: Section) -> dict[str, tuple[Estimate, Estimate]]:
-    """Utility and log forget quality of the groups that have both."""
-    found = {}
+def axes_of(section: Section) -> Axes | None:
+    """What the plane is drawn of: the first axes that a group has of which it is known what is better."""
+    summaries = (summary for group in section.groups for summary in group.summaries)
+    return next((s.axes for s in summaries if s.axes is not None and s.axes.better), None)
+
+
+def _positions(section: Section, model: str = "unlearned") -> dict[str, tuple[Estimate, Estimate]]:
+    """Where the groups lie that have both coordinates."""
+    axes, found = axes_of(section), {}
     for group in section.groups:
-        utility = group.estimate(lambda s: s.utility.get("unlearned"))
-        quality = group.estimate(lambda s: s.log_quality("unlearned"))
-        if utility is not None and quality is not None:
-            found[group.label] = (utility, quality)
+        x, y = (group.estimate(partial(_coordinate, axes=axes, model=model, place=place)) for place in (0, 1))
+        if x is not None and y is not None:
+            found[group.label] = (x, y)
     return found
+
+
+def _coordinate(summary: Summary, axes: Axes | None, model: str, place: int) -> Estimate | None:
+    own = summary.axes
+    if own is None or axes is None or (own.x, own.y) != (axes.x, axes.y) or model not in own.points:
+        return None
+    return own.points[model][place]
+
+
+def columns_of(section: Section) -> list[Column]:
+    """The columns in which any group has a number; those of another benchmark come last."""
+    names = dict.fromkeys(name for group in section.groups for summary in group.summaries for name in summary.scores)
+    own = [Column(name, name, lambda s, name=name: s.scores.get(name, {}).get("unlearned")) for name in names]  # type: ignore[misc]
+    return [c for c in (*COLUMNS, *own) if any(group.estimate(c.number) is not None for group in section.groups)]
 
 
 def comparison(section: Section) -> tables.Table:
     """One line a group; the verdict of a single run, or how the verdicts of several are spread."""
-    rows = []
+    rows, columns = [], columns_of(section)
     for group in section.groups:
         method = group.runs[0].method
         note = f"{len(group.runs)} runs" if len(group.runs) > 1 else method if method != group.label else ""
-        label = tables.Cell(group.label, note)
-        numbers = [tables.estimate_cell(group.estimate(column.number)) for column in COLUMNS]
-        rows.append([label, *numbers, tables.Cell(verdicts(group))])
-    caption = (
-        "FQ: forget quality. P: probability of the right answers. Gap: forget P less the retrained model's. Kept: "
-        "utility over the original's. Below each value its 95 % interval over examples, of several runs mean ± one "
-        "standard error over runs"
-    )
-    return tables.Table(caption, ["Run", *(column.name for column in COLUMNS), "Verdict"], rows)
+        numbers = [tables.estimate_cell(group.estimate(column.number)) for column in columns]
+        rows.append([tables.Cell(group.label, note), *numbers, tables.Cell(verdicts(group))])
+    explained = " ".join(EXPLAINED[column.key] for column in columns if column.key in EXPLAINED)
+    return tables.Table(f"{explained} {INTERVALS}".strip(), ["Run", *(c.name for c in columns), "Verdict"], rows)
 
 
 def verdicts(group: Group) -> str:
@@ -129,12 +153,13 @@ def verdicts(group: Group) -> str:
 def as_json(section: Section) -> list[dict[str, Any]]:
     """The table as plain values: {"value", "low", "high"} or None for each column."""
     on_front = best(section)
+    columns = list(dict.fromkeys([*COLUMNS, *columns_of(section)]))
     return [
         {
             "section": section.title,
             "run": group.label,
             "runs": [str(run.folder) for run in group.runs],
-            **{c.key: vars(value) if (value := group.estimate(c.number)) else None for c in COLUMNS},
+            **{c.key: vars(value) if (value := group.estimate(c.number)) else None for c in columns},
             "verdict": verdicts(group),
             "pareto_front": group.label in on_front,
         }
@@ -143,17 +168,18 @@ def as_json(section: Section) -> list[dict[str, Any]]:
 
 
 def plane(section: Section) -> Plot | None:
-    """Utility against forget quality, with the front."""
-    found = _positions(section)
-    if not found:
+    """Utility against forgetting, with the front."""
+    axes, found = axes_of(section), _positions(section)
+    if axes is None or not found:
         return None
     on_front = best(section)
     labels = [group.label for group in section.groups]
     points = [plots.Point(label, x, y, labels.index(label)) for label, (x, y) in found.items()]
     line = [(x.value, y.value) for label, (x, y) in found.items() if label in on_front]
-    svg = plots.plane(points, "model utility", "log₁₀ forget quality", level=-1.30103, front=line)
+    svg = plots.plane(points, axes.x, axes.y, axes.level, front=line)
     words = "; ".join(f"{point.label}: {point.x.value:.3f}, {point.y.value:.3g}" for point in points)
-    caption = f"Right is more utility, up more forgetting. On the Pareto front (dotted): {', '.join(on_front)}."
+    way = "up" if axes.better > 0 else "down"
+    caption = f"Right is more utility, {way} more forgetting. On the Pareto front (dotted): {', '.join(on_front)}."
     return Plot(plots.figure(svg, "Forgetting against utility", words), caption)
 
 
@@ -178,7 +204,7 @@ def _pooled(group: Group, model: str) -> Values:
     return np.concatenate(found) if found else np.array([])
 
 
-def probabilities(section: Section) -> Plot:
+def probabilities(section: Section) -> Plot | None:
     """The probabilities of the answers to forget and to keep."""
     names = {"forget": "answers to forget", "retain": "answers to keep"}
     rows = []
@@ -188,6 +214,8 @@ def probabilities(section: Section) -> Plot:
             for name, label in names.items()
         }
         rows.append(plots.Row(group.label, {label: value for label, value in values.items() if value is not None}))
+    if not any(row.values for row in rows):
+        return None
     svg = plots.dots(rows, {label: place for place, label in enumerate(names.values())}, "probability")
     words = "; ".join(f"{r.label}: " + ", ".join(f"{k} {v.value:.3f}" for k, v in r.values.items()) for r in rows)
     caption = "How likely the right answers are after unlearning."
@@ -218,7 +246,11 @@ def doubts(section: Section) -> list[str]:
 
 
 def _asked(group: Group) -> list[str]:
-    return [prompt for run in group.runs for prompt in prompts(run, "unlearned", "forget")]
+    asked = [prompt for run in group.runs for prompt in prompts(run, "unlearned", "forget")]
+    measured = [scores for run in group.runs for model, scores in run.scores.items() if model == "unlearned"]
+    return asked + [
+        f"{scores.benchmark} {name} {size}" for scores in measured for name, size in scores.examples.items()
+    ]
 
 
 def labels_of(folders: Sequence[Path]) -> list[str]:
@@ -238,9 +270,8 @@ def write_comparison(sections: Sequence[Section], path: Path) -> None:
             "title": section.title,
             "table": comparison(section),
             "front": best(section),
-            "plane": plane(section),
-            "overlay": overlay(section),
-            "probabilities": probabilities(section),
+            "plane": axes_of(section) is not None,
+            "plots": [plane(section), overlay(section), probabilities(section)],
             "settings": differing_settings(section),
             "doubts": doubts(section),
         }
@@ -262,7 +293,7 @@ def markdown(section: Section) -> str:
         row[0] = f"**{row[0]}**" if group.label in on_front else row[0]
     lines = [list(table.columns), ["---"] * len(table.columns), *rows]
     body = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    return f"{body}\n{table.caption}. Bold: on the Pareto front of utility and forget quality.\n"
+    return f"{body}\n{table.caption}. Bold: on the Pareto front of utility and forgetting.\n"
 
 
 def print_comparison(section: Section) -> None:
@@ -280,4 +311,4 @@ def print_comparison(section: Section) -> None:
         texts = [escape(cell.text) for cell in row]
         table.add_row(*texts, style="bold" if group.label in on_front else None)
     Console().print(table)
-    Console().print("bold: on the Pareto front of utility and forget quality", highlight=False)
+    Console().print("bold: on the Pareto front of utility and forgetting", highlight=False)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from unlora.evals.tofu import TASKS, example_values
-from unlora.report.read import LOGS, Area, Run
-from unlora.report.statistics import Estimate, Values
+from unlora.report.read import LOGS, Run
+from unlora.report.statistics import Estimate, Measured, Values
 from unlora.report.summary import SETS, SHOWN, Summary, p_value, prompts
 
 # How many examples of a set are shown.
@@ -74,12 +74,23 @@ def metrics_table(run: Run, summary: Summary) -> Table:
         for metric, by_model in metrics.items():
             cells = [estimate_cell(by_model.get(model)) for model in run.logs]
             rows.append([Cell(f"{SETS[name]}: {SHOWN[metric]}", f"{summary.examples[name]} examples"), *cells])
-    utility = [estimate_cell(summary.utility.get(model)) for model in run.logs]
-    rows.append([Cell("Model utility", f"harmonic mean of {summary.terms} means"), *utility])
+    if summary.terms:
+        utility = [estimate_cell(summary.utility.get(model)) for model in run.logs]
+        rows.append([Cell("Model utility", f"harmonic mean of {summary.terms} means"), *utility])
     if summary.quality:
         quality = [Cell(*_quality(summary, model)) for model in run.logs]
         rows.append([Cell("Forget quality (p)", "log₁₀ p below it"), *quality])
     return Table("Means over the examples with 95 % intervals", ["Metric", *map(str.capitalize, run.logs)], rows)
+
+
+def scores_table(run: Run, summary: Summary) -> Table:
+    """Every metric of another benchmark."""
+    benchmark = next(iter(run.scores.values())).benchmark
+    models = [model for model in LOGS if model in run.scores]
+    rows = [
+        [Cell(name), *(estimate_cell(values.get(model)) for model in models)] for name, values in summary.scores.items()
+    ]
+    return Table(f"{benchmark}, with 95 % intervals", ["Metric", *map(str.capitalize, models)], rows)
 
 
 def _quality(summary: Summary, model: str) -> tuple[str, str]:
@@ -95,7 +106,7 @@ def membership_table(run: Run) -> Table:
     return Table("AUC ± standard error (DeLong)", ["Attack", *map(str.capitalize, models)], rows)
 
 
-def _area_cell(area: Area | None) -> Cell:
+def _area_cell(area: Measured | None) -> Cell:
     return Cell(MISSING) if area is None else Cell(f"{area.value:.3f}", f"± {area.standard_error:.3f}")
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from unlora.report.read import Area, Attack, Membership, Run
-from unlora.report.statistics import Estimate
-from unlora.report.summary import Summary, p_value, smallest_distance
+from unlora.report.read import Attack, Membership, Run
+from unlora.report.statistics import SPREAD, Estimate, Measured
+from unlora.report.summary import LEVEL, Summary, p_value, smallest_distance
 
-# The level of every test, and the standard errors that 95 % of a normal distribution lie within.
-LEVEL, SPREAD = 0.05, 1.96
 # A model that keeps less of its utility than this has paid for its forgetting, whatever the tests say.
 LEAST_KEPT = 0.9
 # What attacks are compared by, and between which models.
@@ -71,8 +69,6 @@ def verdict(run: Run, summary: Summary) -> Verdict:
 
 
 def _forgetting(run: Run, summary: Summary) -> tuple[str, str, tuple[str, ...]]:
-    if "unlearned" not in run.logs:
-        return "untested", "The run was not evaluated on questions, so nothing can be said of what it forgot.", ()
     if "unlearned" in summary.quality and "original" in summary.quality:
         return _against_retrained(summary)
     if run.membership is not None and run.membership.areas:
@@ -80,6 +76,8 @@ def _forgetting(run: Run, summary: Summary) -> tuple[str, str, tuple[str, ...]]:
     checks = [row for row in run.train if {"stop_ks_pvalue", "stop_auc"} <= row.keys()]
     if checks:
         return _at_the_last_check(checks, summary)
+    if "unlearned" not in run.logs and "unlearned" not in run.scores:
+        return "untested", "The run was not evaluated, so nothing can be said of what it forgot.", ()
     reason = (
         "Without a retrained model or unseen rows of the same kind nothing can be said of whether the data is gone. "
     )
@@ -132,9 +130,9 @@ def _most_telling(membership: Membership) -> tuple[str, float]:
     return worst, distances[worst]
 
 
-def _unknowing(membership: Membership, name: str) -> Area:
+def _unknowing(membership: Membership, name: str) -> Measured:
     """What the attack finds on a model that never saw the forget set."""
-    return membership.retrained.get(name, Area(0.5, 0.0))
+    return membership.retrained.get(name, Measured(0.5, 0.0))
 
 
 def _error(membership: Membership, name: str) -> float:
@@ -165,7 +163,9 @@ def _against_unseen(membership: Membership, summary: Summary) -> tuple[str, str,
     found = f"{forget} forget and {unseen} unseen examples; the most telling is {_area_words(membership, worst)}"
     limit = (
         "No forget quality is known: rows that were never seen stand in for a retrained model, and may differ from the "
-        "forget set in themselves.",
+        "forget set in themselves."
+        if worst not in membership.retrained
+        else "No forget quality is known: membership attacks alone compare the model with a retrained one.",
     )
     if distance > SPREAD:
         return "apart", f"The forget set can still be told from unseen rows ({found}). {_fall(summary)}", limit
@@ -201,7 +201,7 @@ def _at_the_last_check(checks: list[dict[str, float]], summary: Summary) -> tupl
 def _fall(summary: Summary) -> str:
     before, after = (summary.mean("forget", "probability", model) for model in ("original", "unlearned"))
     if before is None or after is None or summary.fall is None:
-        return ""
+        return _moved(summary)
     changed = "fell" if summary.fall.value < 0 else "did not fall"
     return (
         f"The probability of the answers to forget {changed}: {before.value:.3f} before, {after.value:.3f} after "
@@ -209,16 +209,32 @@ def _fall(summary: Summary) -> str:
     )
 
 
+def _moved(summary: Summary) -> str:
+    """What another benchmark shows of the forgetting, as a sentence."""
+    axes = summary.axes
+    if axes is None or axes.better != -1 or "unlearned" not in axes.points:
+        return ""
+    after, before = axes.points["unlearned"][1], axes.points.get("original")
+    change = "" if before is None else f"went from {before[1].value:.3g} to "
+    name = f"{axes.y[0].upper()}{axes.y[1:]}"
+    return f"{name} {change or 'is '}{after.value:.3g} (95 % interval {after.low:.3g} to {after.high:.3g})."
+
+
 def _cost(summary: Summary) -> str:
     before, after = summary.utility.get("original"), summary.utility.get("unlearned")
-    if before is None or after is None:
-        return "What it cost is not known: only the forget set was evaluated."
-    words = f"Model utility went from {before.value:.3f} to {after.value:.3f}"
+    if after is None:
+        evaluated = "only the forget set was evaluated" if summary.means else "nothing was evaluated beside training"
+        return f"What it cost is not known: {evaluated}."
+    name = f"{summary.utility_name[0].upper()}{summary.utility_name[1:]}"
+    if before is None:
+        return f"{name} is {after.value:.3g}; what it was before is not known."
+    digits = ".3f" if summary.terms else ".3g"
+    words = f"{name} went from {before.value:{digits}} to {after.value:{digits}}"
     if summary.kept is None:
         return f"{words}."
     kept = summary.kept
     share = f"{100 * kept.value:.1f} % of it was kept (95 % interval {100 * kept.low:.1f} to {100 * kept.high:.1f} %)"
-    return f"{words}: {share}, over {summary.terms} terms."
+    return f"{words}: {share}" + (f", over {summary.terms} terms." if summary.terms else ".")
 
 
 def _attacks(run: Run, worst: Attack | None) -> str:
