@@ -32,12 +32,12 @@ MODELS = {"unlearned": 0, "retrained": 1, "original": 2}
 
 @dataclass(frozen=True)
 class Point:
-    """A point with intervals; `series` is its colour and shape."""
+    """A point with intervals; `series` is its colour and shape, None of what the others are compared with."""
 
     label: str
     x: Estimate
     y: Estimate
-    series: int
+    series: int | None
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,11 @@ def colour(series: int | None) -> str:
     return INK if series is None else SERIES[series % len(SERIES)]
 
 
+def shape(series: int | None) -> str:
+    """The marker of a series."""
+    return "x" if series is None else MARKERS[series % len(MARKERS)]
+
+
 def plane(
     points: Sequence[Point], x: str, y: str, level: float | None = None, front: Sequence[tuple[float, float]] = ()
 ) -> Markup:
@@ -120,7 +125,7 @@ def plane(
             axes.plot(*zip(*sorted(front), strict=True), color=INK, lw=1, ls=":", zorder=1)
         for point in points:
             errors = [[[max(e.value - e.low, 0)], [max(e.high - e.value, 0)]] for e in (point.x, point.y)]
-            tone, marker = colour(point.series), MARKERS[point.series % len(MARKERS)]
+            tone, marker = colour(point.series), shape(point.series)
             bars = {"xerr": errors[0], "yerr": errors[1], "elinewidth": 1, "ecolor": tone}
             axes.errorbar(point.x.value, point.y.value, **bars, fmt=marker, color=tone, ms=6, zorder=2)
         axes.margins(0.14)
@@ -205,15 +210,16 @@ def curve(points: Sequence[tuple[float, float]], x: str, y: str, level: float | 
     return done[0]
 
 
-def dots(rows: Sequence[Row], series: Mapping[str, int], x: str, level: float | None = None) -> Markup:
+def dots(rows: Sequence[Row], series: Mapping[str, int | None], x: str, level: float | None = None) -> Markup:
     """One line a row with its label, one dot a series, whiskers for intervals; the first row is at the top."""
-    with drawing("dots" + x, width=4.8, height=0.9 + 0.28 * len(rows)) as (axes, done):
+    names = [name for name in series if any(name in row.values for row in rows)]
+    between = min(0.22, 0.8 / len(names))
+    with drawing("dots" + x, width=4.8, height=0.9 + 0.0616 / between * len(rows)) as (axes, done):
         if level is not None:
             axes.axvline(level, color=INK, lw=0.8, ls="--", zorder=0)
-        names = [name for name in series if any(name in row.values for row in rows)]
         for name in names:
             place = series[name]
-            shift = (names.index(name) - (len(names) - 1) / 2) * 0.22
+            shift = (names.index(name) - (len(names) - 1) / 2) * between
             chosen = [(at + shift, row.values[name]) for at, row in enumerate(rows) if name in row.values]
             errors = [
                 [max(e.value - e.low, 0) for _, e in chosen],
@@ -222,7 +228,7 @@ def dots(rows: Sequence[Row], series: Mapping[str, int], x: str, level: float | 
             axes.errorbar(
                 *([e.value for _, e in chosen], [at for at, _ in chosen]),
                 xerr=errors,
-                fmt=MARKERS[place % len(MARKERS)],
+                fmt=shape(place),
                 color=colour(place),
                 ms=4.5,
                 elinewidth=1,

@@ -17,7 +17,7 @@ from unlora.errors import InputError, Problem
 from unlora.evals import Log, read_log
 from unlora.evals.tofu import TASKS
 from unlora.report.scores import Scores, parse_scores
-from unlora.report.statistics import Measured
+from unlora.report.statistics import Estimate, Measured
 
 T = TypeVar("T")
 # The files of a run that this reads, beside the configuration.
@@ -56,6 +56,13 @@ class Attack:
     name: str
     setting: str
     models: dict[str, dict[str, float]]
+
+    def estimate(self, model: str, metric: str = "forget_probability") -> Estimate | None:
+        """With its interval over draws, normal; None where it was not measured."""
+        values = self.models.get(model, {})
+        if metric not in values:
+            return None
+        return Measured(values[metric], values.get(f"{metric}_se", 0.0)).estimate()
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,9 @@ def verdict(run: Run, summary: Summary) -> Verdict:
         "undecided": "Not settled",
         "untested": "Not tested",
     }[state]
-    worst = _strongest(run)
+    worst = strongest(run)
     if state == "alike" and run.membership is not None and run.membership.areas:
-        telling, distance = _most_telling(run.membership)
+        telling, distance = most_telling(run.membership)
         if distance > SPREAD:
             state, label = "mixed", "Not settled"
             sentence += (
@@ -69,12 +69,11 @@ def verdict(run: Run, summary: Summary) -> Verdict:
 
 
 def _forgetting(run: Run, summary: Summary) -> tuple[str, str, tuple[str, ...]]:
-    if "unlearned" in summary.quality and "original" in summary.quality:
+    if _has_quality(summary):
         return _against_retrained(summary)
     if run.membership is not None and run.membership.areas:
         return _against_unseen(run.membership, summary)
-    checks = [row for row in run.train if {"stop_ks_pvalue", "stop_auc"} <= row.keys()]
-    if checks:
+    if checks := _checks(run):
         return _at_the_last_check(checks, summary)
     if "unlearned" not in run.logs and "unlearned" not in run.scores:
         return "untested", "The run was not evaluated, so nothing can be said of what it forgot.", ()
@@ -82,6 +81,26 @@ def _forgetting(run: Run, summary: Summary) -> tuple[str, str, tuple[str, ...]]:
         "Without a retrained model or unseen rows of the same kind nothing can be said of whether the data is gone. "
     )
     return "untested", reason + _fall(summary), ()
+
+
+def tests_of(run: Run, summary: Summary) -> list[str]:
+    """What a verdict on the run can rest on."""
+    quality, unseen = _has_quality(summary), run.membership is not None and bool(run.membership.areas)
+    known = {
+        "forget quality": quality,
+        "membership attacks": unseen,
+        "the test that stopped the training": bool(_checks(run)) and not quality and not unseen,
+        "attacks": strongest(run) is not None,
+    }
+    return [name for name, there in known.items() if there]
+
+
+def _has_quality(summary: Summary) -> bool:
+    return {"unlearned", "original"} <= summary.quality.keys()
+
+
+def _checks(run: Run) -> list[dict[str, float]]:
+    return [row for row in run.train if {"stop_ks_pvalue", "stop_auc"} <= row.keys()]
 
 
 def _against_retrained(summary: Summary) -> tuple[str, str, tuple[str, ...]]:
@@ -120,7 +139,7 @@ def _direction(gap: Estimate | None) -> str:
     return f": the answers are as likely as for that model in the mean, but not one by one: {signed(gap)}"
 
 
-def _most_telling(membership: Membership) -> tuple[str, float]:
+def most_telling(membership: Membership) -> tuple[str, float]:
     """The attack furthest from the retrained model's, or from 0.5, and by how many standard errors."""
     distances = {}
     for name, area in membership.areas.items():
@@ -158,7 +177,7 @@ def _area_words(membership: Membership, name: str) -> str:
 
 
 def _against_unseen(membership: Membership, summary: Summary) -> tuple[str, str, tuple[str, ...]]:
-    worst, distance = _most_telling(membership)
+    worst, distance = most_telling(membership)
     forget, unseen = (membership.sizes.get(name, 0) for name in ("forget", "holdout"))
     found = f"{forget} forget and {unseen} unseen examples; the most telling is {_area_words(membership, worst)}"
     limit = (
@@ -253,7 +272,7 @@ def _attacks(run: Run, worst: Attack | None) -> str:
     )
 
 
-def _strongest(run: Run) -> Attack | None:
+def strongest(run: Run) -> Attack | None:
     """The attack that lifts the answers' probability furthest above that on the retrained model."""
     found = [] if run.attacks is None else run.attacks.found
     compared = [a for a in found if a.name != NO_ATTACK and PROBABILITY in a.models.get(DIFFERENCE, {})]
