@@ -297,8 +297,8 @@ class ImportanceConfig:
         return self.retain_convergence if self.moments_per == "example" and self.retain_samples is None else None
 
     def ratio(self) -> dict[str, Any]:
-        """How two informations become an importance, as `relative_importance` takes it."""
-        return {name: getattr(self, name) for name in ("smoothing", "epsilon", "centred", "normalised")}
+        """How two informations become an importance, as `relative_importance` takes it; normalised is only its use."""
+        return {name: getattr(self, name) for name in ("smoothing", "epsilon", "centred")}
 
     def estimate(self) -> dict[str, object]:
         """The settings that change the result, as they enter the key of the importance file."""

@@ -146,16 +146,14 @@ def training_table(run: Run) -> Table:
 
 
 def importance_tables(run: Run) -> list[Table]:
-    """By layer and module the mean importance of the rows, where it differs, and how much single rows stand out."""
-    values = {name: array for name, array in run.importance.items() if array.mean() > 0}
-    means = {name: float(array.mean()) for name, array in values.items()}
-    spreads = {name: float(array.std()) / means[name] for name, array in values.items()}
-    found = []
-    if means and max(means.values()) > 1.001 * min(means.values()):
-        found.append(_heat("Mean importance of a layer's rows", means))
-    if spreads:
-        found.append(_heat("How much single rows stand out (standard deviation over mean)", spreads))
-    return found
+    """By layer and module the mean importance of the rows, and how much single rows stand out."""
+    means = {name: float(array.mean()) for name, array in run.importance.items()}
+    spreads = {name: float(array.std()) / means[name] for name, array in run.importance.items() if means[name] > 0}
+    captions = {
+        "Mean importance of a layer's rows": means,
+        "How much single rows stand out (standard deviation over mean)": spreads,
+    }
+    return [_heat(caption, values) for caption, values in captions.items() if values]
 
 
 def _heat(caption: str, values: Mapping[str, float]) -> Table:
