@@ -215,7 +215,8 @@ def training(run: Run) -> list[Plot]:
         if rows:
             svg = plots.curve(rows, "step", label, level)
             words = f"from {rows[0][1]:.3g} at step {rows[0][0]:g} to {rows[-1][1]:.3g} at step {rows[-1][0]:g}"
-            found.append(Plot(plots.figure(svg, label.capitalize(), words), f"{label.capitalize()}: {words}."))
+            title = f"{label[0].upper()}{label[1:]}"
+            found.append(Plot(plots.figure(svg, title, words), f"{title}: {words}."))
     return found
 
 

@@ -120,6 +120,8 @@ def plane(
     points: Sequence[Point], x: str, y: str, level: float | None = None, front: Sequence[tuple[float, float]] = ()
 ) -> Markup:
     """Points with intervals and labels; a dashed line at `level` of y, and a line through a Pareto front."""
+    from matplotlib.ticker import MaxNLocator
+
     with drawing("plane" + x + y) as (axes, done):
         if front:
             axes.plot(*zip(*sorted(front), strict=True), color=INK, lw=1, ls=":", zorder=1)
@@ -129,37 +131,58 @@ def plane(
             bars = {"xerr": errors[0], "yerr": errors[1], "elinewidth": 1, "ecolor": tone}
             axes.errorbar(point.x.value, point.y.value, **bars, fmt=marker, color=tone, ms=6, zorder=2)
         axes.margins(0.14)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set(xlabel=x, ylabel=y)
         if level is not None:
             axes.axhline(level, color=INK, lw=0.8, ls="--", zorder=0)
             note = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "fontsize": 8}
             axes.annotate("p = 0.05", (0, level), (2, -10), **note)
         _label_points(axes, points)
-        axes.set(xlabel=x, ylabel=y)
     return done[0]
 
 
 def _label_points(axes: Any, points: Sequence[Point]) -> None:
-    """Labels beside the points, on the side with room, and the next one down where two would meet."""
-    low, high = axes.get_xlim()
-    bottom, top = axes.get_ylim()
-    taken: list[tuple[bool, float]] = []
+    """Labels beside the points, each at the first place that no point, whisker or earlier label takes."""
+    figure = axes.figure
+    figure.draw_without_rendering()  # the layout decides where points lie
+    unit = figure.dpi / 72
+    taken = [_box(axes, point) for point in points]
     for point in sorted(points, key=lambda point: -point.y.value):
-        left = point.x.value > (low + high) / 2
-        share = (point.y.value - bottom) / (top - bottom)
-        place = share
-        while any(side == left and abs(place - other) < 0.065 for side, other in taken):
-            place -= 0.065
-        taken.append((left, place))
-        offset = (-8 if left else 8, (place - share) * 160 + 6)
-        axes.annotate(
-            plain(point.label, 24),
-            (point.x.value, point.y.value),
-            offset,
-            textcoords="offset points",
-            ha="right" if left else "left",
-            va="center",
-            color=colour(point.series),
-        )
+        text, (x, y) = plain(point.label, 24), axes.transData.transform((point.x.value, point.y.value))
+        width, height = 5.2 * len(text) * unit, 11 * unit
+        low, high = axes.bbox.intervalx
+        best = None
+        for step in range(60):  # further and further from the point: above and below it, right and left
+            away = (step // 4 * 6 + 9) * (1 if step % 2 else -1)
+            left = step % 4 > 1
+            start = x - (6 * unit + width if left else -6 * unit)
+            box = (start, y + away * unit - height / 2, start + width, y + away * unit + height / 2)
+            free = low <= start and start + width <= high and not any(_meet(box, other) for other in taken)
+            if best is None or free:
+                best = (left, away, box)
+            if free:
+                break
+        assert best is not None
+        left, away, box = best
+        taken.append(box)
+        place = {"ha": "right" if left else "left", "va": "center", "color": colour(point.series)}
+        offset = (-6 if left else 6, away)
+        axes.annotate(text, (point.x.value, point.y.value), offset, textcoords="offset points", **place)
+
+
+Box = tuple[float, float, float, float]
+
+
+def _box(axes: Any, point: Point) -> Box:
+    """The pixels that a point and its whiskers take: left, bottom, right, top."""
+    ends = axes.transData.transform([(point.x.low, point.y.low), (point.x.high, point.y.high)])
+    (left, bottom), (right, top) = ends.tolist()
+    middle = axes.transData.transform((point.x.value, point.y.value)).tolist()
+    return min(left, middle[0] - 4), min(bottom, middle[1] - 4), max(right, middle[0] + 4), max(top, middle[1] + 4)
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def distributions(ratios: Mapping[str, Values], retrained: Values | None, series: Mapping[str, int | None]) -> Markup:

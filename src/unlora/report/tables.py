@@ -40,11 +40,15 @@ class Table:
 
 @dataclass(frozen=True)
 class ShownToken:
-    """A token of the reference answer, its probability by model, and what unlearning changed, if that is known."""
+    """A token of the reference answer, its probability by model, and what unlearning changed, if that is known.
+
+    `end` says that it only ends the text.
+    """
 
     text: str
     probability: Mapping[str, float]
     change: float | None
+    end: bool
 
 
 @dataclass(frozen=True)
@@ -226,13 +230,13 @@ def _sample(run: Run, name: str, models: Sequence[str], probability: Mapping[str
     return Sample(
         question=prompt.removeprefix("Question: ").removesuffix("\nAnswer:"),
         reference=reference,
-        tokens=_tokens(run, name, models, place),
+        tokens=_tokens(run, name, models, place, reference),
         answers={model: row[1] for model, row in rows.items()},
         probability={model: float(values[place]) for model, values in probability.items()},
     )
 
 
-def _tokens(run: Run, name: str, models: Sequence[str], place: int) -> list[ShownToken]:
+def _tokens(run: Run, name: str, models: Sequence[str], place: int, reference: str) -> list[ShownToken]:
     texts, losses = {}, {}
     for model in models:
         task = run.task(model, name)
@@ -241,11 +245,12 @@ def _tokens(run: Run, name: str, models: Sequence[str], place: int) -> list[Show
             texts[model], losses[model] = task["gt_tokens"][index], task["gt_token_loss"][index]
     own = texts.get("unlearned", [])
     same = [model for model in texts if texts[model] == own]
+    ends = "".join(own[:-1]).strip() == reference.strip()
     found = []
     for at, text in enumerate(own):
         chances = {model: float(np.exp(-losses[model][at])) for model in same}
         change = chances["unlearned"] - chances["original"] if "original" in chances else None
-        found.append(ShownToken(text if at else text.lstrip(), chances, change))
+        found.append(ShownToken(text if at else text.lstrip(), chances, change, ends and at == len(own) - 1))
     return found
 
 
