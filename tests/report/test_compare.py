@@ -127,7 +127,7 @@ def test_the_command_prints_a_table_and_the_page_last(two, tmp_path, capsys, mon
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == str(page)
     assert "Still told apart" in shown
-    assert shown.count("good") == 1
+    assert shown.count("good: ") == 1
     text = html.unescape(page.read_text())
     for words in (
         "On the Pareto front (dotted): good.",
@@ -138,6 +138,19 @@ def test_the_command_prints_a_table_and_the_page_last(two, tmp_path, capsys, mon
         assert words in text
     assert '<tr class="pareto"><th scope=row>good' in text
     assert "<tr><th scope=row>bad" in text
+
+
+@pytest.mark.parametrize("name", ["short", "a-name-that-leaves-no-room-for-any-of-the-numbers-at-80-columns"])
+def test_a_terminal_of_80_columns_breaks_no_name_or_number(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    runs = [make_run(tmp_path / part, membership=membership(), attacks=attacks(0.1)) for part in ("run-a", name)]
+    assert main(["compare", *map(str, runs), "--output", str(tmp_path / "compare.html")]) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert f"{name}: No difference found until attacked" in shown
+    *table, _ = shown.splitlines()
+    assert all(len(line) <= 80 for line in table if name not in line)
+    assert all(number in shown for number in ("0.990", "0.400", "0.100", "1.000"))
 
 
 def test_json_and_markdown_say_the_same(two, tmp_path, capsys):

@@ -142,6 +142,27 @@ def test_what_attacks_bring_back_unsettles_it(tmp_path):
     assert judged(tmp_path / "c", attacks=attacks(retrained=False)).state == "alike"
 
 
+@pytest.mark.parametrize(("settings", "state"), [(1, "mixed"), (20, "alike")])
+def test_a_small_difference_under_the_best_of_many_attacks_is_no_success(tmp_path, settings, state):
+    """0.025 is 2.5 of its errors of 0.01; the best of 20 has to be more than 3.02 of them."""
+    found = attacks(0.025)
+    found["attacks"]["relearn"] = {str(setting): found["attacks"]["relearn"]["20 %"] for setting in range(settings)}
+    assert judged(tmp_path, attacks=found).state == state
+
+
+def test_an_attack_without_draws_is_as_uncertain_as_the_difference_between_the_models(tmp_path):
+    """Half of 40 examples at 0.6, half at 0.2: 0 ± 0.032, up to 0.06. Of 0.1 it leaves 0.04, of 0.3 it leaves 0.24."""
+    uneven = log(0.4, NEAR)
+    losses = uneven["eval_log_forget.json"]["avg_gt_loss"]
+    for index in losses:
+        losses[index] = -np.log(0.6 if int(index) % 2 else 0.2)
+    for gain, state in ((0.1, "alike"), (0.3, "mixed")):
+        found = attacks(gain)
+        del found["attacks"]["relearn"]["20 %"]["unlearned_minus_retrained"]["forget_probability_se"]
+        run = judged(tmp_path / str(gain), logs(unlearned=uneven), attacks=found)
+        assert run.state == state
+
+
 @pytest.mark.parametrize("evaluated", [logs(), logs(unlearned=log(0.6, NEAR)), logs(retrained=None), {}])
 def test_it_never_claims_deletion(tmp_path, evaluated):
     found = judged(tmp_path, evaluated)

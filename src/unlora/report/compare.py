@@ -314,7 +314,7 @@ def attacks(section: Section) -> Plot | None:
         f"{name}: {setting}": {group.label: group.estimate(left((name, setting))) for group in section.groups}
         for name, setting in places
     }
-    axis = "probability of the answers to forget, unlearned − retrained"
+    axis = "forget probability, unlearned − retrained"
     caption = "What each attack leaves above the same attack on the retrained model."
     return _overlaid(section, rows, "Attacks", axis, caption, level=0.0)
 
@@ -343,7 +343,9 @@ def _overlaid(
     if not rows:
         return None
     words = "; ".join(f"{r.label}: " + ", ".join(f"{k} {v.value:.3f}" for k, v in r.values.items()) for r in rows)
-    return Plot(plots.figure(plots.dots(rows, series, x, level), title, words, wide=True), caption + _cut(section))
+    return Plot(
+        plots.figure(plots.dots(rows, series, x, level, legend=True), title, words, wide=True), caption + _cut(section)
+    )
 
 
 def _cut(section: Section) -> str:
@@ -434,17 +436,30 @@ def markdown(section: Section) -> str:
 
 
 def print_comparison(section: Section) -> None:
-    """The table for the terminal."""
+    """The table for the terminal; the verdicts follow it, and names that leave no room for the numbers."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    shown, on_front = comparison(section), best(section)
-    table = Table(title=escape(section.title) or None)
-    for place, name in enumerate(shown.columns):
-        text = place in (0, len(shown.columns) - 1)
-        table.add_column(name, overflow="fold", no_wrap=not text, justify="left" if text else "right")
-    for row in shown.rows:
-        table.add_row(*(escape(cell.text) for cell in row), style="bold" if row[0].text in on_front else None)
-    Console().print(table)
-    Console().print("bold: on the Pareto front of utility and forgetting", highlight=False)
+    shown, on_front, console = comparison(section), best(section), Console()
+    headings = shown.columns[1:-1]
+    numbers = [
+        max(map(len, [*head.split(), *(row[at].text for row in shown.rows)])) for at, head in enumerate(headings, 1)
+    ]
+    room = console.width - sum(number + 2 for number in numbers) - 1
+    names = [row[0].text for row in shown.rows]
+    short = names if max(map(len, names)) <= room else [str(place) for place in range(1, len(names) + 1)]
+    table = Table(title=escape(section.title) or None, box=SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+    table.add_column("Run", no_wrap=True)
+    for heading in headings:
+        table.add_column("\n".join(heading.split()), no_wrap=True, justify="right")
+    for name, row in zip(short, shown.rows, strict=True):
+        style = "bold" if row[0].text in on_front else None
+        table.add_row(escape(name), *(escape(cell.text) for cell in row[1:-1]), style=style)
+    console.print(table)
+    for name, row in zip(short, shown.rows, strict=True):
+        if name != row[0].text or row[-1].text != tables.MISSING:
+            number = "" if name == row[0].text else f"{name} "
+            console.print(f"{number}{row[0].text}: {row[-1].text}", markup=False, highlight=False, soft_wrap=True)
+    console.print("bold: on the Pareto front of utility and forgetting", highlight=False)

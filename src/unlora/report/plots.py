@@ -233,8 +233,13 @@ def curve(points: Sequence[tuple[float, float]], x: str, y: str, level: float | 
     return done[0]
 
 
-def dots(rows: Sequence[Row], series: Mapping[str, int | None], x: str, level: float | None = None) -> Markup:
-    """One line a row with its label, one dot a series, whiskers for intervals; the first row is at the top."""
+def dots(
+    rows: Sequence[Row], series: Mapping[str, int | None], x: str, level: float | None = None, legend: bool = False
+) -> Markup:
+    """One line a row with its label, one dot a series, whiskers for intervals; the first row is at the top.
+
+    A single series has a legend if asked for.
+    """
     names = [name for name in series if any(name in row.values for row in rows)]
     between = min(0.22, 0.8 / len(names))
     with drawing("dots" + x, width=4.8, height=0.9 + 0.0616 / between * len(rows)) as (axes, done):
@@ -262,7 +267,7 @@ def dots(rows: Sequence[Row], series: Mapping[str, int | None], x: str, level: f
         axes.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
         axes.grid(axis="y", lw=0.5)
         axes.set_axisbelow(True)
-        if len(names) > 1:
+        if legend or len(names) > 1:
             style: Any = {"ncols": 4, "frameon": False, "labelcolor": "linecolor", "handletextpad": 0.2}
             axes.figure.legend(loc="outside upper left", **style)
     return done[0]

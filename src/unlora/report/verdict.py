@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from unlora.report.read import Attack, Membership, Run
 from unlora.report.statistics import SPREAD, Estimate, Measured
@@ -63,7 +64,7 @@ def verdict(run: Run, summary: Summary) -> Verdict:
             )
     if state == "alike" and summary.kept is not None and summary.kept.high < LEAST_KEPT:
         state, label = "mixed", "No difference found, at a high cost"
-    if state == "alike" and _brings_back(worst, summary.gap):
+    if state == "alike" and _brings_back(worst, summary.gap, len(_compared(run))):
         state, label = "mixed", "No difference found until attacked"
     return Verdict(state, label, sentence, _cost(summary), _attacks(run, worst), (*limits, *LIMITS))
 
@@ -274,17 +275,25 @@ def _attacks(run: Run, worst: Attack | None) -> str:
 
 def strongest(run: Run) -> Attack | None:
     """The attack that lifts the answers' probability furthest above that on the retrained model."""
+    return max(_compared(run), key=lambda attack: attack.models[DIFFERENCE][PROBABILITY], default=None)
+
+
+def _compared(run: Run) -> list[Attack]:
     found = [] if run.attacks is None else run.attacks.found
-    compared = [a for a in found if a.name != NO_ATTACK and PROBABILITY in a.models.get(DIFFERENCE, {})]
-    return max(compared, key=lambda attack: attack.models[DIFFERENCE][PROBABILITY], default=None)
+    return [attack for attack in found if attack.name != NO_ATTACK and PROBABILITY in attack.models.get(DIFFERENCE, {})]
 
 
-def _brings_back(attack: Attack | None, gap: Estimate | None) -> bool:
-    """Whether the difference is, beyond its error over draws, above what it may be without an attack."""
+def _brings_back(attack: Attack | None, gap: Estimate | None, tried: int) -> bool:
+    """Whether the difference is, beyond its error, above what it may be without an attack.
+
+    Its error over examples is not in the file: that of the difference without an attack stands for it, of the same
+    examples. The attack is the best of `tried`, so the level is divided by their number (Bonferroni).
+    """
     if attack is None or gap is None:
         return False
-    difference = attack.models[DIFFERENCE]
-    return difference[PROBABILITY] - SPREAD * difference.get(f"{PROBABILITY}_se", 0.0) > max(gap.high, 0.0)
+    difference, over_examples = attack.models[DIFFERENCE], (gap.high - gap.low) / (2 * SPREAD)
+    error = math.hypot(over_examples, difference.get(f"{PROBABILITY}_se", 0.0))
+    return difference[PROBABILITY] - NormalDist().inv_cdf(1 - LEVEL / 2 / tried) * error > max(gap.high, 0.0)
 
 
 def signed(estimate: Estimate) -> str:
