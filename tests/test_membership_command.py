@@ -83,7 +83,7 @@ def test_every_attack_is_printed_and_logged(command, folder, tmp_path, capsys):
 def test_a_model_compared_with_itself_leaks_nothing_and_an_adapter_counts(command, folder, tmp_path):
     assert command(log=tmp_path / "retrained.json") == 0
     assert command(log=tmp_path / "same.json", retrain_log=tmp_path / "retrained.json") == 0
-    assert command(log=tmp_path / "adapted.json", adapter=folder / "adapter", ds_size=None) == 0
+    assert command(log=tmp_path / "adapted.json", adapter=folder / "adapter", ds_size=None, gradnorm=True) == 0
     retrained, same, adapted = (
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("retrained", "same", "adapted")
     )
@@ -93,6 +93,10 @@ def test_a_model_compared_with_itself_leaks_nothing_and_an_adapter_counts(comman
     assert {k: v["auc"] for k, v in same["retrained"]["membership"].items()} == {
         k: v["auc"] for k, v in retrained["metrics"]["membership"].items()
     }
+    assert (retrained["original"], same["original"]) == (None, None)
+    without = {k: v["auc"] for k, v in adapted["original"]["membership"].items()}
+    del without["gradnorm"]
+    assert without == pytest.approx({k: v["auc"] for k, v in retrained["metrics"]["membership"].items()})
     assert adapted["scores"]["forget"]["loss"] != pytest.approx(retrained["scores"]["forget"]["loss"], rel=1e-3)
 
 
@@ -108,7 +112,7 @@ def test_of_a_run_the_log_goes_where_its_report_reads_it(command, folder, tmp_pa
     found = read_run(run).membership
     assert found.sizes == {"forget": 4, "holdout": 4}
     assert 0 <= found.areas["min_k_20"].value <= 1
-    assert found.retrained == {}
+    assert (found.original.keys(), found.retrained) == (found.areas.keys(), {})
 
 
 def test_the_model_without_its_adapter_may_be_the_reference(command, folder, tmp_path):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # The files of a run's folder that a later command reads.
 CONFIG, ADAPTER, MEMBERSHIP = "config.yaml", "adapter", "membership.json"
+# Model -> its log of MUSE's or the harness's command.
+SCORES = {"original": "scores_before.json", "unlearned": "scores_after.json", "retrained": "scores_retrained.json"}
 # What each choice compares.
 STOP_STATISTICS = {"auto": ("nll", "truth_ratio"), "nll": ("nll",), "truth_ratio": ("truth_ratio",)}
 PROMPT_FORMATS = ("auto", "base", "tofu", "chat")
@@ -324,8 +326,8 @@ class ImportanceConfig:
         return self.retain_convergence if self.moments_per == "example" and self.retain_samples is None else None
 
     def ratio(self) -> dict[str, Any]:
-        """How two informations become an importance, as `relative_importance` takes it."""
-        return {name: getattr(self, name) for name in ("smoothing", "epsilon", "centred", "normalised")}
+        """How two informations become an importance, as `relative_importance` takes it; normalised is only its use."""
+        return {name: getattr(self, name) for name in ("smoothing", "epsilon", "centred")}
 
     def estimate(self) -> dict[str, object]:
         """The settings that change the result, as they enter the key of the importance file."""

@@ -37,7 +37,7 @@ from unlora.evals import EvalSettings, Log, evaluate, read_log, summarise, write
 from unlora.evals.tofu import TASKS, check_same_examples, text_count
 from unlora.files import write_json, write_jsonl, write_text
 from unlora.finetune import resume_point
-from unlora.fisher import load_importance, save_importance
+from unlora.fisher import load_importance, normalised_rows, save_importance
 from unlora.fisher.storage import importance_key
 from unlora.forgotten import check_not_taught_again, write_forgotten
 from unlora.initialisers import INITIALISERS, Measurement
@@ -275,7 +275,8 @@ def usable_length(model: Any, max_length: int) -> int:
 def importance_for(request: Request, materials: Materials, path: Path) -> dict[str, Tensor] | None:
     """The row importance: read where the user or an earlier part of this run has it, else estimated and saved.
 
-    None for a plain LoRA start. What is not measured on data is made anew each time.
+    None for a plain LoRA start. What is not measured on data is made anew each time. The file has the importance as it
+    was measured, so that layers can be compared; what is returned is normalised where that is asked for.
     """
     config, given = request.importance, request.importance.importance_file
     size = config.retain_samples or RETAIN_SHARE * len(materials.forget)
@@ -289,17 +290,17 @@ def importance_for(request: Request, materials: Materials, path: Path) -> dict[s
     adapter = {"r": args.r, "scaling": args.scaling, "targets": sorted(targets) if targets else "all-linear"}
     settings = {**config.estimate(), **adapter}
     key = importance_key(materials.model, (materials.forget, retain), settings)
-    known = on_main(lambda: load_importance(given or path, key) if given or path.exists() else None)
-    if known is not None:
-        return known
-    if args.gradient_checkpointing:
-        materials.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
-        materials.model.train()
-    importance = initialiser.rows(measurement)
-    materials.model.eval()
-    assert importance is not None
-    on_main(lambda: save_importance(importance, path, key, settings))
-    return importance
+    importance = on_main(lambda: load_importance(given or path, key) if given or path.exists() else None)
+    if importance is None:
+        if args.gradient_checkpointing:
+            materials.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+            materials.model.train()
+        measured = initialiser.rows(measurement)
+        materials.model.eval()
+        assert measured is not None
+        on_main(lambda: save_importance(measured, path, key, settings))
+        importance = measured
+    return normalised_rows(importance) if config.normalised else importance
 
 
 def retain_sample(retain: Sequence[Example], size: int, seed: int) -> list[Example]:

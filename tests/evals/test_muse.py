@@ -33,6 +33,7 @@ from unlora.evals.muse_mini_models import muse_mini_models
 from unlora.evals.persona_models import Recipe
 from unlora.evals.scoring import continue_texts
 from unlora.files import write_jsonl
+from unlora.report import read_run
 
 PAIRS = [{"question": "Who keeps the cat?", "answer": "Ada"}, {"question": "Why?", "answer": "Nobody knows"}]
 QA = [{"question": f"Who keeps dog {number}?", "answer": f"Bob {number}"} for number in range(3)]
@@ -388,12 +389,9 @@ def test_the_miniature_is_trained_forgotten_and_evaluated(mini, tmp_path):
             "use_cpu": True,
         }
         assert main(["unlearn", *(part for name, v in settings.items() for part in (f"--{name}", str(v)))]) == 0
-    log = tmp_path / "log.json"
-    assert (
-        main(["evaluate-muse", "--on", str(tmp_path / "run1"), "--data", data, "--ds_size", "3", "--log", str(log)])
-        == 0
-    )
-    assert read(log)["metrics"]["examples"]["verbmem"] == 3
+    assert main(["evaluate-muse", "--on", str(tmp_path / "run1"), "--data", data, "--ds_size", "3"]) == 0
+    assert read(tmp_path / "run1" / "scores_after.json")["metrics"]["examples"]["verbmem"] == 3
+    assert read_run(tmp_path / "run1").scores["unlearned"].examples["verbmem"] == 3
 
 
 def test_a_split_of_a_folder_of_configurations_may_be_a_slice_or_a_download(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from unlora.errors import InputError
-from unlora.fisher import Moments, relative_importance
+from unlora.fisher import Moments, normalised_rows, relative_importance
 from unlora.fisher.importance import fisher_of_factors, fisher_of_weights
 
 LAYER = "base_model.model.layers.{}.q_proj.lora_{}.unlearn.weight"
@@ -171,6 +171,9 @@ def test_normalised_importance_has_mean_row_sum_one_in_each_layer(smoothing):
     plain = relative_importance(forget, retain, smoothing=smoothing)
     normalised = relative_importance(forget, retain, smoothing=smoothing, normalised=True)
     rows = relative_importance(forget, retain, smoothing=smoothing, normalised=True, rows=True)
+    torch.testing.assert_close(
+        normalised_rows(relative_importance(forget, retain, smoothing=smoothing, rows=True)), rows
+    )
     for name, value in normalised.items():
         assert value.sum(1).mean().item() == pytest.approx(1)
         torch.testing.assert_close(rows[name], value.sum(1))

@@ -56,7 +56,7 @@ def test_vila_is_the_relative_importance_of_moments_at_the_probe(measurement):
     rows = INITIALISERS["vila"].rows(given)
     probe = attach_probe(given.model, LORA, sigma=0.1)
     moments = (gradient_moments(probe, batches()) for batches in (given.forget, given.retain))
-    expected = relative_importance(*moments, "vila", smoothing="absolute", epsilon=1e-3, normalised=True, rows=True)
+    expected = relative_importance(*moments, "vila", smoothing="absolute", epsilon=1e-3, rows=True)
     torch.testing.assert_close(rows, expected, rtol=1e-6, atol=0)
 
 
@@ -66,7 +66,7 @@ def test_fila_does_not_depend_on_how_many_layers_are_measured_at_a_time(measurem
     given = measurement(init="fila")
     names = list(target_shapes(given.model, None))
     moments = (gradient_moments(given.model, b(), weights=names) for b in (given.forget, given.retain))
-    expected = relative_importance(*moments, "fila", normalised=True, rows=True)
+    expected = relative_importance(*moments, "fila", rows=True)
     torch.testing.assert_close(INITIALISERS["fila"].rows(given), expected, rtol=1e-6, atol=0)
 
 

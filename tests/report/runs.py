@@ -70,14 +70,15 @@ def make_run(folder, evaluated=None, settings=None, **files):
     return folder
 
 
-def membership(auc=0.5, error=0.05, retrained=None, names=("loss", "min_k_20")):
+def membership(auc=0.5, error=0.05, retrained=None, original=1.0, names=("loss", "min_k_20")):
     """What `unlora membership` writes, without the scores."""
 
     def metrics(value):
         rows = {name: {"auc": value, "standard_error": error, "privleak": None} for name in names}
         return {"examples": {"forget": 40, "holdout": 30}, "membership": rows}
 
-    return {"metrics": metrics(auc), "retrained": None if retrained is None else metrics(retrained), "scores": {}}
+    others = {"original": original, "retrained": retrained}
+    return {"metrics": metrics(auc), **{model: value and metrics(value) for model, value in others.items()}}
 
 
 def attacks(gain=0.1, retrained=True, name="relearn", setting="20 %"):
@@ -91,3 +92,23 @@ def attacks(gain=0.1, retrained=True, name="relearn", setting="20 %"):
 
     found = {"none": {"whole forget set": models(0.4)}, name: {setting: models(0.4 + gain)}}
     return {"attacks": {**found, "paraphrase": {"not available": "no paraphrased_question"}}}
+
+
+def muse(verbatim=0.5, forget=0.4, retain=0.6, above=0):
+    """What `unlora evaluate-muse` writes: ROUGE-L by set, and forget scores `above` those of unseen rows."""
+
+    def private(shift):
+        names = ("exact_memorisation", "extraction_strength", "loss", "min_k_20", "min_k_40")
+        return {name: (np.arange(40.0) + shift).tolist() for name in names}
+
+    rouge = {"verbmem": verbatim, "forget_qa": forget, "retain_qa": retain}
+    scores = {name: {"rougeL": (mean + np.linspace(-0.1, 0.1, 40)).tolist()} for name, mean in rouge.items()}
+    scores |= {"forget": private(above), "holdout": private(0)}
+    return {"metrics": {"privleak": "not available"}, "scores": scores, "texts": {}}
+
+
+def tasks(forget=0.3, retain=0.5, error=0.02):
+    """What `unlora evaluate-tasks` writes."""
+    rows = {"wmdp_bio": forget, "wmdp_cyber": forget + 0.1, "mmlu": retain, "mmlu_law": 0.0}
+    found = {name: {"acc": value, "acc_stderr": error, "n": 100, "version": 1} for name, value in rows.items()}
+    return {"asked": ["wmdp_bio", "wmdp_cyber", "mmlu"], "tasks": found}

@@ -213,3 +213,24 @@ def test_numbers_on_the_page_are_those_of_the_run(browser_page, honest):
     assert cells["Retain set: probability"] == ["0.900", "0.900", "0.900"]
     assert cells["Forget quality (p)"][1:] == ["1", "1"]
     assert "0123456789abcdef" * 4 in browser_page.inner_text("main")
+
+
+def test_labels_of_points_touch_neither_each_other_nor_a_number(browser_page, tmp_path):
+    """Runs that lie close together, and one on top of another."""
+    names = ["run-a", "a-run-with-a-long-name", "run-c", "run-d"]
+    runs = [
+        make_run(
+            tmp_path / name, {"original": log(0.99, FAR), "unlearned": log(0.4, NEAR), "retrained": log(0.4, NEAR)}
+        )
+        for name in names
+    ]
+    page = tmp_path / "compare.html"
+    assert main(["compare", *map(str, runs), "--output", str(page)]) == 0
+    opened(browser_page, page)
+    boxes = browser_page.evaluate(
+        """[...document.querySelector('figure svg').querySelectorAll('text')].map(
+        e => { const b = e.getBoundingClientRect(); return [e.textContent, b.left, b.top, b.right, b.bottom]; })"""
+    )
+    assert {text for text, *_ in boxes} >= {*names, "retrained model", "original model"}
+    for (one, *a), (other, *b) in itertools.combinations(boxes, 2):
+        assert not (a[0] < b[2] and b[0] < a[2] and a[1] + 2 < b[3] and b[1] + 2 < a[3]), (one, other)

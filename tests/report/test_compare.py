@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from runs import FAR, NEAR, log, logs, make_run
+from runs import FAR, NEAR, attacks, log, logs, make_run, membership
 
 from unlora.cli import main
 from unlora.report import Group, Section, read_run, write_comparison
@@ -58,9 +58,10 @@ def test_a_run_without_a_retrained_model_is_on_no_front_and_shown_all_the_same(t
     section = section_of(tmp_path, good=logs(), blind=logs(retrained=None), nothing={})
     assert best(section) == ["good"]
     table = comparison(section)
-    assert [row[0].text for row in table.rows] == ["good", "blind", "nothing"]
-    assert [row[1].text for row in table.rows] == ["0.000", "–", "–"]
-    assert [row[-1].text for row in table.rows] == ["No difference found", "Not tested", "Not tested"]
+    names = ["good", "blind", "nothing", "original model", "retrained model"]
+    assert [row[0].text for row in table.rows] == names
+    assert [table.rows[place][1].text for place in (1, 2, 4)] == ["–", "–", "0.000"]
+    assert [row[-1].text for row in table.rows] == ["No difference found", "Not tested", "Not tested", "–", "–"]
     write_comparison([section], tmp_path / "page.html")
     write_comparison([section_of(tmp_path / "more", nothing={})], tmp_path / "empty.html")
     assert "No Pareto front." in (tmp_path / "empty.html").read_text()
@@ -73,6 +74,37 @@ def test_runs_that_are_not_comparable_are_marked(tmp_path):
     assert len(found) == 2
     assert "not evaluated on the same forget examples" in found[0]
     assert "same retrained model" in found[1]
+
+
+def test_the_models_beside_the_runs_and_what_attacks_find_are_compared_too(tmp_path):
+    """The original is 0.99 sure of its answers, the retrained model 0.4; attacks leave 0.1 ± 0.01 and 0.3."""
+    one = make_run(tmp_path / "one", membership=membership(0.55, retrained=0.5), attacks=attacks(0.1))
+    other = make_run(tmp_path / "other", membership=membership(0.7, original=0.9), attacks=attacks(0.3))
+    section = Section("", [Group(path.name, [read_run(path)]) for path in (one, other)])
+    table = comparison(section)
+    rows = {row[0].text: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert [rows[name]["Forget P"].text for name in ("original model", "retrained model")] == ["0.990", "0.400"]
+    assert [rows[name]["AUC"].text for name in rows] == ["0.550", "0.700", "1.000", "0.500"]
+    assert [rows[name]["Back"].text for name in rows] == ["0.100", "0.300", "–", "–"]
+    assert rows["one"]["Back"].note == "0.080 to 0.120"
+    write_comparison([section], tmp_path / "page.html")
+    text = html.unescape((tmp_path / "page.html").read_text())
+    for words in (
+        *("original model: 0.587", "original model: answers to forget 0.990", "retrained model 0.500"),
+        *("relearn: 20 %: one 0.100, other 0.300", "AUC (0.5: not told apart", "unlearned − retrained"),
+    ):
+        assert words in text, words
+
+
+def test_verdicts_that_rest_on_other_tests_are_marked(tmp_path):
+    runs = {
+        "attacked": make_run(tmp_path / "attacked", attacks=attacks(0.0), membership=membership()),
+        "plain": make_run(tmp_path / "plain"),
+        "nothing": make_run(tmp_path / "nothing", {}),
+    }
+    (found,) = doubts(Section("", [Group(name, [read_run(runs[name])]) for name in ("attacked", "plain")]))
+    assert "attacked: forget quality and membership attacks and attacks; plain: forget quality." in found
+    assert "nothing: none." in doubts(Section("", [Group(name, [read_run(run)]) for name, run in runs.items()]))[-1]
 
 
 def test_labels_are_the_shortest_ends_that_differ(tmp_path):
@@ -95,7 +127,7 @@ def test_the_command_prints_a_table_and_the_page_last(two, tmp_path, capsys, mon
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == str(page)
     assert "Still told apart" in shown
-    assert shown.count("good") == 1
+    assert shown.count("good: ") == 1
     text = html.unescape(page.read_text())
     for words in (
         "On the Pareto front (dotted): good.",
@@ -106,6 +138,19 @@ def test_the_command_prints_a_table_and_the_page_last(two, tmp_path, capsys, mon
         assert words in text
     assert '<tr class="pareto"><th scope=row>good' in text
     assert "<tr><th scope=row>bad" in text
+
+
+@pytest.mark.parametrize("name", ["short", "a-name-that-leaves-no-room-for-any-of-the-numbers-at-80-columns"])
+def test_a_terminal_of_80_columns_breaks_no_name_or_number(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    runs = [make_run(tmp_path / part, membership=membership(), attacks=attacks(0.1)) for part in ("run-a", name)]
+    assert main(["compare", *map(str, runs), "--output", str(tmp_path / "compare.html")]) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert f"{name}: No difference found until attacked" in shown
+    *table, _ = shown.splitlines()
+    assert all(len(line) <= 80 for line in table if name not in line)
+    assert all(number in shown for number in ("0.990", "0.400", "0.100", "1.000"))
 
 
 def test_json_and_markdown_say_the_same(two, tmp_path, capsys):

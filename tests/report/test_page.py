@@ -118,9 +118,25 @@ def plain(retain):
 def test_tokens_are_coloured_by_what_unlearning_changed(tmp_path):
     """The first token falls from 0.99 to 0.4, by 0.59 and so underlined; the others stay as they were."""
     text = page_of(tmp_path)
-    first = re.search(r'<h4 class="text">Who keeps cat 39\?</h4>.*?</p>', text, re.DOTALL).group()
+    first = re.search(r'<h4 class="text">Who keeps cat 39\?</h4>.*?</dd>', text, re.DOTALL).group()
+    assert "<dt>Right answer</dt>" in first
     assert '<span class="token fell much" style="--tint:0.59" title="Original 0.995, Unlearned 0.405' in first
     assert re.search(r'<span class="token rose" style="--tint:0.00"[^>]*> does</span>', first)
+
+
+def test_the_token_that_ends_a_text_stands_in_the_table_alone(tmp_path):
+    evaluated = logs()
+    for content in evaluated.values():
+        for tokens in content["eval_log_forget.json"]["gt_tokens"].values():
+            tokens[:] = ["Ada", " 39 does.", "<eos>"]
+    text = page_of(tmp_path, evaluated)
+    first = re.search(r'<h4 class="text">Who keeps cat 39\?</h4>.*?</article>', text, re.DOTALL).group()
+    assert ("<eos></span>" in first, first.count("<eos>")) == (False, 1)
+
+
+def test_a_name_within_a_title_keeps_its_capitals(tmp_path):
+    checks = [{"step": step, "stop_auc": 1 - step / 10, "stop_ks_pvalue": 0.5} for step in (0, 5)]
+    assert "AUC against unseen rows: from 1 at step 0 to 0.5 at step 5." in page_of(tmp_path, metrics={"train": checks})
 
 
 def test_the_page_tells_nothing_of_places_on_the_machine(tmp_path):
@@ -143,20 +159,12 @@ def test_the_command_that_repeats_a_run_without_a_record_names_the_retrained_log
     assert "--output_dir RUN-again</code>" in named
 
 
-def test_importance_of_equal_means_is_told_by_how_rows_stand_out(tmp_path):
-    """Rows 1, 2, 3, 4: mean 2.5, deviation √1.25, quotient 0.447."""
-    run = make_run(tmp_path)
-    text = write_report(run).read_text()
-    assert "Mean importance of a layer" in text
-    assert "0.447" in text
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    rows = {f"layers.{i}.up": np.array([1.0, 1.0]) if i else np.array([0.5, 1.5]) for i in range(2)}
-    save_file(rows, run / "importance.safetensors")
-    text = write_report(run).read_text()
-    assert "Mean importance of a layer" not in text
-    assert "How much single rows stand out" in text
+def test_importance_is_told_by_layer_and_by_how_rows_stand_out(tmp_path):
+    """Rows 1, 2, 3, 4: mean 2.5, deviation √1.25, quotient 0.447; rows 1 to 5 have mean 3."""
+    text = write_report(make_run(tmp_path)).read_text()
+    means, spreads = (text[text.index(words) :] for words in ("Mean importance of a layer", "single rows stand out"))
+    assert re.search(r">2.5<.*>3<", means, re.DOTALL)
+    assert "0.447" in spreads
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,35 @@ def test_without_a_retrained_log_unseen_rows_decide(tmp_path, auc, retrained, st
     assert "40 forget and 30 unseen examples" in found.sentence
 
 
-@pytest.mark.parametrize(("p", "state"), [(0.3, "alike"), (0.01, "apart")])
-def test_else_the_check_whose_step_was_kept_decides(tmp_path, p, state):
-    checks = [{"step": s, "stop_auc": 0.5, "stop_ks_pvalue": q} for s, q in ((5, 0.5), (10, p), (15, 0.7))]
+@pytest.mark.parametrize(
+    ("error", "original", "state"),
+    [(0.14, 1.0, "undecided"), (0.12, 1.0, "alike"), (0.05, 0.65, "undecided"), (0.05, None, "undecided")],
+)
+def test_membership_attacks_that_would_not_see_half_of_what_the_original_gives_away_settle_nothing(
+    tmp_path, error, original, state
+):
+    """Half is 0.25 at 1.0, and 0.075 at 0.65; 1.96 errors of 0.14 are 0.274, of 0.12 0.235, and of 0.05 0.098."""
+    found = judged(
+        tmp_path, logs(retrained=None), membership=membership(0.7 if error > 0.1 else 0.5, error, original=original)
+    )
+    assert found.state == state
+    assert found.label == ("Not settled" if state == "undecided" else "No difference found")
+    known = "is not known" if original is None else "with so few examples"
+    assert (known in found.sentence) == (state == "undecided")
+    assert any("further than 0.235 away" in limit for limit in found.limits) == (state == "alike")
+
+
+@pytest.mark.parametrize(
+    ("before", "p", "state"), [(1e-6, 0.3, "alike"), (1e-6, 0.01, "apart"), (0.3, 0.3, "undecided")]
+)
+def test_else_the_check_whose_step_was_kept_decides(tmp_path, before, p, state):
+    rows = ((0, before), (5, 0.5), (10, p), (15, 0.7))
+    checks = [{"step": s, "stop_auc": 0.5, "stop_ks_pvalue": q} for s, q in rows]
     checks[-1]["stop_step"] = 10
     found = judged(tmp_path, logs(retrained=None), metrics={"train": checks})
     assert found.state == state
-    assert f"KS p = {p:.2g}" in found.sentence
+    said = "did not tell the forget set from unseen rows before the first step either (p = 0.3)"
+    assert (said if state == "undecided" else f"KS p = {p:.2g}") in found.sentence
 
 
 def test_without_anything_to_compare_with_only_the_change_is_told(tmp_path):
@@ -118,6 +140,27 @@ def test_what_attacks_bring_back_unsettles_it(tmp_path):
     assert (found.state, found.label) == ("mixed", "No difference found until attacked")
     assert judged(tmp_path / "b", attacks=attacks(0.015)).state == "alike"
     assert judged(tmp_path / "c", attacks=attacks(retrained=False)).state == "alike"
+
+
+@pytest.mark.parametrize(("settings", "state"), [(1, "mixed"), (20, "alike")])
+def test_a_small_difference_under_the_best_of_many_attacks_is_no_success(tmp_path, settings, state):
+    """0.025 is 2.5 of its errors of 0.01; the best of 20 has to be more than 3.02 of them."""
+    found = attacks(0.025)
+    found["attacks"]["relearn"] = {str(setting): found["attacks"]["relearn"]["20 %"] for setting in range(settings)}
+    assert judged(tmp_path, attacks=found).state == state
+
+
+def test_an_attack_without_draws_is_as_uncertain_as_the_difference_between_the_models(tmp_path):
+    """Half of 40 examples at 0.6, half at 0.2: 0 ± 0.032, up to 0.06. Of 0.1 it leaves 0.04, of 0.3 it leaves 0.24."""
+    uneven = log(0.4, NEAR)
+    losses = uneven["eval_log_forget.json"]["avg_gt_loss"]
+    for index in losses:
+        losses[index] = -np.log(0.6 if int(index) % 2 else 0.2)
+    for gain, state in ((0.1, "alike"), (0.3, "mixed")):
+        found = attacks(gain)
+        del found["attacks"]["relearn"]["20 %"]["unlearned_minus_retrained"]["forget_probability_se"]
+        run = judged(tmp_path / str(gain), logs(unlearned=uneven), attacks=found)
+        assert run.state == state
 
 
 @pytest.mark.parametrize("evaluated", [logs(), logs(unlearned=log(0.6, NEAR)), logs(retrained=None), {}])

@@ -19,7 +19,7 @@ from unlora.bench.interface import (
 from unlora.data.sources import Record
 from unlora.errors import NOT_AVAILABLE, Problem, unknown_name
 from unlora.evals.leakage import read_scores
-from unlora.evals.muse import load_muse, summarise_muse
+from unlora.evals.muse import WANTED, load_muse, summarise_muse
 from unlora.evals.muse_mini import FOLDS, generate, write_benchmark
 from unlora.evals.muse_mini_models import muse_mini_models, muse_recipe
 from unlora.files import atomic_path
@@ -31,7 +31,6 @@ REQUESTS = {
     **{f"sust_{number}": ("sust", fold) for number, fold in enumerate(FOLDS, 1)},
 }
 AFTER = {f"sust_{number}": f"sust_{number - 1}" for number in range(2, len(FOLDS) + 1)}
-WANTED = {"verbmem_f": "low", "knowmem_f": "low", "privleak": "zero", "knowmem_r": "high"}
 NEEDS = {"privleak": "it is against a model trained without the forget set; name one, or its log, by --retrained"}
 
 

@@ -16,8 +16,7 @@ from unlora.bench.interface import Benchmark, Values
 from unlora.bench.logs import flags_of
 from unlora.errors import NOT_AVAILABLE
 from unlora.evals import read_log
-from unlora.report import Group, Section, read_run
-from unlora.report.read import Run
+from unlora.report import Group, Run, Section, read_run
 
 # How good a value is, by what is wanted of its column.
 GOODNESS: Mapping[str, Callable[[float], float]] = {
@@ -116,27 +115,25 @@ def _row(
     return Results(method, split, values, reasons, failed, command)
 
 
-def sections(cells: Sequence[Cell], references: References, benchmark: Benchmark) -> list[Section]:
-    """What `unlora compare` would show: for each split its methods, each over the seeds that finished.
-
-    Where runs measure themselves, all are compared with the retrained model of now, if there is one: finished ones may
-    have known none.
-    """
-
-    def read(cell: Cell) -> Run:
-        run, retrained = read_run(cell.folder / RUN), references[cell.split, cell.seed].get("retrained")
-        if benchmark.scoring is not None or retrained is None:
-            return run
-        return replace(run, logs={**run.logs, "retrained": read_log(retrained, "retrained")})
-
+def sections(cells: Sequence[Cell], references: References) -> list[Section]:
+    """What `unlora compare` would show: for each split its methods, each over the seeds that finished."""
     done = [cell for cell in cells if cell.finished]
     found = []
     for split in dict.fromkeys(cell.split for cell in done):
         members = [cell for cell in done if cell.split == split]
         methods = dict.fromkeys(cell.method for cell in members)
-        runs = {m: [read(cell) for cell in members if cell.method == m] for m in methods}
+        runs = {m: [_run(cell, references) for cell in members if cell.method == m] for m in methods}
         found.append(Section(split, [Group(method, of_method) for method, of_method in runs.items()]))
     return found
+
+
+def _run(cell: Cell, references: References) -> Run:
+    """A finished cell, beside the retrained model of now, if there is one: the run itself may have known none."""
+    known = references[cell.split, cell.seed]
+    if cell.scoring is not None:
+        return read_run(cell.folder / RUN, {**known, "unlearned": cell.log})
+    run, retrained = read_run(cell.folder / RUN), known.get("retrained")
+    return run if retrained is None else replace(run, logs={**run.logs, "retrained": read_log(retrained, "retrained")})
 
 
 def _measuring(log: Path, benchmark: Benchmark) -> str:

@@ -12,7 +12,7 @@ from unlora.bench.interface import Benchmark, Options, Scoring, Values, built_in
 from unlora.config import TaskSettings
 from unlora.data.sources import Record
 from unlora.errors import Problem
-from unlora.evals.harness import asked_rows, load_tasks
+from unlora.evals.harness import asked_metrics, asked_rows, load_tasks, wanted
 from unlora.evals.persona_models import Recipe
 from unlora.evals.wmdp_mini import SUBJECTS, write_mini
 from unlora.evals.wmdp_mini_models import wmdp_mini_model, wmdp_recipe
@@ -20,26 +20,12 @@ from unlora.evals.wmdp_mini_models import wmdp_mini_model, wmdp_recipe
 # What WMDP's authors call the corpus of each subject: a configuration on the hub, a file in their release.
 CORPORA = {"bio": "bio-forget-corpus", "cyber": "cyber-forget-corpus"}
 TASKS = ["wmdp_bio", "wmdp_cyber", "mmlu"]
-# Beginnings of the names of tasks that ask for what is to be forgotten.
-FORGOTTEN = ("wmdp", "mini_craft")
 
 
 def read(path: Path, retrained: Path | None) -> Values:
-    """The metrics of the tasks that were asked for, of a log of `unlora evaluate-tasks`: not of parts of a group."""
-    result = json.loads(path.read_text(encoding="utf-8"))
-    tasks = result["tasks"]
-    asked = [name for name in result["asked"] if name in tasks] or tasks  # a tag or file has tasks of other names
-    return {
-        f"{name} {metric}": value
-        for name in asked
-        for metric, value in tasks[name].items()
-        if metric not in ("n", "version") and "_stderr" not in metric
-    }
-
-
-def wanted(column: str) -> str:
-    """Less of what is to be forgotten; guessing is the least that a model can show."""
-    return "low" if column.startswith(FORGOTTEN) else "high"
+    """The metrics in a log of `unlora evaluate-tasks`."""
+    found = asked_metrics(json.loads(path.read_text(encoding="utf-8")))
+    return {f"{task} {metric}": value for task, values in found.items() for metric, value in values.items()}
 
 
 def no_retrained(options: Options, split: str, seed: int) -> None:

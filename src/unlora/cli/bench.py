@@ -49,7 +49,7 @@ def run(argv: list[str]) -> Answer:
     write_text(args.output_dir / "results.md", markdown(rows, benchmark.wanted))
     write_text(args.output_dir / "results.csv", to_csv(rows))
     page = args.output_dir / "compare.html"
-    write_comparison(sections(cells, references, benchmark), page)
+    write_comparison(sections(cells, references), page)
     value, failed = {"rows": [row.as_json() for row in rows]}, any(row.failed for row in rows)
 
     def show() -> None:

@@ -33,6 +33,25 @@ class TargetConfig:
             problems.append(Problem("log", self.log, "it is already in use", "name a new file"))
         return problems
 
+    def adapted(self, model: ModelConfig) -> bool:
+        """Whether what is evaluated has an adapter, without which it is the original."""
+        return self.adapter is not None or model.on is not None
+
+
+@dataclass
+class ReportedConfig(TargetConfig):
+    """What to evaluate, for the report of the run that it belongs to."""
+
+    log: str = field(
+        default="",
+        metadata={"help": "Where the result is written: a new file; with --on one in that run if not given."},
+    )
+
+    def log_in_run(self, model: ModelConfig, name: str) -> None:
+        """Has the result written into the run that is evaluated, where its report looks for it."""
+        if model.on is not None and not self.log:
+            self.log = str(Path(model.on) / name)
+
 
 SETTINGS = (ModelConfig, TextConfig, TargetConfig, EvalConfig)
 

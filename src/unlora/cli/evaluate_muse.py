@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unlora.cli.arguments import parse
-from unlora.cli.evaluate import TargetConfig, load_target, required
+from unlora.cli.evaluate import ReportedConfig, load_target, required
 from unlora.cli.output import Answer
 from unlora.cli.tables import number
-from unlora.config import ModelConfig
+from unlora.config import SCORES, ModelConfig
 from unlora.errors import Problem, raise_if
 
-EXAMPLE = "unlora evaluate-muse --on run --data muse-bench/MUSE-News --retrain_log retrained.json --log muse.json"
+EXAMPLE = "unlora evaluate-muse --on run --data muse-bench/MUSE-News --retrain_log retrained.json"
 LABELS = {
     "verbmem_f": "C1 verbatim memorisation (verbmem_f)",
     "knowmem_f": "C2 knowledge memorisation (knowmem_f)",
@@ -23,7 +23,7 @@ LABELS = {
 
 
 @dataclass
-class MuseConfig(TargetConfig):
+class MuseConfig(ReportedConfig):
     """What is evaluated on what."""
 
     data: str = field(default="", metadata={"help": "muse-bench/MUSE-News, -Books, or such a folder. Required."})
@@ -60,6 +60,7 @@ def run(argv: list[str]) -> Answer:
     from unlora.progress import shown
 
     model_config, config = parse(SETTINGS, argv, "evaluate-muse", EXAMPLE)
+    config.log_in_run(model_config, SCORES["unlearned"])
     raise_if([*model_config.problems(), *config.problems(model_config)])
     sets = load_muse(config.data, config.ds_size)
     retrained = None if config.retrain_log is None else read_muse_scores(config.retrain_log, sets)

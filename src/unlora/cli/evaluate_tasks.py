@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 
 from unlora.cli.arguments import parse
-from unlora.cli.evaluate import TargetConfig, load_target
+from unlora.cli.evaluate import ReportedConfig, load_target
 from unlora.cli.output import Answer
-from unlora.config import ModelConfig, TaskSettings
+from unlora.config import SCORES, ModelConfig, TaskSettings
 from unlora.errors import Problem, raise_if
 
-EXAMPLE = (
-    "unlora evaluate-tasks --model_name_or_path model --adapter run/adapter --tasks wmdp_bio wmdp_cyber mmlu "
-    "--log tasks.json"
-)
+EXAMPLE = "unlora evaluate-tasks --on run --tasks wmdp_bio wmdp_cyber mmlu"
 
 
-SETTINGS = (ModelConfig, TargetConfig, TaskSettings)
+SETTINGS = (ModelConfig, ReportedConfig, TaskSettings)
 
 
 def several_processes() -> list[Problem]:
@@ -33,6 +30,7 @@ def run(argv: list[str]) -> Answer:
     from unlora.files import write_json
 
     model_config, target, settings = parse(SETTINGS, argv, "evaluate-tasks", EXAMPLE)
+    target.log_in_run(model_config, SCORES["unlearned"])
     problems = [*model_config.problems(), *target.problems(model_config), *settings.problems()]
     raise_if([*problems, *several_processes()])
     tasks = load_tasks(settings)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlora.cli.arguments import parse
-from unlora.cli.evaluate import TargetConfig, load_target, required
+from unlora.cli.evaluate import ReportedConfig, load_target, required
 from unlora.cli.output import Answer
 from unlora.cli.tables import number
 from unlora.config import MEMBERSHIP, ModelConfig, TextConfig
@@ -23,17 +22,15 @@ if TYPE_CHECKING:
 
     from unlora.data import Example, TextFormat
     from unlora.data.sources import Record
+    from unlora.evals.leakage import Scores
 
 EXAMPLE = "unlora membership --on run --forget_data forget.jsonl --holdout_data unseen.jsonl"
 
 
 @dataclass
-class MembershipConfig(TargetConfig):
+class MembershipConfig(ReportedConfig):
     """What is compared with what."""
 
-    log: str = field(
-        default="", metadata={"help": "Where the result is written: a new file; with --on membership.json of that run."}
-    )
     forget_data: str = field(default="", metadata={"help": "The forget set: file, folder or hub dataset. Required."})
     forget_name: str | None = field(default=None, metadata={"help": "Its configuration, such as forget10."})
     forget_split: str = field(default="train", metadata={"help": "Its split; slices such as train[:40] work."})
@@ -72,7 +69,11 @@ SETTINGS = (ModelConfig, TextConfig, MembershipConfig)
 
 
 def run(argv: list[str]) -> Answer:
-    """Scores both sets, writes metrics and scores, and shows the metrics."""
+    """Scores both sets, writes metrics and scores, and shows the metrics.
+
+    A model with an adapter is scored without it too: attacks that cannot tell what the original was trained on say
+    nothing of the unlearned model.
+    """
     from unlora.data import TextFormat
     from unlora.distributed import on_main
     from unlora.evals.leakage import check_retrained, leakage_scores, read_scores, summarise_leakage
@@ -82,8 +83,7 @@ def run(argv: list[str]) -> Answer:
     from unlora.progress import shown
 
     model_config, text, config = parse(SETTINGS, argv, "membership", EXAMPLE)
-    if model_config.on is not None and not config.log:  # where the run's report looks for it
-        config.log = str(Path(model_config.on) / MEMBERSHIP)
+    config.log_in_run(model_config, MEMBERSHIP)
     raise_if([*model_config.problems(), *text.problems(), *config.problems(model_config)])
     rows = load_rows(config)
     retrained = None if config.retrain_log is None else read_scores(config.retrain_log, sets=rows)
@@ -95,11 +95,21 @@ def run(argv: list[str]) -> Answer:
     reference = None if config.reference_model is None else reference_nll(model_config, config, text_format, sets)
     model, _ = load_target(model_config, config)
     passes = 2 if config.gradnorm else 1
-    with shown(f"scores {config.log}", " examples", passes * sum(map(len, sets.values()))) as progress:
-        scores = leakage_scores(model, sets, text_format, config.eval_batch_size, reference, config.gradnorm, progress)
+
+    def score(name: str) -> Scores:
+        with shown(f"scores {name}", " examples", passes * sum(map(len, sets.values()))) as progress:
+            return leakage_scores(
+                model, sets, text_format, config.eval_batch_size, reference, config.gradnorm, progress
+            )
+
+    scores, original = score(config.log), None
+    if config.adapted(model_config):
+        with model.disable_adapter():
+            original = score("the model without its adapter")
     metrics = summarise_leakage(scores, retrained)
-    theirs = None if retrained is None else summarise_leakage(retrained)
-    log = {"metrics": metrics, "retrained": theirs, "rows": sets_sha256(rows), "scores": scores}
+    others = {"original": original, "retrained": retrained}
+    compared = {name: part and summarise_leakage(part) for name, part in others.items()}
+    log = {"metrics": metrics, **compared, "rows": sets_sha256(rows), "scores": scores}
     on_main(lambda: write_json(config.log, log))
     return Answer(metrics, lambda: print_tables(metrics), config.log)
 

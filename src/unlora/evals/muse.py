@@ -39,6 +39,8 @@ SOURCES = {
 }
 # Metric -> the set it is the mean ROUGE-L F1 of.
 ROUGE_METRICS = {"verbmem_f": "verbmem", "knowmem_f": "forget_qa", "knowmem_r": "retain_qa"}
+# Metric -> which value is best; zero is the retrained model's.
+WANTED = {"verbmem_f": "low", "knowmem_f": "low", "privleak": "zero", "knowmem_r": "high"}
 NEW_TOKENS = {"verbmem": 128, "forget_qa": 32, "retain_qa": 32}
 # Where an answer ends at the latest: there the model has begun another question.
 ANSWER_END = re.compile("\n\n|\nQuestion|Question:")

@@ -1,7 +1,7 @@
 """Which parameters hold the forget set: gradient moments, and the importance that follows from them."""
 
 from unlora.fisher.convergence import moments_until_stable
-from unlora.fisher.importance import IMPORTANCE_METHODS, relative_importance
+from unlora.fisher.importance import IMPORTANCE_METHODS, normalised_rows, relative_importance
 from unlora.fisher.moments import Moments, gradient_moments
 from unlora.fisher.storage import load_importance, save_importance
 
@@ -11,6 +11,7 @@ __all__ = [
     "gradient_moments",
     "load_importance",
     "moments_until_stable",
+    "normalised_rows",
     "relative_importance",
     "save_importance",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -122,6 +122,15 @@ def relative_importance(
         floor = epsilon * of_retain.mean() if smoothing == "relative" else of_retain.new_tensor(epsilon)
         ratio = of_forget.div_(of_retain.add_(floor.clamp(min=torch.finfo(torch.float32).tiny)))
         if normalised:
-            ratio.div_(ratio.sum(1).mean().clamp(min=torch.finfo(torch.float32).tiny))
+            ratio.div_(_scale(ratio.sum(1)))
         importance[name] = ratio.sum(1) if rows else ratio
     return importance
+
+
+def normalised_rows(importance: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """{module name: [out]} row sums with mean 1 in each layer: what `normalised` makes of them, afterwards."""
+    return {name: rows / _scale(rows) for name, rows in importance.items()}
+
+
+def _scale(rows: Tensor) -> Tensor:
+    return rows.mean().clamp(min=torch.finfo(torch.float32).tiny)

@@ -24,6 +24,14 @@ MAIN = (
     *("init", "loss", "retain_weight", "r", "lora_alpha", "learning_rate", "num_train_epochs", "max_steps", "seed"),
 )
 
+# What a plane says, by which of its values are better.
+PLANE = {
+    1: "Utility to the right, forgetting up: the retrained model marks the goal.",
+    -1: "Utility to the right, forgetting down: a retrained model would mark the goal.",
+    0: "Utility against the probability of the answers to forget. Lower is not better in itself: only a retrained "
+    "model's value would say how low it should be.",
+}
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -54,7 +62,8 @@ def run_page(run: Run) -> str:
         "summary": summary,
         "verdict": verdict(run, summary),
         "tiles": tiles(run, summary),
-        "plane": plane(run, summary),
+        "plane": plane(summary),
+        "scores": tables.scores_table(run, summary) if run.scores else None,
         "distributions": distributions(summary),
         "metrics": tables.metrics_table(run, summary) if run.logs else None,
         "membership": membership(run),
@@ -107,40 +116,29 @@ def tiles(run: Run, summary: Summary) -> list[tuple[str, str, str]]:
     if summary.kept is not None:
         kept = summary.kept
         note = f"95 % interval {100 * kept.low:.1f} to {100 * kept.high:.1f} %"
-        rows.append(("Model utility kept", f"{100 * kept.value:.1f} %", note))
+        rows.append(("Utility kept", f"{100 * kept.value:.1f} %", note))
     retain = summary.mean("retain", "probability", "unlearned")
     if retain is not None:
         rows.append(("Probability of the answers to keep", f"{retain.value:.3f}", three("retain", "probability")))
+    if not summary.means:
+        for name, values in summary.scores.items():
+            if "unlearned" in values:
+                found = {model: value for model, value in values.items() if model != "unlearned"}
+                note = ", ".join(f"{model} {value.value:.3g}" for model, value in found.items())
+                rows.append((name, f"{values['unlearned'].value:.3g}", note))
     return rows
 
 
-def plane(run: Run, summary: Summary) -> Plot | None:
-    """Utility against forget quality; against the forget probability where there is no retrained model."""
-    models = [model for model in run.logs if model in summary.utility]
-    quality = "unlearned" in summary.quality
-    points = []
-    for model in models:
-        log = summary.log_quality(model)
-        y = _exact(log) if quality and log is not None else summary.mean("forget", "probability", model)
-        if y is not None and (log is not None or not quality):
-            points.append(plots.Point(model, summary.utility[model], y, plots.MODELS[model]))
-    if not points:
+def plane(summary: Summary) -> Plot | None:
+    """Utility against forgetting, of all models."""
+    axes = summary.axes
+    if axes is None:
         return None
-    if quality:
-        caption = "Utility to the right, forgetting up: the retrained model marks the goal. Whiskers: 95 % intervals."
-        svg = plots.plane(points, "model utility", "log₁₀ forget quality", level=-1.30103)
-    else:
-        caption = (
-            "Utility against the probability of the answers to forget. Lower is not better in itself: only a retrained "
-            "model's value would say how low it should be."
-        )
-        svg = plots.plane(points, "model utility", "probability of the answers to forget", level=None)
+    points = [plots.Point(model, *place, plots.MODELS[model]) for model, place in axes.points.items()]
+    caption = f"{PLANE[axes.better]} Whiskers: 95 % intervals."
     words = "; ".join(f"{point.label}: {point.x.value:.3f}, {point.y.value:.3g}" for point in points)
+    svg = plots.plane(points, axes.x, axes.y, axes.level)
     return Plot(plots.figure(svg, "Forgetting against utility", words), caption)
-
-
-def _exact(value: float) -> Estimate:
-    return Estimate(value, value, value)
 
 
 def distributions(summary: Summary) -> Plot | None:
@@ -174,12 +172,9 @@ def membership(run: Run) -> Plot | None:
     if run.membership is None:
         return None
 
-    def spread(area: Any) -> Estimate:
-        return Estimate(area.value, area.value - 1.96 * area.standard_error, area.value + 1.96 * area.standard_error)
-
-    found = {"unlearned": run.membership.areas, "retrained": run.membership.retrained}
+    found = run.membership.by_model()
     rows = [
-        plots.Row(name, {model: spread(areas[name]) for model, areas in found.items() if name in areas})
+        plots.Row(name, {model: areas[name].estimate() for model, areas in found.items() if name in areas})
         for name in run.membership.areas
     ]
     words = ", ".join(f"{name} {area.value:.3f}" for name, area in run.membership.areas.items())
@@ -220,7 +215,8 @@ def training(run: Run) -> list[Plot]:
         if rows:
             svg = plots.curve(rows, "step", label, level)
             words = f"from {rows[0][1]:.3g} at step {rows[0][0]:g} to {rows[-1][1]:.3g} at step {rows[-1][0]:g}"
-            found.append(Plot(plots.figure(svg, label.capitalize(), words), f"{label.capitalize()}: {words}."))
+            title = f"{label[0].upper()}{label[1:]}"
+            found.append(Plot(plots.figure(svg, title, words), f"{title}: {words}."))
     return found
 
 

@@ -32,12 +32,12 @@ MODELS = {"unlearned": 0, "retrained": 1, "original": 2}
 
 @dataclass(frozen=True)
 class Point:
-    """A point with intervals; `series` is its colour and shape."""
+    """A point with intervals; `series` is its colour and shape, None of what the others are compared with."""
 
     label: str
     x: Estimate
     y: Estimate
-    series: int
+    series: int | None
 
 
 @dataclass(frozen=True)
@@ -111,50 +111,78 @@ def colour(series: int | None) -> str:
     return INK if series is None else SERIES[series % len(SERIES)]
 
 
+def shape(series: int | None) -> str:
+    """The marker of a series."""
+    return "x" if series is None else MARKERS[series % len(MARKERS)]
+
+
 def plane(
     points: Sequence[Point], x: str, y: str, level: float | None = None, front: Sequence[tuple[float, float]] = ()
 ) -> Markup:
     """Points with intervals and labels; a dashed line at `level` of y, and a line through a Pareto front."""
+    from matplotlib.ticker import MaxNLocator
+
     with drawing("plane" + x + y) as (axes, done):
         if front:
             axes.plot(*zip(*sorted(front), strict=True), color=INK, lw=1, ls=":", zorder=1)
         for point in points:
             errors = [[[max(e.value - e.low, 0)], [max(e.high - e.value, 0)]] for e in (point.x, point.y)]
-            tone, marker = colour(point.series), MARKERS[point.series % len(MARKERS)]
+            tone, marker = colour(point.series), shape(point.series)
             bars = {"xerr": errors[0], "yerr": errors[1], "elinewidth": 1, "ecolor": tone}
             axes.errorbar(point.x.value, point.y.value, **bars, fmt=marker, color=tone, ms=6, zorder=2)
         axes.margins(0.14)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set(xlabel=x, ylabel=y)
         if level is not None:
             axes.axhline(level, color=INK, lw=0.8, ls="--", zorder=0)
             note = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "fontsize": 8}
             axes.annotate("p = 0.05", (0, level), (2, -10), **note)
         _label_points(axes, points)
-        axes.set(xlabel=x, ylabel=y)
     return done[0]
 
 
 def _label_points(axes: Any, points: Sequence[Point]) -> None:
-    """Labels beside the points, on the side with room, and the next one down where two would meet."""
-    low, high = axes.get_xlim()
-    bottom, top = axes.get_ylim()
-    taken: list[tuple[bool, float]] = []
+    """Labels beside the points, each at the first place that no point, whisker or earlier label takes."""
+    figure = axes.figure
+    figure.draw_without_rendering()  # the layout decides where points lie
+    unit = figure.dpi / 72
+    taken = [_box(axes, point) for point in points]
     for point in sorted(points, key=lambda point: -point.y.value):
-        left = point.x.value > (low + high) / 2
-        share = (point.y.value - bottom) / (top - bottom)
-        place = share
-        while any(side == left and abs(place - other) < 0.065 for side, other in taken):
-            place -= 0.065
-        taken.append((left, place))
-        offset = (-8 if left else 8, (place - share) * 160 + 6)
-        axes.annotate(
-            plain(point.label, 24),
-            (point.x.value, point.y.value),
-            offset,
-            textcoords="offset points",
-            ha="right" if left else "left",
-            va="center",
-            color=colour(point.series),
-        )
+        text, (x, y) = plain(point.label, 24), axes.transData.transform((point.x.value, point.y.value))
+        width, height = 5.2 * len(text) * unit, 11 * unit
+        low, high = axes.bbox.intervalx
+        best = None
+        for step in range(60):  # further and further from the point: above and below it, right and left
+            away = (step // 4 * 6 + 9) * (1 if step % 2 else -1)
+            left = step % 4 > 1
+            start = x - (6 * unit + width if left else -6 * unit)
+            box = (start, y + away * unit - height / 2, start + width, y + away * unit + height / 2)
+            free = low <= start and start + width <= high and not any(_meet(box, other) for other in taken)
+            if best is None or free:
+                best = (left, away, box)
+            if free:
+                break
+        assert best is not None
+        left, away, box = best
+        taken.append(box)
+        place = {"ha": "right" if left else "left", "va": "center", "color": colour(point.series)}
+        offset = (-6 if left else 6, away)
+        axes.annotate(text, (point.x.value, point.y.value), offset, textcoords="offset points", **place)
+
+
+Box = tuple[float, float, float, float]
+
+
+def _box(axes: Any, point: Point) -> Box:
+    """The pixels that a point and its whiskers take: left, bottom, right, top."""
+    ends = axes.transData.transform([(point.x.low, point.y.low), (point.x.high, point.y.high)])
+    (left, bottom), (right, top) = ends.tolist()
+    middle = axes.transData.transform((point.x.value, point.y.value)).tolist()
+    return min(left, middle[0] - 4), min(bottom, middle[1] - 4), max(right, middle[0] + 4), max(top, middle[1] + 4)
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def distributions(ratios: Mapping[str, Values], retrained: Values | None, series: Mapping[str, int | None]) -> Markup:
@@ -205,15 +233,21 @@ def curve(points: Sequence[tuple[float, float]], x: str, y: str, level: float | 
     return done[0]
 
 
-def dots(rows: Sequence[Row], series: Mapping[str, int], x: str, level: float | None = None) -> Markup:
-    """One line a row with its label, one dot a series, whiskers for intervals; the first row is at the top."""
-    with drawing("dots" + x, width=4.8, height=0.9 + 0.28 * len(rows)) as (axes, done):
+def dots(
+    rows: Sequence[Row], series: Mapping[str, int | None], x: str, level: float | None = None, legend: bool = False
+) -> Markup:
+    """One line a row with its label, one dot a series, whiskers for intervals; the first row is at the top.
+
+    A single series has a legend if asked for.
+    """
+    names = [name for name in series if any(name in row.values for row in rows)]
+    between = min(0.22, 0.8 / len(names))
+    with drawing("dots" + x, width=4.8, height=0.9 + 0.0616 / between * len(rows)) as (axes, done):
         if level is not None:
             axes.axvline(level, color=INK, lw=0.8, ls="--", zorder=0)
-        names = [name for name in series if any(name in row.values for row in rows)]
         for name in names:
             place = series[name]
-            shift = (names.index(name) - (len(names) - 1) / 2) * 0.22
+            shift = (names.index(name) - (len(names) - 1) / 2) * between
             chosen = [(at + shift, row.values[name]) for at, row in enumerate(rows) if name in row.values]
             errors = [
                 [max(e.value - e.low, 0) for _, e in chosen],
@@ -222,7 +256,7 @@ def dots(rows: Sequence[Row], series: Mapping[str, int], x: str, level: float | 
             axes.errorbar(
                 *([e.value for _, e in chosen], [at for at, _ in chosen]),
                 xerr=errors,
-                fmt=MARKERS[place % len(MARKERS)],
+                fmt=shape(place),
                 color=colour(place),
                 ms=4.5,
                 elinewidth=1,
@@ -233,7 +267,7 @@ def dots(rows: Sequence[Row], series: Mapping[str, int], x: str, level: float | 
         axes.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
         axes.grid(axis="y", lw=0.5)
         axes.set_axisbelow(True)
-        if len(names) > 1:
+        if legend or len(names) > 1:
             style: Any = {"ncols": 4, "frameon": False, "labelcolor": "linecolor", "handletextpad": 0.2}
             axes.figure.legend(loc="outside upper left", **style)
     return done[0]

@@ -12,40 +12,41 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from unlora.config import CONFIG, MEMBERSHIP
+from unlora.config import CONFIG, MEMBERSHIP, SCORES
 from unlora.errors import NOT_AVAILABLE, InputError, Problem
 from unlora.evals import Log, read_log
 from unlora.evals.tofu import TASKS
+from unlora.report.scores import Scores, parse_scores
+from unlora.report.statistics import Estimate, Measured
 
 T = TypeVar("T")
 # The files of a run that this reads, beside the configuration.
 METRICS, IMPORTANCE, RECORD = "metrics.json", "importance.safetensors", "record.json"
 ATTACKS = "attacks.json"
+# What `unlora bench` calls the log of a scoring command, in the folder that holds the run.
+BENCH_SCORES = "scores.json"
 # Model -> its evaluation log; the order in which models are shown.
 LOGS = {"original": "eval_before.json", "unlearned": "eval_after.json", "retrained": "eval_retrained.json"}
 
 
 @dataclass(frozen=True)
-class Area:
-    """How well one membership attack tells the forget set from unseen rows: area under the ROC curve."""
-
-    value: float
-    standard_error: float
-
-
-@dataclass(frozen=True)
 class Membership:
-    """What `unlora membership` found.
+    """What `unlora membership` found, or of MUSE's log the same.
 
     Args:
         sizes: examples by set, forget and holdout.
-        areas: by attack, under the unlearned model.
-        retrained: the same under the retrained model; empty if it is not known.
+        areas: by attack the area under the ROC curve of the forget set against unseen rows, of the unlearned model.
+        original, retrained: the same under these models; empty if not known.
     """
 
     sizes: dict[str, int]
-    areas: dict[str, Area]
-    retrained: dict[str, Area]
+    areas: dict[str, Measured]
+    original: dict[str, Measured]
+    retrained: dict[str, Measured]
+
+    def by_model(self) -> dict[str, dict[str, Measured]]:
+        """The areas of each model, in the order in which models are shown."""
+        return {"original": self.original, "unlearned": self.areas, "retrained": self.retrained}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,13 @@ class Attack:
     name: str
     setting: str
     models: dict[str, dict[str, float]]
+
+    def estimate(self, model: str, metric: str = "forget_probability") -> Estimate | None:
+        """With its interval over draws, normal; None where it was not measured."""
+        values = self.models.get(model, {})
+        if metric not in values:
+            return None
+        return Measured(values[metric], values.get(f"{metric}_se", 0.0)).estimate()
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class Run:
         settings: its configuration, one flat mapping of flags; absolute paths are cut to their last part.
         train: the trainer's log.
         logs: evaluation logs by model (original, unlearned, retrained), those that are there.
+        scores: the same of MUSE's or the harness's command.
         importance: by module the importance of its rows (or rows and columns).
         membership, attacks, record: what later commands, and the run itself, left.
     """
@@ -90,6 +99,7 @@ class Run:
     settings: dict[str, Any]
     train: list[dict[str, float]]
     logs: dict[str, Log]
+    scores: dict[str, Scores]
     importance: dict[str, NDArray[np.float64]]
     membership: Membership | None
     attacks: Attacks | None
@@ -105,8 +115,12 @@ class Run:
         return self.logs.get(model, {}).get(TASKS[name], {})
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Run:
     """Reads the folder of a finished `unlora unlearn`.
+
+    Args:
+        folder: where it is.
+        scored: by model the logs of MUSE's or the harness's command, where they are not in the folder.
 
     Raises:
         InputError: no such run, or a file in it that unlora did not write.
@@ -118,16 +132,45 @@ def read_run(folder: str | Path) -> Run:
     logs = {model: read_log(folder / name) for model, name in LOGS.items() if (folder / name).is_file()}
     for log in logs.values():
         _check_texts(folder, log)
+    scores = _read_scores(_scored(folder) if scored is None else scored)
+    membership = _read(folder / MEMBERSHIP, lambda text: _membership(json.loads(text)))
     return Run(
         folder=folder,
         settings=_read(folder / CONFIG, lambda text: _placeless(_mapping(yaml.safe_load(text)))) or {},
         train=_read(folder / METRICS, lambda text: _numbers(json.loads(text)["train"])) or [],
         logs=logs,
+        scores=scores,
         importance=_read_importance(folder / IMPORTANCE),
-        membership=_read(folder / MEMBERSHIP, lambda text: _membership(json.loads(text))),
+        membership=membership or _membership_of(scores),
         attacks=_read(folder / ATTACKS, lambda text: _attacks(json.loads(text)["attacks"])),
         record=_read(folder / RECORD, lambda text: _mapping(json.loads(text))) or {},
     )
+
+
+def _scored(folder: Path) -> dict[str, Path]:
+    """The logs in the folder; a bench keeps the run's own beside it."""
+    places = {model: [folder / name] for model, name in SCORES.items()}
+    places["unlearned"].append(folder.parent / BENCH_SCORES)
+    found = {model: next((path for path in paths if path.is_file()), None) for model, paths in places.items()}
+    return {model: path for model, path in found.items() if path is not None}
+
+
+def _read_scores(paths: Mapping[str, Path]) -> dict[str, Scores]:
+    retrained = _read(paths["retrained"], json.loads) if "retrained" in paths else None
+    read = {model: _read(path, lambda text: parse_scores(json.loads(text), retrained)) for model, path in paths.items()}
+    found = {model: scores for model, scores in read.items() if scores is not None}
+    if len({(scores.benchmark, tuple(scores.examples.items())) for scores in found.values()}) > 1:
+        reason, fix = "they are not of the same benchmark and examples", "measure all models in the same way"
+        raise InputError(Problem("RUN", ", ".join(map(str, paths.values())), reason, fix))
+    return found
+
+
+def _membership_of(scores: Mapping[str, Scores]) -> Membership | None:
+    """MUSE's log has the areas that its privacy leakage is made of."""
+    areas = {model: scores[model].areas if model in scores else {} for model in LOGS}
+    if not areas["unlearned"]:
+        return None
+    return Membership(scores["unlearned"].examples, areas["unlearned"], areas["original"], areas["retrained"])
 
 
 def _read(path: Path, parsed: Callable[[str], T]) -> T | None:
@@ -170,12 +213,13 @@ def _read_importance(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def _membership(log: Any) -> Membership:
-    def areas(metrics: Any) -> dict[str, Area]:
+    def areas(metrics: Any) -> dict[str, Measured]:
         rows = metrics["membership"].items()
-        return {str(name): Area(float(row["auc"]), float(row["standard_error"])) for name, row in rows}
+        return {str(name): Measured(float(row["auc"]), float(row["standard_error"])) for name, row in rows}
 
     sizes = {str(name): int(size) for name, size in log["metrics"]["examples"].items()}
-    return Membership(sizes, areas(log["metrics"]), areas(log["retrained"]) if log.get("retrained") else {})
+    original, retrained = (areas(log[model]) if log.get(model) else {} for model in ("original", "retrained"))
+    return Membership(sizes, areas(log["metrics"]), original, retrained)
 
 
 def _attacks(report: Any) -> Attacks:

@@ -6,6 +6,7 @@ for two models that are compared, so that an interval of a difference or a quoti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ Values = NDArray[np.float64]
 # By set and metric the values of all examples, each [examples].
 Columns = Mapping[str, Mapping[str, Values]]
 DRAWS, SEED, LEVEL = 1000, 0, 0.95
+# The standard errors that the middle `LEVEL` of a normal distribution lies within.
+SPREAD = 1.96
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,33 @@ class Estimate:
     def excludes_zero(self) -> bool:
         """Whether zero is outside the interval."""
         return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value and its standard error over the examples, 0 where that is not known."""
+
+    value: float
+    standard_error: float
+
+    def estimate(self) -> Estimate:
+        """With its interval of 95 %, normal."""
+        reach = SPREAD * self.standard_error
+        return Estimate(self.value, self.value - reach, self.value + reach)
+
+
+def exactly(value: float) -> Estimate:
+    """A value without an interval."""
+    return Estimate(value, value, value)
+
+
+def quotient(one: Measured, other: Measured) -> Estimate | None:
+    """As if the two did not vary together (to first order): wider than of the same examples. None where other is 0."""
+    if other.value <= 0:
+        return None
+    value = one.value / other.value
+    error = math.hypot(one.standard_error, value * other.standard_error) / other.value
+    return Measured(value, error).estimate()
 
 
 def interval(value: float, drawn: Values) -> Estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,21 @@ import numpy as np
 from unlora.evals import metrics
 from unlora.evals.tofu import TASKS, UTILITY, example_values, forget_truth_ratios
 from unlora.report.read import Run
-from unlora.report.statistics import Columns, Estimate, Values, difference, interval, mean_estimate, utility_draws
+from unlora.report.scores import Scores
+from unlora.report.statistics import (
+    Columns,
+    Estimate,
+    Values,
+    difference,
+    exactly,
+    interval,
+    mean_estimate,
+    quotient,
+    utility_draws,
+)
 
+# The level of every test.
+LEVEL = 0.05
 # What is shown of a set, in this order.
 SHOWN = {"probability": "probability", "rougeL_recall": "ROUGE-L recall", "truth_ratio": "truth ratio"}
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -20,30 +34,54 @@ SETS = {"forget": "Forget set", "retain": "Retain set", "real_authors": "Real au
 
 
 @dataclass(frozen=True)
+class Axes:
+    """The forget-utility plane of a benchmark.
+
+    Args:
+        x, y: the names of the axes.
+        better: 1 where more of y is better, -1 where less is; 0 where only a retrained model's value could say.
+        points: by model its x and y.
+        level: of y, where a test draws its line.
+    """
+
+    x: str
+    y: str
+    better: int
+    points: dict[str, tuple[Estimate, Estimate]]
+    level: float | None = None
+
+
+@dataclass(frozen=True)
 class Summary:
-    """Everything that is computed from the evaluation logs; what they cannot give is missing or None.
+    """Everything that is computed from the logs of evaluations; what they cannot give is missing or None.
 
     Args:
         examples: by set how many were evaluated.
         means: {set: {metric: {model: mean over examples}}}.
-        utility: by model TOFU's model utility, the harmonic mean of `terms` means.
-        terms: how many.
+        utility: by model TOFU's model utility, the harmonic mean of `terms` means, or that of another benchmark.
+        utility_name: which.
+        terms: how many; 0 of another benchmark.
         kept: the unlearned model's utility over the original's.
         ratios: by model the forget set's geometric truth ratios, [examples].
         quality: by model forget quality, the p-value against the retrained model's truth ratios.
         fall: forget-answer probability, unlearned minus original.
         gap: the same, unlearned minus retrained.
+        scores: {metric of another benchmark: {model: value}}.
+        axes: what the plane is drawn of.
     """
 
     examples: dict[str, int]
     means: dict[str, dict[str, dict[str, Estimate]]]
     utility: dict[str, Estimate]
+    utility_name: str
     terms: int
     kept: Estimate | None
     ratios: dict[str, Values]
     quality: dict[str, float]
     fall: Estimate | None
     gap: Estimate | None
+    scores: dict[str, dict[str, Estimate]]
+    axes: Axes | None
 
     def log_quality(self, model: str) -> float | None:
         """log10 of the forget quality."""
@@ -68,17 +106,61 @@ def summarise_run(run: Run) -> Summary:
     known = ratios.get("retrained")
     quality = {} if known is None else {model: metrics.forget_quality(ratios[model], known) for model in ratios}
     probabilities = {model: sets["forget"]["probability"] for model, sets in values.items() if _asked(sets)}
+    other = {model: of_model.utility for model, of_model in run.scores.items() if of_model.utility is not None}
+    kept = _kept(utility, draws)
+    if not utility and {"original", "unlearned"} <= other.keys():
+        kept = quotient(other["unlearned"], other["original"])
     return Summary(
         examples={name: max(len(_first(sets[name])) for sets in values.values() if name in sets) for name in means},
         means=means,
-        utility=utility,
+        utility=utility or {model: value.estimate() for model, value in other.items()},
+        utility_name="model utility" if utility else _axis_name(run.scores, 0),
         terms=sum(map(len, columns["unlearned"].values())) if "unlearned" in columns else 0,
-        kept=_kept(utility, draws),
+        kept=kept,
         ratios=ratios,
         quality=quality,
         fall=_difference(run, probabilities, "original"),
         gap=_difference(run, probabilities, "retrained"),
+        scores=_by_metric(run.scores),
+        axes=_axes(run, utility, quality, means),
     )
+
+
+def _axis_name(scores: Mapping[str, Scores], place: int) -> str:
+    return next((of_model.axes[place] for of_model in scores.values()), "")
+
+
+def _by_metric(scores: Mapping[str, Scores]) -> dict[str, dict[str, Estimate]]:
+    names = dict.fromkeys(name for of_model in scores.values() for name in of_model.metrics)
+    return {
+        name: {
+            model: of_model.metrics[name].estimate() for model, of_model in scores.items() if name in of_model.metrics
+        }
+        for name in names
+    }
+
+
+def _axes(
+    run: Run,
+    utility: Mapping[str, Estimate],
+    quality: Mapping[str, float],
+    means: Mapping[str, Mapping[str, Mapping[str, Estimate]]],
+) -> Axes | None:
+    """Of TOFU's evaluation where it has a forget quality, else of another benchmark, else of the probability alone."""
+    if utility and "unlearned" in quality:
+        logs = {model: exactly(math.log10(quality[model])) for model in utility if model in quality}
+        points = {model: (utility[model], log) for model, log in logs.items()}
+        return Axes("model utility", "log₁₀ forget quality", 1, points, math.log10(LEVEL))
+    points = {
+        model: (of_model.utility.estimate(), of_model.forgetting.estimate())
+        for model, of_model in run.scores.items()
+        if of_model.utility is not None and of_model.forgetting is not None
+    }
+    if points:
+        return Axes(_axis_name(run.scores, 0), _axis_name(run.scores, 1), -1, points)
+    probability = means.get("forget", {}).get("probability", {})
+    points = {model: (utility[model], probability[model]) for model in utility if model in probability}
+    return Axes("model utility", "probability of the answers to forget", 0, points) if points else None
 
 
 def _means(name: str, values: dict[str, dict[str, dict[str, Values]]]) -> dict[str, dict[str, Estimate]]:

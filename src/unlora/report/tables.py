@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from unlora.evals.tofu import TASKS, example_values
-from unlora.report.read import LOGS, Area, Run
-from unlora.report.statistics import Estimate, Values
+from unlora.report.read import LOGS, Run
+from unlora.report.statistics import Estimate, Measured, Values
 from unlora.report.summary import SETS, SHOWN, Summary, p_value, prompts
 
 # How many examples of a set are shown.
@@ -40,11 +40,15 @@ class Table:
 
 @dataclass(frozen=True)
 class ShownToken:
-    """A token of the reference answer, its probability by model, and what unlearning changed, if that is known."""
+    """A token of the reference answer, its probability by model, and what unlearning changed, if that is known.
+
+    `end` says that it only ends the text.
+    """
 
     text: str
     probability: Mapping[str, float]
     change: float | None
+    end: bool
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,23 @@ def metrics_table(run: Run, summary: Summary) -> Table:
         for metric, by_model in metrics.items():
             cells = [estimate_cell(by_model.get(model)) for model in run.logs]
             rows.append([Cell(f"{SETS[name]}: {SHOWN[metric]}", f"{summary.examples[name]} examples"), *cells])
-    utility = [estimate_cell(summary.utility.get(model)) for model in run.logs]
-    rows.append([Cell("Model utility", f"harmonic mean of {summary.terms} means"), *utility])
+    if summary.terms:
+        utility = [estimate_cell(summary.utility.get(model)) for model in run.logs]
+        rows.append([Cell("Model utility", f"harmonic mean of {summary.terms} means"), *utility])
     if summary.quality:
         quality = [Cell(*_quality(summary, model)) for model in run.logs]
         rows.append([Cell("Forget quality (p)", "log₁₀ p below it"), *quality])
     return Table("Means over the examples with 95 % intervals", ["Metric", *map(str.capitalize, run.logs)], rows)
+
+
+def scores_table(run: Run, summary: Summary) -> Table:
+    """Every metric of another benchmark."""
+    benchmark = next(iter(run.scores.values())).benchmark
+    models = [model for model in LOGS if model in run.scores]
+    rows = [
+        [Cell(name), *(estimate_cell(values.get(model)) for model in models)] for name, values in summary.scores.items()
+    ]
+    return Table(f"{benchmark}, with 95 % intervals", ["Metric", *map(str.capitalize, models)], rows)
 
 
 def _quality(summary: Summary, model: str) -> tuple[str, str]:
@@ -90,12 +105,12 @@ def _quality(summary: Summary, model: str) -> tuple[str, str]:
 def membership_table(run: Run) -> Table:
     """Every membership attack."""
     assert run.membership is not None
-    columns = (run.membership.areas, run.membership.retrained)
-    rows = [[Cell(name), *(_area_cell(areas.get(name)) for areas in columns)] for name in run.membership.areas]
-    return Table("AUC ± standard error (DeLong)", ["Attack", "Unlearned", "Retrained"], rows)
+    models = run.membership.by_model()
+    rows = [[Cell(name), *(_area_cell(areas.get(name)) for areas in models.values())] for name in run.membership.areas]
+    return Table("AUC ± standard error (DeLong)", ["Attack", *map(str.capitalize, models)], rows)
 
 
-def _area_cell(area: Area | None) -> Cell:
+def _area_cell(area: Measured | None) -> Cell:
     return Cell(MISSING) if area is None else Cell(f"{area.value:.3f}", f"± {area.standard_error:.3f}")
 
 
@@ -135,16 +150,14 @@ def training_table(run: Run) -> Table:
 
 
 def importance_tables(run: Run) -> list[Table]:
-    """By layer and module the mean importance of the rows, where it differs, and how much single rows stand out."""
-    values = {name: array for name, array in run.importance.items() if array.mean() > 0}
-    means = {name: float(array.mean()) for name, array in values.items()}
-    spreads = {name: float(array.std()) / means[name] for name, array in values.items()}
-    found = []
-    if means and max(means.values()) > 1.001 * min(means.values()):
-        found.append(_heat("Mean importance of a layer's rows", means))
-    if spreads:
-        found.append(_heat("How much single rows stand out (standard deviation over mean)", spreads))
-    return found
+    """By layer and module the mean importance of the rows, and how much single rows stand out."""
+    means = {name: float(array.mean()) for name, array in run.importance.items()}
+    spreads = {name: float(array.std()) / means[name] for name, array in run.importance.items() if means[name] > 0}
+    captions = {
+        "Mean importance of a layer's rows": means,
+        "How much single rows stand out (standard deviation over mean)": spreads,
+    }
+    return [_heat(caption, values) for caption, values in captions.items() if values]
 
 
 def _heat(caption: str, values: Mapping[str, float]) -> Table:
@@ -217,13 +230,13 @@ def _sample(run: Run, name: str, models: Sequence[str], probability: Mapping[str
     return Sample(
         question=prompt.removeprefix("Question: ").removesuffix("Answer:").rstrip(),
         reference=reference,
-        tokens=_tokens(run, name, models, place),
+        tokens=_tokens(run, name, models, place, reference),
         answers={model: row[1] for model, row in rows.items()},
         probability={model: float(values[place]) for model, values in probability.items()},
     )
 
 
-def _tokens(run: Run, name: str, models: Sequence[str], place: int) -> list[ShownToken]:
+def _tokens(run: Run, name: str, models: Sequence[str], place: int, reference: str) -> list[ShownToken]:
     texts, losses = {}, {}
     for model in models:
         task = run.task(model, name)
@@ -232,11 +245,12 @@ def _tokens(run: Run, name: str, models: Sequence[str], place: int) -> list[Show
             texts[model], losses[model] = task["gt_tokens"][index], task["gt_token_loss"][index]
     own = texts.get("unlearned", [])
     same = [model for model in texts if texts[model] == own]
+    ends = "".join(own[:-1]).strip() == reference.strip()
     found = []
     for at, text in enumerate(own):
         chances = {model: float(np.exp(-losses[model][at])) for model in same}
         change = chances["unlearned"] - chances["original"] if "original" in chances else None
-        found.append(ShownToken(text if at else text.lstrip(), chances, change))
+        found.append(ShownToken(text if at else text.lstrip(), chances, change, ends and at == len(own) - 1))
     return found
 
 
