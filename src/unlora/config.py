@@ -330,10 +330,10 @@ class ImportanceConfig:
         return {name: getattr(self, name) for name in ("smoothing", "epsilon", "centred")}
 
     def estimate(self) -> dict[str, object]:
-        """The settings that change the result, as they enter the key of the importance file."""
+        """The settings that change what is measured, as they enter the key of the importance file."""
         from unlora.initialisers import INITIALISERS
 
-        unread = {"importance_file", *(OF_BATCHES if self.moments_per == "example" else ())}
+        unread = {"importance_file", "normalised", *(OF_BATCHES if self.moments_per == "example" else ())}
         names = [name for name in ("init", *INITIALISERS[self.init].reads) if name not in unread]
         return {name: getattr(self, name) for name in names}
 

@@ -33,6 +33,7 @@ from unlora.config import (
 from unlora.data.sources import HUB_ID, Record, Stream, load_records
 from unlora.errors import InputError, Problem
 from unlora.files import write_json
+from unlora.forgotten import FORGOTTEN
 from unlora.hashes import adapter_sha256, base_sha256, file_sha256, rows_sha256
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 # The log of the retrained model in a run's folder.
 RETRAINED = "eval_retrained.json"
 # What a run leaves as evidence, beside its adapter.
-EVIDENCE = ("eval_before.json", "eval_after.json", RETRAINED, "metrics.json", "samples.jsonl")
+EVIDENCE = ("eval_before.json", "eval_after.json", RETRAINED, "metrics.json", "samples.jsonl", FORGOTTEN)
 # What stands for the name of a local set.
 LOCAL = "a local file"
 # What stands for a run's folder that is not to be named.
