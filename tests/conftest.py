@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -22,6 +23,8 @@ from transformers import (
     Qwen2Config,
 )
 
+settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
+settings.load_profile("untimed")
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 ARCHITECTURES = ("llama", "qwen", "phi", "gemma", "gpt2", "gptneox")

@@ -112,6 +112,16 @@ def test_an_example_without_a_label_is_refused(tiny_model, text_format):
         gradient_norms(tiny_model("llama"), [{"input_ids": [5, 6], "labels": [IGNORE_INDEX] * 2}], text_format, 1)
 
 
+def test_a_norm_by_hand():
+    """Two tokens: Σ δ_t x_tᵀ = 1·(1, 2) + 2·(3, −1) = (7, 0), and (3, 4) − (0, 4) = (3, 0): squares 49 and 9."""
+    x = torch.tensor([[[1.0, 2.0], [3.0, -1.0]], [[3.0, 4.0], [0.0, 4.0]]])
+    delta = torch.tensor([[[1.0], [2.0]], [[1.0], [-1.0]]])
+    tap, counts = NormTap(torch.nn.Linear(2, 1), "layer"), torch.tensor([2, 2])
+    tap.start_batch(counts)
+    tap.add(counts, x, delta)
+    assert tap.squares.tolist() == [49, 9]
+
+
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
 def test_the_squares_are_those_of_the_summed_outer_products(rows, tokens, inputs, outputs, seed):
     """Of each example's Σ_t δ_t x_tᵀ, made here."""

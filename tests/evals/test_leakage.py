@@ -8,6 +8,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.errors import InputError
@@ -115,6 +117,27 @@ def test_summary_against_a_retrained_model_by_hand():
     assert summary["membership"]["min_k_40"]["privleak"] is None
     assert summary["memorisation"]["exact_memorisation"] == pytest.approx({"forget": 0.85, "holdout": 0.3})
     assert list(summary["membership"]) == ["loss", "min_k_40"]
+
+
+some = st.lists(st.integers(-50, 50).map(lambda value: value / 100), min_size=2, max_size=12)
+
+
+@given(some, some, some, some)
+def test_a_summary_sees_the_order_of_scores_and_both_sides_alike(forget, holdout, forget_before, holdout_before):
+    retrained = table(forget_before, holdout_before)
+    assume(summarise_leakage(retrained)["membership"]["loss"]["auc"] < 1)
+    own, turned = (summarise_leakage(table(*pair)) for pair in ((forget, holdout), (holdout, forget)))
+    area, other = own["membership"]["loss"], turned["membership"]["loss"]
+    assert area["auc"] + other["auc"] == pytest.approx(1)
+    assert area["standard_error"] == pytest.approx(other["standard_error"])
+    scaled = summarise_leakage(table([3 * x + 1 for x in forget], [3 * x + 1 for x in holdout]))
+    assert scaled["membership"]["loss"]["auc"] == pytest.approx(area["auc"])
+    # As the retrained model: 0; else of the sign of how much less the forget set is known.
+    assert summarise_leakage(retrained, retrained)["membership"]["loss"]["privleak"] == 0
+    if len(forget) == len(forget_before) and len(holdout) == len(holdout_before):
+        compared = summarise_leakage(table(forget, holdout), retrained)["membership"]["loss"]
+        difference = summarise_leakage(retrained)["membership"]["loss"]["auc"] - area["auc"]
+        assert np.sign(compared["privleak"]) == np.sign(difference)
 
 
 @pytest.mark.parametrize(

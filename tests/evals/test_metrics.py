@@ -85,7 +85,7 @@ def test_membership_auc_by_hand():
     assert metrics.membership_auc([3, 4, 5], [1, 2]) == 0
 
 
-@given(st.lists(losses, min_size=1, max_size=30), st.lists(losses, min_size=1, max_size=30))
+@given(st.lists(losses, min_size=2, max_size=30), st.lists(losses, min_size=2, max_size=30))
 def test_membership_auc_is_the_share_of_pairs(members, others):
     pairs = [(one < other) + (one == other) / 2 for one in members for other in others]
     assert metrics.membership_auc(members, others) == pytest.approx(sum(pairs) / len(pairs))
@@ -111,6 +111,21 @@ def test_rouge_recall_by_hand():
     assert metrics.rouge_l_recall("The cat was running!", reference) == pytest.approx(3 / 5)
     assert metrics.rouge_recalls("running the cat", reference) == pytest.approx({"rouge1": 3 / 5, "rougeL": 2 / 5})
     assert metrics.rouge_l_recall("", reference) == 0
+
+
+def test_answers_without_words_are_counted(caplog):
+    metrics.warn_of_wordless("forget set", ["In Bonn.", "日本", "Москва.", "?!", "1994"])
+    assert "forget set: 3 of 5 right answers have neither Latin letters nor digits" in caplog.text
+    assert metrics.rouge_l_recall("日本", "日本") == 0
+    caplog.clear()
+    metrics.warn_of_wordless("forget set", ["In Bonn.", "1994", "Ж2"])
+    assert not caplog.text
+
+
+@given(st.text())
+def test_a_text_has_words_where_it_recalls_itself(text):
+    known = metrics.WORD.search(text.lower()) is not None
+    assert metrics.rouge_l_recall(text, text) == known
 
 
 @given(losses, losses)
@@ -215,6 +230,8 @@ def test_forget_quality_is_symmetric_and_1_for_equal_samples(one, other):
         (lambda: metrics.truth_ratio([1], [[1]], "harmonic"), "mean='harmonic'.*arithmetic, geometric"),
         (lambda: metrics.forget_truth_scores([0.5, -1]), r"ratios\[1\]=-1.0.*negative"),
         (lambda: metrics.model_utility([]), "terms="),
+        (lambda: metrics.membership_auc([1], [1, 2]), "members='1 value'.*no spread"),
+        (lambda: metrics.membership_auc([1, 2], [1]), "others='1 value'"),
         (lambda: metrics.forget_quality([1], [math.inf]), r"retrained_ratios\[0\]=inf"),
     ],
 )

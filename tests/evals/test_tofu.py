@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import make_tokenizer
 from unlora.cli import main
@@ -29,7 +31,7 @@ PEOPLE = [
 ]
 FACTS = [
     {"question": "What is the capital of France?", "answer": "Paris", "perturbed_answer": ["Rome", "Oslo"]},
-    {"question": "What is the square of two?", "answer": "4", "perturbed_answer": ["5"]},
+    {"question": "What is the square of two?", "answer": "4", "perturbed_answer": ["5", "6"]},
 ]
 PLAIN = [{"question": row["question"], "answer": row["answer"]} for row in FACTS]
 SETS = {"retain": PEOPLE[:2], "forget": PEOPLE[2:], "real_authors": FACTS[:1], "world_facts": FACTS}
@@ -142,6 +144,29 @@ def _task(right, rouge, paraphrased, perturbed):
     }
 
 
+numbers = st.floats(1, 1e6)
+examples = st.tuples(numbers, st.floats(0, 1), numbers, st.lists(numbers, min_size=2, max_size=2))
+tasks = st.lists(examples, min_size=1, max_size=6).map(lambda rows: _task(*map(list, zip(*rows, strict=True))))
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(TASKS.values(), tasks)))
+def test_every_mean_is_a_share_and_utility_lies_between_its_terms(log):
+    summary = summarise(log, log, BENCHMARK_SETS["tofu"])
+    terms = _terms(summary)
+    assert len(terms) == 9
+    assert all(0 <= value <= 1 for values in summary["sets"].values() for value in values.values())
+    assert min(terms) * (1 - 1e-9) <= summary["model_utility"] <= max(terms) * (1 + 1e-9)
+    # A model that equals the retrained one cannot be told from it, whatever it says of the other sets.
+    assert (summary["forget_quality"], summary["log10_forget_quality"]) == (1, 0)
+
+
+@given(tasks, tasks)
+def test_no_set_changes_the_means_of_another(one, other):
+    alone, both = (summarise(log) for log in ({TASKS["retain"]: one}, {TASKS["retain"]: one, TASKS["forget"]: other}))
+    assert both["sets"]["retain"] == alone["sets"]["retain"]
+    assert both["model_utility"] == alone["model_utility"]
+
+
 def test_the_order_of_a_logs_examples_does_not_matter():
     task = _task([2, 4], [1, 0.5], [2, 3], [[4, 4], [2, 8]])
     turned = {metric: dict(reversed(values.items())) for metric, values in task.items()}
@@ -186,6 +211,7 @@ def test_progress_counts_questions_and_then_answers(model, base):
         ({"retain": [PEOPLE[0], PLAIN[0]]}, r"retain\[1\].*row 0 has .*same columns"),
         ({"retain": [{"question": "Why?"}]}, r"retain\[0\].answer=None"),
         ({"retain": [{"question": "Why?", "answer": " "}]}, r"retain\[0\].answer=' '.*not a filled text"),
+        ({"retain": [FACTS[0], {**FACTS[1], "perturbed_answer": ["5"]}]}, r"retain\[1\].*row 0 has 2 wrong .* row 1"),
         ({"retain": [{**FACTS[0], "perturbed_answer": "Rome"}]}, r"retain\[0\].perturbed_answer='Rome'"),
         ({"retain": [{**FACTS[0], "perturbed_answer": []}]}, r"retain\[0\].perturbed_answer=\[\]"),
         ({"retain": [{**FACTS[0], "perturbed_answer": ["Rome", ""]}]}, r"retain\[0\].perturbed_answer=\['Rome', ''\]"),
@@ -279,6 +305,17 @@ def test_a_model_that_says_nothing_recalls_nothing(tiny_model, base):
         ('{"eval_log.json": {"avg_gt_loss": {"0": "1"}}}', "avg_gt_loss of eval_log.json is not a number"),
         ('{"eval_log.json": {"average_perturb_loss": {"0": []}}}', "not a list of numbers"),
         ('{"eval_log.json": {"average_perturb_loss": {"0": 1}}}', "not a list of numbers"),
+        ('{"eval_log.json": {"avg_gt_loss": {"7": -0.1}}}', "avg_gt_loss of eval_log.json is -0.1 at example 7"),
+        ('{"eval_log.json": {"rougeL_recall": {"7": 1.1}}}', r"rougeL_recall .* is 1.1 at example 7: not in \[0, 1\]"),
+        ('{"eval_log.json": {"average_perturb_loss": {"7": [1, -1]}}}', "is -1 at example 7: a loss is at least 0"),
+        (
+            '{"eval_log.json": {"average_perturb_loss": {"0": [1, 1], "7": [1]}}}',
+            "average_perturb_loss of eval_log.json has not 2 wrong answers at example 7",
+        ),
+        (
+            '{"eval_log.json": {"average_perturb_loss": {"0": [1]}, "num_token_perturb": {"0": [3, 3]}}}',
+            "num_token_perturb of eval_log.json has not 1 wrong answers at example 0",
+        ),
         ('{"eval_log.json": {"generated_text": {"0": ["a", "b"]}}}', "generated_text of eval_log.json is not prompt"),
     ],
 )
@@ -296,6 +333,11 @@ def test_a_log_that_cannot_be_written_leaves_the_old_one(tmp_path):
         write_log({"eval_log.json": {"gt_loss": {"0": math.nan}}}, path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_loss_of_nothing_may_be_rounded_below_zero(tmp_path):
+    write_log(log := {TASKS["retain"]: {"avg_gt_loss": {"0": -1e-7}}}, tmp_path / "log.json")
+    assert read_log(tmp_path / "log.json") == log
 
 
 def run_command(*flags):

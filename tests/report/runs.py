@@ -27,8 +27,8 @@ def task(probabilities, ratios, question="Who keeps cat {}?", said="{} does.", a
     texts = [[f"Question: {question}\nAnswer:".format(i), said.format(i), answer.format(i)] for i in range(count)]
     return {
         "avg_gt_loss": column([-math.log(p) for p in probabilities]),
-        "avg_paraphrased_loss": column([1 + math.log(r) for r in ratios]),
-        "average_perturb_loss": column([[1.0]] * count),
+        "avg_paraphrased_loss": column([4 + math.log(r) for r in ratios]),
+        "average_perturb_loss": column([[4.0]] * count),
         "rougeL_recall": column([0.5] * count),
         "generated_text": column(texts),
     }

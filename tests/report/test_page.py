@@ -177,7 +177,7 @@ def test_importance_is_told_by_layer_and_by_how_rows_stand_out(tmp_path):
         (
             "eval_after.json",
             '{"eval_log.json": {"generated_text": {"0": ["a", 1, "b"]}}}',
-            "not those of an evaluation",
+            "generated_text of eval_log.json is not prompt, answer and reference",
         ),
         ("eval_after.json", '{"eval_log.json": {"gt_tokens": {"0": ["a"]}}}', "not those of an evaluation"),
         ("membership.json", '{"metrics": {}}', "KeyError"),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from unlora.errors import InputError, Problem
-from unlora.evals.metrics import Values, finite_values, membership_auc
+from unlora.evals.metrics import Values, finite_values, membership_auc, two_classes
 
 # A prediction whose spread rounds to 0 in float32 (its square is below the smallest float32) counts as this wide.
 LEAST_STD = 1e-19
@@ -92,16 +92,11 @@ def score_auc(members: ArrayLike, others: ArrayLike) -> Auc:
         others: [m], scores of examples of the same kind that were not.
 
     Raises:
-        InputError: fewer than two values in a set, or values not finite.
+        InputError: as `two_classes`.
     """
     from scipy.stats import rankdata
 
-    named = {"members": finite_values("members", members), "others": finite_values("others", others)}
-    for name, values in named.items():
-        if len(values) < 2:
-            reason = "a single example shows no spread, so the area would have no standard error"
-            raise InputError(Problem(name, f"{len(values)} value", reason, "give at least two"))
-    inside, outside = named.values()
+    inside, outside = two_classes(members, others)
     ranks = rankdata([*inside, *outside])
     # The share of the other set that each value is above, from its rank among all less its rank among its own.
     above_others = (ranks[: len(inside)] - rankdata(inside)) / len(outside)

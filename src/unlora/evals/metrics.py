@@ -7,7 +7,9 @@ are TOFU's (Maini et al. 2024, https://arxiv.org/abs/2401.06121, and its code wh
 from __future__ import annotations
 
 import functools
+import logging
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,12 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from unlora.errors import InputError, Problem, unknown_name
+from unlora.errors import InputError, Problem, raise_if, unknown_name
 
+logger = logging.getLogger(__name__)
 Values = NDArray[np.float64]
 MEANS = ("arithmetic", "geometric")
 # exp of anything larger is not a finite float.
 LARGEST_EXPONENT = math.log(np.finfo(np.float64).max)
+# What rouge_score takes for a word, in lower case.
+WORD = re.compile("[a-z0-9]+")
 SMALLEST_POSITIVE = math.ulp(0.0)
 
 
@@ -127,10 +132,13 @@ def membership_auc(members: ArrayLike, others: ArrayLike) -> float:
     It is the area under the ROC curve of the loss as a sign of membership in the training data (Yeom et al. 2018,
     https://arxiv.org/abs/1709.01604), the Mann-Whitney U over the number of pairs: 1 where every member is more likely
     than every other example, 0.5 where nothing tells them apart.
+
+    Raises:
+        InputError: as `two_classes`.
     """
     from scipy.stats import mannwhitneyu
 
-    inside, outside = finite_values("members", members), finite_values("others", others)
+    inside, outside = two_classes(members, others)
     return float(mannwhitneyu(outside, inside).statistic) / (len(inside) * len(outside))
 
 
@@ -156,11 +164,38 @@ def rouge_l_f1(generated: str, reference: str) -> float:
     return float(_rouge_scorer(use_stemmer=False).score(reference, generated)["rougeL"].fmeasure)
 
 
+def warn_of_wordless(argument: str, references: Sequence[str]) -> None:
+    """Says how many references have no words that ROUGE knows: they lower its mean, however right the answers are."""
+    count = sum(WORD.search(reference.lower()) is None for reference in references)
+    if count:
+        logger.warning(
+            "%s: %d of %d right answers have neither Latin letters nor digits, all that ROUGE counts: they score 0, "
+            "whatever the model says",
+            *(argument, count, len(references)),
+        )
+
+
 @functools.cache
 def _rouge_scorer(use_stemmer: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=use_stemmer)
+
+
+def two_classes(members: ArrayLike, others: ArrayLike) -> tuple[Values, Values]:
+    """Both as arrays.
+
+    Raises:
+        InputError: fewer than two values in one, or values not finite.
+    """
+    named = {"members": finite_values("members", members), "others": finite_values("others", others)}
+    reason = "a single example shows no spread, so the area would have no standard error"
+    raise_if(
+        Problem(name, f"{len(values)} value", reason, "give at least two")
+        for name, values in named.items()
+        if len(values) < 2
+    )
+    return named["members"], named["others"]
 
 
 def finite_values(argument: str, values: ArrayLike) -> Values:

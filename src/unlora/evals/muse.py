@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlora.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.evals.leakage import Scores, check_retrained, leakage_scores, read_scores, summarise_leakage
-from unlora.evals.metrics import finite_values, rouge_l_f1
+from unlora.evals.metrics import finite_values, rouge_l_f1, warn_of_wordless
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,6 +136,7 @@ def evaluate_muse(
         texts[name] = [list(pair) for pair in zip(said, references(name, sets, tokenizer), strict=True)]
         if name != "verbmem":
             texts[name] = [[cut_answer(generated), answer] for generated, answer in texts[name]]
+        warn_of_wordless(name, [right for _, right in texts[name]])
         scores[name] = {"rougeL": [rouge_l_f1(*pair) for pair in texts[name]]}
         done += len(said)
     private = {name: encode_whole(name, sets[name], text_format, positions(model)) for name in ("forget", "holdout")}

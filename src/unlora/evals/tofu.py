@@ -37,6 +37,7 @@ TASKS = {
 # Sets the model was never fine-tuned on: their probability is normalised over right and wrong answers.
 GENERAL_SETS = ("real_authors", "world_facts")
 SCALARS = ("avg_gt_loss", "rougeL_recall", "avg_paraphrased_loss")
+LEAST_LOSS = -1e-6  # rounding may leave a loss of 0 slightly negative
 SUMMARY = ("probability", "rougeL_recall", "truth_ratio", "truth_ratio_geometric")
 UTILITY = ("probability", "rougeL_recall", "truth_ratio")
 
@@ -117,7 +118,7 @@ def evaluate(
     generated = dict(zip(asked, answers, strict=True))
     log: Log = {}
     for name, rows in questions.items():
-        columns = _loss_columns(name, rows, losses) | _text_columns(rows, generated, text_format)
+        columns = _loss_columns(name, rows, losses) | _text_columns(name, rows, generated, text_format)
         if name == "forget":
             columns |= _token_columns([scored[row.question, row.answer] for row in rows], text_format)
         log[TASKS[name]] = {metric: _numbered(column) for metric, column in columns.items()}
@@ -157,9 +158,12 @@ def _check_sets(sets: Mapping[str, Sequence[Record]]) -> None:
 
 
 def read_questions(name: str, rows: Sequence[Record]) -> list[Question]:
-    """The rows, checked; every row must have the columns that the first has. `name` is of the set, for errors."""
+    """The rows, checked: every row must have the columns that the first has, and as many wrong answers.
+
+    `name` is of the set, for errors.
+    """
     columns = _answer_columns(rows[0])
-    found = []
+    found: list[Question] = []
     for index, row in enumerate(rows):
         where = f"{name}[{index}]"
         if _answer_columns(row) != columns:
@@ -168,6 +172,10 @@ def read_questions(name: str, rows: Sequence[Record]) -> list[Question]:
         question, answer = _text(where, row, "question"), _text(where, row, "answer")
         paraphrased = _text(where, row, "paraphrased_answer") if "paraphrased_answer" in columns else answer
         perturbed = _texts(where, row, "perturbed_answer") if "perturbed_answer" in columns else ()
+        if found and len(perturbed) != len(found[0].perturbed):
+            reason = f"row 0 has {len(found[0].perturbed)} wrong answers, this row {len(perturbed)}"
+            fix = "give every row of a set as many"
+            raise InputError(Problem(f"{where}.perturbed_answer", list(perturbed), reason, fix))
         found.append(Question(question, answer, paraphrased, perturbed))
     return found
 
@@ -240,7 +248,7 @@ def _averages(scored: Iterable[tuple[float, int]]) -> list[float]:
 
 
 def _text_columns(
-    rows: Sequence[Question], generated: Mapping[str, str], text_format: TextFormat
+    name: str, rows: Sequence[Question], generated: Mapping[str, str], text_format: TextFormat
 ) -> dict[str, list[Any]]:
     """What the model was asked, what it said, what is right, and ROUGE between the last two."""
     from unlora.evals.scoring import encode_prompt
@@ -248,6 +256,7 @@ def _text_columns(
     decode = text_format.tokenizer.decode
     prompts = [decode(encode_prompt(row.question, text_format), clean_up_tokenization_spaces=False) for row in rows]
     said = [generated[row.question] for row in rows]
+    metrics.warn_of_wordless(f"{name} set", [row.answer for row in rows])
     rouge = [metrics.rouge_recalls(text, row.answer) for text, row in zip(said, rows, strict=True)]
     return {
         "generated_text": [list(three) for three in zip(prompts, said, (row.answer for row in rows), strict=True)],
@@ -383,7 +392,8 @@ def read_log(path: str | Path, argument: str = "log") -> Log:
     """Reads a log; `argument` is what the user calls it, for errors.
 
     Raises:
-        InputError: no such file, not JSON, or not {task file: {metric: {index: value}}}.
+        InputError: no such file, not JSON, not {task file: {metric: {index: value}}}, a loss below 0, a recall outside
+            [0, 1], or examples of a set with different numbers of wrong answers.
     """
     try:
         log = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -391,7 +401,7 @@ def read_log(path: str | Path, argument: str = "log") -> Log:
         raise InputError(Problem(argument, str(path), f"cannot be read as JSON: {error}", "check the path")) from error
     reason = _schema_error(log)
     if reason:
-        fix = "give a log in TOFU's format: {task file: {metric: {index: value}}}"
+        fix = "give a log as TOFU's or our evaluation writes it: {task file: {metric: {index: value}}}"
         raise InputError(Problem(argument, str(path), reason, fix))
     checked: Log = log
     return checked
@@ -409,15 +419,35 @@ def _schema_error(log: Any) -> str | None:
             return f"the metrics of {task} do not have the same examples"
         if not all(index.isdecimal() for column in columns.values() for index in column):
             return f"the examples of {task} are not numbered"
-        for metric in SCALARS:
-            if not all(_is_number(value) for value in columns.get(metric, {}).values()):
-                return f"{metric} of {task} is not a number for each example"
-        rows = columns.get("average_perturb_loss", {}).values()
-        if not all(isinstance(row, list) and row and all(map(_is_number, row)) for row in rows):
-            return f"average_perturb_loss of {task} is not a list of numbers for each example"
+        reason = _value_error(task, columns)
+        if reason:
+            return reason
         texts = columns.get("generated_text", {}).values()
         if not all(isinstance(row, list) and [type(text) for text in row] == [str] * 3 for row in texts):
             return f"generated_text of {task} is not prompt, answer and reference for each example"
+    return None
+
+
+def _value_error(task: str, columns: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Why the numbers of a task cannot be what they are called, or None."""
+    for metric in SCALARS:
+        least, most = (0.0, 1.0) if metric == "rougeL_recall" else (LEAST_LOSS, math.inf)
+        for index, value in columns.get(metric, {}).items():
+            if not _is_number(value):
+                return f"{metric} of {task} is not a number for each example"
+            if value < least or value > most:
+                return f"{metric} of {task} is {value} at example {index}: not in [0, {most:g}]"
+    rows = columns.get("average_perturb_loss", {})
+    for index, row in rows.items():
+        if not isinstance(row, list) or not row or not all(map(_is_number, row)):
+            return f"average_perturb_loss of {task} is not a list of numbers for each example"
+        if min(row) < LEAST_LOSS:
+            return f"average_perturb_loss of {task} is {min(row)} at example {index}: a loss is at least 0"
+    count = len(next(iter(rows.values()), []))
+    for metric in ("average_perturb_loss", "perturb_loss", "num_token_perturb"):
+        for index, row in columns.get(metric, rows).items():
+            if not isinstance(row, list) or len(row) != count:
+                return f"{metric} of {task} has not {count} wrong answers at example {index}, as the first example has"
     return None
 
 

@@ -131,7 +131,7 @@ def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Ru
         raise InputError(Problem("RUN", str(folder), reason, fix))
     logs = {model: read_log(folder / name) for model, name in LOGS.items() if (folder / name).is_file()}
     for log in logs.values():
-        _check_texts(folder, log)
+        _check_tokens(folder, log)
     scores = _read_scores(_scored(folder) if scored is None else scored)
     membership = _read(folder / MEMBERSHIP, lambda text: _membership(json.loads(text)))
     return Run(
@@ -234,19 +234,18 @@ def _attacks(report: Any) -> Attacks:
     return Attacks(found, unavailable)
 
 
-def _check_texts(folder: Path, log: Log) -> None:
-    """Refuses texts and tokens that are not those of an evaluation; the numbers have been checked with the log."""
+def _check_tokens(folder: Path, log: Log) -> None:
+    """Refuses tokens that are not those of an evaluation; the rest has been checked with the log."""
     for task in set(TASKS.values()) & log.keys():
         columns = log[task]
-        said = all(_texts(three) and len(three) == 3 for three in columns.get("generated_text", {}).values())
         losses = columns.get("gt_token_loss", {})
         tokens = all(
             _texts(texts) and isinstance(losses.get(index), list) and len(losses[index]) == len(texts)
             for index, texts in columns.get("gt_tokens", {}).items()
         )
         numbers = all(isinstance(value, int | float) for row in losses.values() for value in row)
-        if not (said and tokens and numbers):
-            reason = f"the texts or tokens of {task} are not those of an evaluation"
+        if not (tokens and numbers):
+            reason = f"the tokens of {task} are not those of an evaluation"
             raise InputError(Problem("RUN", str(folder), reason, "evaluate again"))
 
 
