@@ -90,7 +90,7 @@ def test_accuracy_is_that_of_the_likeliest_choice(model, tokenizer, tasks, setti
     assert len({0.25, craft, general}) == 3  # neither always the same letter, nor the same numbers by chance
 
 
-@hypothesis.settings(max_examples=8, deadline=None)
+@hypothesis.settings(max_examples=4, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6))
 def test_accuracy_of_any_model_on_any_number_of_questions(tiny_model, tokenizer, tasks, settings, seed, limit):
     model = tiny_model("llama", seed)
