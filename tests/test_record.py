@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from test_pipeline import RETAIN, flags, model_folder, write_rows  # noqa: F401 - a fixture
+from unlora.again import repeating
 from unlora.cli import main
 from unlora.config import ModelConfig
 from unlora.errors import InputError
 from unlora.hashes import adapter_sha256, base_sha256, rows_sha256
 from unlora.models import load_model
-from unlora.record import Clock, recorded_hashes, repeating, shown_folder, shown_name, verify
+from unlora.record import Clock, recorded_hashes, shown_folder, shown_name, verify
 
 FORGET, UNSEEN = (
     [
@@ -159,7 +160,7 @@ def statuses(capsys, run, *rest):
 
 
 PARTS = ("forget", "retain", "holdout", "eval_forget", "eval_retain", "base", "adapter")
-FILES = ("eval_before.json", "eval_after.json", "metrics.json", "samples.jsonl")
+FILES = ("eval_before.json", "eval_after.json", "metrics.json", "samples.jsonl", "forgotten.json")
 SAME = dict.fromkeys((*PARTS, *FILES), "unchanged")
 
 

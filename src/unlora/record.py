@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlora import __version__
+from unlora.again import ELSEWHERE, RETRAINED, repeating
 from unlora.config import (
     ADAPTER,
-    CONFIG,
     DataConfig,
     EvalConfig,
     ModelConfig,
@@ -41,14 +40,10 @@ if TYPE_CHECKING:
 
 RECORD = "record.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
-# The log of the retrained model in a run's folder.
-RETRAINED = "eval_retrained.json"
 # What a run leaves as evidence, beside its adapter.
 EVIDENCE = ("eval_before.json", "eval_after.json", RETRAINED, "metrics.json", "samples.jsonl", FORGOTTEN)
 # What stands for the name of a local set.
 LOCAL = "a local file"
-# What stands for a run's folder that is not to be named.
-ELSEWHERE = "RUN"
 # The metrics of metrics.json that are kept: not the log of every step.
 METRICS = ("before", "after", "compression")
 UNCHANGED, CHANGED, NOT_FOUND = "unchanged", "changed", "not found"
@@ -121,17 +116,6 @@ def shown_name(path: str) -> str:
     """A name on the hub as it is; of a path its last part alone, which tells nothing of the machine."""
     local = Path(path)
     return local.resolve().name if local.exists() or local.is_absolute() else path
-
-
-def repeating(run: str, log: bool) -> str:
-    """The command that repeats a run, said where it was started: relative paths in its settings start there.
-
-    Args:
-        run: its folder, as seen from there.
-        log: whether the retrained model's log is to be taken from it, since its settings name none.
-    """
-    parts = ["unlora", "unlearn", "--config", f"{run}/{CONFIG}", "--output_dir", f"{run}-again"]
-    return shlex.join([*parts, *(["--retrain_log", f"{run}/{RETRAINED}"] if log else [])])
 
 
 def shown_folder(folder: Path) -> str:

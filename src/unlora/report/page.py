@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from unlora.again import ELSEWHERE, repeating
 from unlora.files import write_text
-from unlora.record import ELSEWHERE, repeating
 from unlora.report import plots, tables
 from unlora.report.read import Run, read_run
 from unlora.report.statistics import Estimate, Values
