@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from conftest import CORPUS, make_tokenizer, tiny_config
 from unlora.attack import DIFFERENCE, differences, mean_of_draws
 from unlora.cli import main
+from unlora.cli.attack import print_attacks
 from unlora.evals.attacks import ATTACKS
 
 FORGET = [
@@ -85,6 +86,12 @@ def test_all_attacks_on_three_models(finished, run, retrained, capsys, monkeypat
     assert {path: after[path] for path in before} == before
 
     report = json.loads((run / "attacks.json").read_text())
+    monkeypatch.setenv("COLUMNS", "80")
+    print_attacks(report)
+    narrow = capsys.readouterr().out
+    assert "…" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "paraphrased_qu" in narrow
     assert report["models"]["retrained"] == retrained
     assert report["settings"]["learning_rate"] == 1e-2  # the run's own
     assert {attack: list(settings) for attack, settings in report["attacks"].items()} == {

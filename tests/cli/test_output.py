@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -30,12 +33,18 @@ def test_a_result_is_told_in_one_of_three_ways(mode, shown, capsys):
     assert capsys.readouterr().out == shown
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{shlex.quote(sys.executable)} -m unlora ls | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert result.stdout.count("\n") == 1
+    assert "Traceback" not in result.stderr
+    assert "BrokenPipe" not in result.stderr
+
+
 def test_what_is_printed_at_work_stands_in_no_result(capsys):
     for mode, expected in ((Mode(True, False), ("", "")), (Mode(False, True), ("", "work\nlog\n"))):
         with mode.running():
             print("work")
-            import sys
-
             print("log", file=sys.stderr)
         assert tuple(capsys.readouterr()) == expected
 

@@ -44,7 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from unlora.distributed import is_main
 
     if is_main():
-        return execute(argv)
+        try:
+            code = execute(argv)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # as in `unlora ls | head`: what is left is said to nobody, at the end too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_STOPPED
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         return execute(argv)
 

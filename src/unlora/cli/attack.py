@@ -17,6 +17,8 @@ METRICS = {
     "forget_rougeL_recall": "ROUGE-L recall",
     "retain_probability": "retain probability",
 }
+# Columns that the table takes with frame and errors in one line.
+WIDE = 100
 
 
 def run(argv: list[str]) -> Answer:
@@ -34,14 +36,20 @@ def run(argv: list[str]) -> Answer:
 
 def print_attacks(report: Mapping[str, Any]) -> None:
     """One row for each attack, setting and metric, one column for each model; of the forget set unless it says so."""
+    from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from unlora.attack import DIFFERENCE
     from unlora.errors import NOT_AVAILABLE
 
     columns = {"original": "original", "unlearned": "unlearned", "retrained": "retrained", DIFFERENCE: "difference"}
-    table = Table("attack", "metric", *columns.values())
+    console = Console()
+    wide = console.width >= WIDE
+    names = ("attack", "metric", *columns.values())
+    table = Table(
+        *(Column(name, overflow="fold") for name in names), box=box.HEAVY_HEAD if wide else box.SIMPLE, pad_edge=wide
+    )
     for attack, settings in report["attacks"].items():
         if NOT_AVAILABLE in settings:
             table.add_row(attack, f"{NOT_AVAILABLE}: {settings[NOT_AVAILABLE]}", end_section=True)
@@ -50,9 +58,8 @@ def print_attacks(report: Mapping[str, Any]) -> None:
             metrics = [name for name in METRICS if name in models["unlearned"]]
             for metric in metrics:
                 label = f"{attack}: {setting}" if metric == metrics[0] else ""
-                cells = (_cell(models[column], metric) for column in columns)
+                cells = (_cell(models[column], metric, " " if wide else "\n") for column in columns)
                 table.add_row(label, METRICS[metric], *cells, end_section=metric == metrics[-1])
-    console = Console()
     console.print(table)
     if report["models"]["retrained"] is None:
         console.print("retrained: not available; name a model that was trained without the forget set by --retrained")
@@ -60,8 +67,8 @@ def print_attacks(report: Mapping[str, Any]) -> None:
         console.print("difference: unlearned − retrained")
 
 
-def _cell(metrics: Mapping[str, float] | None, metric: str) -> str:
+def _cell(metrics: Mapping[str, float] | None, metric: str, between: str) -> str:
     if metrics is None:
         return "not available"
     error = metrics.get(f"{metric}_se")
-    return f"{metrics[metric]:.3f}" + ("" if error is None else f" ± {error:.3f}")
+    return f"{metrics[metric]:.3f}" + ("" if error is None else f"{between}± {error:.3f}")
