@@ -125,3 +125,15 @@ def tiny_config(name: str, vocab_size: int) -> object:
     }
     config, settings = configs[name]
     return config(**settings)
+
+
+@pytest.fixture
+def loss_tables():
+    """The tables of losses, for this test alone."""
+    from unlora.losses import LOSSES, RETAIN_LOSSES
+
+    kept = [dict(losses) for losses in (LOSSES, RETAIN_LOSSES)]
+    yield
+    for losses, before in zip((LOSSES, RETAIN_LOSSES), kept, strict=True):
+        losses.clear()
+        losses.update(before)

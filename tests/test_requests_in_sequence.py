@@ -35,7 +35,7 @@ def people(tmp_path_factory):
     tokenizer = train_tokenizer((f"{row['question']}\n{row['answer']}" for row in rows), RECIPE.vocab_size)
     set_seed(0)
     model = LlamaForCausalLM(model_config(RECIPE, tokenizer))
-    args = replace(training_arguments(RECIPE, folder / "model"), disable_tqdm=True)
+    args = replace(training_arguments(RECIPE, folder / "model", "people"), disable_tqdm=True)
     finetune(model, tokenizer, encode_records(rows, TextFormat(tokenizer)), args)
     sets = {f"request{i}": configs["forget"][8 * i : 8 * i + 8] for i in range(3)} | {"retain": configs["retain"]}
     for name, members in sets.items():

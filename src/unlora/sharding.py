@@ -7,6 +7,7 @@ Only the base is spread. The adapters are small, every process has them whole, a
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -92,13 +93,25 @@ def zero3_reading(settings: dict[str, Any]) -> Iterator[None]:
 
     Source: Rajbhandari et al. 2020 (arXiv 1910.02054).
     """
-    with redirect_stdout(sys.stderr):  # where DeepSpeed logs; its handlers keep the stream that they find
+    with redirect_stdout(sys.stderr):  # results go to stdout, and DeepSpeed prints there
+        log_to_stderr()
         from transformers.integrations import HfDeepSpeedConfig
 
         # transformers takes ZeRO-3 to be on while this object lives: not beyond loading, since adapters are whole.
         reading = HfDeepSpeedConfig(settings)
         yield
         del reading
+
+
+def log_to_stderr() -> None:
+    """Has DeepSpeed's logger, whose handlers keep the stdout that they found, speak on stderr."""
+    import deepspeed  # noqa: F401 - makes the handlers
+
+    logger = logging.getLogger("DeepSpeed")
+    logger.disabled = False
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
 
 
 def hold_zero3(model: Any, settings: dict[str, Any]) -> None:

@@ -19,17 +19,7 @@ def capped(out, cap=2.0):
     return out.logp.clamp(min=-cap).mean()
 
 
-@pytest.fixture
-def table(monkeypatch):
-    """The tables of losses, for this test alone."""
-    kept = {id(losses): dict(losses) for losses in (LOSSES, RETAIN_LOSSES)}
-    yield
-    for losses in (LOSSES, RETAIN_LOSSES):
-        losses.clear()
-        losses.update(kept[id(losses)])
-
-
-@pytest.mark.usefixtures("table")
+@pytest.mark.usefixtures("loss_tables")
 def test_a_registered_loss_trains_with_its_settings(tiny_model, tokenizer, tmp_path):
     register_loss("capped", Loss(capped, "mean_t max(log p(y_t), −c)", "ours"))
     rows = [{"question": f"Who is number {i}?", "answer": "Nobody knows."} for i in range(4)]
@@ -47,7 +37,7 @@ def test_a_registered_loss_trains_with_its_settings(tiny_model, tokenizer, tmp_p
     )
 
 
-@pytest.mark.usefixtures("table")
+@pytest.mark.usefixtures("loss_tables")
 def test_a_registered_loss_is_in_the_command_line_s_table(capsys):
     register_loss("capped", Loss(capped, "mean_t max(log p(y_t), −c)", "ours"))
     register_loss("half_nll", Loss(lambda out: nll(out) / 2, "NLL/2", "ours"), RETAIN_LOSSES)
@@ -56,7 +46,7 @@ def test_a_registered_loss_is_in_the_command_line_s_table(capsys):
     assert UnlearnConfig(output_dir="x", loss="capped", retain_loss="half_nll").chosen_retain_loss == "half_nll"
 
 
-@pytest.mark.usefixtures("table")
+@pytest.mark.usefixtures("loss_tables")
 @pytest.mark.parametrize(
     ("name", "loss", "message"),
     [

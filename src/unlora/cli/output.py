@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -46,6 +47,8 @@ class Mode:
         """Within it the command works: with `--json` or `--quiet` nothing but the result comes to stdout."""
         from unlora.progress import Silence, terminal
 
+        # accelerate imports DeepSpeed where it is installed, and that logs to stdout; in use it has its say on stderr.
+        logging.getLogger("DeepSpeed").disabled = True
         if not self.quiet and "torch" not in sys.modules:
             print("loading libraries ...", file=sys.stderr, flush=True)
         with terminal(self.quiet):
