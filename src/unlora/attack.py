@@ -20,7 +20,7 @@ from unlora.config import (
     settings_of,
 )
 from unlora.data import TextFormat, encode_records, load_records
-from unlora.data.sources import Record, has_keys
+from unlora.data.sources import Record, is_text
 from unlora.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, asked, measure
 from unlora.evals.attacks.interface import Metrics, answer_places
@@ -73,7 +73,7 @@ def attack(run: str, config: AttackConfig) -> dict[str, Any]:
     raise_if(config.problems())
     config = replace(config, learning_rate=config.learning_rate or target.learning_rate)
     rows = {name: evaluated_rows(target, name) for name in ("forget", "retain")}
-    kept = {name: distinct(name, part) for name, part in rows.items() if not is_plain(part)}
+    kept = {name: distinct(name, part) for name, part in rows.items() if not is_text(part[0])}
     if config.retrained is not None:
         check_tokens(target.model, config.retrained)
     model, tokenizer = load_model(target.model)
@@ -126,11 +126,6 @@ def distinct(name: str, rows: Sequence[Record]) -> list[Record]:
     """Each question with its answer once: a copy of a row that an attack shows must not be measured."""
     questions = read_questions(name, rows)
     return list({(q.question, q.answer): row for q, row in zip(questions, rows, strict=True)}.values())
-
-
-def is_plain(rows: Sequence[Record]) -> bool:
-    """Whether the rows are plain text."""
-    return has_keys(rows[0], "text") and not has_keys(rows[0], "question")
 
 
 def chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[Record]:

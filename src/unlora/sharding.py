@@ -13,10 +13,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlora.distributed import keep_in_step, processes
 from unlora.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FSDP = "fsdp"
 SECTION = "zero_optimization"
@@ -130,7 +133,7 @@ def is_sharded(model: Any) -> bool:
     return any(isinstance(parameter, DTensor) or _in_zero3(parameter) for parameter in model.parameters())
 
 
-def whole(weight: Any) -> Any:
+def whole(weight: Tensor) -> Tensor:
     """A weight, from all processes if it is sharded; called by all."""
     from torch.distributed.tensor import DTensor
 

@@ -196,8 +196,7 @@ def dequantised(module: Any) -> Tensor:
     if state is not None and hasattr(state, "SCB"):  # 8 bits: PEFT's way loses the scales of layers on the CPU
         scales = module.weight.SCB if state.SCB is None else state.SCB  # a layer takes them over when it first runs
         return module.weight.data * (scales[:, None].float() / 127)
-    weight: Tensor = whole(dequantize_module_weight(module))
-    return weight
+    return whole(dequantize_module_weight(module))
 
 
 def lora_layers(model: PeftModel) -> list[tuple[str, LoraLayer]]:

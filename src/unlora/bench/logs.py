@@ -98,6 +98,11 @@ class SharedLogs:
         return [self._hashes[key] for key in sources]
 
 
+def with_set(sets: Mapping[str, Iterable[Record]]) -> list[Record]:
+    """The rows of all sets, each with the name of its set."""
+    return [{"set": name, **row} for name, rows in sets.items() for row in rows]
+
+
 def flags_of(log: Path) -> Path:
     """Where the flags are kept that a log was made with; there are none of a log that the user has named."""
     return log.with_suffix(".flags.yaml")

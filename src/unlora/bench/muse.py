@@ -16,6 +16,7 @@ from unlora.bench.interface import (
     named_retrained,
     needed,
 )
+from unlora.bench.logs import with_set
 from unlora.data.sources import Record
 from unlora.errors import NOT_AVAILABLE, Problem, unknown_name
 from unlora.evals.leakage import read_scores
@@ -71,7 +72,7 @@ def scoring_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
 
 def rows(flags: Mapping[str, Any]) -> list[Record]:
     """The rows of all sets, each with the name of its set."""
-    return [{"set": name, **row} for name, part in load_muse(flags["data"]).items() for row in part]
+    return with_set(load_muse(flags["data"]))
 
 
 def mini_data(options: Options, seed: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from unlora.cli.arguments import parse
 from unlora.cli.output import Answer
 from unlora.config import AttackConfig
+from unlora.errors import NOT_AVAILABLE
 
 EXAMPLE = "unlora attack run --retrained retrained-model --attacks relearn quantise --seeds 5"
 ARGUMENT, SETTINGS = "RUN", (AttackConfig,)
@@ -41,7 +42,6 @@ def print_attacks(report: Mapping[str, Any]) -> None:
     from rich.table import Column, Table
 
     from unlora.attack import DIFFERENCE
-    from unlora.errors import NOT_AVAILABLE
 
     columns = {"original": "original", "unlearned": "unlearned", "retrained": "retrained", DIFFERENCE: "difference"}
     console = Console()
@@ -62,13 +62,15 @@ def print_attacks(report: Mapping[str, Any]) -> None:
                 table.add_row(label, METRICS[metric], *cells, end_section=metric == metrics[-1])
     console.print(table)
     if report["models"]["retrained"] is None:
-        console.print("retrained: not available; name a model that was trained without the forget set by --retrained")
+        console.print(
+            f"retrained: {NOT_AVAILABLE}; name a model that was trained without the forget set by --retrained"
+        )
     else:
         console.print("difference: unlearned − retrained")
 
 
 def _cell(metrics: Mapping[str, float] | None, metric: str, between: str) -> str:
     if metrics is None:
-        return "not available"
+        return NOT_AVAILABLE
     error = metrics.get(f"{metric}_se")
     return f"{metrics[metric]:.3f}" + ("" if error is None else f"{between}± {error:.3f}")

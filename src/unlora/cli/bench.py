@@ -116,17 +116,12 @@ def prepared(
 
 def measurement(benchmark: Benchmark, shared: Any, score: dict[str, Any] | None) -> Measurement:
     """How the models are measured that the cells are compared with: as the cells are."""
-    from unlora.bench.logs import Measurement
+    from unlora.bench.logs import Measurement, with_set
 
     if benchmark.scoring is None or score is None:
-        return Measurement("evaluate", evaluation_flags(shared), lambda: evaluated_rows(shared))
+        return Measurement("evaluate", evaluation_flags(shared), lambda: with_set(shared.evaluation.sets()))
     rows = benchmark.scoring.rows
     return Measurement(benchmark.scoring.command, score, lambda: rows(score))
-
-
-def evaluated_rows(shared: Any) -> list[dict[str, Any]]:
-    """The rows that a request evaluates, each with the name of its set."""
-    return [{"set": name, **row} for name, rows in shared.evaluation.sets().items() for row in rows]
 
 
 def evaluation_flags(shared: Any) -> dict[str, Any]:

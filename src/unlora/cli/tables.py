@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from unlora.config import BENCHMARK_SETS
+
 SETS = {"forget": "forget set", "retain": "retain set", "real_authors": "real authors", "world_facts": "world facts"}
 # Terms of model utility in TOFU: three of each set but forget.
-WHOLE_UTILITY = 9
+WHOLE_UTILITY = 3 * (len(BENCHMARK_SETS["tofu"]) - 1)
 COLUMNS = {"probability": "probability", "rougeL_recall": "ROUGE-L recall", "truth_ratio": "truth ratio"}
 
 

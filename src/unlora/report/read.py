@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from unlora.again import RETRAINED
 from unlora.config import CONFIG, MEMBERSHIP, SCORES
 from unlora.errors import NOT_AVAILABLE, InputError, Problem
 from unlora.evals import Log, read_log
@@ -26,7 +27,7 @@ ATTACKS = "attacks.json"
 # What `unlora bench` calls the log of a scoring command, in the folder that holds the run.
 BENCH_SCORES = "scores.json"
 # Model -> its evaluation log; the order in which models are shown.
-LOGS = {"original": "eval_before.json", "unlearned": "eval_after.json", "retrained": "eval_retrained.json"}
+LOGS = {"original": "eval_before.json", "unlearned": "eval_after.json", "retrained": RETRAINED}
 
 
 @dataclass(frozen=True)
