@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,11 @@ def loss_tables():
     for losses, before in zip((LOSSES, RETAIN_LOSSES), kept, strict=True):
         losses.clear()
         losses.update(before)
+
+
+@pytest.fixture
+def heard_interrupts():
+    """Processes that the test starts hear SIGINT, also where the test itself runs in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -11,11 +11,19 @@ import torch
 from benchmarks import _speed, extraction, training
 from benchmarks.ablation import METHODS, Cell, Results, chosen, mean_error
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import enable_progress_bar
 
 from unlora.config import ImportanceConfig
 from unlora.files import write_jsonl
 
 MODULES = sorted(path.stem for path in (Path(__file__).parents[1] / "benchmarks").glob("[a-z]*.py"))
+
+
+@pytest.fixture(autouse=True)
+def bars():
+    """Measurements switch progress bars off, in their own process as a rule; here they come back."""
+    yield
+    enable_progress_bar()
 
 
 @pytest.mark.parametrize("name", MODULES)

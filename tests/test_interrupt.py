@@ -63,6 +63,7 @@ def test_the_step_ends_and_is_saved_and_training_goes_on_from_there(tiny_model, 
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
 
 
+@pytest.mark.usefixtures("heard_interrupts")
 def test_a_second_interrupt_stops_at_once(tiny_model, tokenizer, tmp_path):
     stopped = trainer(tiny_model, tokenizer, tmp_path / "run", [InterruptAt(2, times=2)])
     with pytest.raises(KeyboardInterrupt):
@@ -86,6 +87,7 @@ def interrupted_when_there_is(file, argv):
 
 
 @pytest.mark.parametrize("file", ["eval_before.json", "checkpoint-2"])
+@pytest.mark.usefixtures("heard_interrupts")
 def test_a_run_that_was_interrupted_goes_on_with_the_command_it_names(model_folder, data, tmp_path, file):  # noqa: F811
     settings = {"max_steps": 150, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
     run = tmp_path / "a run"
