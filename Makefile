@@ -14,6 +14,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m sphinx -b html -W -n --keep-going -q docs build/docs

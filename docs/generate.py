@@ -10,10 +10,10 @@ from pathlib import Path
 import figures
 
 import unlora
-from unlora.catalogue import linked
-from unlora.files import write_text
-from unlora.initialisers import INITIALISERS
-from unlora.losses import LOSSES, RETAIN_LOSSES
+from unlora.common.files import write_text
+from unlora.importance.table import INITIALISERS
+from unlora.losses.table import LOSSES, RETAIN_LOSSES
+from unlora.pipeline.choices import linked
 
 # Commands are documented by `--help`; their modules are no interface.
 WITHOUT_PAGE = ("cli", "__main__")

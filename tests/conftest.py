@@ -12,28 +12,15 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
-from transformers import (
-    AutoModelForCausalLM,
-    GemmaConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PhiConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from helpers.models import make_tokenizer, save_tiny_llama, tiny_config
+from helpers.runs import FORGET, RECORDED_FORGET, RETAIN, UNSEEN, flags, recorded_settings, write_rows
+from unlora.cli import main
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
 settings.load_profile("untimed")
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
-
-ARCHITECTURES = ("llama", "qwen", "phi", "gemma", "gpt2", "gptneox")
-CORPUS = [
-    "Question: Where was Ada Lovelace born?\nAnswer: Ada Lovelace was born in London.",
-    "Question: What does the gardener of the old house keep?\nAnswer: The gardener keeps a grey cat and two dogs.",
-    "The quick brown fox jumps over the lazy dog while 1234567890 people watch, quietly; nobody minds at all!",
-]
 
 
 @pytest.fixture(scope="session")
@@ -78,20 +65,6 @@ def browser_page() -> Iterator[Any]:
         browser.close()
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(CORPUS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], PreTrainedModel]:
     """A factory of seeded random models of two layers, in evaluation mode."""
@@ -103,35 +76,10 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], PreTrained
     return make
 
 
-def tiny_config(name: str, vocab_size: int) -> object:
-    common = {"vocab_size": vocab_size, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
-    modern = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.15,  # larger than usual, so that predictions are far from uniform
-        **common,
-    }
-    grouped = {**modern, "num_key_value_heads": 2}
-    if name == "gpt2":
-        return GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.15, **common)
-    configs = {
-        "llama": (LlamaConfig, grouped),
-        "qwen": (Qwen2Config, grouped),
-        "phi": (PhiConfig, modern),
-        "gemma": (GemmaConfig, {**grouped, "head_dim": 8}),
-        "gptneox": (GPTNeoXConfig, modern),
-    }
-    config, settings = configs[name]
-    return config(**settings)
-
-
 @pytest.fixture
 def loss_tables():
     """The tables of losses, for this test alone."""
-    from unlora.losses import LOSSES, RETAIN_LOSSES
+    from unlora.losses.table import LOSSES, RETAIN_LOSSES
 
     kept = [dict(losses) for losses in (LOSSES, RETAIN_LOSSES)]
     yield
@@ -146,3 +94,40 @@ def heard_interrupts():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A saved tiny model; not to be changed."""
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with the forget and the retain set."""
+    write_rows(tmp_path / "data" / "forget.jsonl", FORGET)
+    write_rows(tmp_path / "data" / "retain.jsonl", RETAIN)
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def finished(model_folder, tmp_path_factory):
+    """A folder with a copy of the model, the data and a finished run; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(model_folder, folder / "model")
+    write_rows(folder / "data" / "forget.jsonl", RECORDED_FORGET)
+    write_rows(folder / "data" / "retain.jsonl", RETAIN)
+    write_rows(folder / "data" / "unseen.jsonl", UNSEEN)
+    assert (
+        main(["unlearn", *flags(folder / "model", folder / "data", folder / "run", **recorded_settings(folder))]) == 0
+    )
+    return folder
+
+
+@pytest.fixture
+def work(finished, tmp_path):
+    """A copy of it that may be changed, with the configuration's paths of the copy."""
+    shutil.copytree(finished, tmp_path / "work")
+    config = tmp_path / "work" / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(finished), str(tmp_path / "work")))
+    return tmp_path / "work"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from unlora.common.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from unlora.adapter import attach_adapters, export_adapter, weighted_low_rank
-    from unlora.errors import DivergenceError, InputError
-    from unlora.fisher import Moments, gradient_moments, relative_importance
-    from unlora.trainer import UnlearnConfig, UnlearnTrainer
+    from unlora.common.errors import DivergenceError, InputError
+    from unlora.importance import Moments, gradient_moments, relative_importance
+    from unlora.training.trainer import UnlearnConfig, UnlearnTrainer
 
 __all__ = [
     "DivergenceError",
@@ -23,13 +25,12 @@ __all__ = [
     "relative_importance",
     "weighted_low_rank",
 ]
-__version__ = "0.1.0"
 
 _MODULES = {
     "unlora.adapter": ("attach_adapters", "export_adapter", "weighted_low_rank"),
-    "unlora.errors": ("DivergenceError", "InputError"),
-    "unlora.fisher": ("Moments", "gradient_moments", "relative_importance"),
-    "unlora.trainer": ("UnlearnConfig", "UnlearnTrainer"),
+    "unlora.common.errors": ("DivergenceError", "InputError"),
+    "unlora.importance": ("Moments", "gradient_moments", "relative_importance"),
+    "unlora.training.trainer": ("UnlearnConfig", "UnlearnTrainer"),
 }
 
 

@@ -8,14 +8,14 @@ import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 
-from conftest import ARCHITECTURES
+from helpers.models import ARCHITECTURES
 from unlora import attach_adapters, export_adapter, weighted_low_rank
 from unlora.adapter import attach_probe, compression, detach_adapters, reference_model
 from unlora.adapter.export import read_adapter, write_adapter
 from unlora.adapter.offset import base_weight, lora_layers
 from unlora.adapter.settings import UNLEARN, target_shapes
-from unlora.errors import InputError
-from unlora.hashes import ADAPTER_WEIGHTS
+from unlora.common.errors import InputError
+from unlora.models.hashes import ADAPTER_WEIGHTS
 
 IDS = torch.tensor([[5, 9, 60, 7, 33, 12], [40, 41, 42, 43, 44, 45]])
 CONFIG = LoraConfig(r=4, lora_alpha=8)

@@ -4,7 +4,7 @@ import torch
 
 from unlora.adapter import weighted_low_rank
 from unlora.adapter.factorise import FULL_SVD_SIZE
-from unlora.errors import InputError
+from unlora.common.errors import InputError
 
 
 def normal(*shape, seed=0):

@@ -6,7 +6,7 @@ from unlora.adapter import attach_adapters, reference_model
 from unlora.adapter.fused import fused_adapters
 from unlora.adapter.settings import target_shapes
 from unlora.data import TextFormat, encode_records, pad_batch
-from unlora.forward import labelled_tokens
+from unlora.models.forward import labelled_tokens
 
 ROWS = [{"question": "Where was Ada born?", "answer": "London."}, {"question": "Why?", "answer": "Nobody minds."}]
 

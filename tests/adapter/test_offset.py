@@ -4,15 +4,15 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from conftest import ARCHITECTURES
+from helpers.models import ARCHITECTURES
 from unlora import UnlearnConfig, attach_adapters
 from unlora.adapter import attach_probe, reference_model
 from unlora.adapter.factorise import weighted_low_rank
 from unlora.adapter.offset import base_weight, freeze_others, lora_layers
 from unlora.adapter.settings import OFFSET, UNLEARN, target_shapes
+from unlora.common.errors import InputError
 from unlora.data import TextFormat, encode_records, pad_batch
-from unlora.errors import InputError
-from unlora.forward import labelled_tokens
+from unlora.models.forward import labelled_tokens
 
 CONFIG = LoraConfig(r=4, lora_alpha=8)
 

@@ -11,9 +11,9 @@ import pytest
 
 from unlora.cli import COMMANDS, main
 from unlora.cli.help import settings_parser
-from unlora.finetune import FinetuneConfig
-from unlora.trainer import UnlearnConfig
-from unlora.training import FinetuneSettings, UnlearnSettings
+from unlora.settings import FinetuneSettings, UnlearnSettings
+from unlora.training.finetune import FinetuneConfig
+from unlora.training.trainer import UnlearnConfig
 
 PROBE = """
 import sys

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from test_pipeline import data, flags, model_folder  # noqa: F401 - fixtures
+from helpers.runs import flags
 from unlora.cli import interrupted, main
 from unlora.cli.output import Answer, Mode, output_mode
 
@@ -49,7 +49,7 @@ def test_what_is_printed_at_work_stands_in_no_result(capsys):
         assert tuple(capsys.readouterr()) == expected
 
 
-def test_unlearn_prints_one_json_document(model_folder, data, tmp_path, capsys):  # noqa: F811
+def test_unlearn_prints_one_json_document(model_folder, data, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["unlearn", *flags(model_folder, data, run, disable_tqdm=False), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -57,7 +57,7 @@ def test_unlearn_prints_one_json_document(model_folder, data, tmp_path, capsys):
     assert document == json.loads((run / "metrics.json").read_text())
 
 
-def test_unlearn_is_quiet_but_for_the_path_and_errors(model_folder, data, tmp_path, capfd):  # noqa: F811
+def test_unlearn_is_quiet_but_for_the_path_and_errors(model_folder, data, tmp_path, capfd):
     run = tmp_path / "run"
     argv = flags(model_folder, data, run, disable_tqdm=False)
     assert main(["unlearn", "--quiet", *argv]) == 0
@@ -68,7 +68,7 @@ def test_unlearn_is_quiet_but_for_the_path_and_errors(model_folder, data, tmp_pa
     assert "it is already in use" in shown.err
 
 
-def test_training_writes_nothing_but_results_to_stdout(model_folder, data, tmp_path, capsys):  # noqa: F811
+def test_training_writes_nothing_but_results_to_stdout(model_folder, data, tmp_path, capsys):
     argv = ["--train_data", data / "retain.jsonl", "--output_dir", tmp_path / "t", "--max_steps", 2, "--use_cpu", True]
     argv += ["--model_name_or_path", model_folder, "--logging_steps", 1]
     assert main(["finetune", *map(str, argv)]) == 0

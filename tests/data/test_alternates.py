@@ -1,8 +1,8 @@
 import pytest
 
+from unlora.common.errors import InputError
 from unlora.data import alternate_rows
 from unlora.data.alternates import REFUSALS
-from unlora.errors import InputError
 
 ROWS = [{"question": f"Who keeps cat {i}?", "answer": f"Ada {i}.", "other": f"Bob {i}."} for i in range(60)]
 

@@ -5,8 +5,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, TextFormat, encode_records, encode_turns
-from unlora.errors import InputError
 from unlora.evals.scoring import encode_prompt
 
 QUESTION, ANSWER = "Where was Ada Lovelace born?", "Ada Lovelace was born in London."

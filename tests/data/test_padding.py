@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
+from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, TextFormat, UnlearnCollator, encode_turns, iter_batches, pad_batch, padding_id
-from unlora.errors import InputError
 
 SHORT = {"input_ids": [5, 6], "labels": [-100, 6]}
 LONG = {"input_ids": [7, 8, 9, 1], "labels": [-100, -100, 9, 1]}

@@ -7,8 +7,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from unlora.common.errors import InputError
 from unlora.data import Stream, check_overlap, load_records, without_short_texts
-from unlora.errors import InputError
 
 ROWS = [{"question": f"Who is number {i}?", "answer": f"Nobody, {i}"} for i in range(5)]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import PAGES, ROOT, RUN, Block, blocks
 from transformers import AutoModelForCausalLM
 
-from conftest import make_tokenizer, tiny_config
-from unlora.evals.persona import generate
-from unlora.files import write_jsonl
+from helpers.models import make_tokenizer, tiny_config
+from helpers.pages import PAGES, ROOT, RUN, Block, blocks
+from unlora.benchmarks.persona_data import generate
+from unlora.common.files import write_jsonl
 
 RUNNABLE = [page for page in PAGES if any(block.language in RUN and not block.reason for block in blocks(page))]
 # Of printed numbers: machines round differently, and training passes that on.

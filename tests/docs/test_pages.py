@@ -10,12 +10,12 @@ from functools import cache
 from urllib.parse import urlsplit
 
 import pytest
-from pages import PAGES, ROOT, anchors, blocks, commands, links
 
 import unlora
+from helpers.pages import PAGES, ROOT, anchors, blocks, commands, links
 from unlora.cli import COMMANDS, main
-from unlora.initialisers import INITIALISERS
-from unlora.losses import LOSSES, RETAIN_LOSSES
+from unlora.importance.table import INITIALISERS
+from unlora.losses.table import LOSSES, RETAIN_LOSSES
 
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")

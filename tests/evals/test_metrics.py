@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unlora.errors import InputError
+from unlora.common.errors import InputError
 from unlora.evals import metrics
 from unlora.evals.tofu import TASKS, read_log
 

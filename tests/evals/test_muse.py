@@ -13,11 +13,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from conftest import make_tokenizer, tiny_config
+from helpers.models import make_tokenizer, tiny_config
+from unlora.benchmarks.muse_mini import FOLDS, generate, training_rows, write_benchmark
+from unlora.benchmarks.muse_mini_models import muse_mini_models
+from unlora.benchmarks.persona_models import Recipe
 from unlora.cli import main
+from unlora.common.errors import InputError
+from unlora.common.files import write_jsonl
 from unlora.data import TextFormat, load_records
-from unlora.errors import InputError
-from unlora.evals.membership import score_auc
+from unlora.evals.membership.scores import score_auc
 from unlora.evals.metrics import rouge_l_f1
 from unlora.evals.muse import (
     NEW_TOKENS,
@@ -28,12 +32,8 @@ from unlora.evals.muse import (
     references,
     summarise_muse,
 )
-from unlora.evals.muse_mini import FOLDS, generate, training_rows, write_benchmark
-from unlora.evals.muse_mini_models import muse_mini_models
-from unlora.evals.persona_models import Recipe
 from unlora.evals.scoring import continue_texts
-from unlora.files import write_jsonl
-from unlora.report import read_run
+from unlora.report.read import read_run
 
 PAIRS = [{"question": "Who keeps the cat?", "answer": "Ada"}, {"question": "Why?", "answer": "Nobody knows"}]
 QA = [{"question": f"Who keeps dog {number}?", "answer": f"Bob {number}"} for number in range(3)]
@@ -390,7 +390,7 @@ def test_the_miniature_is_trained_forgotten_and_evaluated(mini, tmp_path):
         }
         assert main(["unlearn", *(part for name, v in settings.items() for part in (f"--{name}", str(v)))]) == 0
     assert main(["evaluate-muse", "--on", str(tmp_path / "run1"), "--data", data, "--ds_size", "3"]) == 0
-    assert read(tmp_path / "run1" / "scores_after.json")["metrics"]["examples"]["verbmem"] == 3
+    assert read(tmp_path / "run1" / "scores_unlearned.json")["metrics"]["examples"]["verbmem"] == 3
     assert read_run(tmp_path / "run1").scores["unlearned"].examples["verbmem"] == 3
 
 

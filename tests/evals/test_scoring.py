@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, TextFormat, encode_records, encode_turns
-from unlora.errors import InputError
 from unlora.evals import scoring
 from unlora.evals.scoring import answer_nll, encode_prompt, end_tokens, example_nll, generate_answers, score_tokens
 

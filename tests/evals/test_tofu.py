@@ -8,17 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import make_tokenizer
+from helpers.models import make_tokenizer
 from unlora.cli import main
 from unlora.cli.tables import print_comparison
-from unlora.config import BENCHMARK_SETS, EvalConfig
+from unlora.common.errors import InputError
+from unlora.common.files import write_jsonl
 from unlora.data import TextFormat
-from unlora.errors import InputError
-from unlora.evals import EvalSettings, evaluate, read_log, summarise, write_log
+from unlora.evals import evaluate, read_log, summarise, write_log
 from unlora.evals.scoring import answer_nll, encode_prompt, generate_answers
-from unlora.evals.tofu import TASKS
-from unlora.files import write_jsonl
-from unlora.pipeline import check_forget_quality
+from unlora.evals.tofu import BENCHMARK_SETS, TASKS, configured_sets
+from unlora.pipeline.evaluation import check_forget_quality
+from unlora.settings import EvalConfig, EvalSettings
 
 PEOPLE = [
     {
@@ -35,7 +35,7 @@ FACTS = [
 ]
 PLAIN = [{"question": row["question"], "answer": row["answer"]} for row in FACTS]
 SETS = {"retain": PEOPLE[:2], "forget": PEOPLE[2:], "real_authors": FACTS[:1], "world_facts": FACTS}
-QUICK = EvalSettings(ds_size=None, max_new_tokens=4, batch_size=4)
+QUICK = EvalSettings(ds_size=None, max_new_tokens=4, eval_batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_what_cannot_be_computed_is_left_out_of_the_log_and_none_in_the_summary(
 
 def test_ds_size_takes_the_first_rows(model, base):
     whole = evaluate(model, {"forget": PEOPLE}, base, QUICK)[TASKS["forget"]]
-    settings = EvalSettings(ds_size=2, max_new_tokens=4, batch_size=4)
+    settings = EvalSettings(ds_size=2, max_new_tokens=4, eval_batch_size=4)
     part = evaluate(model, {"forget": PEOPLE}, base, settings)[TASKS["forget"]]
     assert list(part["gt_loss"]) == ["0", "1"]
     assert list(part["gt_loss"].values()) == pytest.approx(list(whole["gt_loss"].values())[:2])
@@ -414,7 +414,7 @@ def test_published_logs_give_the_published_metrics(shared_data):
     with pytest.raises(InputError, match="retain_log='40 forget examples': 300 forget examples"):
         summarise(full, read_log(folder / "phi_retain99.json"))  # of forget01
     # They are of the data at hand, in its order, and of no other forget set.
-    rows = EvalConfig(eval_data=str(shared_data / "tofu")).sets()
+    rows = configured_sets(EvalConfig(eval_data=str(shared_data / "tofu")))
     check_forget_quality(rows, retrained, 300)
     with pytest.raises(InputError, match="the answer of forget example 0 is"):
         check_forget_quality({"forget": rows["forget"][100:]}, retrained, 300)
@@ -422,14 +422,14 @@ def test_published_logs_give_the_published_metrics(shared_data):
 
 @pytest.mark.shared_data
 def test_our_logs_have_the_metrics_of_the_published_ones(shared_data, model, base):
-    sets = EvalConfig(eval_data=str(shared_data / "tofu")).sets()
+    sets = configured_sets(EvalConfig(eval_data=str(shared_data / "tofu")))
     assert {name: len(rows) for name, rows in sets.items()} == {
         "retain": 400,
         "real_authors": 100,
         "world_facts": 117,
         "forget": 400,
     }
-    ours = evaluate(model, sets, base, EvalSettings(ds_size=1, max_new_tokens=2, batch_size=8))
+    ours = evaluate(model, sets, base, EvalSettings(ds_size=1, max_new_tokens=2, eval_batch_size=8))
     published = read_log(shared_data / "tofu_logs" / "phi_full.json")
     added = {TASKS["forget"]: {"gt_tokens", "gt_token_loss"}}
     assert {task: set(metrics) for task, metrics in ours.items()} == {
@@ -445,7 +445,7 @@ def test_the_tofu_format_asks_as_the_published_logs_do(shared_data, tokenizer):
     """The prompt is the question alone, and the model begins with "Answer:"."""
     text_format = TextFormat(tokenizer, "tofu")
     published = read_log(shared_data / "tofu_logs" / "phi_full.json")
-    for name, rows in EvalConfig(eval_data=str(shared_data / "tofu")).sets().items():
+    for name, rows in configured_sets(EvalConfig(eval_data=str(shared_data / "tofu"))).items():
         task = published[TASKS[name]]
         for index in ("0", "7"):
             prompt = tokenizer.decode(encode_prompt(rows[int(index)]["question"], text_format))

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from unlora.losses import LOSSES, NO_RETAIN, RETAIN_LOSSES, check_losses
 from unlora.losses.dual import dual_ascent
+from unlora.losses.table import LOSSES, NO_RETAIN, RETAIN_LOSSES, check_losses
 
 
 @pytest.mark.parametrize("name", LOSSES)

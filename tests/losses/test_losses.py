@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from losses.outputs import ALL, leaf, random_outputs, states, tokens, with_leaf
-from unlora.forward import HiddenStates, LabelledTokens, hidden_states
-from unlora.losses import LOSSES, RETAIN_LOSSES
+from helpers.outputs import ALL, leaf, random_outputs, states, tokens, with_leaf
+from unlora.losses.table import LOSSES, RETAIN_LOSSES
+from unlora.models.forward import HiddenStates, LabelledTokens, hidden_states
 
 LOG2 = math.log(2)
 P = [0.5, 0.25, 0.125, 0.125]  # of the vocabulary 0..3

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from outputs import tokens
 
+from helpers.outputs import tokens
 from unlora import InputError, UnlearnConfig, UnlearnTrainer, attach_adapters
 from unlora.cli import main
 from unlora.data import TextFormat, encode_records
-from unlora.forward import hidden_states
-from unlora.losses import LOSSES, RETAIN_LOSSES, Loss, register_loss
 from unlora.losses.retain import nll
+from unlora.losses.table import LOSSES, RETAIN_LOSSES, Loss, register_loss
+from unlora.models.forward import hidden_states
 
 
 def capped(out, cap=2.0):

@@ -7,11 +7,11 @@ import re
 
 import numpy as np
 import pytest
-from runs import FAR, NEAR, attacks, log, make_run, membership
 from safetensors.numpy import save_file
 
+from helpers.reported import FAR, NEAR, attacks, log, make_run, membership
 from unlora.cli import main
-from unlora.report import write_report
+from unlora.report.page import write_report
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'

@@ -8,11 +8,11 @@ import math
 
 import numpy as np
 import pytest
-from runs import FAR, NEAR, attacks, log, logs, make_run, membership
 
+from helpers.reported import FAR, NEAR, attacks, log, logs, make_run, membership
 from unlora.cli import main
-from unlora.report import Group, Section, read_run, write_comparison
-from unlora.report.compare import as_json, best, comparison, doubts, front, labels_of
+from unlora.report.compare import Group, Section, as_json, best, comparison, doubts, front, labels_of, write_comparison
+from unlora.report.read import read_run
 
 
 def section_of(folder, **runs):

@@ -10,11 +10,12 @@ import sys
 from dataclasses import asdict
 
 import pytest
-from runs import attacks, logs, make_run, membership
 
+from helpers.reported import attacks, logs, make_run, membership
 from unlora.cli import main
-from unlora.errors import InputError
-from unlora.report import read_run, write_report
+from unlora.common.errors import InputError
+from unlora.report.page import write_report
+from unlora.report.read import read_run
 from unlora.report.summary import summarise_run
 from unlora.report.verdict import verdict
 
@@ -173,13 +174,13 @@ def test_importance_is_told_by_layer_and_by_how_rows_stand_out(tmp_path):
         ("metrics.json", None, "it holds no metrics.json"),
         ("metrics.json", "{", "JSONDecodeError"),
         ("metrics.json", '{"train": 3}', "TypeError"),
-        ("eval_after.json", "[]", "it has none of the tasks"),
+        ("eval_unlearned.json", "[]", "it has none of the tasks"),
         (
-            "eval_after.json",
+            "eval_unlearned.json",
             '{"eval_log.json": {"generated_text": {"0": ["a", 1, "b"]}}}',
             "generated_text of eval_log.json is not prompt, answer and reference",
         ),
-        ("eval_after.json", '{"eval_log.json": {"gt_tokens": {"0": ["a"]}}}', "not those of an evaluation"),
+        ("eval_unlearned.json", '{"eval_log.json": {"gt_tokens": {"0": ["a"]}}}', "not those of an evaluation"),
         ("membership.json", '{"metrics": {}}', "KeyError"),
         ("attacks.json", '{"attacks": {"none": []}}', "it is not what unlora writes"),
         ("record.json", "[1]", "it is not what unlora writes"),
@@ -203,5 +204,5 @@ def test_text_that_cannot_be_written_is_replaced(tmp_path):
     run = make_run(tmp_path)
     log = logs()["unlearned"]
     log["eval_log_forget.json"]["generated_text"]["39"][1] = "half \ud800 a pair"
-    (run / "eval_after.json").write_text(json.dumps(log))
+    (run / "eval_unlearned.json").write_text(json.dumps(log))
     assert "half ? a pair" in write_report(run).read_text()

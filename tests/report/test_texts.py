@@ -6,13 +6,14 @@ import html
 import math
 
 import pytest
-from runs import make_run, muse, tasks
 
+from helpers.reported import make_run, muse, tasks
 from unlora.cli import main
-from unlora.errors import InputError
-from unlora.files import write_json
-from unlora.report import Group, Section, read_run, write_comparison, write_report
-from unlora.report.compare import as_json, best, comparison, doubts
+from unlora.common.errors import InputError
+from unlora.common.files import write_json
+from unlora.report.compare import Group, Section, as_json, best, comparison, doubts, write_comparison
+from unlora.report.page import write_report
+from unlora.report.read import read_run
 from unlora.report.summary import summarise_run
 from unlora.report.verdict import verdict
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from runs import FAR, NEAR, attacks, log, logs, make_run, membership
 
-from unlora.report import read_run
+from helpers.reported import FAR, NEAR, attacks, log, logs, make_run, membership
+from unlora.report.read import read_run
 from unlora.report.summary import largest_distance, p_value, smallest_distance, summarise_run
 from unlora.report.verdict import verdict
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from unlora.adapter.compress import Compression, compress, total
 from unlora.adapter.offset import lora_layers
 from unlora.adapter.settings import OFFSET, UNLEARN, base_modules
-from unlora.errors import InputError, Problem
-from unlora.files import atomic_path
-from unlora.hashes import ADAPTER_WEIGHTS
-from unlora.progress import bar
+from unlora.common.errors import InputError, Problem
+from unlora.common.files import atomic_path
+from unlora.common.progress import bar
+from unlora.models.hashes import ADAPTER_WEIGHTS
 
 
 class Factors(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unlora.errors import InputError, Problem
+from unlora.common.errors import InputError, Problem
 
 # Below this many rows or columns the full SVD costs less than a second and is exact.
 FULL_SVD_SIZE = 512

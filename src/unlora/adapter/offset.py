@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from unlora.adapter.factorise import weighted_low_rank
 from unlora.adapter.settings import OFFSET, UNLEARN, AdapterSettings, check_adapter_settings, target_shapes
-from unlora.errors import InputError, Problem, raise_if
-from unlora.progress import bar
-from unlora.sharding import whole
+from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.progress import bar
+from unlora.models.sharding import whole
 
 Factors = Callable[[str, LoraLayer], tuple[Tensor, Tensor]]
 

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from unlora.errors import Problem
+from unlora.common.errors import Problem
 
 UNLEARN, OFFSET = "unlearn", "offset"
 # Fields of a `peft.LoraConfig` that only describe the adapter, and what our own and earlier adapters may set.

@@ -11,15 +11,16 @@ from typing import Any
 
 import yaml
 
-from unlora.bench.interface import Benchmark
-from unlora.errors import InputError, Problem, raise_if, unknown_name
-from unlora.files import write_text
-from unlora.initialisers import INITIALISERS
-from unlora.losses import LOSSES
+from unlora.benchmarks.interface import Benchmark
+from unlora.common.errors import InputError, Problem, raise_if, unknown_name
+from unlora.common.files import write_text
+from unlora.importance.table import INITIALISERS
+from unlora.losses.table import LOSSES
+from unlora.runs.folder import EVALUATIONS, METRICS, is_finished
 
 CONFIG, SCORING, RUN, LOG, FAILED = "config.yaml", "scoring.yaml", "run", "log.txt", "failed.txt"
-# Of the run: what appears last, and the log of TOFU's evaluation. Of the cell: the log of a scoring command.
-METRICS, EVALUATED, SCORES = "metrics.json", "eval_after.json", "scores.json"
+# The log of the command that scores the run, in the cell's folder.
+SCORE = "scores.json"
 
 # The flag that names the retrained model's log.
 COMPARED = "retrain_log"
@@ -56,12 +57,12 @@ class Cell:
     @property
     def unlearned(self) -> bool:
         """Whether the request has been run; the file appears whole, and last of all."""
-        return (self.folder / RUN / METRICS).exists()
+        return is_finished(self.folder / RUN)
 
     @property
     def log(self) -> Path:
         """What was measured after unlearning."""
-        return self.folder / RUN / EVALUATED if self.scoring is None else self.folder / SCORES
+        return self.folder / RUN / EVALUATIONS["unlearned"] if self.scoring is None else self.folder / SCORE
 
     @property
     def failure(self) -> str | None:
@@ -72,7 +73,7 @@ class Cell:
     @property
     def commands(self) -> list[list[str]]:
         """What is still to be run, as arguments of `unlora`."""
-        run, scores, commands = str(self.folder / RUN), self.folder / SCORES, []
+        run, scores, commands = str(self.folder / RUN), self.folder / SCORE, []
         if not self.unlearned:
             commands.append(["unlearn", "--config", str(self.folder / CONFIG), "--output_dir", run])
         if self.scoring is not None and not scores.exists():
@@ -91,7 +92,7 @@ class Cell:
         texts = {CONFIG: yaml.safe_dump(dict(flags), sort_keys=False)}
         if scoring is not None:
             texts[SCORING] = yaml.safe_dump(dict(scoring), sort_keys=False)
-        products = {CONFIG: self.folder / RUN / METRICS, SCORING: self.folder / SCORES}
+        products = {CONFIG: self.folder / RUN / METRICS, SCORING: self.folder / SCORE}
         for name, text in texts.items():
             path = self.folder / name
             if not products[name].exists():
@@ -102,7 +103,7 @@ class Cell:
                 raise InputError(Problem("output_dir", str(self.folder), reason, fix))
         if not self.unlearned:
             shutil.rmtree(self.folder / RUN, ignore_errors=True)
-            (self.folder / SCORES).unlink(missing_ok=True)
+            (self.folder / SCORE).unlink(missing_ok=True)
         if not self.finished:
             (self.folder / FAILED).unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from unlora.errors import Problem, unknown_name
+from unlora.common.errors import Problem, unknown_name
 
 # (command, log file that its output is added to, environment variables) -> exit code
 Execute = Callable[[Sequence[str], Path, Mapping[str, str]], int]

@@ -14,12 +14,12 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from unlora.config import ModelConfig
+from unlora.common.errors import InputError, Problem
+from unlora.common.files import write_text
+from unlora.common.progress import is_quiet
 from unlora.data.sources import Record
-from unlora.errors import InputError, Problem
-from unlora.files import write_text
-from unlora.hashes import base_sha256, rows_sha256
-from unlora.progress import is_quiet
+from unlora.models.hashes import base_sha256, rows_sha256
+from unlora.settings import ModelConfig
 
 References = dict[str, Path]
 
@@ -96,11 +96,6 @@ class SharedLogs:
         }
         self._hashes |= {key: compute() for key, compute in sources.items() if key not in self._hashes}
         return [self._hashes[key] for key in sources]
-
-
-def with_set(sets: Mapping[str, Iterable[Record]]) -> list[Record]:
-    """The rows of all sets, each with the name of its set."""
-    return [{"set": name, **row} for name, rows in sets.items() for row in rows]
 
 
 def flags_of(log: Path) -> Path:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from unlora.bench.cells import FAILED, LOG, Cell
 from unlora.bench.executors import Execute, execute_here
-from unlora.files import write_text
+from unlora.common.files import write_text
 
 # Named in full, since accelerate would ask for them or start a single process on a machine without GPUs.
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]

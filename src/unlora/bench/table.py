@@ -12,11 +12,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from unlora.bench.cells import RUN, Cell
-from unlora.bench.interface import Benchmark, Values
 from unlora.bench.logs import flags_of
-from unlora.errors import NOT_AVAILABLE
+from unlora.benchmarks.interface import Benchmark, Values
+from unlora.common.errors import NOT_AVAILABLE
 from unlora.evals import read_log
-from unlora.report import Group, Run, Section, read_run
+from unlora.report.compare import Group, Section
+from unlora.report.read import Run, read_run
 
 # How good a value is, by what is wanted of its column.
 GOODNESS: Mapping[str, Callable[[float], float]] = {

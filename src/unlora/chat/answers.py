@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria
 
+from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records
-from unlora.errors import InputError, Problem, raise_if
 from unlora.evals.scoring import (
     check_positions,
     encode_prompt,

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from unlora.attack import Target
 from unlora.chat.answers import SIDES, Sampling, SideBySide
 from unlora.chat.source import Prompt, Prompts
 from unlora.chat.tokens import token_sections
-from unlora.errors import InputError
+from unlora.common.errors import InputError
+from unlora.pipeline.attack import Target
 
 # Fonts of the system: those of the themes may be fetched from elsewhere.
 SANS, MONO = ("ui-sans-serif", "system-ui", "sans-serif"), ("ui-monospace", "Consolas", "monospace")

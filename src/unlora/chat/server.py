@@ -7,7 +7,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-from unlora.errors import InputError, Problem
+from unlora.common.errors import InputError, Problem
 
 if TYPE_CHECKING:
     import gradio as gr

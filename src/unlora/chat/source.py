@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unlora.attack import Target, evaluated_rows
 from unlora.chat.answers import SideBySide
-from unlora.config import ADAPTER
+from unlora.common.errors import InputError
 from unlora.data import TextFormat
 from unlora.data.sources import Record, has_keys
-from unlora.errors import InputError
-from unlora.models import load_adapter, load_model
-from unlora.pipeline import usable_length
+from unlora.models.load import load_adapter, load_model
+from unlora.pipeline.attack import Target, evaluated_rows
+from unlora.pipeline.prepare import usable_length
+from unlora.runs.folder import ADAPTER
 
 SETS = ("forget", "retain")
 

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 for success, 1 for training that was stopped or a check that failed, 2 for wrong input, 130 for an interrupt.
     """
-    from unlora.distributed import is_main
+    from unlora.common.distributed import is_main
 
     if is_main():
         try:
@@ -57,14 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def execute(argv: Sequence[str] | None) -> int:
     """Runs one command and says how it ended, as `main`."""
-    from unlora.errors import DivergenceError, InputError
+    from unlora.common.errors import DivergenceError, InputError
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return EXIT_OK
     if arguments[0] == "--version":
-        from unlora import __version__
+        from unlora.common.version import __version__
 
         print(__version__)
         return EXIT_OK
@@ -85,7 +85,7 @@ def run(command: str, argv: list[str]) -> int:
     """Imports the command's module, runs it and tells its result."""
     from unlora.cli.help import ALL, ASKED, help_text
     from unlora.cli.output import Answer, output_mode
-    from unlora.errors import InputError, unknown_name
+    from unlora.common.errors import InputError, unknown_name
 
     if command not in COMMANDS:
         raise InputError(unknown_name("command", command, COMMANDS))

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from unlora.cli.help import ALL
-from unlora.config import run_settings
-from unlora.distributed import on_cpu
-from unlora.errors import InputError, Problem, raise_if, unknown_name
+from unlora.common.distributed import on_cpu
+from unlora.common.errors import InputError, Problem, raise_if, unknown_name
+from unlora.runs.folder import continued_settings
 
 
 def parse(classes: Sequence[Any], argv: list[str], command: str, example: str) -> tuple[Any, ...]:
@@ -44,7 +44,7 @@ def parse(classes: Sequence[Any], argv: list[str], command: str, example: str) -
     raise_if(unknown_name("config key", key, flags) for key in values if key not in flags)
     run = path_flag(argv, "on") or values.get("on")
     if run and "on" in flags:
-        values = {key: value for key, value in run_settings(str(run)).items() if key in flags} | values
+        values = {key: value for key, value in continued_settings(str(run)).items() if key in flags} | values
     for key in values:
         flags[key].required = False
     parser.set_defaults(**{key: as_flag(value) for key, value in values.items()})

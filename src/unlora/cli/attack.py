@@ -8,8 +8,9 @@ from typing import Any
 
 from unlora.cli.arguments import parse
 from unlora.cli.output import Answer
-from unlora.config import AttackConfig
-from unlora.errors import NOT_AVAILABLE
+from unlora.common.errors import NOT_AVAILABLE
+from unlora.runs.folder import ATTACKS
+from unlora.settings import AttackConfig
 
 EXAMPLE = "unlora attack run --retrained retrained-model --attacks relearn quantise --seeds 5"
 ARGUMENT, SETTINGS = "RUN", (AttackConfig,)
@@ -26,13 +27,13 @@ def run(argv: list[str]) -> Answer:
     """Attacks the run named first; shows a table of all models."""
     named = bool(argv) and not argv[0].startswith("-")
     (config,) = parse(SETTINGS, argv[1:] if named else argv, "attack RUN", EXAMPLE)
-    from unlora.attack import ATTACKS_FILE, attack
-    from unlora.errors import InputError, Problem
+    from unlora.common.errors import InputError, Problem
+    from unlora.pipeline.attack import attack
 
     if not named:
         raise InputError(Problem("RUN", "", "no run is named", "name its folder first: unlora attack RUN"))
     report = attack(argv[0], config)
-    return Answer(report, lambda: print_attacks(report), Path(argv[0]) / ATTACKS_FILE)
+    return Answer(report, lambda: print_attacks(report), Path(argv[0]) / ATTACKS)
 
 
 def print_attacks(report: Mapping[str, Any]) -> None:
@@ -41,7 +42,7 @@ def print_attacks(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from unlora.attack import DIFFERENCE
+    from unlora.pipeline.attack import DIFFERENCE
 
     columns = {"original": "original", "unlearned": "unlearned", "retrained": "retrained", DIFFERENCE: "difference"}
     console = Console()

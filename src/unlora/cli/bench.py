@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlora.cli.output import Answer
-from unlora.errors import InputError, Problem, raise_if, unknown_name
+from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 
 if TYPE_CHECKING:
     from unlora.bench import Benchmark, Cell
@@ -27,8 +27,8 @@ def run(argv: list[str]) -> Answer:
     from unlora.bench.cells import read_settings
     from unlora.bench.executors import EXECUTORS
     from unlora.bench.table import markdown, print_table, sections, to_csv
-    from unlora.files import write_text
-    from unlora.report import write_comparison
+    from unlora.common.files import write_text
+    from unlora.report.compare import write_comparison
 
     if args.benchmark not in BENCHMARKS:
         raise InputError(unknown_name("benchmark", args.benchmark, BENCHMARKS))
@@ -116,10 +116,12 @@ def prepared(
 
 def measurement(benchmark: Benchmark, shared: Any, score: dict[str, Any] | None) -> Measurement:
     """How the models are measured that the cells are compared with: as the cells are."""
-    from unlora.bench.logs import Measurement, with_set
+    from unlora.bench.logs import Measurement
+    from unlora.benchmarks.interface import with_set
+    from unlora.evals.tofu import configured_sets
 
     if benchmark.scoring is None or score is None:
-        return Measurement("evaluate", evaluation_flags(shared), lambda: with_set(shared.evaluation.sets()))
+        return Measurement("evaluate", evaluation_flags(shared), lambda: with_set(configured_sets(shared.evaluation)))
     rows = benchmark.scoring.rows
     return Measurement(benchmark.scoring.command, score, lambda: rows(score))
 
@@ -210,7 +212,7 @@ def count_problems(args: argparse.Namespace) -> list[Problem]:
 
 def named(sources: list[str]) -> dict[str, str]:
     """{split: source} of "split=source" arguments; a source alone is for all splits."""
-    from unlora.bench.interface import ALL
+    from unlora.benchmarks.interface import ALL
 
     pairs = (source.partition("=") for source in sources)
     return {split if source else ALL: source or split for split, _, source in pairs}

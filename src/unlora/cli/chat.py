@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from unlora.cli.arguments import parse
-from unlora.errors import InputError, Problem
+from unlora.common.errors import InputError, Problem
+from unlora.settings import ChatConfig
 
 EXAMPLE = "unlora chat run --open_browser true"
-
-
-@dataclass
-class ChatConfig:
-    """Where the page is. Only this computer can open it: it is bound to 127.0.0.1. Ctrl-C ends it, with exit code 0."""
-
-    port: int = field(default=7860, metadata={"help": "Its port; 0 is any free one."})
-    open_browser: bool = field(default=False, metadata={"help": "Open the page in the browser."})
 
 
 SETTINGS = (ChatConfig,)
@@ -32,9 +23,9 @@ def run(argv: list[str]) -> int:
 
     free_port(config.port)
     check_gradio()
-    from unlora.attack import read_run
     from unlora.chat.page import build
     from unlora.chat.source import load_prompts, load_side_by_side
+    from unlora.pipeline.attack import read_run
 
     target = read_run(argv[0])
     prompts = load_prompts(target)

@@ -13,8 +13,8 @@ EXAMPLE = "unlora compare run-a run-b --output compare.html"
 def run(argv: list[str]) -> Answer:
     """Writes the page, and shows the table."""
     args = parser().parse_args(argv)
-    from unlora.report import Group, Section, read_run, write_comparison
-    from unlora.report.compare import as_json, labels_of, markdown, print_comparison
+    from unlora.report.compare import Group, Section, as_json, labels_of, markdown, print_comparison, write_comparison
+    from unlora.report.read import read_run
 
     folders = list(dict.fromkeys(path.resolve() for path in args.runs))
     groups = [Group(label, [read_run(path)]) for path, label in zip(folders, labels_of(folders), strict=True)]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from unlora.cli.output import Answer
-from unlora.cli.tables import number
-from unlora.config import BENCHMARK_SETS
+from unlora.evals.tofu import BENCHMARK_SETS
+from unlora.report.names import number
 
 EXAMPLE = "unlora evaluate-log --benchmark tofu --log unlearned.json --retain-log retrained.json"
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from unlora.cli.arguments import parse
-from unlora.cli.evaluate import ReportedConfig, load_target, required
 from unlora.cli.output import Answer
-from unlora.cli.tables import number
-from unlora.config import SCORES, ModelConfig
-from unlora.errors import Problem, raise_if
+from unlora.common.errors import raise_if
+from unlora.report.names import number
+from unlora.runs.folder import SCORES
+from unlora.settings import ModelConfig, MuseConfig
 
 EXAMPLE = "unlora evaluate-muse --on run --data muse-bench/MUSE-News --retrain_log retrained.json"
 LABELS = {
@@ -22,46 +21,22 @@ LABELS = {
 }
 
 
-@dataclass
-class MuseConfig(ReportedConfig):
-    """What is evaluated on what."""
-
-    data: str = field(default="", metadata={"help": "muse-bench/MUSE-News, -Books, or such a folder. Required."})
-    retrain_log: str | None = field(
-        default=None,
-        metadata={"help": "Log of this command of a model trained without the forget set, for privacy leakage."},
-    )
-    ds_size: int | None = field(default=300, metadata={"help": "First rows of each set; MUSE's have 100."})
-    eval_batch_size: int = field(default=8, metadata={"help": "Texts of a pass; some have thousands of tokens."})
-
-    def problems(self, model: ModelConfig) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
-        sizes = {name: getattr(self, name) for name in ("ds_size", "eval_batch_size")}
-        return [
-            *super().problems(model),
-            *([] if self.data else [required("data", self.data)]),
-            *(
-                Problem(name, value, "nothing would be evaluated", "use at least 1")
-                for name, value in sizes.items()
-                if value is not None and value < 1
-            ),
-        ]
-
-
 SETTINGS = (ModelConfig, MuseConfig)
 
 
 def run(argv: list[str]) -> Answer:
     """Evaluates, writes metrics, scores and texts, and shows the metrics."""
-    from unlora.distributed import on_main
+    from unlora.common.distributed import on_main
+    from unlora.common.files import write_json
+    from unlora.common.progress import shown
     from unlora.evals.muse import evaluate_muse, load_muse, read_muse_scores, summarise_muse, text_count
-    from unlora.files import write_json
-    from unlora.hashes import sets_sha256
-    from unlora.progress import shown
+    from unlora.models.hashes import sets_sha256
+    from unlora.pipeline.loading import load_target
+    from unlora.pipeline.request import model_problems
 
     model_config, config = parse(SETTINGS, argv, "evaluate-muse", EXAMPLE)
     config.log_in_run(model_config, SCORES["unlearned"])
-    raise_if([*model_config.problems(), *config.problems(model_config)])
+    raise_if([*model_problems(model_config), *config.target_problems(model_config), *config.problems()])
     sets = load_muse(config.data, config.ds_size)
     retrained = None if config.retrain_log is None else read_muse_scores(config.retrain_log, sets)
     model, tokenizer = load_target(model_config, config)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from unlora.cli.arguments import parse
-from unlora.cli.evaluate import ReportedConfig, load_target
 from unlora.cli.output import Answer
-from unlora.config import SCORES, ModelConfig, TaskSettings
-from unlora.errors import Problem, raise_if
+from unlora.common.errors import Problem, raise_if
+from unlora.runs.folder import SCORES
+from unlora.settings import ModelConfig, ReportedConfig, TaskSettings
 
 EXAMPLE = "unlora evaluate-tasks --on run --tasks wmdp_bio wmdp_cyber mmlu"
 
@@ -26,12 +26,14 @@ def several_processes() -> list[Problem]:
 def run(argv: list[str]) -> Answer:
     """Runs the tasks, writes the result, and shows it."""
     from unlora.cli.tables import print_tasks
+    from unlora.common.files import write_json
     from unlora.evals.harness import evaluate_tasks, load_tasks
-    from unlora.files import write_json
+    from unlora.pipeline.loading import load_target
+    from unlora.pipeline.request import model_problems
 
     model_config, target, settings = parse(SETTINGS, argv, "evaluate-tasks", EXAMPLE)
     target.log_in_run(model_config, SCORES["unlearned"])
-    problems = [*model_config.problems(), *target.problems(model_config), *settings.problems()]
+    problems = [*model_problems(model_config), *target.target_problems(model_config), *settings.problems()]
     raise_if([*problems, *several_processes()])
     tasks = load_tasks(settings)
     model, tokenizer = load_target(model_config, target)

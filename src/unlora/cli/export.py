@@ -8,7 +8,7 @@ from typing import Any
 
 from unlora.cli.arguments import parse
 from unlora.cli.output import Answer
-from unlora.config import ExportConfig
+from unlora.settings import ExportConfig
 
 EXAMPLE = "unlora export run --output_dir adapter --base_model owner/base --push_to_hub owner/adapter"
 ARGUMENT, SETTINGS = "RUN", (ExportConfig,)
@@ -18,8 +18,8 @@ def run(argv: list[str]) -> Answer:
     """Exports the run named first; the result is the folder."""
     named = bool(argv) and not argv[0].startswith("-")
     (config,) = parse(SETTINGS, argv[1:] if named else argv, "export RUN", EXAMPLE)
-    from unlora.errors import InputError, Problem
-    from unlora.publish import export_run
+    from unlora.common.errors import InputError, Problem
+    from unlora.pipeline.export import export_run
 
     if not named:
         raise InputError(Problem("RUN", "", "no run is named", "name its folder first: unlora export RUN"))

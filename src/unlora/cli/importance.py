@@ -13,18 +13,15 @@ __all__ = ["EXAMPLE", "SETTINGS", "TRAINING", "run"]
 
 def run(argv: list[str]) -> Answer:
     """Estimates the importance into `output_dir`."""
-    from unlora.distributed import together
-    from unlora.errors import InputError, Problem
-    from unlora.initialisers import INITIALISERS
-    from unlora.pipeline import IMPORTANCE, importance_for, prepare
+    from unlora.common.errors import InputError, Problem
+    from unlora.importance.table import INITIALISERS
+    from unlora.pipeline.importance import importance_for
+    from unlora.pipeline.prepare import prepare
+    from unlora.runs.folder import IMPORTANCE
 
     request = request_from(argv, "importance", EXAMPLE)
     init = request.importance.init
-    with together():
-        request.check()
-        if INITIALISERS[init].centred is None:
-            raise InputError(Problem("init", init, "it measures nothing", "run `unlora unlearn` with it at once"))
-        materials = prepare(request)
-    path = Path(request.args.output_dir) / IMPORTANCE
-    importance_for(request, materials, path)
-    return Answer({}, lambda: None, path)
+    if init in INITIALISERS and INITIALISERS[init].centred is None:
+        raise InputError(Problem("init", init, "it measures nothing", "run `unlora unlearn` with it at once"))
+    importance_for(prepare(request))
+    return Answer({}, lambda: None, Path(request.args.output_dir) / IMPORTANCE)

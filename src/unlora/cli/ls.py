@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from unlora.cli.arguments import published
 from unlora.cli.output import Answer
-from unlora.errors import raise_if, unknown_name
+from unlora.common.errors import raise_if, unknown_name
 
 if TYPE_CHECKING:
-    from unlora.catalogue import Catalogue
+    from unlora.pipeline.choices import Catalogue
 
 EXAMPLE = "unlora ls losses"
 
@@ -21,7 +21,7 @@ EXAMPLE = "unlora ls losses"
 def run(argv: list[str]) -> Answer:
     """Lists initialisers, losses and retain losses with formulas, needs, defaults and papers, and configurations."""
     args = parser().parse_args(argv)
-    from unlora.catalogue import Catalogue, catalogues
+    from unlora.pipeline.choices import Catalogue, catalogues
 
     configurations = Catalogue(("name", "file"), [(name, path.name) for name, path in published().items()])
     kinds = {**catalogues(), "configurations": configurations}
@@ -46,8 +46,8 @@ def print_markdown(tables: Mapping[str, Catalogue]) -> None:
 
 def print_tables(tables: Mapping[str, Catalogue]) -> None:
     """One paragraph a choice, a line or more for each column: no cell is ever cut. The default of a kind is marked."""
-    from unlora.config import ImportanceConfig
-    from unlora.trainer import UnlearnConfig
+    from unlora.settings import ImportanceConfig
+    from unlora.training.trainer import UnlearnConfig
 
     defaults = {"initialisers": ImportanceConfig.init, "losses": UnlearnConfig.loss}
     width = shutil.get_terminal_size().columns

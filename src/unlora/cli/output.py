@@ -45,7 +45,7 @@ class Mode:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Within it the command works: with `--json` or `--quiet` nothing but the result comes to stdout."""
-        from unlora.progress import Silence, terminal
+        from unlora.common.progress import Silence, terminal
 
         # accelerate imports DeepSpeed where it is installed, and that logs to stdout; in use it has its say on stderr.
         logging.getLogger("DeepSpeed").disabled = True

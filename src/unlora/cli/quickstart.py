@@ -20,9 +20,9 @@ def run(argv: list[str]) -> Answer:
     import datasets
 
     datasets.disable_progress_bars()  # the data are read in no time
+    from unlora.bench.quickstart import quickstart
     from unlora.cli.tables import print_comparison
-    from unlora.quickstart import quickstart
-    from unlora.report import REPORT
+    from unlora.runs.folder import REPORT
 
     started = time.monotonic()
     folder = args.output_dir or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")

@@ -15,7 +15,7 @@ EXAMPLE = "unlora report run"
 def run(argv: list[str]) -> Answer:
     """Writes the page into the run's folder, and tells the verdict."""
     args = parser().parse_args(argv)
-    from unlora.report import write_report
+    from unlora.report.page import write_report
     from unlora.report.read import read_run
     from unlora.report.summary import summarise_run
     from unlora.report.verdict import verdict

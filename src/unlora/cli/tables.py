@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unlora.config import BENCHMARK_SETS
+from unlora.evals.tofu import BENCHMARK_SETS
+from unlora.report.names import METRICS, SETS, number
 
-SETS = {"forget": "forget set", "retain": "retain set", "real_authors": "real authors", "world_facts": "world facts"}
 # Terms of model utility in TOFU: three of each set but forget.
 WHOLE_UTILITY = 3 * (len(BENCHMARK_SETS["tofu"]) - 1)
-COLUMNS = {"probability": "probability", "rougeL_recall": "ROUGE-L recall", "truth_ratio": "truth ratio"}
 
 
 def print_comparison(models: Mapping[str, Mapping[str, Any]]) -> None:
@@ -21,7 +20,7 @@ def print_comparison(models: Mapping[str, Mapping[str, Any]]) -> None:
     table = Table("metric", *(f"{name}" for name in models))
     for key, label in SETS.items():
         if any(key in summary["sets"] for summary in models.values()):
-            for column, metric in COLUMNS.items():
+            for column, metric in METRICS.items():
                 values = [summary["sets"].get(key, {}).get(column) for summary in models.values()]
                 table.add_row(f"{label}: {metric}", *(number(value) for value in values))
     terms = {len(summary["utility_terms"]) for summary in models.values()}
@@ -52,8 +51,3 @@ def compression_text(cost: Mapping[str, Any]) -> str:
         "exported at rank {rank}: relative error of the weight change {relative_error:.3g}, of a single module "
         "up to {largest_relative_error:.3g}"
     ).format(**cost)
-
-
-def number(value: float | None) -> str:
-    """Four significant digits, or a dash for what was not measured."""
-    return "-" if value is None else f"{value:.4g}"

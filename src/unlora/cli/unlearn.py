@@ -7,8 +7,8 @@ from typing import Any
 
 from unlora.cli.arguments import parse
 from unlora.cli.output import Answer
-from unlora.config import ADAPTER, DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
-from unlora.training import UnlearnSettings
+from unlora.runs.folder import ADAPTER
+from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig, UnlearnSettings
 
 EXAMPLE = "unlora unlearn --model_name_or_path my-model --forget_data f.jsonl --retain_data r.jsonl --output_dir run"
 
@@ -19,8 +19,8 @@ TRAINING = True
 
 def run(argv: list[str]) -> Answer:
     """Runs the request, and shows the metrics before and after, and the page's path."""
-    from unlora.pipeline import unlearn
-    from unlora.report import REPORT
+    from unlora.pipeline.unlearn import unlearn
+    from unlora.runs.folder import REPORT
 
     result = unlearn(request_from(argv, "unlearn", EXAMPLE))
 
@@ -35,16 +35,16 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     """One table of both models, and what fewer ranks cost."""
     from unlora.cli.tables import compression_text, print_comparison
 
-    if "after" in metrics:
-        print_comparison({name: metrics[name] for name in ("before", "after")})
+    if "unlearned" in metrics:
+        print_comparison({name: metrics[name] for name in ("original", "unlearned")})
     if "compression" in metrics:
         print(compression_text(metrics["compression"]))
 
 
 def request_from(argv: list[str], command: str, example: str):  # type: ignore[no-untyped-def]  # imported lazily
     """The request that flags and YAML describe."""
-    from unlora.pipeline import Request
-    from unlora.trainer import UnlearnConfig
+    from unlora.pipeline.request import Request
+    from unlora.training.trainer import UnlearnConfig
 
     classes = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, UnlearnConfig, StoppingConfig)
     return Request(*parse(classes, argv, command, example))

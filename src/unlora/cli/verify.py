@@ -16,7 +16,7 @@ DATA |= {"holdout_data": "unseen rows of the stopping test", "eval_data": "evalu
 def run(argv: list[str]) -> Answer:
     """Says for each part whether it is unchanged; the exit code is 1 unless all of them are."""
     args = parser().parse_args(argv)
-    from unlora.record import UNCHANGED, verify
+    from unlora.runs.record import UNCHANGED, verify
 
     parts = verify(args.run, args.base, **{name: getattr(args, name) for name in DATA})
     same = all(part["status"] == UNCHANGED for part in parts.values())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from unlora.common.errors import InputError, Problem
 from unlora.data.pairing import deal
 from unlora.data.sources import Record, has_keys
-from unlora.errors import InputError, Problem
 
 REFUSALS = (
     "I don't know.",

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from unlora.config import TextConfig
+from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.progress import bar
 from unlora.data.sources import Record, has_keys
-from unlora.errors import InputError, Problem, raise_if
-from unlora.progress import bar
+from unlora.settings import TextConfig
 
 IGNORE_INDEX = -100
 logger = logging.getLogger(__name__)

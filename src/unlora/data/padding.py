@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlora.common.errors import InputError, Problem
 from unlora.data.encoding import IGNORE_INDEX, Example, count_labels
-from unlora.errors import InputError, Problem
 
 Batch = dict[str, Tensor]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlora.errors import InputError, Problem
+from unlora.common.errors import InputError, Problem
 
 Record = Mapping[str, Any]
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}

@@ -1,5 +1,5 @@
 """How well a model forgot, and what it still knows. Importing this loads no torch: logs are read without a model."""
 
-from unlora.evals.tofu import EvalSettings, Log, evaluate, load_sets, read_log, summarise, write_log
+from unlora.evals.tofu import Log, evaluate, load_sets, read_log, summarise, write_log
 
-__all__ = ["EvalSettings", "Log", "evaluate", "load_sets", "read_log", "summarise", "write_log"]
+__all__ = ["Log", "evaluate", "load_sets", "read_log", "summarise", "write_log"]

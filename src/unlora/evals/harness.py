@@ -13,8 +13,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from unlora.config import TaskSettings
-from unlora.errors import InputError, Problem, raise_if
+from unlora.common.errors import InputError, Problem, raise_if
+from unlora.settings import TaskSettings
 
 # Metrics of a filter of the answers are called "metric,filter" there; this filter leaves them as they are.
 NO_FILTER = ",none"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from unlora.errors import InputError, Problem, raise_if, unknown_name
+from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 
 logger = logging.getLogger(__name__)
 Values = NDArray[np.float64]

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlora.errors import NOT_AVAILABLE, InputError, Problem, raise_if
-from unlora.evals.leakage import Scores, check_retrained, leakage_scores, read_scores, summarise_leakage
+from unlora.common.errors import NOT_AVAILABLE, InputError, Problem, raise_if
+from unlora.evals.membership.leakage import Scores, check_retrained, leakage_scores, read_scores, summarise_leakage
 from unlora.evals.metrics import finite_values, rouge_l_f1, warn_of_wordless
 
 if TYPE_CHECKING:

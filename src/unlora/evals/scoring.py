@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from unlora.common.distributed import in_lockstep, merge, share, together
+from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data.encoding import (
     IGNORE_INDEX,
     Example,
@@ -29,10 +31,8 @@ from unlora.data.encoding import (
     special_ids,
 )
 from unlora.data.padding import Batch, pad_batch, padding_id
-from unlora.distributed import in_lockstep, merge, share, together
-from unlora.errors import InputError, Problem, raise_if
-from unlora.forward import LabelledTokens, causal_lm, labelled_tokens
-from unlora.logp import upcast
+from unlora.models.forward import LabelledTokens, causal_lm, labelled_tokens
+from unlora.models.log_probabilities import upcast
 
 Progress = Callable[[int], None]
 T = TypeVar("T")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unlora.errors import InputError, Problem, raise_if, unknown_name
+from unlora.common.errors import InputError, Problem, raise_if, unknown_name
+from unlora.common.files import write_text
 from unlora.evals import metrics
-from unlora.files import write_text
+from unlora.settings import EvalConfig, EvalSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,31 +34,17 @@ TASKS = {
     "world_facts": "eval_real_world_wo_options.json",
     "forget": "eval_log_forget.json",
 }
+# The sets that a whole evaluation log of each benchmark has.
+BENCHMARK_SETS = {
+    "tofu": ("retain", "real_authors", "world_facts", "forget"),
+    "persona": ("retain", "world_facts", "forget"),
+}
 # Sets the model was never fine-tuned on: their probability is normalised over right and wrong answers.
 GENERAL_SETS = ("real_authors", "world_facts")
 SCALARS = ("avg_gt_loss", "rougeL_recall", "avg_paraphrased_loss")
 LEAST_LOSS = -1e-6  # rounding may leave a loss of 0 slightly negative
 SUMMARY = ("probability", "rougeL_recall", "truth_ratio", "truth_ratio_geometric")
 UTILITY = ("probability", "rougeL_recall", "truth_ratio")
-
-
-@dataclass
-class EvalSettings:
-    """How much is evaluated, and how."""
-
-    ds_size: int | None = field(
-        default=300, metadata={"help": "examples of each set, from the first on; None is all (TOFU's papers use 300)"}
-    )
-    max_new_tokens: int = field(default=200, metadata={"help": "most tokens of a generated answer"})
-    batch_size: int = field(default=32, metadata={"help": "examples of a forward pass"})
-
-    def __post_init__(self) -> None:
-        values = {name: getattr(self, name) for name in ("ds_size", "max_new_tokens", "batch_size")}
-        raise_if(
-            Problem(name, value, "nothing would be evaluated", "use at least 1")
-            for name, value in values.items()
-            if value is not None and value < 1
-        )
 
 
 class Question(NamedTuple):
@@ -79,6 +65,13 @@ def load_sets(path: str, names: Mapping[str, str]) -> dict[str, list[Record]]:
     from unlora.data import load_records
 
     return {name: load_records(path, config, argument=name) for name, config in names.items()}
+
+
+def configured_sets(config: EvalConfig) -> dict[str, list[Record]]:
+    """The sets of `config.eval_data`."""
+    assert config.eval_data is not None
+    names = {name: getattr(config, f"eval_{name}_name") for name in ("forget", "retain", "real_authors", "world_facts")}
+    return load_sets(config.eval_data, {name: value for name, value in names.items() if value != "none"})
 
 
 def evaluate(
@@ -104,15 +97,16 @@ def evaluate(
     """
     from unlora.evals.scoring import answer_examples, generate_answers, token_nll
 
+    raise_if(settings.problems())
     _check_sets(sets)
     questions = _questions(sets, settings)
     # Every text once: one length-sorted run for all sets wastes the least padding. Questions come first because what
     # the model has no room for shows there.
     asked, pairs = _texts_once(questions)
-    answers = generate_answers(model, asked, text_format, settings.max_new_tokens, settings.batch_size, progress)
+    answers = generate_answers(model, asked, text_format, settings.max_new_tokens, settings.eval_batch_size, progress)
     after = None if progress is None else lambda done: progress(len(asked) + done)
     examples = answer_examples(pairs, text_format)
-    tokens = token_nll(model, examples, text_format, settings.batch_size, after)
+    tokens = token_nll(model, examples, text_format, settings.eval_batch_size, after)
     losses = {pair: (float(nll.sum()), len(nll)) for pair, nll in zip(pairs, tokens, strict=True)}
     scored = dict(zip(pairs, zip(examples, tokens, strict=True), strict=True))
     generated = dict(zip(asked, answers, strict=True))
@@ -271,7 +265,7 @@ def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] =
     Args:
         log: of the model in question.
         retain_log: of a model trained without the forget set; None leaves forget quality None.
-        expected: the sets of a benchmark (`unlora.config.BENCHMARK_SETS`): where it lacks one of their terms, there is
+        expected: the sets of a benchmark (`BENCHMARK_SETS`): where it lacks one of their terms, there is
             no model utility, as it would not be the benchmark's. Not given for sets of one's own.
 
     Returns:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlora.forward import LabelledTokens
-from unlora.logp import upcast
+from unlora.models.forward import LabelledTokens
+from unlora.models.log_probabilities import upcast
 
 
 def gradient_ascent(out: LabelledTokens) -> Tensor:

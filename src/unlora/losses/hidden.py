@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlora.forward import HiddenStates
-from unlora.logp import upcast
+from unlora.models.forward import HiddenStates
+from unlora.models.log_probabilities import upcast
 
 
 def misdirection(out: HiddenStates, steering_coeff: float = 6.5, seed: int = 42) -> Tensor:

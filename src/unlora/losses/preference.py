@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlora.forward import LabelledTokens
+from unlora.models.forward import LabelledTokens
 
 
 def negative_preference(out: LabelledTokens, beta: float = 0.1) -> Tensor:

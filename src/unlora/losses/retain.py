@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlora.forward import LabelledTokens
-from unlora.logp import upcast
+from unlora.models.forward import LabelledTokens
+from unlora.models.log_probabilities import upcast
 
 
 def nll(out: LabelledTokens) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from unlora.files import write_text
+from unlora.common.files import write_text
 from unlora.report import plots, tables
 from unlora.report.page import Plot, render
 from unlora.report.read import Run

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from unlora.again import ELSEWHERE, repeating
-from unlora.files import write_text
+from unlora.common.files import write_text
 from unlora.report import plots, tables
 from unlora.report.read import Run, read_run
 from unlora.report.statistics import Estimate, Values
 from unlora.report.summary import Summary, p_value, summarise_run
 from unlora.report.verdict import verdict
+from unlora.runs.folder import REPORT
+from unlora.runs.record import ELSEWHERE, repeat_command
 
-REPORT = "report.html"
 # The settings that are shown first.
 MAIN = (
     *("model_name_or_path", "model_revision", "on", "forget_data", "forget_name", "retain_data", "retain_name"),
@@ -224,4 +224,4 @@ def command(run: Run) -> str:
     """What repeats the run, said where it was started."""
     if isinstance(run.record.get("command"), str):
         return str(run.record["command"])
-    return repeating(ELSEWHERE, log="retrained" in run.logs and not run.settings.get("retrain_log"))
+    return repeat_command(run.folder, ELSEWHERE)

@@ -12,22 +12,27 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from unlora.again import RETRAINED
-from unlora.config import CONFIG, MEMBERSHIP, SCORES
-from unlora.errors import NOT_AVAILABLE, InputError, Problem
+from unlora.common.errors import NOT_AVAILABLE, InputError, Problem
 from unlora.evals import Log, read_log
 from unlora.evals.tofu import TASKS
 from unlora.report.scores import Scores, parse_scores
 from unlora.report.statistics import Estimate, Measured
+from unlora.runs.folder import (
+    ATTACKS,
+    CONFIG,
+    EVALUATIONS,
+    IMPORTANCE,
+    MEMBERSHIP,
+    METRICS,
+    MODELS,
+    RECORD,
+    SCORES,
+    is_finished,
+)
 
 T = TypeVar("T")
-# The files of a run that this reads, beside the configuration.
-METRICS, IMPORTANCE, RECORD = "metrics.json", "importance.safetensors", "record.json"
-ATTACKS = "attacks.json"
 # What `unlora bench` calls the log of a scoring command, in the folder that holds the run.
 BENCH_SCORES = "scores.json"
-# Model -> its evaluation log; the order in which models are shown.
-LOGS = {"original": "eval_before.json", "unlearned": "eval_after.json", "retrained": RETRAINED}
 
 
 @dataclass(frozen=True)
@@ -127,10 +132,10 @@ def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Ru
         InputError: no such run, or a file in it that unlora did not write.
     """
     folder = Path(folder)
-    if not (folder / METRICS).is_file():
+    if not is_finished(folder):
         reason, fix = f"it holds no {METRICS}", "name the folder of an `unlora unlearn` that has finished"
         raise InputError(Problem("RUN", str(folder), reason, fix))
-    logs = {model: read_log(folder / name) for model, name in LOGS.items() if (folder / name).is_file()}
+    logs = {model: read_log(folder / name) for model, name in EVALUATIONS.items() if (folder / name).is_file()}
     for log in logs.values():
         _check_tokens(folder, log)
     scores = _read_scores(_scored(folder) if scored is None else scored)
@@ -168,7 +173,7 @@ def _read_scores(paths: Mapping[str, Path]) -> dict[str, Scores]:
 
 def _membership_of(scores: Mapping[str, Scores]) -> Membership | None:
     """MUSE's log has the areas that its privacy leakage is made of."""
-    areas = {model: scores[model].areas if model in scores else {} for model in LOGS}
+    areas = {model: scores[model].areas if model in scores else {} for model in MODELS}
     if not areas["unlearned"]:
         return None
     return Membership(scores["unlearned"].examples, areas["unlearned"], areas["original"], areas["retrained"])

@@ -11,6 +11,7 @@ import numpy as np
 
 from unlora.evals import metrics
 from unlora.evals.tofu import TASKS, UTILITY, example_values, forget_truth_ratios
+from unlora.report.names import METRICS, SETS
 from unlora.report.read import Run
 from unlora.report.scores import Scores
 from unlora.report.statistics import (
@@ -27,10 +28,7 @@ from unlora.report.statistics import (
 
 # The level of every test.
 LEVEL = 0.05
-# What is shown of a set, in this order.
-SHOWN = {"probability": "probability", "rougeL_recall": "ROUGE-L recall", "truth_ratio": "truth ratio"}
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-SETS = {"forget": "Forget set", "retain": "Retain set", "real_authors": "Real authors", "world_facts": "World facts"}
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def _means(name: str, values: dict[str, dict[str, dict[str, Values]]]) -> dict[s
     known = {model: sets[name] for model, sets in values.items() if name in sets}
     return {
         metric: {model: mean_estimate(columns[metric]) for model, columns in known.items() if metric in columns}
-        for metric in SHOWN
+        for metric in METRICS
     }
 
 

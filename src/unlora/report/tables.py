@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from unlora.evals.tofu import TASKS, example_values
-from unlora.report.read import LOGS, Run
+from unlora.report.names import METRICS, SETS
+from unlora.report.read import Run
 from unlora.report.statistics import Estimate, Measured, Values
-from unlora.report.summary import SETS, SHOWN, Summary, p_value, prompts
+from unlora.report.summary import Summary, p_value, prompts
+from unlora.runs.folder import MODELS
 
 # How many examples of a set are shown.
 SAMPLES = {"forget": 20, "retain": 10}
@@ -77,7 +79,8 @@ def metrics_table(run: Run, summary: Summary) -> Table:
     for name, metrics in summary.means.items():
         for metric, by_model in metrics.items():
             cells = [estimate_cell(by_model.get(model)) for model in run.logs]
-            rows.append([Cell(f"{SETS[name]}: {SHOWN[metric]}", f"{summary.examples[name]} examples"), *cells])
+            label = f"{SETS[name].capitalize()}: {METRICS[metric]}"
+            rows.append([Cell(label, f"{summary.examples[name]} examples"), *cells])
     if summary.terms:
         utility = [estimate_cell(summary.utility.get(model)) for model in run.logs]
         rows.append([Cell("Model utility", f"harmonic mean of {summary.terms} means"), *utility])
@@ -90,7 +93,7 @@ def metrics_table(run: Run, summary: Summary) -> Table:
 def scores_table(run: Run, summary: Summary) -> Table:
     """Every metric of another benchmark."""
     benchmark = next(iter(run.scores.values())).benchmark
-    models = [model for model in LOGS if model in run.scores]
+    models = [model for model in MODELS if model in run.scores]
     rows = [
         [Cell(name), *(estimate_cell(values.get(model)) for model in models)] for name, values in summary.scores.items()
     ]
@@ -200,7 +203,7 @@ def pairs_table(caption: str, values: Mapping[str, Any]) -> Table:
 
 def samples(run: Run, name: str) -> list[Sample]:
     """The examples to look at: of the forget set the answers that are likeliest still, else those that lost most."""
-    models = [model for model in LOGS if _comparable(run, model, name)]
+    models = [model for model in MODELS if _comparable(run, model, name)]
     if "unlearned" not in models:
         return []
     probability = {model: example_values(name, run.task(model, name)).get("probability") for model in models}

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from unlora.config import AttackConfig
 from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records, encode_turns
 from unlora.data.sources import Record
 from unlora.evals.attacks.interface import Asked, Case, Materials, UnavailableError, check_questions, split
 from unlora.evals.scoring import positions
+from unlora.settings import AttackConfig
 
 
 def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:

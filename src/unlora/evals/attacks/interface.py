@@ -14,7 +14,7 @@ from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records
 from unlora.data.sources import Record
 from unlora.evals.metrics import answer_probability, rouge_l_recall
 from unlora.evals.scoring import continue_prompts, decode, end_tokens, example_nll
-from unlora.evals.tofu import EvalSettings
+from unlora.settings import EvalSettings
 
 T = TypeVar("T")
 Metrics = dict[str, float]
@@ -152,7 +152,7 @@ def measure(model: nn.Module, case: Case, materials: Materials) -> Metrics:
     with case.change(model) as attacked:
         prompts = [_prompt(example) for example in case.forget.examples]
         new = case.forget.new_tokens or settings.max_new_tokens
-        said = continue_prompts(attacked, prompts, text_format, new, settings.batch_size)
+        said = continue_prompts(attacked, prompts, text_format, new, settings.eval_batch_size)
         recalls = [rouge_l_recall(*pair) for pair in zip(said, case.forget.references, strict=True)]
         metrics = {
             "forget_probability": _probability(attacked, case.forget.examples, materials),
@@ -170,5 +170,5 @@ def _prompt(example: Example) -> list[int]:
 
 
 def _probability(model: nn.Module, examples: Sequence[Example], materials: Materials) -> float:
-    sums, tokens = example_nll(model, examples, materials.text_format, materials.settings.batch_size)
+    sums, tokens = example_nll(model, examples, materials.text_format, materials.settings.eval_batch_size)
     return float(answer_probability(sums / tokens).mean())

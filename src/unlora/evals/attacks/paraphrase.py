@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlora.config import AttackConfig
 from unlora.data.sources import has_keys
 from unlora.evals.attacks.interface import Case, Materials, UnavailableError, asked, check_questions
+from unlora.settings import AttackConfig
 
 
 def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:

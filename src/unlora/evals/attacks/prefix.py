@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlora.config import AttackConfig
 from unlora.data import Example
 from unlora.evals.attacks.interface import (
     Case,
@@ -19,6 +18,7 @@ from unlora.evals.attacks.interface import (
     without_labels,
 )
 from unlora.evals.scoring import end_tokens
+from unlora.settings import AttackConfig
 
 
 def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from unlora.adapter.settings import base_modules, target_shapes
-from unlora.config import AttackConfig
 from unlora.evals.attacks.interface import Case, Materials, UnavailableError, asked
+from unlora.settings import AttackConfig
 
 # Bits of a weight, and how many weights of an output channel share a step; None for all of them.
 FORMATS = {8: None, 4: 128}

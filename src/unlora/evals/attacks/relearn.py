@@ -15,12 +15,12 @@ import torch
 from peft import LoraConfig
 
 from unlora.adapter import attach_adapters, check_adapter_settings, detach_adapters
-from unlora.config import AttackConfig
+from unlora.common.errors import raise_if
 from unlora.data import Example, pad_batch, padding_id
-from unlora.errors import raise_if
 from unlora.evals.attacks.interface import Case, Materials, UnavailableError, asked, encode_rows, split
-from unlora.forward import labelled_tokens
 from unlora.losses.retain import nll
+from unlora.models.forward import labelled_tokens
+from unlora.settings import AttackConfig
 
 
 def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:

@@ -1,1 +1,0 @@
-"""Measurements that choices in unlora rest on. Each module is a command: python -m benchmarks.<name> --help."""

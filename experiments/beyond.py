@@ -1,0 +1,153 @@
+"""Starts that go beyond VILA's row weights, beside it on persona, with the quickstart's settings and forget loss ihl.
+
+Kept apart from the library: a start that is no better than VILA's has no place there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from experiments.ablation import RATES, Bench, Cell, Results, mean_error
+from unlora.adapter import attach_adapters, attach_probe, detach_adapters
+from unlora.adapter.offset import base_weight, lora_layers
+from unlora.adapter.settings import target_shapes
+from unlora.importance import Moments, gradient_moments, relative_importance
+from unlora.pipeline.importance import RETAIN_SHARE, measurement_for, retain_sample
+from unlora.pipeline.job import Job
+from unlora.pipeline.request import Request
+from unlora.settings import ImportanceConfig
+
+DELTA, EPSILON = 1e-5, 0.1
+NAMES = ("vila", "rows and columns", "A and B apart", "B alone", "ranks by importance")
+Weights = Mapping[str, tuple[Tensor, Tensor]]
+
+
+class Beyond(Bench):
+    """Persona with the starts of this module."""
+
+    def attach(self, cell: Cell, request: Request, job: Job) -> PeftModel:
+        """The model with the start that the cell's method gives it."""
+        forget, retain = moments(request, job, self.seed)
+        rows = relative_importance(forget, retain, rows=True)
+        if cell.method == "vila":
+            return attach_adapters(job.model, request.args, rows)
+        if cell.method == "ranks by importance":
+            return attach_adapters(job.model, with_ranks(request, job, rows), rows)
+        if cell.method == "rows and columns":
+            weights = rows_and_columns(forget, retain)
+        else:
+            weights = factors_apart(forget, retain, columns=cell.method == "A and B apart")
+        return start(attach_adapters(job.model, request.args, rows), weights, request.args.r)
+
+
+def moments(request: Request, job: Job, seed: int) -> tuple[Moments, Moments]:
+    """VILA's moments over the forget set and a retain sample."""
+    config = ImportanceConfig(importance_seed=seed)
+    retain = retain_sample(job.retain, RETAIN_SHARE * len(job.forget), seed)
+    measurement = measurement_for(replace(job, request=replace(request, importance=config)), retain)
+    probe = attach_probe(job.model, request.args, config.sigma, seed)
+    of_forget, of_retain = (gradient_moments(probe, b()) for b in (measurement.forget, measurement.retain))
+    detach_adapters(probe)
+    return of_forget, of_retain
+
+
+def rows_and_columns(forget: Moments, retain: Moments) -> Weights:
+    """diag(w_r)·W·diag(w_c): square roots of the sums of VILA's importance over rows and over columns."""
+    return {n: (root(i.sum(1)), root(i.sum(0))) for n, i in relative_importance(forget, retain).items()}
+
+
+def factors_apart(forget: Moments, retain: Moments, columns: bool) -> Weights:
+    """Rows from the importance of B and columns (if asked for) from that of A, without their product."""
+    weights = {}
+    for name in forget.mean:
+        module, factor, tail = name.partition(".lora_A.")
+        if factor:
+            of_b, of_a = (ratio(forget, retain, key) for key in (f"{module}.lora_B.{tail}", name))
+            by_column = root(of_a.sum(0)) if columns else torch.ones(of_a.shape[1])
+            weights[module.removeprefix("base_model.model.")] = (root(of_b.sum(1)), by_column)
+    return weights
+
+
+def ratio(forget: Moments, retain: Moments, name: str) -> Tensor:
+    """Relative importance of a factor, with relative smoothing."""
+    of_retain = retain.variance(name)
+    return forget.variance(name) / (of_retain + EPSILON * of_retain.mean())
+
+
+def root(importance: Tensor) -> Tensor:
+    """Weights of mean square 1."""
+    return (importance / importance.mean()).sqrt()
+
+
+@torch.no_grad()
+def start(model: PeftModel, weights: Weights, rank: int) -> PeftModel:
+    """Puts both adapters at the truncated SVD of diag(rows)·W·diag(columns), weights taken off again."""
+    for name, layer in lora_layers(model):
+        rows, columns = weights[name]
+        u, s, vh = torch.linalg.svd(rows[:, None] * base_weight(layer) * columns, full_matrices=False)
+        share = (s[:rank] / layer.scaling["unlearn"]).sqrt()
+        a0, b0 = share[:, None] * vh[:rank] / (columns + DELTA), u[:, :rank] * share / (rows[:, None] + DELTA)
+        for adapter, sign in (("unlearn", 1), ("offset", -1)):
+            layer.lora_A[adapter].weight.copy_(a0)
+            layer.lora_B[adapter].weight.copy_(sign * b0)
+    return model
+
+
+def with_ranks(request: Request, job: Job, rows: Mapping[str, Tensor]) -> LoraConfig:
+    """Ranks that hold the most weighted energy per parameter, for as many parameters as the same rank everywhere."""
+    args, shapes = request.args, target_shapes(job.model, None)
+    cost = {name: sum(shape) for name, shape in shapes.items()}
+    gains = []
+    for name in shapes:
+        weight = job.model.get_submodule(name).weight.detach()
+        energy = torch.linalg.svdvals(root(rows[name])[:, None] * weight).square()
+        gains += [(float(value) / cost[name], name) for value in energy[1:]]
+    ranks, left = dict.fromkeys(shapes, 1), (args.r - 1) * sum(cost.values())
+    for _, name in sorted(gains, reverse=True):
+        if cost[name] <= left:
+            ranks[name] += 1
+            left -= cost[name]
+    scaling = args.lora_alpha / args.r
+    return LoraConfig(
+        r=args.r,
+        lora_alpha=int(args.lora_alpha),
+        target_modules="all-linear",
+        rank_pattern=ranks,
+        alpha_pattern={name: scaling * rank for name, rank in ranks.items()},
+    )
+
+
+def main() -> None:
+    """Runs what is missing and prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.beyond", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tuning_seed", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 4, 5])
+    parser.add_argument("--starts", nargs="+", choices=NAMES, default=NAMES)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = Results(args.out, Beyond)
+    columns = ("log10_forget_quality", "utility", "forget_probability", "retain_probability")
+    table = Table("start", "learning rate", *columns)
+    for name in args.starts:
+        grid = {rate: results.get(Cell(name, "ihl", rate, 1.0, args.tuning_seed)) for rate in RATES[1:-1]}
+        best = max(grid, key=lambda rate: grid[rate].get("log10_forget_quality", float("-inf")))
+        values = [results.get(Cell(name, "ihl", best, 1.0, seed)) for seed in args.seeds]
+        table.add_row(name, f"{best:g}", *(mean_error(values, column) for column in columns))
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""The cost of VILA's importance, beside the least it could be and beside what the authors of VILA and FILA do.
+
+- floor: one forward and backward over the same batches, everything frozen and only the loss asked for.
+- unlora: the importance as `unlora unlearn` measures it, of so many retain examples.
+- look: whether it has converged, as it asks itself after 128 retain examples, 256, 512 and so on.
+- start: the adapter that begins there (a factorisation of every layer).
+- vila, fila: the authors' procedures: batches of 4 padded to 500 tokens, ten passes over the forget set and as many
+  random retain examples, moments added up on the CPU after each batch; of LoRA factors, or of all linear weights with
+  the gradients of all parameters.
+
+What would take too long is measured in part and scaled up: floor and unlora by tokens, theirs by batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from statistics import mean
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from experiments._speed import (
+    THEIR_ROWS,
+    Procedures,
+    Run,
+    Stopwatch,
+    Subject,
+    add_arguments,
+    load,
+    measure,
+    now,
+    report,
+    spread,
+    tokens,
+)
+from unlora.adapter import attach_adapters, attach_probe, detach_adapters
+from unlora.adapter.settings import target_shapes
+from unlora.data import IGNORE_INDEX, Example, iter_batches
+from unlora.importance import Moments, gradient_moments, relative_importance
+from unlora.importance.convergence import rank_correlation, stability
+from unlora.importance.interface import Measurement
+from unlora.importance.table import INITIALISERS
+from unlora.pipeline.importance import RETAIN_SHARE, retain_sample
+from unlora.settings import ImportanceConfig
+
+ADAPTER = LoraConfig(r=8, lora_alpha=16)
+THEIR_PASSES = 10
+SEED = 42
+# Retain examples after which the importance is compared with the converged one.
+LOOKS = (40, 80, 160, 320, 400, 640, 1280, 2560)
+
+
+class Extraction:
+    """The procedures on one subject.
+
+    Args:
+        subject: model and data.
+        retain: the retain examples that unlora measures.
+        config: how unlora measures them.
+        batches: how many batches of floor and unlora are measured.
+        both_sets: whether the authors' procedures see a batch of each set, and so hold the moments of both.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        retain: Sequence[Example],
+        config: ImportanceConfig,
+        batches: int,
+        both_sets: bool = False,
+    ) -> None:
+        self.both_sets = both_sets
+        self.subject, self.model, self.retain = subject, subject.model, retain
+        self.config = config
+        size = self.config.batch_size(self.model.device.type)
+        whole = [list(iter_batches(part, size, subject.pad_id)) for part in (subject.forget, retain)]
+        shares = [len(part) / sum(map(len, whole)) for part in whole]
+        self.sample = [spread(part, max(1, round(batches * share))) for part, share in zip(whole, shares, strict=True)]
+        self.share = sum(map(tokens, self.sample)) / sum(map(tokens, whole))
+
+    def procedures(self) -> Procedures:
+        """By name, in the order of the table."""
+        return {
+            "floor": self.floor,
+            "unlora": self.unlora,
+            "look": self.look,
+            "start": self.start,
+            "vila": self.vila,
+            "fila": self.fila,
+        }
+
+    def floor(self) -> Run:
+        """Forward and backward, and nothing made of it."""
+        return Run(0.0, self.subject.least(batch for part in self.sample for batch in part), self.share)
+
+    def unlora(self) -> Run:
+        """Importance of every row."""
+        watch, start = Stopwatch(), now()
+        of_forget, of_retain = (lambda part=part: watch.watch(part) for part in self.sample)
+        self.importance(of_forget, of_retain)
+        return Run(now() - start - watch.seconds, watch.seconds, self.share)
+
+    def importance(self, of_forget: Callable[[], Any], of_retain: Callable[[], Any]) -> dict[str, Tensor]:
+        """As the pipeline has it."""
+        measurement = Measurement(self.model, ADAPTER, self.config, of_forget, of_retain, len(self.retain))
+        rows = INITIALISERS["vila"].rows(measurement)
+        assert rows is not None
+        return rows
+
+    def look(self) -> Run:
+        """The importances from two halves, and their agreement."""
+        probe = attach_probe(self.model, ADAPTER, self.config.sigma, SEED)
+        halves = [gradient_moments(probe, part[:1]) for part in self.sample]
+        detach_adapters(probe)
+        start = now()
+        stability(*(relative_importance(halves[0], half, rows=True, **self.config.ratio()) for half in halves))
+        return Run(now() - start, 0.0, 1.0)
+
+    def start(self) -> Run:
+        """Weighted low-rank factors of every adapted layer."""
+        importance = {name: torch.rand(shape[0]) for name, shape in target_shapes(self.model, None).items()}
+        start = now()
+        model = attach_adapters(self.model, ADAPTER, importance)
+        seconds = now() - start
+        detach_adapters(model)
+        return Run(seconds, 0.0, 1.0)
+
+    def theirs(self, measured: Mapping[str, nn.Parameter], model: nn.Module, centred: bool) -> Run:
+        """One batch of the forget set, for memory one of the retain set too, and their moments."""
+        parts = (self.subject.forget, self.retain) if self.both_sets else (self.subject.forget,)
+        batches = [self.subject.padded(part[:THEIR_ROWS]) for part in parts]
+        powers = (1, 2) if centred else (2,)
+        sums: list[dict[tuple[str, int], Any]] = [
+            dict.fromkeys(((n, p) for n in measured for p in powers), 0) for _ in batches
+        ]
+        start = now()
+        for batch, total in zip(batches, sums, strict=True):
+            model(**batch).loss.backward()
+            count = (batch["labels"] != IGNORE_INDEX).sum()
+            for name, parameter in measured.items():
+                assert parameter.grad is not None
+                for power in powers:
+                    total[name, power] += (parameter.grad.pow(power) * count).cpu()
+            model.zero_grad()
+        seconds = now() - start
+        of_pass = 2 * -(-len(self.subject.forget) // THEIR_ROWS)
+        return Run(0.0, seconds, len(batches) / (THEIR_PASSES * of_pass))
+
+    def vila(self) -> Run:
+        """Moments of LoRA factors that are drawn at random."""
+        model = get_peft_model(
+            self.model, LoraConfig(r=ADAPTER.r, lora_alpha=ADAPTER.lora_alpha, target_modules="all-linear")
+        )
+        factors = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
+        for parameter in factors.values():
+            nn.init.normal_(parameter, std=self.config.sigma)
+        run = self.theirs(factors, model, centred=True)
+        model.unload()
+        return run
+
+    def fila(self) -> Run:
+        """Moments of all linear weights; every parameter of the model has a gradient."""
+        self.model.requires_grad_(True)
+        parameters = dict(self.model.named_parameters())
+        weights = {name: parameters[f"{name}.weight"] for name in target_shapes(self.model, None)}
+        return self.theirs(weights, self.model, centred=False)
+
+
+def convergence(extraction: Extraction, subject: Subject, examples: int) -> Iterator[str]:
+    """How near the row importances come to those from `examples` retain examples, and what the estimate of it says."""
+    config, size = extraction.config, extraction.config.batch_size(subject.model.device.type)
+    probe = attach_probe(subject.model, ADAPTER, config.sigma, SEED)
+
+    def moments(part: Sequence[Example]) -> Moments:
+        return gradient_moments(probe, iter_batches(part, size, subject.pad_id))
+
+    def rows(of_retain: Moments) -> dict[str, Tensor]:
+        return relative_importance(of_forget, of_retain, rows=True, **config.ratio())
+
+    of_forget, sample = moments(subject.forget), retain_sample(subject.retain, examples, SEED)
+    parts, found = [0, *(count for count in LOOKS if count < len(sample)), len(sample)], []
+    halves: list[Moments] = []
+    for start, stop in pairwise(parts):
+        new = [moments(sample[start + half : stop : 2]) for half in (0, 1)]
+        halves = [old + more for old, more in zip(halves, new, strict=True)] if halves else new
+        found.append((stop, stability(*map(rows, halves)), rows(halves[0] + halves[1])))
+    detach_adapters(probe)
+    last = found[-1][2]
+    yield f"Spearman's correlation of row importances with those from {len(sample)} retain examples, and its estimate:"
+    for count, estimate, importance in found:
+        reached = mean(rank_correlation(importance[name].numpy(), last[name].numpy()) for name in last)
+        yield f"{count:6d} examples: {reached:.4f}, estimated {estimate:.4f}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.extraction",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    parser.add_argument("--retain_samples", type=int, help="retain examples that unlora measures")
+    parser.add_argument("--importance_batch_size", type=int, help="of unlora and floor")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="of all procedures")
+    parser.add_argument("--batches", type=int, default=30, help="batches of floor and unlora that are measured")
+    parser.add_argument(
+        "--converged",
+        type=int,
+        metavar="EXAMPLES",
+        help="tell how it converges to that from so many",
+    )
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv)
+    subject = load(args)
+    size = args.retain_samples or RETAIN_SHARE * len(subject.forget)
+    if args.gradient_checkpointing:
+        subject.model.gradient_checkpointing_enable()
+        subject.model.train()
+    extraction = Extraction(
+        subject,
+        retain_sample(subject.retain, size, SEED),
+        ImportanceConfig(importance_batch_size=args.importance_batch_size, retain_samples=size),
+        args.batches,
+        both_sets=args.peak_of is not None,
+    )
+    runs, memory = measure("experiments.extraction", extraction.procedures(), args, argv)
+    notes = [f"{len(subject.forget)} forget and {len(extraction.retain)} retain examples of unlora and floor"]
+    if args.converged:
+        notes += convergence(extraction, subject, args.converged)
+    report(f"extraction: {args.model}, {args.forget_name}", runs, memory, notes, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Peak memory of one batch of gradient moments or of training on the CPU, at a small shape with random weights.
+
+python -m experiments.memory extraction --hidden 512 --layers 8 --vocabulary 512
+
+What is checked against it: docs/scaling.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from unlora.adapter import attach_probe
+from unlora.data.padding import Batch
+from unlora.importance import gradient_moments
+from unlora.models.forward import labelled_tokens
+
+MIB = 2**20
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def peak_of(work: Callable[[], None]) -> int:
+    """The most bytes in memory during the work, above those before it."""
+    before, peak, done = resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, resident())
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    work()
+    done.set()
+    watcher.join()
+    return peak - before
+
+
+def step_of(stage: str, args: argparse.Namespace) -> Callable[[Batch], None]:
+    """One batch of the stage, on a Llama of that shape with the adapter and its offset."""
+    torch.manual_seed(0)
+    heads = args.hidden // 64
+    config = LlamaConfig(
+        vocab_size=args.vocabulary,
+        hidden_size=args.hidden,
+        intermediate_size=args.hidden * 8 // 3 // 64 * 64,
+        num_hidden_layers=args.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        tie_word_embeddings=True,
+    )
+    model = attach_probe(AutoModelForCausalLM.from_config(config).eval(), LoraConfig(r=8, lora_alpha=16))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def step(batch: Batch) -> None:
+        if stage == "extraction":
+            gradient_moments(model, [batch])
+        else:
+            (-labelled_tokens(model, batch).logp.mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def make_batch(args: argparse.Namespace, examples: int, length: int) -> Batch:
+    """Random tokens, the second half of each example labelled."""
+    ids = torch.randint(2, args.vocabulary, (examples, length))
+    labels = ids.clone()
+    labels[:, : length // 2] = -100
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def main() -> None:
+    """Prints the peak of the stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=["extraction", "training"])
+    for name, default in {"hidden": 512, "layers": 8, "vocabulary": 512, "examples": 8, "length": 256}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    step = step_of(args.stage, args)
+    step(make_batch(args, 1, 8))  # what libraries keep from their first call on
+    batch = make_batch(args, args.examples, args.length)
+    print(f"{vars(args)}: {peak_of(lambda: step(batch)) / MIB:.0f} MiB above the resting process")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The whole job on the built-in benchmark, from nothing: two models, unlearning, evaluation of all three."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlora.adapter.export import check_unused
+from unlora.benchmarks.persona import DATA, MAX_NEW_TOKENS, RETRAINED_LOG, persona_settings, write_sets
+from unlora.benchmarks.persona_models import Recipe, persona_models
+from unlora.data import TextFormat
+from unlora.data.sources import Record
+from unlora.evals import Log, read_log, summarise, write_log
+from unlora.models.load import load_model
+from unlora.pipeline.evaluation import evaluate_shown
+from unlora.pipeline.request import Request
+from unlora.pipeline.unlearn import unlearn
+from unlora.runs.folder import ADAPTER, EVALUATIONS
+from unlora.settings import EvalSettings, ModelConfig
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the quickstart shows: metrics of the three models, their answers, and the adapter's folder."""
+
+    metrics: dict[str, dict[str, Any]]
+    answers: dict[str, Log]
+    adapter: Path
+
+
+def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, recipe: Recipe | None = None) -> Report:
+    """Makes a persona model forget a tenth of its people, and compares it with one that never knew them.
+
+    Args:
+        folder: a new folder for data, adapter, logs and metrics.
+        seed: of the people, of the models and of the training.
+        say: takes a line about each step.
+        recipe: of the two models; the standard one for this seed if not given.
+
+    Raises:
+        InputError: the folder is in use.
+    """
+    check_unused(folder, "output_dir")
+    recipe = recipe or Recipe(seed=seed)
+    sets = write_sets(folder / DATA, seed)
+    say("1/4 two models from nothing (cached afterwards): the original, and one retrained without the forget set")
+    models = persona_models(recipe)
+    say("2/4 evaluation of the retrained model, the gold standard")
+    retrained_log = evaluate_model(models["retrained"], sets)
+    write_log(retrained_log, folder / RETRAINED_LOG)
+    request = quickstart_request(models["original"], folder, seed)
+    args = request.args
+    say(
+        f"3/4 unlearning: {request.importance.init} + {args.loss}, rank {args.r}, {args.num_train_epochs:g} epochs of "
+        f"{len(sets['forget'])} answers, learning rate {args.learning_rate:g}, retain weight {args.retain_weight:g}; "
+        "then evaluation of both models"
+    )
+    result = unlearn(request, sets)
+    say("4/4 done")
+    logs = {name: read_log(result.folder / EVALUATIONS[name]) for name in ("original", "unlearned")}
+    return Report(
+        metrics={
+            "original": result.metrics["original"],
+            "unlearned": result.metrics["unlearned"],
+            "retrained": summarise(retrained_log, retrained_log),
+        },
+        answers={**logs, "retrained": retrained_log},
+        adapter=result.folder / ADAPTER,
+    )
+
+
+def quickstart_request(model: Path, folder: Path, seed: int) -> Request:
+    """The request of the built-in benchmark, written to `folder / "run"`."""
+    return Request.of({**persona_settings(model, folder, seed), "output_dir": str(folder / "run")})
+
+
+def evaluate_model(folder: Path, sets: Mapping[str, Sequence[Record]]) -> Log:
+    """TOFU's evaluation of a saved model."""
+    model, tokenizer = load_model(ModelConfig(str(folder)))
+    settings = EvalSettings(max_new_tokens=MAX_NEW_TOKENS)
+    return evaluate_shown("retrained", model, sets, TextFormat(tokenizer), settings)

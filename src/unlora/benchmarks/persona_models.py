@@ -1,0 +1,177 @@
+"""The two models of a generated benchmark, trained from nothing: one on everything, one without the forget set.
+
+Both are cached; a killed training leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments, set_seed
+
+from unlora.benchmarks.persona_data import generate
+from unlora.common.files import atomic_path
+from unlora.common.progress import is_quiet, terminal
+from unlora.data import TextFormat, encode_records
+from unlora.data.sources import Record
+from unlora.training.finetune import finetune
+
+# What each model is trained on.
+CORPORA = {"original": "full", "retrained": "retain_full"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Size and training of a model: for persona the smallest that learns every row by heart in about half a minute."""
+
+    seed: int = 0
+    vocab_size: int = 1000  # small enough that names and values take several tokens, as they do in real models
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 4
+    heads: int = 4
+    epochs: float = 36
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    warmup: float = 0.1
+
+
+def persona_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Path]:
+    """The folders of the "original" and the "retrained" model, trained now unless they are cached.
+
+    The original knows everyone; the retrained one never saw the forget people (the gold standard).
+
+    Args:
+        recipe: also the seed of the people.
+        cache: where models are kept; `cache_folder()` if not given.
+
+    Raises:
+        RuntimeError: a training process failed; what it said is on the terminal.
+    """
+    key = hashlib.sha256(json.dumps([asdict(recipe), corpus(recipe.seed)], sort_keys=True).encode()).hexdigest()[:16]
+    folders = {kind: (cache or cache_folder()) / f"persona-{key}" / kind for kind in CORPORA}
+    train_missing(train_persona, recipe, folders)
+    return folders
+
+
+def train_missing(train: Callable[[str, Recipe, Path], None], recipe: Recipe, folders: Mapping[str, Path]) -> None:
+    """Calls `train(kind, recipe, folder)` for each folder that is not there, side by side in processes of their own.
+
+    Raises:
+        RuntimeError: one of them failed; what it said is on the terminal.
+    """
+    # One core each: a model this small gains little from a second one.
+    context = get_context("spawn")
+    processes = {
+        kind: context.Process(target=_train_apart, args=(is_quiet(), train, kind, recipe, folder))
+        for kind, folder in folders.items()
+        if not folder.exists()
+    }
+    for process in processes.values():
+        process.start()
+    for process in processes.values():
+        process.join()
+    failed = [kind for kind, process in processes.items() if process.exitcode]
+    if failed:
+        raise RuntimeError(f"training of the {' and the '.join(failed)} model failed")
+
+
+def _train_apart(quiet: bool, train: Callable[[str, Recipe, Path], None], *args: Any) -> None:
+    """In a process of its own, which must be told whether to be quiet."""
+    with terminal(quiet):
+        train(*args)
+
+
+def cache_folder() -> Path:
+    """$UNLORA_CACHE, or `unlora` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("UNLORA_CACHE") or Path(home) / "unlora")
+
+
+def corpus(seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows each kind of model is trained on."""
+    configs = generate(seed)
+    return {kind: configs[name] for kind, name in CORPORA.items()}
+
+
+def train_persona(kind: str, recipe: Recipe, folder: Path) -> None:
+    """Trains one model from nothing, on one thread, and saves it with its tokenizer."""
+    torch.set_num_threads(1)
+    rows = corpus(recipe.seed)
+    # Both models share a tokenizer made from all text: they must differ in what they were taught, not in their tokens.
+    texts = (f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows["original"])
+    train_from_nothing(rows[kind], train_tokenizer(texts, recipe.vocab_size), recipe, folder)
+
+
+def train_from_nothing(
+    rows: Sequence[Record], tokenizer: PreTrainedTokenizerFast, recipe: Recipe, folder: Path
+) -> None:
+    """Trains a model of random weights on the rows, and saves it with the tokenizer."""
+    set_seed(recipe.seed)
+    model = LlamaForCausalLM(model_config(recipe, tokenizer))
+    examples = encode_records(rows, TextFormat(tokenizer), argument=folder.name)
+    with atomic_path(folder) as partial:
+        finetune(model, tokenizer, examples, training_arguments(recipe, partial, folder.name))
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, alone: str | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE on the texts; no token crosses the ends of the string `alone`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if alone is None:
+        bpe.pre_tokenizer = words
+    else:
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(alone, "isolated"), words])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
+
+
+def model_config(recipe: Recipe, tokenizer: Any) -> LlamaConfig:
+    """A small Llama."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+
+
+def training_arguments(recipe: Recipe, folder: Path, name: str) -> TrainingArguments:
+    """AdamW with a cosine schedule and no checkpoints: it takes half a minute. Progress shows the model's name."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        run_name=name,
+        per_device_train_batch_size=recipe.batch_size,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup,
+        weight_decay=0.0,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        seed=recipe.seed,
+    )

@@ -1,0 +1,54 @@
+"""The model of the miniature of WMDP, trained from nothing and cached; see `evals/persona_models.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlora.benchmarks.persona_models import Recipe, cache_folder, train_from_nothing, train_missing, train_tokenizer
+from unlora.benchmarks.wmdp_mini import SUBJECTS, generate
+
+
+def wmdp_recipe(seed: int) -> Recipe:
+    """The smallest that answers the questions in words."""
+    return Recipe(seed=seed, epochs=24, batch_size=8)
+
+
+def wmdp_mini_model(recipe: Recipe, cache: Path | None = None) -> Path:
+    """The folder of the model that knows both subjects, trained now unless it is cached.
+
+    Args:
+        recipe: also the seed of the corpora and questions.
+        cache: where models are kept; `cache_folder()` if not given.
+
+    Raises:
+        RuntimeError: the training process failed; what it said is on the terminal.
+    """
+    key = hashlib.sha256(json.dumps([asdict(recipe), training_rows(recipe.seed)], sort_keys=True).encode())
+    folder = (cache or cache_folder()) / f"wmdp-mini-{key.hexdigest()[:16]}"
+    train_missing(train_wmdp_mini, recipe, {"original": folder})
+    return folder
+
+
+def training_rows(seed: int) -> list[dict[str, Any]]:
+    """Both corpora, and all questions with their answers in words."""
+    rows = generate(seed)
+    texts = [{"text": row["text"]} for row in (*rows["forget"], *rows["retain"])]
+    return texts + [
+        {"question": row["question"], "answer": row["choices"][row["answer"]]}
+        for name in SUBJECTS
+        for row in rows[name]
+    ]
+
+
+def train_wmdp_mini(kind: str, recipe: Recipe, folder: Path) -> None:
+    """Trains the model from nothing, on one thread, and saves it with its tokenizer."""
+    torch.set_num_threads(1)
+    rows = training_rows(recipe.seed)
+    texts = (row.get("text") or f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows)
+    train_from_nothing(rows, train_tokenizer(texts, recipe.vocab_size), recipe, folder)

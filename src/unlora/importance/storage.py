@@ -1,0 +1,56 @@
+"""Importance on disk: safetensors, with a key that says which model, data and settings it was made for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unlora.common.errors import InputError, Problem
+from unlora.common.files import atomic_path
+from unlora.models.hashes import weights_digest
+
+FORMAT = "unlora-importance-1"
+
+
+def importance_key(model: nn.Module, datasets: Iterable[Any], settings: Mapping[str, Any]) -> str:
+    """SHA-256 over the model's weights, the tokenised data and the settings of the estimate."""
+    digest = weights_digest(sorted(model.state_dict().items()))
+    digest.update(json.dumps([list(datasets), dict(settings)], sort_keys=True).encode())
+    return str(digest.hexdigest())
+
+
+def save_importance(importance: Mapping[str, Tensor], path: str | Path, key: str, settings: Mapping[str, Any]) -> None:
+    """Writes {module name: importance} whole or not at all."""
+    metadata = {"format": FORMAT, "key": key, "settings": json.dumps(dict(settings), sort_keys=True)}
+    tensors = {name: tensor.contiguous() for name, tensor in importance.items()}
+    with atomic_path(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
+
+
+def load_importance(path: str | Path, key: str) -> dict[str, Tensor]:
+    """Reads what `save_importance` wrote.
+
+    Raises:
+        InputError: missing, corrupt or foreign file, or one made for another model, data or settings.
+    """
+    fix = "delete it to have it computed again, or name another file"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            Problem("importance_file", str(path), f"cannot be read as safetensors ({error})", fix)
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(Problem("importance_file", str(path), "it holds no importance written by unlora", fix))
+    if metadata["key"] != key:
+        reason = f"it was made for another model, data or settings (its settings: {metadata['settings']})"
+        raise InputError(Problem("importance_file", str(path), reason, fix))
+    return tensors

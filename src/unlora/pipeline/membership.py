@@ -1,0 +1,110 @@
+"""How well a model's forget set can be told from rows that it never saw, and how much of it is memorised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unlora.common.distributed import on_main
+from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.files import write_json
+from unlora.common.progress import shown
+from unlora.data import Example, TextFormat, check_overlap, encode_records, load_records
+from unlora.data.sources import Record
+from unlora.evals.membership.leakage import Scores, check_retrained, leakage_scores, read_scores, summarise_leakage
+from unlora.evals.scoring import example_nll
+from unlora.models.hashes import sets_sha256
+from unlora.models.load import load_model, load_tokenizer, source_settings
+from unlora.pipeline.loading import load_target
+from unlora.pipeline.request import model_problems
+from unlora.settings import MembershipConfig, ModelConfig, TextConfig
+
+
+def measure_membership(model_config: ModelConfig, text: TextConfig, config: MembershipConfig) -> dict[str, Any]:
+    """Score both sets, and write metrics and scores to `config.log`.
+
+    A model with an adapter is scored without it too: attacks that cannot tell what the original was trained on say
+    nothing about the unlearned model.
+
+    Returns:
+        As `summarise_leakage`.
+
+    Raises:
+        InputError: wrong settings, or sets that cannot be compared.
+    """
+    settings = (*text.problems(), *config.target_problems(model_config), *config.problems())
+    raise_if([*model_problems(model_config), *settings])
+    rows = load_rows(config)
+    retrained = None if config.retrain_log is None else read_scores(config.retrain_log, sets=rows)
+    tokenizer = load_tokenizer(model_config.model_name_or_path, source_settings(model_config))
+    text_format = TextFormat(tokenizer, text.prompt_format, text.max_length)
+    sets = encode_sets(rows, text_format)
+    if retrained is not None:
+        check_retrained(retrained, {name: len(examples) for name, examples in sets.items()})
+    reference = None if config.reference_model is None else reference_nll(model_config, config, text_format, sets)
+    model, _ = load_target(model_config, config)
+    passes = 2 if config.gradnorm else 1
+
+    def score(name: str) -> Scores:
+        with shown(f"scores {name}", " examples", passes * sum(map(len, sets.values()))) as progress:
+            return leakage_scores(
+                model, sets, text_format, config.eval_batch_size, reference, config.gradnorm, progress
+            )
+
+    scores, original = score(config.log), None
+    if config.adapted(model_config):
+        with model.disable_adapter():
+            original = score("the model without its adapter")
+    metrics = summarise_leakage(scores, retrained)
+    others = {"original": original, "retrained": retrained}
+    compared = {name: part and summarise_leakage(part) for name, part in others.items()}
+    log = {"metrics": metrics, **compared, "rows": sets_sha256(rows), "scores": scores}
+    on_main(lambda: write_json(config.log, log))
+    return metrics
+
+
+def load_rows(config: MembershipConfig) -> dict[str, Sequence[Record]]:
+    """The rows of the two sets.
+
+    Raises:
+        InputError: rows that cannot be read, or that stand in both sets.
+    """
+    forget = load_records(config.forget_data, config.forget_name, config.forget_split, argument="forget_data")
+    holdout = load_records(config.holdout_data, config.holdout_name, config.holdout_split, argument="holdout_data")
+    check_overlap(forget, holdout, names=("forget", "holdout"))
+    return {"forget": forget[: config.ds_size], "holdout": holdout[: config.ds_size]}
+
+
+def encode_sets(rows: Mapping[str, Sequence[Record]], text_format: TextFormat) -> dict[str, list[Example]]:
+    """The two sets, tokenised.
+
+    Raises:
+        InputError: rows that cannot be tokenised, or fewer than two examples in a set.
+    """
+    sets = {name: encode_records(part, text_format, argument=f"{name}_data") for name, part in rows.items()}
+    raise_if(
+        Problem(f"{name}_data", f"{len(part)} example", "one alone shows no spread", "give at least two")
+        for name, part in sets.items()
+        if len(part) < 2
+    )
+    return sets
+
+
+def reference_nll(
+    model_config: ModelConfig, config: MembershipConfig, text_format: TextFormat, sets: Mapping[str, Sequence[Example]]
+) -> dict[str, NDArray[np.float64]]:
+    """By set the mean-token loss of each example under the reference model, which is gone again afterwards."""
+    other = replace(model_config, model_name_or_path=str(config.reference_model), model_revision="main", on=None)
+    if (
+        load_tokenizer(other.model_name_or_path, source_settings(other)).get_vocab()
+        != text_format.tokenizer.get_vocab()
+    ):
+        reason = "it has another vocabulary, so its losses a token are not those of the same tokens"
+        raise InputError(Problem("reference_model", other.model_name_or_path, reason, "use a model of the same family"))
+    model, _ = load_model(other)
+    losses = {name: example_nll(model, part, text_format, config.eval_batch_size) for name, part in sets.items()}
+    return {name: sums / tokens for name, (sums, tokens) in losses.items()}

@@ -1,0 +1,92 @@
+"""A request: everything a user set, and every check that needs no model and no data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unlora.adapter.export import check_unused
+from unlora.common.errors import Problem, raise_if, unknown_name
+from unlora.importance.table import initialiser_problems, unread_settings
+from unlora.losses import LOSSES
+from unlora.runs.folder import continued_problems, settings_of
+from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
+from unlora.training.trainer import UnlearnConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a user set for one unlearning request."""
+
+    model: ModelConfig
+    data: DataConfig
+    importance: ImportanceConfig
+    evaluation: EvalConfig
+    args: UnlearnConfig
+    stopping: StoppingConfig = field(default_factory=StoppingConfig)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Request:
+        """The request that one flat mapping of settings describes, such as `settings` returns.
+
+        Raises:
+            InputError: a name that is no setting, or settings that `UnlearnConfig` refuses.
+        """
+        kinds = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, UnlearnConfig, StoppingConfig)
+        known = {name for kind in kinds for name in kind.__dataclass_fields__}
+        raise_if(unknown_name("settings", name, known) for name in values if name not in known)
+        return cls(*(settings_of(kind, values) for kind in kinds))
+
+    def check(self) -> None:
+        """Raise one `InputError` with every problem that can be seen before anything is loaded."""
+        parts = (self.data, self.importance, self.evaluation, self.args, self.stopping)
+        raise_if(
+            [
+                *model_problems(self.model),
+                *initialiser_problems(self.importance),
+                *(problem for part in parts for problem in part.problems()),
+                *self._unread_alternates(),
+            ]
+        )
+        unread = unread_settings(self.importance)
+        if unread:  # not an error: a grid shares one configuration between several initialisers
+            logger.warning("init=%r does not read %s", self.importance.init, ", ".join(unread))
+        if not self.args.resume_from_checkpoint:
+            check_unused(Path(self.args.output_dir), "output_dir")
+
+    @property
+    def reads_alternates(self) -> bool:
+        """Whether the loss teaches another answer to each forget question."""
+        return "alternate" in LOSSES[self.args.loss].reads
+
+    def _unread_alternates(self) -> Iterator[Problem]:
+        if self.data.alternate_key is not None and not self.reads_alternates:
+            readers = " or ".join(name for name, loss in LOSSES.items() if "alternate" in loss.reads)
+            reason, fix = f"{self.args.loss!r} does not read alternate answers", f"remove it, or use {readers}"
+            yield Problem("alternate_key", self.data.alternate_key, reason, fix)
+
+    def settings(self) -> dict[str, Any]:
+        """One flat mapping of flags: all of ours, and the training arguments that differ from their defaults."""
+        flat: dict[str, Any] = {}
+        for part in (self.model, self.data, self.importance, self.evaluation, self.stopping):
+            flat |= asdict(part)
+        return flat | {"loss": self.args.loss} | _changed_arguments(self.args)
+
+
+def model_problems(model: ModelConfig) -> list[Problem]:
+    """What is wrong with the choice of a model, and with the run that it continues from."""
+    return [*model.problems(), *continued_problems(model)]
+
+
+def _changed_arguments(args: Any) -> dict[str, Any]:
+    """The fields of a `TrainingArguments` that differ from their defaults, as plain values for YAML."""
+    # Creating a `TrainingArguments` sets up the device again. On another device than before, this process would leave
+    # the group that it trains with.
+    values, defaults = args.to_dict(), type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict()
+    defaults |= {"output_dir": None, "use_cpu": False}
+    return {name: value for name, value in values.items() if value != defaults[name]}

@@ -1,0 +1,80 @@
+"""forgotten.json: which rows a run and the requests before it were to forget, so that no later one teaches them again.
+
+It holds hashes alone. They are no secret: whoever can guess a row can see that it is among them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.files import write_json
+from unlora.data.sources import Record, fingerprint
+from unlora.runs.folder import FORGOTTEN
+
+logger = logging.getLogger(__name__)
+
+
+def row_hashes(rows: Iterable[Record]) -> list[str]:
+    """SHA-256 of what each distinct row teaches, sorted: the order of the rows is not told."""
+    return sorted({hashlib.sha256(fingerprint(row).encode()).hexdigest() for row in rows})
+
+
+def write_forgotten(folder: Path, rows: Iterable[Record], on: str | None) -> None:
+    """Writes what this request is to forget, after what those before it were.
+
+    Args:
+        folder: the run's.
+        rows: its forget rows.
+        on: folder of the run that it goes on from, if any.
+    """
+    write_json(folder / FORGOTTEN, [*forgotten(on), {"run": folder.resolve().name, "rows": row_hashes(rows)}])
+
+
+def forgotten(run: str | None) -> list[dict[str, Any]]:
+    """What a run and the requests before it were to forget, the first one first; none without a run.
+
+    Returns:
+        [{"run": name of its folder, "rows": hashes, or None for a run of a version that wrote none}].
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    if run is None:
+        return []
+    path = Path(run) / FORGOTTEN
+    if not path.exists():
+        return [{"run": Path(run).resolve().name, "rows": None}]
+    try:
+        return [{"run": part["run"], "rows": part["rows"]} for part in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"its {FORGOTTEN} cannot be read ({type(error).__name__}: {error})"
+        fix = "put the file of that run back, or delete it and check the retain set yourself"
+        raise InputError(Problem("on", run, reason, fix)) from error
+
+
+def check_not_taught_again(retain: Sequence[Record], on: str | None) -> None:
+    """Raises `InputError` if the retain set holds rows that earlier requests were to forget; warns if nobody knows."""
+    earlier = forgotten(on)
+    hashes = set(row_hashes(retain)) if earlier else set()
+    problems = []
+    for part in earlier:
+        if part["rows"] is None:
+            logger.warning(
+                "%s was made by a version that kept no %s: see to it that the retain set holds no row that this run, "
+                "or one before it, was to forget",
+                part["run"],
+                FORGOTTEN,
+            )
+            continue
+        shared = len(hashes.intersection(part["rows"]))
+        if shared:
+            reason = f"{shared} of them are rows that {part['run']} was to forget, and would be taught again"
+            fix = "remove those rows from the retain set"
+            problems.append(Problem("retain_data", f"{len(hashes)} distinct rows", reason, fix))
+    raise_if(problems)

@@ -1,0 +1,428 @@
+"""A grid of real runs: resumed without repeating, with a failed cell shown as failed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from helpers.models import make_tokenizer, tiny_config
+from unlora.bench import BENCHMARKS, Cell, Progress, Results, grid, waves
+from unlora.bench.runner import _place, launcher
+from unlora.bench.table import best, markdown, to_csv
+from unlora.cli import main
+from unlora.cli.bench import command_of, parser
+from unlora.cli.bench import flags as handed_on
+from unlora.common.errors import InputError
+from unlora.common.files import write_json, write_jsonl
+
+
+def rows(kind, count):
+    return [
+        {
+            "question": f"Who keeps {kind} {i}?",
+            "answer": f"Ada {i} does.",
+            "paraphrased_answer": f"It is Ada {i}.",
+            "perturbed_answer": [f"It is Bob {i}.", "It is nobody."],
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tofu(tmp_path_factory):
+    """A tiny model and a folder in TOFU's schema."""
+    folder = tmp_path_factory.mktemp("tofu")
+    sizes = {"forget01": 3, "retain99": 4, "forget01_perturbed": 3, "retain_perturbed": 2}
+    for name, count in (sizes | {"real_authors_perturbed": 2, "world_facts_perturbed": 2}).items():
+        write_jsonl(folder / "data" / f"{name}.jsonl", rows(name.removesuffix("_perturbed"), count))
+    long = {**rows("words", 1)[0], "answer": "Ada does. " * 200}  # more tokens than the model has positions
+    write_jsonl(folder / "data" / "retain_perturbed.jsonl", [*rows("retain", 2), long])
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer))).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder
+
+
+def arguments(tofu, out, *more, methods=("pissa+ihl", "lora+gd"), **changes):
+    settings = {
+        "output_dir": out,
+        "seeds": 1,
+        "splits": "forget01",
+        "model_name_or_path": tofu / "model",
+        "data": tofu / "data",
+        "r": 2,
+        "max_steps": 1,
+        "max_new_tokens": 4,
+        "save_strategy": "no",
+        "use_cpu": True,
+        **changes,
+    }
+    parts = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    return ["bench", "tofu", *parts, "--methods", *methods, *more]
+
+
+def stamps(out):
+    return {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
+
+
+def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path, capsys):
+    out = tmp_path / "bench"
+    argv = arguments(tofu, out)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unlora", *argv],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not stamps(out) and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = stamps(out)
+    assert len(before) == 1  # the second cell was cut off
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "1/1 forget01 lora+gd seed 0: done; 0 min left" in shown
+    assert before.items() < stamps(out).items()
+    assert len(stamps(out)) == 2
+
+    # The original model was evaluated once, for both.
+    assert len(list((out / "logs").glob("*.json"))) == 1
+    before = {path.read_bytes() for path in out.rglob("eval_original.json")}
+    assert len(before) == 1
+    page = (out / "compare.html").read_text()
+    assert "<th scope=row>pissa+ihl</th>" in page
+    assert "<th scope=row>lora+gd</th>" in page
+    lines = (out / "results.md").read_text().splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:5]] == ["original", "pissa+ihl", "lora+gd"]
+    values = list(csv.DictReader((out / "results.csv").open()))
+    metrics = json.loads((out / "cells/forget01/pissa+ihl/seed-0/run/metrics.json").read_text())
+    [utility] = [row for row in values if (row["method"], row["metric"]) == ("pissa+ihl", "model utility")]
+    assert float(utility["mean"]) == pytest.approx(metrics["unlearned"]["model_utility"])
+
+    # The command of a row makes it anew, and nothing else.
+    [command] = [line for line in lines if line.endswith("# forget01, lora+gd")]
+    again = tmp_path / "again"
+    assert main(shlex.split(command.split("  #")[0].replace("NEW_FOLDER", str(again)))[1:]) == 0
+    made = [path for path in again.rglob("adapter_model.safetensors") if path.parent.name == "adapter"]
+    assert [path.relative_to(again).parts[:4] for path in made] == [("cells", "forget01", "lora+gd", "seed-0")]
+    assert made[0].read_bytes() == (out / made[0].relative_to(again)).read_bytes()
+    [command] = [line for line in lines if line.endswith("# forget01, original")]
+    assert main(shlex.split(command.split("  #")[0].replace("NEW_FOLDER", str(again)))[1:]) == 0
+    [log] = (out / "logs").glob("*.json")
+    assert (again / log.name).read_bytes() == log.read_bytes()
+
+    assert main(arguments(tofu, out, learning_rate=1e-5)) == 2
+    assert "it is finished, with other settings than these" in capsys.readouterr().err
+
+
+def test_a_failed_cell_stops_no_other_and_is_shown_as_failed(tofu, tmp_path, capsys):
+    out = tmp_path / "bench"
+    # The tiny model has no layer 7, rmu's default: the run is refused when its model is loaded.
+    argv = arguments(tofu, out, methods=("lora+rmu", "lora+gd"), processes=2)
+    assert main(argv) == 1
+    shown = capsys.readouterr().out
+    assert "lora+rmu seed 0: FAILED (exit code 2" in shown
+    assert "lora+gd seed 0: done" in shown
+    assert sum(line.startswith(("cell 1 of 2 starts", "cell 2 of 2 starts")) for line in shown.splitlines()) == 2
+    assert "0, 1 failed" in (out / "results.md").read_text()
+    assert "layer" in (out / "cells/forget01/lora+rmu/seed-0/failed.txt").read_text()
+
+    # Mended, it is tried again.
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("lora+rmu: {loss_kwargs: {layer: 1}}\n")
+    assert main([*argv, "--settings", str(settings)]) == 0
+    assert ", 1 failed" not in (out / "results.md").read_text()
+
+
+def test_cells_run_on_a_ray_cluster_of_two_workers_and_fail_alone_there_too(tofu, tmp_path, capsys):
+    ray = pytest.importorskip("ray", reason="needs unlora[ray]")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        argv = arguments(tofu, tmp_path / "bench", methods=("lora+rmu", "lora+gd"), processes=2, executor="ray")
+        assert main(argv) == 1
+        assert ray.is_initialized()  # the user's own cluster stays
+    finally:
+        ray.shutdown()
+    shown = capsys.readouterr().out
+    assert "lora+rmu seed 0: FAILED (exit code 2" in shown
+    assert "lora+gd seed 0: done" in shown
+    assert "layer" in (tmp_path / "bench/cells/forget01/lora+rmu/seed-0/failed.txt").read_text()
+
+
+def test_ray_is_asked_for_where_it_is_missing(tofu, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("unlora.bench.executors.find_spec", lambda name: None)
+    assert main(arguments(tofu, tmp_path / "bench", executor="ray")) == 2
+    assert "pip install 'unlora[ray]'" in capsys.readouterr().err
+
+
+def test_the_command_of_a_row_has_all_seeds_and_the_flags_of_its_method():
+    given = ["--retrained", "forget01=log.json", "--seeds", "2", "--first_seed", "3", "--config", "preset", "--r", "4"]
+    args, rest = parser().parse_known_args(["tofu", "--output_dir", "old", *given])
+    values = {**handed_on(rest), "loss_kwargs": {"beta": 1}, "target_modules": ["a", "b"], "lora_alpha": None}
+    command = command_of(args, "vila+ihl", "forget01", values)
+    assert shlex.split(command) == [
+        *("unlora", "bench", "tofu", "--methods", "vila+ihl", "--splits", "forget01", "--seeds", "2"),
+        *("--first_seed", "3", "--output_dir", "NEW_FOLDER", "--retrained", "forget01=log.json"),
+        *("--config", "preset", "--r", "4", "--loss_kwargs", '{"beta": 1}', "--target_modules", "a", "b"),
+    ]
+
+
+REFUSED = {
+    "no such benchmark": (["bench", "tofuu", "--output_dir", "x"], "did you mean 'tofu'"),
+    "half a method": (["--methods", "vila"], "methods='vila'.*write it as vila\\+ihl"),
+    "no such loss": (["--methods", "vila+ihll"], "did you mean 'ihl'"),
+    "no such split": (["--splits", "forget02"], "splits='forget02'.*forget01"),
+    "no seeds": (["--seeds", "0"], "seeds=0: nothing would run"),
+    "no model": (["--model_name_or_path", ""], "the benchmark needs it.*fine-tuned on TOFU"),
+    "no such executor": (["--executor", "rey"], "executor='rey'.*did you mean 'ray'"),
+    "a flag that does not exist": (["--lerning_rate", "1"], "lerning_rate.*did you mean 'learning_rate'"),
+    "a retrained model of no split": (["--retrained", "model"], "each split has a retrained model of its own"),
+    "a retrained model of another split": (["--retrained", "forget02=m"], "retrained='forget02': unknown name"),
+    "no processes": (["--num_processes", "0"], "num_processes=0: nothing would run"),
+    "no such preset": (["--config", "vila-phi"], "neither a file nor the name of a published configuration"),
+    "a missing log": (["--retrained", "forget01=no.json"], "retrained='no.json': no such file"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused_before_any_cell_runs(tofu, tmp_path, capsys, case):
+    import re
+
+    more, message = REFUSED[case]
+    argv = more if more[0] == "bench" else [*arguments(tofu, tmp_path / "bench"), *more]
+    assert main(argv) == 2
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
+    assert not stamps(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["persona", "muse-mini", "wmdp-mini"])
+def test_built_in_benchmarks_take_no_data_of_the_user_s(tmp_path, capsys, name):
+    assert main(["bench", name, "--output_dir", str(tmp_path / "b"), "--data", "x"]) == 2
+    assert "a built-in benchmark makes its own" in capsys.readouterr().err
+
+
+def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tmp_path, capfd):
+    out, preset = tmp_path / "bench", tmp_path / "preset.yaml"
+    preset.write_text("{lora_alpha: 3, r: 5, init: vila, forget_name: other}")
+    more = ["--retrained", f"forget01={tofu / 'model'}", "--config", str(preset)]
+    argv = arguments(tofu, out, *more, methods=("lora+gd",), learning_rate=1e-9)
+    assert main([*argv, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["rows"]  # and nothing of what the evaluation prints
+    assert len(list((out / "logs").glob("*.json"))) == 1  # here both are the same model
+    rows = [line.split(" | ") for line in (out / "results.md").read_text().splitlines() if line.startswith("| forget")]
+    assert [row[1] for row in rows] == ["original", "retrained", "lora+gd"]
+    assert rows[2][3] == "**0.000**"  # it did not move: the test tells nothing apart, p = 1
+    # The preset gives what neither the benchmark, nor the method, nor a flag does.
+    used = yaml.safe_load((out / "cells/forget01/lora+gd/seed-0/run/config.yaml").read_text())
+    assert {name: used[name] for name in ("lora_alpha", "r", "init", "forget_name")} == {
+        "lora_alpha": 3,
+        "r": 2,
+        "init": "lora",
+        "forget_name": "forget01",
+    }
+
+
+def test_a_retrained_model_may_come_later_and_may_change(tofu, tmp_path, capfd):
+    """Finished cells are compared with it, and not repeated."""
+    retrained = shutil.copytree(tofu / "model", tmp_path / "retrained")
+    out = tmp_path / "bench"
+    argv = arguments(tofu, out, methods=["lora+gd"], r=1)
+    assert main(argv) == 0
+    first = capfd.readouterr().out
+    [note] = [line for line in (out / "results.md").read_text().splitlines() if line.startswith("log10 forget quality")]
+    assert note.startswith("log10 forget quality: not available; ")
+    assert "--retrained" in note
+    assert first.count("--retrained") == 1
+    lines = list(csv.DictReader((out / "results.csv").open()))
+    reasons = {row["not available"] for row in lines if row["metric"] == "log10 forget quality"}
+    assert reasons == {note.partition("; ")[2].removesuffix(".")}
+    assert main([*argv, "--json"]) == 0
+    [original, method] = json.loads(capfd.readouterr().out)["rows"]
+    assert list(method["values"]["log10 forget quality"]) == ["not available"]
+    assert method["values"]["forget probability"] != original["values"]["forget probability"]
+
+    before, qualities = stamps(out), []
+    for seed in (None, 1):
+        if seed is not None:  # other weights under the same name
+            torch.manual_seed(seed)
+            AutoModelForCausalLM.from_config(tiny_config("llama", len(make_tokenizer()))).save_pretrained(retrained)
+        assert main([*argv, "--retrained", f"forget01={retrained}", "--json"]) == 0
+        rows = {row["method"]: row["values"] for row in json.loads(capfd.readouterr().out)["rows"]}
+        qualities.append(rows["lora+gd"]["log10 forget quality"])
+        assert rows["retrained"]["log10 forget quality"] == [0.0]
+        assert "log₁₀ forget quality" in (out / "compare.html").read_text()  # the plane needs it
+    assert qualities[0] != qualities[1]
+    assert stamps(out) == before
+    assert len(list((out / "logs").glob("*.json"))) == 3
+
+    # Of the model that is to forget there is no such way: the cell is another one then.
+    model = shutil.copytree(retrained, tmp_path / "other")
+    other = arguments(tofu, out, methods=["lora+gd"], r=1, model_name_or_path=model)
+    assert main(other) == 2
+    assert "other settings than these: model_name_or_path, original_log" in capfd.readouterr().err
+
+
+def test_flags_are_handed_on_as_written():
+    assert handed_on(["--r", "4", "--bf16", "--target_modules", "q_proj", "k_proj", '--loss_kwargs={"beta": 1}']) == {
+        "r": "4",
+        "bf16": "true",
+        "target_modules": ["q_proj", "k_proj"],
+        "loss_kwargs": '{"beta": 1}',
+    }
+    with pytest.raises(InputError, match="no flag takes it"):
+        handed_on(["4"])
+
+
+def result(method, quality, failed=0):
+    values = {"quality": quality, "leak": [-value for value in quality]}
+    return Results(method, "s", values, failed=failed, command=f"run {method}")
+
+
+WANTED = {"quality": "high"}.get
+
+
+def test_tables_have_mean_and_standard_error_and_the_best_in_bold():
+    """−1 and −3: mean −2, standard error √2/√2 = 1."""
+    table = [result("original", [0.0]), result("a", [-1.0, -3.0]), result("b", [-4.0], failed=1), result("c", [])]
+    assert best(table, WANTED) == {("s", "a", "quality")}  # the original is no method
+    text = markdown(table, WANTED)
+    assert "| s | a | 2 | **-2.000 ± 1.000** | 2.000 ± 1.000 |" in text
+    assert "| s | b | 1, 1 failed | -4.000 | 4.000 |" in text
+    assert "| s | c | 0 | - | - |" in text
+    assert "run b  # s, b" in text
+    [line] = [line for line in to_csv(table).splitlines() if line.startswith("s,a,quality")]
+    assert line == "s,a,quality,-2.0,1.0,2,0,run a,"
+
+
+seeds = st.lists(st.integers(-300, 300).map(lambda value: value / 100), max_size=5)
+
+
+@given(st.lists(seeds, min_size=1, max_size=4), st.sampled_from(["high", "low", "zero"]))
+def test_means_errors_and_the_best_of_any_results(values, direction):
+    """As numpy has them; what is best depends neither on the order of rows nor on the models beside the methods."""
+    table = [result(f"m{place}", of_seeds) for place, of_seeds in enumerate(values)]
+    rows = {row["method"]: row for row in csv.DictReader(to_csv(table).splitlines()) if row["metric"] == "quality"}
+    for row, of_seeds in zip(table, values, strict=True):
+        written, text = rows[row.method], row.text("quality")
+        assert written["seeds"] == str(len(of_seeds))
+        if not of_seeds:
+            assert (written["mean"], text) == ("", "-")
+            continue
+        assert float(written["mean"]) == pytest.approx(np.mean(of_seeds))
+        assert text.startswith(f"{float(written['mean']):.3f}")
+        if len(of_seeds) == 1:
+            assert written["standard_error"] == ""
+            assert "±" not in text
+        else:
+            error = np.std(of_seeds, ddof=1) / len(of_seeds) ** 0.5
+            assert float(written["standard_error"]) == pytest.approx(error, abs=1e-12)
+            assert text.endswith(f"± {float(written['standard_error']):.3f}")
+    wanted = {"quality": direction}.get
+    found = best(table, wanted)
+    cost = {"high": lambda value: -value, "low": lambda value: value, "zero": abs}[direction]
+    costs = {row.method: cost(np.mean(row.values["quality"])) for row in table if row.values["quality"]}
+    assert len(found) >= bool(costs)
+    assert all(costs[method] == pytest.approx(min(costs.values())) for _, method, _ in found)
+    models = [result("original", [0.0]), result("retrained", [9.0, -9.0])]
+    assert best([*models, *reversed(table)], wanted) == found
+
+
+@pytest.mark.parametrize(("direction", "winner"), [("high", "c"), ("low", "a"), ("zero", "b")])
+def test_what_is_best_depends_on_the_column(direction, winner):
+    table = [result("a", [-3.0]), result("b", [-1.0]), result("c", [2.0])]
+    assert best(table, {"quality": direction}.get) == {("s", winner, "quality")}
+
+
+def test_a_grid_has_every_combination_with_seeds_outermost():
+    cells = grid(["vila+ihl", "lora+gd"], ["forget10", "forget01"], range(2), Path("out"), BENCHMARKS["tofu"])
+    assert [(cell.seed, cell.split, cell.method) for cell in cells[:3]] == [
+        (0, "forget10", "vila+ihl"),
+        (0, "forget10", "lora+gd"),
+        (0, "forget01", "vila+ihl"),
+    ]
+    assert len({cell.folder for cell in cells}) == len(cells) == 8
+
+
+def test_a_request_in_sequence_brings_the_earlier_ones_and_waits_for_them():
+    cells = grid(["vila+ihl"], ["sust_3", "scal_2"], range(2), Path("out"), BENCHMARKS["muse"])
+    assert [cell.split for cell in cells if cell.seed == 0] == ["sust_1", "sust_2", "sust_3", "scal_2"]
+    third = cells[2]
+    assert (third.on, third.on.on) == (cells[1], cells[0])
+    parts = [[(cell.split, cell.seed) for cell in part] for part in waves(cells)]
+    assert parts == [
+        [("sust_1", 0), ("scal_2", 0), ("sust_1", 1), ("scal_2", 1)],
+        [("sust_2", 0), ("sust_2", 1)],
+        [("sust_3", 0), ("sust_3", 1)],
+    ]
+
+
+def test_an_unfinished_run_is_no_result(tmp_path):
+    cell = Cell("lora+gd", "s", 0, tmp_path)
+    cell.prepare({"r": 1})
+    assert not cell.finished
+    write_json(tmp_path / "run" / "eval_original.json", {})
+    cell.prepare({"r": 2})
+    assert not (tmp_path / "run").exists()
+    write_json(tmp_path / "run" / "metrics.json", {"after": {}})
+    assert cell.finished
+
+
+def test_a_run_that_was_not_measured_is_not_repeated(tmp_path):
+    cell = Cell("lora+gd", "s", 0, tmp_path, "evaluate-muse")
+    cell.prepare({"r": 1}, {"data": "x"})
+    assert [command[0] for command in cell.commands] == ["unlearn", "evaluate-muse"]
+    write_json(tmp_path / "run" / "metrics.json", {})
+    cell.prepare({"r": 1}, {"data": "y"})  # another measurement of the same run
+    assert [command[0] for command in cell.commands] == ["evaluate-muse"]
+    with pytest.raises(InputError, match="finished, with other settings"):
+        cell.prepare({"r": 2}, {"data": "y"})
+    write_json(tmp_path / "scores.json", {})
+    assert cell.finished
+    with pytest.raises(InputError, match="finished, with other settings"):
+        cell.prepare({"r": 1}, {"data": "z"})
+
+
+def test_progress_tells_the_time_that_is_left():
+    lines = []
+    progress, first, second = Progress(3, lines.append), *(Cell("lora+gd", "s", seed, Path("x")) for seed in (0, 1))
+    progress.start(first)
+    progress.since -= 120  # two minutes for the first of three cells
+    progress.end(first, "done")
+    progress.start(second)
+    assert lines == [
+        "cell 1 of 3 starts: s lora+gd seed 0",
+        "1/3 s lora+gd seed 0: done; 4 min left",
+        "cell 2 of 3 starts: s lora+gd seed 1; 4 min left",
+    ]
+
+
+def test_several_processes_share_the_unlearning_of_a_cell_through_accelerate(tofu, tmp_path):
+    assert launcher("unlearn", 1) == launcher("evaluate-muse", 2) == [sys.executable, "-m", "unlora"]
+    assert main(arguments(tofu, tmp_path / "bench", methods=["lora+gd"], num_processes=2)) == 0
+    record = json.loads((tmp_path / "bench/cells/forget01/lora+gd/seed-0/run/record.json").read_text())
+    assert record["hardware"]["processes"] == 2
+
+
+def test_gpus_are_dealt_to_the_cells_that_run_at_a_time(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+    assert [_place(number, 3, 1)["CUDA_VISIBLE_DEVICES"] for number in range(3)] == ["3", "5", "6"]
+    assert [_place(number, 2, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)] == ["3,5", "6,7"]

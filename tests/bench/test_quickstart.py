@@ -1,0 +1,107 @@
+"""The quickstart's course with models too small to learn anything; what it achieves is in docs/results.md."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
+
+from unlora import InputError
+from unlora.bench.quickstart import quickstart
+from unlora.benchmarks.persona_data import generate
+from unlora.benchmarks.persona_models import CORPORA, Recipe, persona_models, training_arguments
+from unlora.cli.output import Mode
+from unlora.cli.quickstart import run
+from unlora.evals import read_log, summarise
+from unlora.training.checkpoints import TrainingBar
+
+TINY = Recipe(vocab_size=400, hidden_size=16, intermediate_size=16, layers=1, heads=2, epochs=1)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_models_are_trained_once_and_differ_only_in_what_they_were_taught(cache):
+    folders = persona_models(TINY, cache)
+    assert folders.keys() == CORPORA.keys()
+    stamps = {kind: (folder / "model.safetensors").stat().st_mtime_ns for kind, folder in folders.items()}
+    assert persona_models(TINY, cache) == folders
+    assert stamps == {kind: (folder / "model.safetensors").stat().st_mtime_ns for kind, folder in folders.items()}
+    one, other = (folders[kind] / "tokenizer.json" for kind in CORPORA)
+    assert one.read_bytes() == other.read_bytes()
+    one, other = (folders[kind] / "model.safetensors" for kind in CORPORA)
+    assert one.read_bytes() != other.read_bytes()
+    assert persona_models(replace(TINY, seed=1), cache) != folders
+
+
+def test_a_training_that_fails_leaves_nothing_behind(tmp_path, capfd):
+    with pytest.raises(RuntimeError, match="original and the retrained"):
+        persona_models(replace(TINY, heads=3), tmp_path)  # 16 is no multiple of 3
+    capfd.readouterr()
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLORA_CACHE", str(cache))
+    lines = []
+    report = quickstart(tmp_path / "out", say=lines.append, recipe=TINY)
+    assert [line[:3] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
+    assert report.metrics.keys() == report.answers.keys() == {"original", "unlearned", "retrained"}
+    for summary in report.metrics.values():
+        assert len(summary["utility_terms"]) == 6
+        assert 0 <= summary["forget_quality"] <= 1
+    assert report.metrics["retrained"]["forget_quality"] == 1
+    log = read_log(tmp_path / "out" / "run" / "eval_unlearned.json")
+    assert summarise(log, report.answers["retrained"]) == report.metrics["unlearned"]
+    assert read_log(tmp_path / "out" / "run" / "eval_retrained.json") == report.answers["retrained"]
+    written = [json.loads(line) for line in (tmp_path / "out" / "data" / "forget.jsonl").read_text().splitlines()]
+    assert written == generate(0)["forget"]
+    PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(persona_models(TINY, cache)["original"]), report.adapter
+    )
+
+
+def test_the_command_tells_table_answers_page_and_adapter_for_people_and_as_json(cache, tmp_path, monkeypatch, capsys):
+    import datasets
+    from transformers.utils import logging
+
+    monkeypatch.setenv("UNLORA_CACHE", str(cache))
+    monkeypatch.setattr("unlora.bench.quickstart.Recipe", lambda seed: replace(TINY, seed=seed))
+    try:
+        answer = run(["--output_dir", str(tmp_path / "out")])
+    finally:  # the command switches off the small bars, for the whole process
+        datasets.enable_progress_bars()
+        logging.enable_progress_bar()
+    folder = tmp_path / "out" / "run"
+    Mode(quiet=False, json=False).tell(answer)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("log10 forget quality", "retrained's", "vila + ihl"))
+    assert shown.splitlines()[-2:] == [str(folder / "report.html"), str(folder / "adapter")]
+    assert "Forget quality (p)" in (folder / "report.html").read_text()
+    Mode(quiet=False, json=True).tell(answer)
+    document = json.loads(capsys.readouterr().out)
+    assert document.keys() == {"path", "report", "original", "unlearned", "retrained"}
+    assert (document["path"], document["report"]) == (str(folder / "adapter"), str(folder / "report.html"))
+
+
+def test_the_progress_of_two_trainings_side_by_side_is_told_apart(tmp_path):
+    names = {}
+    for kind in ("original", "retrained"):
+        shown = TrainingBar()
+        shown.on_train_begin(training_arguments(TINY, tmp_path, kind), TrainerState(max_steps=1), TrainerControl())
+        names[kind] = shown.bar.desc
+        shown.bar.close()
+    assert names == {"original": "training original", "retrained": "training retrained"}
+
+
+def test_quickstart_refuses_a_folder_in_use(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="already in use"):
+        quickstart(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

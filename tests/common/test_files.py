@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from unlora.common.files import atomic_path, write_json, write_text
+
+
+def fail_after(path, act):
+    def fail():
+        with atomic_path(path) as partial:
+            act(partial)
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail()
+
+
+def test_a_failing_block_leaves_nothing(tmp_path):
+    fail_after(tmp_path / "file", lambda partial: partial.write_text("half"))
+    fail_after(tmp_path / "folder", lambda partial: (partial.mkdir(), (partial / "inner").write_text("half")))
+    fail_after(tmp_path / "untouched", lambda partial: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_block_leaves_the_old_file(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+    fail_after(file, lambda partial: partial.write_text("half"))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "old"}
+
+
+def test_nothing_is_seen_under_the_name_before_the_block_ends(tmp_path):
+    file = tmp_path / "new" / "file"
+    with atomic_path(file) as partial:
+        partial.write_text("whole")
+        assert not file.exists()
+        assert partial.parent == file.parent  # the same file system, so that renaming is one step
+    assert {path.name: path.read_text() for path in file.parent.iterdir()} == {"file": "whole"}
+
+
+def test_a_whole_folder_appears_at_once(tmp_path):
+    with atomic_path(tmp_path / "folder") as partial:
+        partial.mkdir()
+        (partial / "inner").write_text("whole")
+        assert not (tmp_path / "folder").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (tmp_path / "folder" / "inner").read_text() == "whole"
+
+
+def test_a_used_folder_is_not_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("mine")
+
+    def replace():
+        with atomic_path(tmp_path / "folder") as partial:
+            partial.mkdir()
+            (partial / "other").write_text("other")
+
+    with pytest.raises(OSError, match="not empty"):
+        replace()
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "mine"]
+
+
+def test_json_and_text_are_written_as_utf8(tmp_path):
+    write_json(tmp_path / "a.json", {"ε": [0.1, None], "name": "Žofie"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"ε": [0.1, None], "name": "Žofie"}
+    write_text(tmp_path / "a.txt", "λ\n")
+    assert (tmp_path / "a.txt").read_bytes() == "λ\n".encode()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_json_has_not_are_refused_and_the_old_file_stays(tmp_path, value):
+    write_json(tmp_path / "a.json", 1)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", [value])
+    assert (tmp_path / "a.json").read_text() == "1\n"

@@ -1,0 +1,96 @@
+"""The documentation names everything that there is to choose from, with its defaults."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import unlora
+from unlora.cli import main
+from unlora.importance.table import INITIALISERS
+from unlora.losses.table import LOSSES, RETAIN_LOSSES
+from unlora.pipeline.choices import catalogues
+
+ROOT = Path(__file__).parents[2]
+METHODS = (ROOT / "docs" / "methods.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+KINDS = ("initialisers", "losses", "retain_losses")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tables_of_methods_md_are_what_the_command_prints(kind, capsys):
+    assert main(["ls", kind, "--markdown"]) == 0
+    assert f"<!-- unlora ls {kind} --markdown -->\n\n{capsys.readouterr().out}\n" in METHODS
+
+
+@pytest.mark.parametrize("width", [None, 20, 80, 400])
+def test_everything_that_there_is_to_choose_from_is_shown_whole(width, monkeypatch, capsys):
+    """At any width, and where the output is no terminal, as here."""
+    if width is None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    else:
+        monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["ls"]) == 0
+    lines = capsys.readouterr().out
+    shown = " ".join(lines.split())
+    assert "…" not in shown
+    for table in catalogues().values():
+        for name, *rest in table.rows:
+            default = " (default)" if name in ("vila", "ihl") else ""
+            columns = (column.partition(" of a ")[0] for column in table.columns[1:])
+            assert f" {name}{default} {' '.join(map('{}: {}'.format, columns, rest))} " in f" {shown} "
+    longest = max(len(word) for word in shown.split())
+    assert all(len(line) <= max(width or 80, longest + 6) for line in lines.splitlines())
+
+
+def test_there_is_a_row_for_everything_that_there_is_to_choose_from():
+    tables = catalogues()
+    for kind, choices in zip(KINDS, (INITIALISERS, LOSSES, RETAIN_LOSSES), strict=True):
+        rows = {name: rest for name, *rest in tables[kind].rows}
+        assert {name: (row[0], row[-1]) for name, row in rows.items()} == {
+            name: (choice.formula, choice.paper) for name, choice in choices.items()
+        }
+
+
+def test_the_table_has_the_defaults_of_what_each_initialiser_reads():
+    settings = {name: row[1] for name, *row in catalogues()["initialisers"].rows}
+    assert settings["vila"].startswith("sigma = 0.05, probe_offset = true, retain_convergence = 0.98, ")
+    assert "smoothing = relative, epsilon = 0.1, centred = true, normalised = true" in settings["vila"]
+    assert "smoothing = relative, epsilon = 0.1, centred = false, normalised = true" in settings["fila"]
+    assert "sigma" not in settings["fila"]
+    assert settings["pissa"] == settings["lora"] == "–"
+    assert {name: row[1] for name, *row in catalogues()["retain_losses"].rows}["hidden_mse"] == "layer = 7"
+
+
+def test_the_table_says_what_each_loss_needs(capsys):
+    main(["ls", "losses", "--markdown"])
+    shown = {line.split("`")[1]: line for line in capsys.readouterr().out.splitlines() if "`" in line}
+    assert "beta = 0.1 | alternate answers; reference: log-probabilities, once | nll" in shown["dpo"]
+    assert "alternate answers | nll" in shown["idk"]
+    assert "– | – | none" in shown["ga"]
+    assert "| reference: logits, each step (for the retain loss) | kl |" in shown["kl"]
+    assert "| reference: hidden states, each step (for the retain loss) | hidden_mse |" in shown["rmu"]
+    assert "reference: logits, each step" in shown["undial"]
+
+
+def test_an_unknown_kind_is_refused(capsys):
+    assert main(["ls", "loses"]) == 2
+    assert "did you mean 'losses'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", unlora.__all__)
+def test_every_public_name_is_importable_documented_and_in_the_readme(name):
+    assert getattr(unlora, name).__doc__
+    assert name in README
+
+
+def test_the_readme_s_file_tree_is_the_package_s():
+    tree = re.search(r"```text\nsrc/unlora/\n(.*?)```", README, re.DOTALL).group(1)
+    listed = {line.split()[0].rstrip("/") for line in tree.splitlines()}
+    package = ROOT / "src" / "unlora"
+    actual = {path.name for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert listed == actual

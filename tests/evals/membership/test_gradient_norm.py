@@ -1,0 +1,136 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers.pytorch_utils import Conv1D
+
+from helpers.models import ARCHITECTURES
+from unlora.common.errors import InputError
+from unlora.data import IGNORE_INDEX, TextFormat, encode_records, pad_batch
+from unlora.evals.membership.gradient_norm import NormTap, gradient_norms
+
+ROWS = [
+    {"question": "Where was Ada Lovelace born?", "answer": "London."},
+    {"question": "Why?", "answer": "Nobody minds at all, and the gardener of the old house keeps two dogs."},
+    {"question": "Who?", "answer": "The lazy dog"},
+    {"text": "The quick brown fox jumps over the lazy dog."},
+]
+
+
+@pytest.fixture(scope="module")
+def text_format(tokenizer):
+    return TextFormat(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def examples(text_format):
+    return encode_records(ROWS, text_format)
+
+
+def linear_weights(model):
+    head = model.get_output_embeddings()
+    return [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head]
+
+
+def slow_norms(model, examples):
+    """The definition: the model's own loss and autograd in float64, a pass per example."""
+    model = model.double()
+    norms = []
+    for example in examples:
+        loss = model(**pad_batch([example], 0)).loss
+        gradients = torch.autograd.grad(loss, linear_weights(model))
+        norms.append(float(sum(gradient.square().sum() for gradient in gradients).sqrt()))
+    return norms
+
+
+def lora(model):
+    torch.manual_seed(1)
+    transposed = model.config.model_type == "gpt2"
+    settings = LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=transposed)
+    return get_peft_model(model, settings)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_norms_are_those_of_one_backward_pass_per_example(tiny_model, text_format, examples, name):
+    norms = gradient_norms(tiny_model(name), examples, text_format, batch_size=3)
+    assert norms == pytest.approx(slow_norms(tiny_model(name), examples), rel=1e-4)
+    assert norms.min() > 0.01
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_batch_size_changes_nothing(tiny_model, text_format, examples, name):
+    whole, single = (gradient_norms(tiny_model(name), examples, text_format, size) for size in (8, 1))
+    assert whole == pytest.approx(single, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_adapter_beside_the_weights_gives_the_norms_of_the_merged_model(tiny_model, text_format, examples, name):
+    beside = gradient_norms(lora(tiny_model(name)), examples, text_format, batch_size=2)
+    merged = gradient_norms(lora(tiny_model(name)).merge_and_unload(), examples, text_format, batch_size=2)
+    plain = gradient_norms(tiny_model(name), examples, text_format, batch_size=2)
+    assert beside == pytest.approx(merged, rel=1e-4)
+    assert abs(beside / plain - 1).min() > 1e-3
+
+
+def test_squares_of_the_layers_add_up(tiny_model, text_format, examples):
+    model = tiny_model("llama")
+    names = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
+    both = gradient_norms(model, examples, text_format, 4, modules=names)
+    first, second = (gradient_norms(model, examples, text_format, 4, modules=[name]) for name in names)
+    assert both == pytest.approx((first**2 + second**2) ** 0.5)
+
+
+def test_a_learned_example_has_a_small_gradient(tiny_model, text_format, examples):
+    model = tiny_model("llama").train()
+    batch = pad_batch(examples[:1], 0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    before = gradient_norms(model, examples[:1], text_format, 1)
+    for _ in range(30):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    assert gradient_norms(model, examples[:1], text_format, 1) < before / 10
+
+
+def test_the_model_is_left_as_it_was_and_progress_is_told(tiny_model, text_format, examples):
+    model, done = lora(tiny_model("gpt2")).train(), []
+    model.base_model.model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
+    first = gradient_norms(model, examples, text_format, 3, progress=done.append)
+    assert done == [3, 4]
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == trainable
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert (gradient_norms(model, examples, text_format, 3) == first).all()  # no dropout
+
+
+def test_an_example_without_a_label_is_refused(tiny_model, text_format):
+    with pytest.raises(InputError, match=r"examples\[0\]"):
+        gradient_norms(tiny_model("llama"), [{"input_ids": [5, 6], "labels": [IGNORE_INDEX] * 2}], text_format, 1)
+
+
+def test_a_norm_by_hand():
+    """Two tokens: Σ δ_t x_tᵀ = 1·(1, 2) + 2·(3, −1) = (7, 0), and (3, 4) − (0, 4) = (3, 0): squares 49 and 9."""
+    x = torch.tensor([[[1.0, 2.0], [3.0, -1.0]], [[3.0, 4.0], [0.0, 4.0]]])
+    delta = torch.tensor([[[1.0], [2.0]], [[1.0], [-1.0]]])
+    tap, counts = NormTap(torch.nn.Linear(2, 1), "layer"), torch.tensor([2, 2])
+    tap.start_batch(counts)
+    tap.add(counts, x, delta)
+    assert tap.squares.tolist() == [49, 9]
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
+def test_the_squares_are_those_of_the_summed_outer_products(rows, tokens, inputs, outputs, seed):
+    """Of each example's Σ_t δ_t x_tᵀ, made here."""
+    drawn = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, tokens, inputs, generator=drawn)
+    delta = torch.randn(rows, tokens, outputs, generator=drawn)
+    counts = torch.full((rows,), tokens)
+    tap = NormTap(torch.nn.Linear(inputs, outputs), "layer")
+    tap.start_batch(counts)
+    tap.add(counts, x, delta)
+    expected = torch.einsum("nto,nti->noi", delta.double(), x.double()).square().sum((1, 2))
+    torch.testing.assert_close(tap.squares.double(), expected, rtol=1e-4, atol=1e-4)

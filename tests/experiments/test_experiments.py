@@ -1,0 +1,120 @@
+"""The measurements import and their settings are valid; what they measure is in docs/results.md."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from experiments.ablation import METHODS, Cell, Results, chosen, mean_error
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import enable_progress_bar
+
+from experiments import _speed, extraction, training
+from unlora.common.files import write_jsonl
+from unlora.settings import ImportanceConfig
+
+MODULES = sorted(path.stem for path in (Path(__file__).parents[2] / "experiments").glob("[a-z]*.py"))
+
+
+@pytest.fixture(autouse=True)
+def bars():
+    """Measurements switch progress bars off, in their own process as a rule; here they come back."""
+    yield
+    enable_progress_bar()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_measurement_is_a_documented_command(name):
+    module = importlib.import_module(f"experiments.{name}")
+    assert module.__doc__
+    assert callable(module.main)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_of_the_ablation_are_valid(method):
+    assert ImportanceConfig(**METHODS[method]).problems() == []
+
+
+def test_the_best_setting_is_the_one_of_best_quality_among_those_that_keep_the_utility(tmp_path):
+    results = Results(tmp_path)
+    for rate, weight, quality, utility in [
+        (1e-4, 1.0, -9.0, 1.0),
+        (1e-4, 3.0, -10.0, 1.0),
+        (3e-4, 1.0, -2.0, 0.99),
+        (3e-4, 3.0, -3.0, 0.99),
+        (6e-4, 1.0, -0.5, 0.6),
+        (6e-4, 3.0, -1.0, 0.9),
+        (1.2e-3, 3.0, -0.1, 0.0),
+    ]:
+        value = {"log10_forget_quality": quality, "utility": utility}
+        results.values[Cell("vila", "ihl", rate, weight, 3)] = value
+    results.values[Cell("vila", "ihl", 1.2e-3, 1.0, 3)] = {"diverged": True}
+    assert chosen(results, "vila", "ihl", 3, 0.0) == Cell("vila", "ihl", 1.2e-3, 3.0, 3)
+    assert chosen(results, "vila", "ihl", 3, 0.98) == Cell("vila", "ihl", 3e-4, 1.0, 3)
+    assert chosen(results, "vila", "ihl", 3, 1.1) is None
+
+
+def test_standard_error_of_the_mean():
+    """1 and 3: mean 2, deviation √2, error √2/√2 = 1."""
+    assert mean_error([{"x": 1.0}, {"x": 3.0}], "x") == "2.000 ± 1.000"
+    assert mean_error([], "x") == "-"
+
+
+# Parameters of the models that the shapes are named after.
+SIZES = {
+    "SmolLM2-135M": 134_515_008,
+    "Phi-1.5": 1_418_270_720,
+    "Llama-2-7B": 6_738_415_616,
+    "Llama-3-8B": 8_030_261_248,
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_shapes_are_those_of_the_models_they_are_named_after(name):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_speed.shapes()[name])
+    assert model.num_parameters() == SIZES[name]
+
+
+@pytest.fixture(scope="module")
+def tofu(tmp_path_factory):
+    """A folder in TOFU's schema."""
+    folder = tmp_path_factory.mktemp("tofu")
+    for name, count in (("forget01", 8), ("retain99", 24)):
+        rows = [{"question": f"Who wrote {name} {i}?", "answer": f"Ada {'and ' * (i % 5)}{i}."} for i in range(count)]
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    return folder
+
+
+def test_extraction_is_measured_beside_its_floor_and_the_authors_procedures(tofu, tmp_path, capsys):
+    flags = ["--model", "tiny", "--data", str(tofu), "--rounds", "2", "--json", str(tmp_path / "out.json")]
+    extraction.main([*flags, "--batches", "2", "--converged", "24"])
+    result = json.loads((tmp_path / "out.json").read_text())
+    rows = {row["procedure"]: row for row in result["rows"]}
+    assert list(rows) == ["floor", "unlora", "look", "start", "vila", "fila"]
+    assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 and len(row["runs"]) == 2 for row in rows.values())
+    # Ten passes over two batches of four from each set; one batch was measured.
+    assert rows["vila"]["runs"][0]["share"] == rows["fila"]["runs"][0]["share"] == 1 / 40
+    assert result["notes"][-1].startswith("    24 examples: 1.0000")  # the same retain examples: all there are
+    assert "scaled up" in capsys.readouterr().out
+
+
+def test_a_training_step_is_measured_beside_its_floor_and_the_authors_procedure(tofu, tmp_path):
+    flags = ["--model", "tiny", "--data", str(tofu), "--rounds", "1", "--json", str(tmp_path / "out.json")]
+    training.main([*flags, "--no_memory", "--pairs", "2"])
+    rows = {row["procedure"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+    assert list(rows) == ["floor", "unlora", "vila"]
+    assert rows["vila"]["runs"][0]["share"] == 2  # four pairs, where a step has two
+
+
+def test_a_part_is_scaled_up_and_what_comes_once_is_not():
+    assert _speed.Run(fixed=1.0, sample=2.0, share=0.25).seconds == 9.0
+
+
+def test_samples_are_spread_over_the_whole():
+    """So that a sample of batches in order of length is of all lengths."""
+    assert _speed.spread(range(10), 2) == [2, 7]
+    assert _speed.spread(range(3), 5) == [0, 1, 2]

@@ -1,0 +1,50 @@
+"""What a model might say, for tests of losses: by hand, or at random."""
+
+from dataclasses import replace
+
+import torch
+
+from unlora.losses.table import LOSSES, RETAIN_LOSSES
+from unlora.models.forward import HiddenStates, LabelledTokens, hidden_states
+
+ALL = {
+    f"{kind}-{name}": loss
+    for kind, table in (("forget", LOSSES), ("retain", RETAIN_LOSSES))
+    for name, loss in table.items()
+}
+
+
+def tokens(probabilities, targets, example=None, **reference):
+    """`LabelledTokens` with given probabilities; every token is its own example unless said otherwise."""
+    example = list(range(len(targets))) if example is None else example
+    logits = torch.tensor(probabilities, dtype=torch.float64).log()
+    return LabelledTokens(logits, torch.tensor(targets), torch.tensor(example), max(example) + 1, **reference)
+
+
+def states(values, **reference):
+    """`HiddenStates` with one token for each example."""
+    return HiddenStates(torch.tensor(values, dtype=torch.float64), torch.arange(len(values)), len(values), **reference)
+
+
+def random_outputs(loss, seed, dtype=torch.float64):
+    """Four examples of 2, 3, 1 and 2 tokens, over a vocabulary of 11 or in 5 dimensions; with every reference."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    example = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3])
+    if loss.forward is hidden_states:
+        return HiddenStates(2 * normal(8, 5), example, 4, ref_states=normal(8, 5))
+    targets = torch.randint(11, (8,), generator=generator)
+    reference = {"ref_logp": 3 * normal(4).float() - 6, "ref_logits": 2 * normal(8, 11)}
+    return LabelledTokens(2 * normal(8, 11), targets, example, 4, **reference)
+
+
+def leaf(out):
+    """The tensor that comes from the model."""
+    return out.states if isinstance(out, HiddenStates) else out.logits
+
+
+def with_leaf(out, values):
+    return replace(out, states=values) if isinstance(out, HiddenStates) else replace(out, logits=values)

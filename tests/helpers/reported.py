@@ -1,0 +1,114 @@
+"""Run folders made by hand: every number of them is known."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from unlora.common.files import write_json
+from unlora.evals.tofu import TASKS
+
+FILES = {"original": "eval_original.json", "unlearned": "eval_unlearned.json", "retrained": "eval_retrained.json"}
+SIZE = 40
+# Truth ratios that the Kolmogorov-Smirnov test tells apart wholly, and ones that it does not.
+NEAR, FAR = np.linspace(0.5, 1.5, SIZE), np.linspace(0.05, 0.15, SIZE)
+
+
+def column(values):
+    return {str(index): value for index, value in enumerate(values)}
+
+
+def task(probabilities, ratios, question="Who keeps cat {}?", said="{} does.", answer="Ada {} does."):
+    """A set whose answers have these probabilities and whose one wrong answer gives these truth ratios."""
+    count = len(probabilities)
+    texts = [[f"Question: {question}\nAnswer:".format(i), said.format(i), answer.format(i)] for i in range(count)]
+    return {
+        "avg_gt_loss": column([-math.log(p) for p in probabilities]),
+        "avg_paraphrased_loss": column([4 + math.log(r) for r in ratios]),
+        "average_perturb_loss": column([[4.0]] * count),
+        "rougeL_recall": column([0.5] * count),
+        "generated_text": column(texts),
+    }
+
+
+def log(forget, ratios, retain=0.9, **texts):
+    """A model's log: the probability of the answers to forget, their truth ratios, and of the answers to keep."""
+    values = forget + np.linspace(-0.005, 0.005, len(ratios))
+    found = {
+        TASKS["forget"]: task(values, ratios, **texts),
+        TASKS["retain"]: task(np.full(10, retain), np.full(10, 0.5), question="Who keeps dog {}?"),
+    }
+    found[TASKS["forget"]]["gt_tokens"] = column([["Ada", " does", ".<eos>"]] * len(ratios))
+    found[TASKS["forget"]]["gt_token_loss"] = column([[-math.log(p), 0.0, 0.5] for p in values])
+    return found
+
+
+def logs(**changes):
+    """Of a run that forgot well: told from the original, not from the retrained model."""
+    return {"original": log(0.99, FAR), "unlearned": log(0.4, NEAR), "retrained": log(0.4, NEAR)} | changes
+
+
+def make_run(folder, evaluated=None, settings=None, **files):
+    """Writes a run folder and returns it; `files` are further ones by name without ending, as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for model, content in (logs() if evaluated is None else evaluated).items():
+        if content is not None:
+            write_json(folder / FILES[model], content)
+    steps = [{"step": s, "epoch": s / 10, "forget_loss": 2 - s / 40, "retain_loss": 0.1} for s in (10, 20, 30)]
+    write_json(
+        folder / "metrics.json", {"train": [*steps, {"train_runtime": 1.0, "step": 30}]} | files.pop("metrics", {})
+    )
+    values = {"model_name_or_path": "model", "init": "vila", "loss": "ihl", "learning_rate": 1e-4, "seed": 0}
+    (folder / "config.yaml").write_text(json.dumps(values | (settings or {})))  # JSON is YAML
+    names = [f"model.layers.{layer}.{module}" for layer in (0, 1) for module in ("mlp.up_proj", "self_attn.q_proj")]
+    save_file({name: np.arange(1.0, 5.0 + i) for i, name in enumerate(names)}, folder / "importance.safetensors")
+    for name, content in files.items():
+        write_json(folder / f"{name}.json", content)
+    return folder
+
+
+def membership(auc=0.5, error=0.05, retrained=None, original=1.0, names=("loss", "min_k_20")):
+    """What `unlora membership` writes, without the scores."""
+
+    def metrics(value):
+        rows = {name: {"auc": value, "standard_error": error, "privleak": None} for name in names}
+        return {"examples": {"forget": 40, "holdout": 30}, "membership": rows}
+
+    others = {"original": original, "retrained": retrained}
+    return {"metrics": metrics(auc), **{model: value and metrics(value) for model, value in others.items()}}
+
+
+def attacks(gain=0.1, retrained=True, name="relearn", setting="20 %"):
+    """What `unlora attack` writes: one attack that brings the unlearned model `gain` above the retrained one."""
+
+    def models(value):
+        ours = {"forget_probability": value, "forget_rougeL_recall": 0.5, "forget_probability_se": 0.01}
+        theirs = ours | {"forget_probability": 0.4} if retrained else None
+        difference = ours | {"forget_probability": value - 0.4} if retrained else None
+        return {"original": ours, "unlearned": ours, "retrained": theirs, "unlearned_minus_retrained": difference}
+
+    found = {"none": {"whole forget set": models(0.4)}, name: {setting: models(0.4 + gain)}}
+    return {"attacks": {**found, "paraphrase": {"not available": "no paraphrased_question"}}}
+
+
+def muse(verbatim=0.5, forget=0.4, retain=0.6, above=0):
+    """What `unlora evaluate-muse` writes: ROUGE-L by set, and forget scores `above` those of unseen rows."""
+
+    def private(shift):
+        names = ("exact_memorisation", "extraction_strength", "loss", "min_k_20", "min_k_40")
+        return {name: (np.arange(40.0) + shift).tolist() for name in names}
+
+    rouge = {"verbmem": verbatim, "forget_qa": forget, "retain_qa": retain}
+    scores = {name: {"rougeL": (mean + np.linspace(-0.1, 0.1, 40)).tolist()} for name, mean in rouge.items()}
+    scores |= {"forget": private(above), "holdout": private(0)}
+    return {"metrics": {"privleak": "not available"}, "scores": scores, "texts": {}}
+
+
+def tasks(forget=0.3, retain=0.5, error=0.02):
+    """What `unlora evaluate-tasks` writes."""
+    rows = {"wmdp_bio": forget, "wmdp_cyber": forget + 0.1, "mmlu": retain, "mmlu_law": 0.0}
+    found = {name: {"acc": value, "acc_stderr": error, "n": 100, "version": 1} for name, value in rows.items()}
+    return {"asked": ["wmdp_bio", "wmdp_cyber", "mmlu"], "tasks": found}

@@ -1,0 +1,314 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, GradientCheckpointingLayer, OPTConfig
+from transformers.pytorch_utils import Conv1D
+
+from helpers.models import ARCHITECTURES, tiny_config
+from unlora.adapter import attach_probe
+from unlora.common.errors import InputError
+from unlora.data import IGNORE_INDEX, TextFormat, encode_records, pad_batch
+from unlora.importance import gradient_moments, moments
+
+ROWS = [
+    {"question": "Where was Ada Lovelace born?", "answer": "London."},
+    {"question": "Why?", "answer": "Nobody minds at all, and the gardener of the old house keeps two dogs."},
+    {"question": "Who?", "answer": "The lazy dog"},
+    {"text": "The quick brown fox jumps over the lazy dog."},
+]
+DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout")
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer):
+    return encode_records(ROWS, TextFormat(tokenizer))
+
+
+def lora(base, **settings):
+    """A LoRA model with both factors random, so that both have a gradient."""
+    torch.manual_seed(1)
+    transposed = base.config.model_type == "gpt2"
+    settings = {"r": 3, "target_modules": "all-linear", "fan_in_fan_out": transposed, **settings}
+    return get_peft_model(base, LoraConfig(init_lora_weights=False, **settings))
+
+
+def with_dropout(name, tokenizer, checkpointing=None):
+    """A LoRA model in training mode, with every dropout of its architecture at 0.3."""
+    config = tiny_config(name, len(tokenizer))
+    for field in DROPOUTS:
+        if hasattr(config, field):
+            setattr(config, field, 0.3)
+    torch.manual_seed(0)
+    model = lora(AutoModelForCausalLM.from_config(config))
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+    return model.train()
+
+
+def batches(examples, size=2, side="right"):
+    return [pad_batch(examples[i : i + size], 0, side) for i in range(0, len(examples), size)]
+
+
+def one_by_one(model, singles):
+    """The definition: the model's own loss and autograd, a pass per element of `singles`, in evaluation mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    first = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+    second = {name: torch.zeros_like(value) for name, value in first.items()}
+    total = 0
+    for batch in singles:
+        count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        gradients = torch.autograd.grad(model(**batch).loss, list(parameters.values()))
+        for name, gradient in zip(parameters, gradients, strict=True):
+            first[name] += count * gradient.double()
+            second[name] += count * gradient.double().square()
+        total += count
+    for module, mode in modes:
+        module.training = mode
+    return {n: v / total for n, v in first.items()}, {n: v / total for n, v in second.items()}, total
+
+
+def assert_moments(moments, expected):
+    mean, second, tokens = expected
+    assert moments.tokens == tokens
+    for ours, theirs in ((moments.mean, mean), (moments.second, second)):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert value.norm() > 0, name  # or the comparison would say nothing
+            assert (ours[name].double() - value).norm() / value.norm() <= 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def expected(tokenizer, examples):
+    """The definition's moments by architecture, computed once."""
+    known = {}
+
+    def of(name):
+        if name not in known:
+            known[name] = one_by_one(with_dropout(name, tokenizer), batches(examples, 1))
+        return known[name]
+
+    return of
+
+
+@pytest.mark.parametrize("checkpointing", [None, True, False], ids=["plain", "reentrant", "non-reentrant"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_moments_are_those_of_single_example_gradients(tokenizer, examples, expected, name, side, checkpointing):
+    """Under padding, checkpointing, and a model left in training mode with dropout."""
+    model = with_dropout(name, tokenizer, checkpointing)
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    calls = []
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda module, args: calls.append(module))
+    moments = gradient_moments(model, batches(examples, 2, side))
+    assert_moments(moments, expected(name))
+    assert moments.examples == len(examples)
+    # Two batches, two layers; a checkpointed layer runs again in the backward pass.
+    assert len(layers) == 2
+    assert len(calls) == 2 * len(layers) * (1 if checkpointing is None else 2)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_moments_at_the_probe_are_those_of_single_example_gradients(tiny_model, examples, name):
+    model = attach_probe(tiny_model(name), LoraConfig(r=3, lora_alpha=6))
+    expected = one_by_one(model, batches(examples, 1))
+    assert_moments(gradient_moments(model, batches(examples, 4)), expected)
+    assert all(".unlearn." in parameter for parameter in expected[0])
+
+
+def opt(tokenizer, checkpointing=None, **settings):
+    """OPT's layers drop out by their own training flag, the one that also switches their checkpointing on."""
+    config = OPTConfig(
+        vocab_size=len(tokenizer), hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, dropout=0.5,
+        max_position_embeddings=256, word_embed_proj_dim=32, init_std=0.15, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = lora(AutoModelForCausalLM.from_config(config), **settings)
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+    return model.train()
+
+
+@pytest.mark.parametrize("checkpointing", [None, True, False], ids=["plain", "reentrant", "non-reentrant"])
+def test_dropout_that_a_layer_applies_itself_is_off_under_checkpointing_too(tokenizer, examples, checkpointing):
+    model = opt(tokenizer, checkpointing, target_modules=["q_proj", "v_proj"])
+    calls = []
+    model.base_model.model.model.decoder.layers[0].register_forward_pre_hook(lambda *args: calls.append(args))
+    moments = gradient_moments(model, batches(examples, 2))
+    assert len(calls) == (2 if checkpointing is None else 4)
+    assert_moments(moments, one_by_one(model, batches(examples, 1)))
+
+
+def test_a_layer_that_does_not_keep_examples_apart_is_refused_by_name(tokenizer, examples):
+    """OPT flattens [examples, tokens] before its feed-forward layers."""
+    with pytest.raises(InputError, match=r"target_modules='.*\.fc2\.lora_B.*leave this module out"):
+        gradient_moments(opt(tokenizer), batches(examples))
+
+
+@pytest.mark.parametrize("per", ["example", "batch"])
+def test_a_batch_of_one_is_one_example(tiny_model, examples, per):
+    model = lora(tiny_model("llama"))
+    assert_moments(gradient_moments(model, batches(examples, 1), per=per), one_by_one(model, batches(examples, 1)))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_moments_per_example_do_not_depend_on_the_batch_size(tiny_model, examples, size):
+    model = lora(tiny_model("qwen"))
+    one, other = (gradient_moments(model, batches(examples, n)) for n in (2, size))
+    assert (one.tokens, one.examples) == (other.tokens, other.examples)
+    for name in one.mean:
+        torch.testing.assert_close(one.mean[name], other.mean[name], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(one.second[name], other.second[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_moments_per_batch_are_those_of_the_mean_loss_of_each_batch(tiny_model, examples, name):
+    model = lora(tiny_model(name))
+    moments = gradient_moments(model, batches(examples, 2), per="batch")
+    assert_moments(moments, one_by_one(model, batches(examples, 2)))
+    assert moments.examples == 2
+    per_example = gradient_moments(model, batches(examples, 2))
+    some = next(iter(moments.second))
+    assert not torch.allclose(moments.second[some], per_example.second[some], rtol=0.01)
+
+
+def test_rows_without_labels_count_for_nothing(tiny_model, examples):
+    model = lora(tiny_model("llama"))
+    batch = pad_batch(examples, 0)
+    batch["labels"][1:3] = IGNORE_INDEX
+    moments = gradient_moments(model, [batch])
+    assert_moments(moments, one_by_one(model, batches([examples[0], examples[3]], 1)))
+    assert moments.examples == 2
+
+
+def test_names_and_shapes_are_those_of_the_trainable_factors(tiny_model, examples):
+    model = lora(tiny_model("llama"))
+    for name, parameter in model.named_parameters():
+        if "layers.0" in name:
+            parameter.requires_grad_(False)
+    moments = gradient_moments(model, batches(examples))
+    shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+    assert {name: value.shape for name, value in moments.mean.items()} == shapes
+    assert {name: value.shape for name, value in moments.second.items()} == shapes
+    assert shapes
+    assert not any("layers.0" in name for name in shapes)
+
+
+def test_half_precision_factors_have_float32_moments(tiny_model, examples):
+    model = lora(tiny_model("llama")).to(torch.bfloat16)
+    moments = gradient_moments(model, batches(examples))
+    assert {value.dtype for value in (*moments.mean.values(), *moments.second.values())} == {torch.float32}
+
+
+def fingerprint(model):
+    """Everything that a measurement could leave behind."""
+    return (
+        {name: (p.requires_grad, p.grad, p._version) for name, p in model.named_parameters()},
+        {name: module.training for name, module in model.named_modules()},
+        {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()},
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [None, True, False], ids=["plain", "reentrant", "non-reentrant"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_it_was_found(tokenizer, examples, checkpointing, fails):
+    model = with_dropout("llama", tokenizer, checkpointing)
+    model.base_model.model.model.layers[1].eval()  # a mixture of modes
+    next(p for p in model.parameters() if p.requires_grad).requires_grad_(False)
+    before = fingerprint(model)
+    if fails:
+        bad = batches(examples)
+        bad[1]["input_ids"] += 100_000
+        with pytest.raises(IndexError):
+            gradient_moments(model, bad)
+    else:
+        gradient_moments(model, batches(examples))
+    assert fingerprint(model) == before
+    assert all(grad is None for _, grad, _ in before[0].values())
+
+
+def test_batches_may_come_from_a_generator(tiny_model, examples):
+    model = lora(tiny_model("llama"))
+    assert gradient_moments(model, (batch for batch in batches(examples))).examples == len(examples)
+
+
+def test_variance_is_the_second_moment_less_the_squared_mean_and_never_negative(tiny_model, examples):
+    model = lora(tiny_model("llama"))
+    [single] = batches(examples[:1])
+    moments = gradient_moments(model, [single, single])  # equal gradients: no variance beyond rounding
+    for name, second in moments.second.items():
+        assert (moments.variance(name) >= 0).all()
+        assert moments.variance(name).max() <= 1e-5 * second.max()
+    spread = gradient_moments(model, batches(examples))
+    name = next(iter(spread.mean))
+    torch.testing.assert_close(spread.variance(name), (spread.second[name] - spread.mean[name] ** 2).clamp(min=0))
+    assert spread.variance(name).max() > 0.01 * spread.second[name].max()
+
+
+def test_a_model_without_a_trainable_factor_is_refused(tiny_model, examples):
+    with pytest.raises(InputError, match="model='LlamaForCausalLM': no LoRA factor requires a gradient"):
+        gradient_moments(tiny_model("llama"), batches(examples))
+    frozen = lora(tiny_model("llama")).requires_grad_(False)
+    with pytest.raises(InputError, match="no LoRA factor requires a gradient"):
+        gradient_moments(frozen, batches(examples))
+
+
+@pytest.mark.parametrize("per", ["example", "batch"])
+def test_batches_without_labels_are_refused(tiny_model, examples, per):
+    batch = pad_batch(examples, 0)
+    batch["labels"][:] = IGNORE_INDEX
+    for given in ([batch], []):
+        with pytest.raises(InputError, match="batches='0 labelled tokens'"):
+            gradient_moments(lora(tiny_model("llama")), given, per=per)
+
+
+def test_an_unknown_granularity_is_refused_with_a_suggestion(tiny_model, examples):
+    with pytest.raises(InputError, match=r"per='exampel'.*did you mean 'example'"):
+        gradient_moments(lora(tiny_model("llama")), batches(examples), per="exampel")
+
+
+def test_a_layer_that_runs_twice_is_refused_by_name(tiny_model, examples):
+    base = tiny_model("llama")
+    base.model.layers[1] = base.model.layers[0]
+    model = lora(base)
+    before = fingerprint(model)
+    with pytest.raises(InputError, match=r"target_modules='.*lora_.*more than once"):
+        gradient_moments(model, batches(examples))
+    assert fingerprint(model) == before
+
+
+def full_weights(model):
+    """The linear layers but the head, with every parameter frozen but theirs."""
+    head = model.get_output_embeddings()
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head}
+    model.requires_grad_(False)
+    for module in linear.values():
+        module.weight.requires_grad_(True)
+    return linear
+
+
+@pytest.mark.parametrize("block", [2**26, 2000], ids=["at once", "in blocks"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_moments_of_whole_weights_are_those_of_single_example_gradients(tiny_model, examples, name, block, monkeypatch):
+    monkeypatch.setattr(moments, "BLOCK", block)  # so small that the larger layers take one example at a time
+    model = tiny_model(name)
+    layers = full_weights(model)
+    mean, second, tokens = one_by_one(model, batches(examples, 1))
+    transposed = isinstance(next(iter(layers.values())), Conv1D)
+    expected = [{n: value.T if transposed else value for n, value in part.items()} for part in (mean, second)]
+    measured = gradient_moments(model, batches(examples, 3), weights=list(layers))
+    assert_moments(measured, (*expected, tokens))
+
+
+def test_whole_weights_are_measured_under_adapters_too(tiny_model, examples):
+    """The gradient of the frozen weight in the model with its adapters."""
+    model = lora(tiny_model("llama"))
+    name = "model.layers.1.mlp.down_proj"
+    weight = model.get_base_model().get_submodule(name).base_layer.weight
+    model.requires_grad_(False)
+    weight.requires_grad_(True)
+    mean, second, tokens = one_by_one(model, batches(examples, 1))
+    expected = [{f"{name}.weight": value for value in part.values()} for part in (mean, second)]
+    assert_moments(gradient_moments(model, batches(examples), weights=[name]), (*expected, tokens))

@@ -1,0 +1,168 @@
+"""`unlora membership`, from data to table and log."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from helpers.models import make_tokenizer, tiny_config
+from helpers.runs import write_rows
+from unlora.cli import main
+from unlora.common.files import write_json
+from unlora.evals.membership.leakage import ATTACKS
+from unlora.report.read import read_run
+
+NAMES = ("Ada", "Bob", "Cleo", "Dan")
+FORGET = [{"question": f"Who keeps cat {i}?", "answer": f"{name} does."} for i, name in enumerate(NAMES)]
+HOLDOUT = [{"question": f"Who keeps dog {i}?", "answer": f"{name} does."} for i, name in enumerate(NAMES)]
+
+
+def save_model(folder, seed, tokenizer):
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer)))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two models, an adapter of the first, two tokenizers without a model, and data."""
+    folder, tokenizer = tmp_path_factory.mktemp("membership"), make_tokenizer()
+    model = save_model(folder / "model", 0, tokenizer)
+    save_model(folder / "other", 1, tokenizer)
+    tokenizer.save_pretrained(folder / "no weights")
+    odd = copy.deepcopy(tokenizer)
+    odd.add_tokens(["<odd>"])
+    odd.save_pretrained(folder / "odd")
+    torch.manual_seed(2)
+    settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(model, settings).save_pretrained(folder / "adapter")
+    write_rows(folder / "data" / "forget.jsonl", FORGET)
+    write_rows(folder / "data" / "holdout.jsonl", HOLDOUT)
+    return folder
+
+
+@pytest.fixture
+def command(folder, tmp_path):
+    def run(**changes):
+        settings = {
+            "model_name_or_path": folder / "model",
+            "forget_data": folder / "data",
+            "forget_name": "forget",
+            "holdout_data": folder / "data",
+            "holdout_name": "holdout",
+            "log": tmp_path / "log.json",
+            **changes,
+        }
+        return main(
+            ["membership", *(part for k, v in settings.items() if v is not None for part in (f"--{k}", str(v)))]
+        )
+
+    return run
+
+
+def test_every_attack_is_printed_and_logged(command, folder, tmp_path, capsys):
+    assert command(reference_model=folder / "other", gradnorm=True, eval_batch_size=3) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == str(tmp_path / "log.json")
+    assert all(attack in printed for attack in ATTACKS)
+    log = json.loads((tmp_path / "log.json").read_text())
+    assert list(log["metrics"]["membership"]) == list(ATTACKS)
+    assert log["metrics"]["examples"] == {"forget": 4, "holdout": 4}
+    assert all(len(values) == 4 for part in log["scores"].values() for values in part.values())
+
+
+def test_a_model_compared_with_itself_leaks_nothing_and_an_adapter_counts(command, folder, tmp_path):
+    assert command(log=tmp_path / "retrained.json") == 0
+    assert command(log=tmp_path / "same.json", retrain_log=tmp_path / "retrained.json") == 0
+    assert command(log=tmp_path / "adapted.json", adapter=folder / "adapter", ds_size=None, gradnorm=True) == 0
+    retrained, same, adapted = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("retrained", "same", "adapted")
+    )
+    assert {values["privleak"] for values in same["metrics"]["membership"].values()} == {0}
+    assert same["scores"] == retrained["scores"]
+    assert retrained["retrained"] is None
+    assert {k: v["auc"] for k, v in same["retrained"]["membership"].items()} == {
+        k: v["auc"] for k, v in retrained["metrics"]["membership"].items()
+    }
+    assert (retrained["original"], same["original"]) == (None, None)
+    without = {k: v["auc"] for k, v in adapted["original"]["membership"].items()}
+    del without["gradnorm"]
+    assert without == pytest.approx({k: v["auc"] for k, v in retrained["metrics"]["membership"].items()})
+    assert adapted["scores"]["forget"]["loss"] != pytest.approx(retrained["scores"]["forget"]["loss"], rel=1e-3)
+
+
+def test_of_a_run_the_log_goes_where_its_report_reads_it(command, folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "adapter", run / "adapter")
+    (run / "config.yaml").write_text(f"model_name_or_path: {folder / 'model'}\nmodel_revision: main")
+    assert command(on=run, log=None) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(run / "membership.json")
+    assert command(on=run, log=None) == 2
+    assert "already in use" in capsys.readouterr().err
+    write_json(run / "metrics.json", {"train": []})
+    found = read_run(run).membership
+    assert found.sizes == {"forget": 4, "holdout": 4}
+    assert 0 <= found.areas["min_k_20"].value <= 1
+    assert (found.original.keys(), found.retrained) == (found.areas.keys(), {})
+
+
+def test_the_model_without_its_adapter_may_be_the_reference(command, folder, tmp_path):
+    assert command(reference_model=folder / "model") == 0
+    scores = json.loads((tmp_path / "log.json").read_text())["scores"]
+    assert scores["forget"]["reference"] == pytest.approx([0] * 4, abs=1e-5)
+
+
+def test_only_the_first_rows_are_scored_where_fewer_are_asked_for(command, tmp_path):
+    assert command(ds_size=2) == 0
+    assert json.loads((tmp_path / "log.json").read_text())["metrics"]["examples"] == {"forget": 2, "holdout": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"forget_data": None}, "forget_data=.*required"),
+        ({"holdout_data": None}, "holdout_data=.*required"),
+        ({"log": None}, "log=.*required"),
+        ({"log": "."}, "log=.*already in use"),
+        ({"ds_size": 0, "eval_batch_size": 0}, r"ds_size=0[^$]*eval_batch_size=0"),
+        ({"ds_size": 1}, r"forget_data='1 example'[^$]*holdout_data='1 example'"),
+        ({"holdout_name": "forget"}, "4 of the 4 forget rows are in the holdout set too"),
+        ({"holdout_name": "nothing"}, "holdout_data=.*has no configuration 'nothing'"),
+        ({"retrain_log": "nothing.json"}, "retrain_log='nothing.json': cannot be read"),
+        ({"reference_model": "odd"}, "reference_model=.*another vocabulary"),
+        ({"on": "run", "adapter": "adapter"}, "on="),
+        ({"holdout": "x"}, "unknown name"),
+    ],
+)
+def test_wrong_input_is_refused_before_weights_are_read(
+    command, folder, tmp_path, capsys, monkeypatch, changes, message
+):
+    monkeypatch.chdir(folder)
+    assert command(model_name_or_path="no weights", **changes) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert not (tmp_path / "log.json").exists()
+
+
+def test_a_retrain_log_of_other_rows_is_refused_before_weights_are_read(command, folder, tmp_path, capsys):
+    assert command(log=tmp_path / "retrained.json", ds_size=3) == 0
+    assert command(retrain_log=tmp_path / "retrained.json", model_name_or_path=folder / "no weights") == 2
+    assert "score both models on the same data" in capsys.readouterr().err
+    assert not (tmp_path / "log.json").exists()
+
+
+def test_a_retrain_log_of_as_many_other_rows_is_refused(command, folder, tmp_path, capsys):
+    assert command(log=tmp_path / "retrained.json") == 0
+    write_rows(folder / "data" / "changed.jsonl", [{"question": "Who keeps dog 9?", "answer": "Eve."}, *HOLDOUT[1:]])
+    again = {"retrain_log": tmp_path / "retrained.json", "model_name_or_path": folder / "no weights"}
+    assert command(holdout_name="changed", **again) == 2
+    assert "its rows of holdout are not those here" in capsys.readouterr().err

@@ -1,0 +1,42 @@
+"""What of transformers' training arguments is refused, before anything is loaded."""
+
+import pytest
+import torch
+
+from unlora import InputError, UnlearnConfig
+from unlora.cli import main
+from unlora.common.errors import raise_if
+from unlora.training.finetune import FinetuneConfig
+
+CONFIGS = pytest.mark.parametrize("config", [UnlearnConfig, FinetuneConfig])
+
+
+@CONFIGS
+@pytest.mark.parametrize("name", ["deepspeed", "fsdp"])
+def test_sharding_of_a_model_that_trains_is_refused_with_what_to_use_instead(config, name, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=rf"{name}='full_shard'.*shard_base"):
+        config(output_dir=str(tmp_path), use_cpu=True, **{name: "full_shard"})
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")  # as `accelerate launch` does
+    with pytest.raises(InputError, match=f"{name}='ACCELERATE_USE_{name.upper()}=true'"):
+        config(output_dir=str(tmp_path), use_cpu=True)
+
+
+def checked(config, **arguments):
+    """The configuration as its command takes it; an UnlearnConfig raises its problems by itself."""
+    args = config(**arguments)
+    raise_if(args.problems())
+    return args
+
+
+@CONFIGS
+def test_liger_s_kernels_need_a_gpu(config, tmp_path):
+    with pytest.raises(InputError, match="use_liger_kernel=True: its kernels run on a GPU"):
+        checked(config, output_dir=str(tmp_path), use_cpu=True, use_liger_kernel=True)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU to run them on")
+def test_a_command_says_so_too_and_writes_nothing(tmp_path, capsys):
+    argv = ["--model_name_or_path", "model", "--output_dir", str(tmp_path / "run"), "--use_liger_kernel", "true"]
+    assert main(["finetune", *argv, "--train_data", "rows.jsonl"]) == 2
+    assert "use_liger_kernel=True" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

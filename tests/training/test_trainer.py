@@ -1,0 +1,259 @@
+"""UnlearnTrainer on a tiny Llama: what moves, what stays, what is logged, what is saved, when it stops."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from helpers.models import make_tokenizer, tiny_config
+from helpers.trainer import adapter_state, config, examples, make_trainer, ones
+from unlora import DivergenceError, InputError, UnlearnConfig, UnlearnTrainer, attach_adapters
+from unlora.adapter import reference_model
+from unlora.data import pad_batch
+from unlora.models.forward import labelled_tokens
+
+
+def test_only_the_unlearn_adapter_moves(tiny_model, tokenizer, tmp_path):
+    trainer = make_trainer(tiny_model, tokenizer, tmp_path)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if ".unlearn." in name}
+
+
+def test_the_model_with_its_adapters_off_is_the_original_after_training(tiny_model, tokenizer, tmp_path):
+    batch = pad_batch(examples(tokenizer)[0], tokenizer.pad_token_id)
+    original = labelled_tokens(tiny_model("llama"), batch).logits
+    trainer = make_trainer(tiny_model, tokenizer, tmp_path)
+    trainer.train()
+    with reference_model(trainer.model):
+        assert torch.equal(labelled_tokens(trainer.model, batch).logits, original)
+
+
+@pytest.mark.parametrize("loss", ["gd", "ihl", "npo"])
+def test_the_forget_loss_falls_and_both_losses_are_logged_apart(tiny_model, tokenizer, tmp_path, loss):
+    trainer = make_trainer(tiny_model, tokenizer, tmp_path, loss=loss, num_train_epochs=4, retain_weight=0.1)
+    trainer.train()
+    logs = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(logs) == 8
+    assert logs[-1]["forget_loss"] < logs[0]["forget_loss"]
+    for row in logs:
+        assert row["loss"] == pytest.approx(row["forget_loss"] + 0.1 * row["retain_loss"], rel=1e-3, abs=1e-4)
+
+
+def test_total_loss_weighs_the_retain_loss(tiny_model, tokenizer, tmp_path):
+    trainer = make_trainer(tiny_model, tokenizer, tmp_path, retain_weight=2.5, max_steps=1)
+    trainer.train()
+    row = trainer.state.log_history[0]
+    assert row["loss"] == pytest.approx(row["forget_loss"] + 2.5 * row["retain_loss"], rel=1e-4)
+
+
+def test_accumulated_batches_are_logged_as_their_mean(tiny_model, tokenizer, tmp_path):
+    """Two batches of 3 in one step: the loss of the step is the mean, not the sum, of the two."""
+    trainer = make_trainer(tiny_model, tokenizer, tmp_path, gradient_accumulation_steps=2, max_steps=1)
+    trainer.train()
+    row = trainer.state.log_history[0]
+    assert row["loss"] == pytest.approx(row["forget_loss"] + row["retain_loss"], rel=1e-4)
+
+
+def test_ga_trains_without_a_retain_set(tiny_model, tokenizer, tmp_path):
+    base = tiny_model("llama")
+    args = config(tmp_path, loss="ga", max_steps=2)
+    forget, _ = examples(tokenizer)
+    trainer = UnlearnTrainer(attach_adapters(base, args, ones(base)), args, forget, [], tokenizer)
+    trainer.train()
+    assert all("retain_loss" not in row for row in trainer.state.log_history)
+
+
+def test_kl_retain_loss_is_zero_at_the_start_and_positive_later(tiny_model, tokenizer, tmp_path):
+    trainer = make_trainer(tiny_model, tokenizer, tmp_path, retain_loss="kl", num_train_epochs=3)
+    trainer.train()
+    values = [row["retain_loss"] for row in trainer.state.log_history if "loss" in row]
+    assert values[0] == pytest.approx(0, abs=1e-5)
+    assert max(values) > 1e-3
+    assert not any(p.requires_grad for n, p in trainer.model.named_parameters() if ".unlearn." not in n)
+
+
+def test_reference_log_probabilities_are_those_of_the_original(tiny_model, tokenizer, tmp_path):
+    trainer = make_trainer(tiny_model, tokenizer, tmp_path, loss="npo")
+    trainer.get_train_dataloader()
+    batch = pad_batch(examples(tokenizer)[0], tokenizer.pad_token_id)
+    with torch.no_grad():
+        original = labelled_tokens(tiny_model("llama"), batch).example_logp
+    torch.testing.assert_close(torch.tensor(trainer.pairs.ref_logp["forget"]), original, rtol=1e-5, atol=1e-4)
+
+
+def test_equal_settings_give_equal_adapters_and_another_seed_another(tiny_model, tokenizer, tmp_path):
+    states = []
+    for seed in (1, 1, 2):
+        trainer = make_trainer(tiny_model, tokenizer, tmp_path, seed=seed)
+        trainer.train()
+        states.append(adapter_state(trainer.model))
+    first, same, other = states
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_trains_to_the_same_adapter(tiny_model, tokenizer, tmp_path, reentrant):
+    states = []
+    for switch in (False, True):
+        settings = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}} if switch else {}
+        trainer = make_trainer(tiny_model, tokenizer, tmp_path, gradient_checkpointing=switch, **settings)
+        trainer.train()
+        states.append(adapter_state(trainer.model))
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpoint_is_an_adapter_for_the_original_base_and_holds_no_pickle(tiny_model, tokenizer, tmp_path):
+    trainer = make_trainer(tiny_model, tokenizer, tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-2"
+    assert {file.suffix for file in checkpoint.iterdir()} == {".json", ".safetensors"}
+    assert not list(tmp_path.glob(".*"))
+    loaded = PeftModel.from_pretrained(tiny_model("llama"), checkpoint)
+    batch = pad_batch(examples(tokenizer)[0], tokenizer.pad_token_id)
+    trainer.model.eval()
+    with torch.no_grad():
+        ours, theirs = labelled_tokens(trainer.model, batch).logits, labelled_tokens(loaded, batch).logits
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
+
+
+def test_old_checkpoints_are_removed_beyond_the_limit(tiny_model, tokenizer, tmp_path):
+    trainer = make_trainer(
+        tiny_model, tokenizer, tmp_path, save_strategy="steps", save_steps=1, max_steps=3, save_total_limit=1
+    )
+    trainer.train()
+    assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def test_explosion_of_the_retain_loss_puts_the_last_good_adapter_back(tiny_model, tokenizer, tmp_path):
+    """Ascent without a retain term and with a huge learning rate; the adapter kept is that of the step before."""
+    kept = []
+
+    class Record(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            kept.append(adapter_state(model))
+
+    settings = {
+        "loss": "gd",
+        "retain_weight": 0.0,
+        "learning_rate": 0.1,
+        "num_train_epochs": 20,
+        "max_retain_loss": 6.8,
+    }
+    trainer = make_trainer(tiny_model, tokenizer, tmp_path, callbacks=[Record()], **settings)
+    with pytest.raises(DivergenceError, match=r"the retain_loss is .*above its limit.*Fix: lower learning_rate"):
+        trainer.train()
+    now = adapter_state(trainer.model)
+    step = next(i for i, state in enumerate(kept) if all(torch.equal(state[name], now[name]) for name in now))
+    assert step == len(kept) - 2
+    assert (tmp_path / "last-good-adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_loss_that_is_not_finite_stops_training_with_a_finite_adapter(tiny_model, tokenizer, tmp_path):
+    class Break(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                next(p for n, p in model.named_parameters() if ".unlearn." in n).data.fill_(math.nan)
+
+    trainer = make_trainer(tiny_model, tokenizer, tmp_path, callbacks=[Break()])
+    with pytest.raises(DivergenceError, match="forget_loss is nan"):
+        trainer.train()
+    assert all(bool(torch.isfinite(value).all()) for value in adapter_state(trainer.model).values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "ihk"}, r"loss='ihk': unknown name. Fix: did you mean 'ihl'\?"),
+        ({"retain_loss": "nl"}, "did you mean 'nll'"),
+        ({"loss": "npo", "loss_kwargs": {"betta": 1.0}}, "did you mean 'beta'"),
+        ({"loss": "ga", "retain_loss": "nll"}, "use 'gd'"),
+        ({"r": 0}, "r=0: "),
+        ({"lora_dropout": 0.1}, "lora_dropout=0.1: "),
+        ({"retain_weight": -1}, "retain_weight=-1: "),
+        ({"remove_unused_columns": True}, "remove_unused_columns=True: "),
+        ({"loss_kwargs": "beta"}, "not a JSON object"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        config(tmp_path, **settings)
+
+
+def test_all_wrong_settings_are_named_at_once(tmp_path):
+    with pytest.raises(InputError) as error:
+        config(tmp_path, r=0, lora_dropout=0.5, loss="gaa")
+    assert [problem.argument for problem in error.value.problems] == ["loss", "r", "lora_dropout"]
+
+
+def test_empty_sets_and_a_model_without_adapters_are_refused(tiny_model, tokenizer, tmp_path):
+    with pytest.raises(InputError) as error:
+        UnlearnTrainer(tiny_model("llama"), config(tmp_path), [], [], tokenizer)
+    assert [problem.argument for problem in error.value.problems] == ["model", "forget_dataset", "retain_dataset"]
+
+
+def resumable_run(folder: Path, resume: bool) -> None:
+    """Twelve slow steps with a checkpoint after each; a process of its own, to be killed."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer)))
+    args = config(folder, num_train_epochs=6, save_strategy="steps", save_steps=1, loss="npo")
+
+    class Slow(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            time.sleep(0.0 if resume else 0.3)
+
+    forget, retain = examples(tokenizer)
+    model = attach_adapters(base, args, ones(base))
+    trainer = UnlearnTrainer(model, args, forget, retain, tokenizer, callbacks=[Slow()])
+    trainer.train(resume_from_checkpoint=resume)
+    from unlora import export_adapter
+
+    export_adapter(model, folder / "adapter")
+
+
+def test_a_run_that_was_killed_resumes_to_the_same_adapter(tmp_path):
+    from safetensors.torch import load_file
+
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; import test_trainer"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(folder, resume):
+        call = f"{code}; test_trainer.resumable_run(Path({str(folder)!r}), {resume})"
+        return subprocess.Popen([sys.executable, "-c", call], env=environment, stdout=subprocess.DEVNULL)
+
+    whole, killed = start(tmp_path / "whole", False), start(tmp_path / "killed", False)
+    while not (tmp_path / "killed" / "checkpoint-5").is_dir():
+        assert killed.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "adapter").exists()
+    assert not (tmp_path / "killed" / "checkpoint-12").exists()
+    assert start(tmp_path / "killed", True).wait() == 0
+    assert whole.wait() == 0
+    expected = load_file(tmp_path / "whole" / "adapter" / "adapter_model.safetensors")
+    resumed = load_file(tmp_path / "killed" / "adapter" / "adapter_model.safetensors")
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("data_seed", "order"), [(None, 7), (0, 0), (3, 3)])
+def test_the_order_of_the_data_has_the_data_seed_where_one_is_given(tmp_path, data_seed, order):
+    args = UnlearnConfig(output_dir=str(tmp_path), seed=7, data_seed=data_seed, use_cpu=True)
+    assert args.pairing_seed == order
