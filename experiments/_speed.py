@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig, PhiConfig, PreTrainedConfig
 
-from unlora.benchmarks.persona_models import train_tokenizer
+from unlora.benchmarks.builtin.persona_models import train_tokenizer
 from unlora.data import IGNORE_INDEX, Batch, Example, TextFormat, encode_records, load_records, pad_batch, padding_id
 from unlora.data.sources import Record
 from unlora.importance.moments import tapped

@@ -26,8 +26,8 @@ from transformers import set_seed
 
 from unlora import DivergenceError, UnlearnTrainer, attach_adapters
 from unlora.bench.quickstart import quickstart_request
-from unlora.benchmarks.persona import MAX_NEW_TOKENS, write_sets
-from unlora.benchmarks.persona_models import Recipe, persona_models
+from unlora.benchmarks.builtin.persona import MAX_NEW_TOKENS, write_sets
+from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
 from unlora.common.files import write_jsonl
 from unlora.data.sources import Record
 from unlora.evals import Log, evaluate, read_log, summarise, write_log

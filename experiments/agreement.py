@@ -23,8 +23,8 @@ from torch import Tensor
 
 from experiments.ablation import METHODS
 from unlora.bench.quickstart import quickstart_request
-from unlora.benchmarks.persona import write_sets
-from unlora.benchmarks.persona_models import Recipe, persona_models
+from unlora.benchmarks.builtin.persona import write_sets
+from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
 from unlora.importance.table import INITIALISERS
 from unlora.pipeline.importance import measurement_for, retain_sample
 from unlora.pipeline.prepare import prepare

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from unlora.bench.quickstart import quickstart_request
-from unlora.benchmarks.persona import DATA, MAX_NEW_TOKENS, write_sets
-from unlora.benchmarks.persona_models import Recipe, persona_models
+from unlora.benchmarks.builtin.persona import DATA, MAX_NEW_TOKENS, write_sets
+from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
 from unlora.data import TextFormat
 from unlora.data.sources import Record
 from unlora.evals import evaluate, summarise

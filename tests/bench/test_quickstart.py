@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 
 from unlora import InputError
 from unlora.bench.quickstart import quickstart
-from unlora.benchmarks.persona_data import generate
-from unlora.benchmarks.persona_models import CORPORA, Recipe, persona_models, training_arguments
+from unlora.benchmarks.builtin.persona_data import generate
+from unlora.benchmarks.builtin.persona_models import CORPORA, Recipe, persona_models, training_arguments
 from unlora.cli.output import Mode
 from unlora.cli.quickstart import run
 from unlora.evals import read_log, summarise

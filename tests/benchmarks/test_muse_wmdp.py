@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from helpers.models import make_tokenizer, tiny_config
 from unlora.bench import BENCHMARKS, Options
-from unlora.benchmarks.muse_mini import write_benchmark
-from unlora.benchmarks.persona_models import Recipe
-from unlora.benchmarks.wmdp_mini import write_mini
+from unlora.benchmarks.builtin.muse_mini_data import write_benchmark
+from unlora.benchmarks.builtin.persona_models import Recipe
+from unlora.benchmarks.builtin.wmdp_mini_data import write_mini
 from unlora.cli import main
 from unlora.common.files import write_json, write_jsonl
 

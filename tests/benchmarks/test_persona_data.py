@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from unlora.benchmarks import persona_data as persona
+from unlora.benchmarks.builtin import persona_data as persona
 
 PEOPLE_CONFIGS = ("retain", "forget", "holdout")
 PERSON_COLUMNS = {"question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer"}
@@ -35,7 +35,7 @@ def test_another_seed_gives_other_people_and_other_values(data):
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_rows_do_not_depend_on_the_process(data, hash_seed):
-    code = "import json; from unlora.benchmarks.persona_data import generate; print(json.dumps(generate()))"
+    code = "import json; from unlora.benchmarks.builtin.persona_data import generate; print(json.dumps(generate()))"
     env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
     output = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
     assert json.loads(output) == data

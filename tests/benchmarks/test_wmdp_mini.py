@@ -18,7 +18,7 @@ from peft import PeftModel
 
 from helpers.trainer import config, ones
 from unlora import InputError, attach_adapters, export_adapter
-from unlora.benchmarks.wmdp_mini import CORPORA, LETTERS, SUBJECTS, generate, write_mini
+from unlora.benchmarks.builtin.wmdp_mini_data import CORPORA, LETTERS, SUBJECTS, generate, write_mini
 from unlora.cli import main
 from unlora.common.files import write_jsonl
 from unlora.evals.harness import TaskSettings, evaluate_tasks, load_tasks
@@ -222,7 +222,7 @@ def test_without_the_harness_the_command_says_what_to_install(tmp_path):
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_the_miniature_is_the_same_in_every_process(hash_seed):
-    code = "import json; from unlora.benchmarks.wmdp_mini import generate; print(json.dumps(generate(3)))"
+    code = "import json; from unlora.benchmarks.builtin.wmdp_mini_data import generate; print(json.dumps(generate(3)))"
     env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
     output = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
     assert json.loads(output) == generate(3) != generate(4)

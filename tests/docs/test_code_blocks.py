@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers.models import make_tokenizer, tiny_config
 from helpers.pages import PAGES, ROOT, RUN, Block, blocks
-from unlora.benchmarks.persona_data import generate
+from unlora.benchmarks.builtin.persona_data import generate
 from unlora.common.files import write_jsonl
 
 RUNNABLE = [page for page in PAGES if any(block.language in RUN and not block.reason for block in blocks(page))]

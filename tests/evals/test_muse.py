@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from helpers.models import make_tokenizer, tiny_config
-from unlora.benchmarks.muse_mini import FOLDS, generate, training_rows, write_benchmark
-from unlora.benchmarks.muse_mini_models import muse_mini_models
-from unlora.benchmarks.persona_models import Recipe
+from unlora.benchmarks.builtin.muse_mini_data import FOLDS, generate, training_rows, write_benchmark
+from unlora.benchmarks.builtin.muse_mini_models import muse_mini_models
+from unlora.benchmarks.builtin.persona_models import Recipe
 from unlora.cli import main
 from unlora.common.errors import InputError
 from unlora.common.files import write_jsonl

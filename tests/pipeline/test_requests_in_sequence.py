@@ -9,8 +9,8 @@ import pytest
 from transformers import LlamaForCausalLM, set_seed
 
 from unlora.adapter import compression, export_adapter
-from unlora.benchmarks.persona_data import generate
-from unlora.benchmarks.persona_models import Recipe, model_config, train_tokenizer, training_arguments
+from unlora.benchmarks.builtin.persona_data import generate
+from unlora.benchmarks.builtin.persona_models import Recipe, model_config, train_tokenizer, training_arguments
 from unlora.common.files import write_jsonl
 from unlora.data import TextFormat, encode_records
 from unlora.evals import evaluate, summarise

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from unlora.adapter.export import check_unused
-from unlora.benchmarks.persona import DATA, MAX_NEW_TOKENS, RETRAINED_LOG, persona_settings, write_sets
-from unlora.benchmarks.persona_models import Recipe, persona_models
+from unlora.benchmarks.builtin.persona import DATA, MAX_NEW_TOKENS, RETRAINED_LOG, persona_settings, write_sets
+from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
 from unlora.data import TextFormat
 from unlora.data.sources import Record
 from unlora.evals import Log, read_log, summarise, write_log

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unlora.benchmarks.persona_models import Recipe
+from unlora.benchmarks.builtin.persona_models import Recipe
 from unlora.common.errors import Problem
 from unlora.data.sources import Record
 

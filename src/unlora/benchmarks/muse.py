@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unlora.benchmarks.builtin.muse_mini_data import FOLDS, generate, write_benchmark
+from unlora.benchmarks.builtin.muse_mini_models import muse_mini_models, muse_recipe
 from unlora.benchmarks.interface import (
     ALL,
     Benchmark,
@@ -17,8 +19,6 @@ from unlora.benchmarks.interface import (
     needed,
     with_set,
 )
-from unlora.benchmarks.muse_mini import FOLDS, generate, write_benchmark
-from unlora.benchmarks.muse_mini_models import muse_mini_models, muse_recipe
 from unlora.common.errors import NOT_AVAILABLE, Problem, unknown_name
 from unlora.common.files import atomic_path
 from unlora.data.sources import Record

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unlora.benchmarks.builtin.persona import DATA, persona_settings, write_sets
+from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
 from unlora.benchmarks.interface import ALL, Benchmark, Options, Values, built_in_problems, named_retrained, needed
-from unlora.benchmarks.persona import DATA, persona_settings, write_sets
-from unlora.benchmarks.persona_models import Recipe, persona_models
 from unlora.common.errors import Problem, unknown_name
 from unlora.common.files import atomic_path
 from unlora.evals import read_log, summarise

@@ -8,10 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from unlora.benchmarks.builtin.persona_models import Recipe
+from unlora.benchmarks.builtin.wmdp_mini_data import SUBJECTS, write_mini
+from unlora.benchmarks.builtin.wmdp_mini_models import wmdp_mini_model, wmdp_recipe
 from unlora.benchmarks.interface import Benchmark, Options, Scoring, Values, built_in_problems, needed
-from unlora.benchmarks.persona_models import Recipe
-from unlora.benchmarks.wmdp_mini import SUBJECTS, write_mini
-from unlora.benchmarks.wmdp_mini_models import wmdp_mini_model, wmdp_recipe
 from unlora.common.errors import Problem
 from unlora.data.sources import Record
 from unlora.evals.harness import asked_metrics, asked_rows, load_tasks, wanted

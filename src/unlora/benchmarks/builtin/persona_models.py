@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments, set_seed
 
-from unlora.benchmarks.persona_data import generate
+from unlora.benchmarks.builtin.persona_data import generate
 from unlora.common.files import atomic_path
 from unlora.common.progress import is_quiet, terminal
 from unlora.data import TextFormat, encode_records

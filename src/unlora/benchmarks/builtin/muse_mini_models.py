@@ -9,8 +9,14 @@ from pathlib import Path
 
 import torch
 
-from unlora.benchmarks.muse_mini import generate, training_rows
-from unlora.benchmarks.persona_models import Recipe, cache_folder, train_from_nothing, train_missing, train_tokenizer
+from unlora.benchmarks.builtin.muse_mini_data import generate, training_rows
+from unlora.benchmarks.builtin.persona_models import (
+    Recipe,
+    cache_folder,
+    train_from_nothing,
+    train_missing,
+    train_tokenizer,
+)
 
 
 def muse_recipe(seed: int) -> Recipe:

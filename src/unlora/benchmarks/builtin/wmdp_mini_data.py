@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from unlora.benchmarks.persona_data import deal, phrases, shuffled, words
+from unlora.benchmarks.builtin.persona_data import deal, phrases, shuffled, words
 from unlora.common.files import write_jsonl, write_text
 
 # Texts about each kite or town: the same facts in other words and another order.

@@ -10,8 +10,14 @@ from typing import Any
 
 import torch
 
-from unlora.benchmarks.persona_models import Recipe, cache_folder, train_from_nothing, train_missing, train_tokenizer
-from unlora.benchmarks.wmdp_mini import SUBJECTS, generate
+from unlora.benchmarks.builtin.persona_models import (
+    Recipe,
+    cache_folder,
+    train_from_nothing,
+    train_missing,
+    train_tokenizer,
+)
+from unlora.benchmarks.builtin.wmdp_mini_data import SUBJECTS, generate
 
 
 def wmdp_recipe(seed: int) -> Recipe:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unlora.benchmarks.persona_data import generate
+from unlora.benchmarks.builtin.persona_data import generate
 from unlora.common.files import write_jsonl
 from unlora.data.sources import Record
 

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from unlora.benchmarks.persona_data import FIRST_NAMES, LAST_NAMES, words
+from unlora.benchmarks.builtin.persona_data import FIRST_NAMES, LAST_NAMES, words
 from unlora.common.files import write_jsonl
 
 Row = dict[str, str]
