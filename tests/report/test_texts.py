@@ -17,7 +17,7 @@ from unlora.report.read import read_run
 from unlora.report.summary import summarise_run
 from unlora.report.verdict import verdict
 
-MODELS = {"scores_before": muse(0.9, 0.8, 0.7, above=50), "scores_after": muse(), "scores_retrained": muse(0.45)}
+MODELS = {"scores_original": muse(0.9, 0.8, 0.7, above=50), "scores_unlearned": muse(), "scores_retrained": muse(0.45)}
 
 
 def told(folder, **files):
@@ -43,7 +43,7 @@ def test_muse_s_numbers_by_hand(tmp_path):
 
 def test_a_group_of_tasks_is_one_number_and_axes_are_means_over_tasks(tmp_path):
     """Of 0.3 and 0.4: 0.35, with error 0.02 / √2."""
-    summary = summarise_run(read_run(make_run(tmp_path, {}, scores_after=tasks())))
+    summary = summarise_run(read_run(make_run(tmp_path, {}, scores_unlearned=tasks())))
     assert list(summary.scores) == ["wmdp_bio acc", "wmdp_cyber acc", "mmlu acc"]
     utility, forgetting = summary.axes.points["unlearned"]
     assert (utility.value, forgetting.value) == (0.5, pytest.approx(0.35))
@@ -52,22 +52,22 @@ def test_a_group_of_tasks_is_one_number_and_axes_are_means_over_tasks(tmp_path):
 
 def test_muse_s_unseen_texts_decide(tmp_path):
     """The same scores as unseen texts have area 0.5, scores 50 above all of them 1; 85.7 % of the utility is left."""
-    cheap = told(tmp_path / "a", **MODELS | {"scores_after": muse(retain=0.7)})
+    cheap = told(tmp_path / "a", **MODELS | {"scores_unlearned": muse(retain=0.7)})
     assert cheap.state == "alike"
     assert "min_k_40: AUC 0.500 ± 0.065, original 1.000 ± 0.000, retrained 0.500" in cheap.sentence
     assert "Knowledge of the forget set (knowmem_f) went from 80 to 40" in cheap.sentence
     costly = told(tmp_path / "b", **MODELS)
     assert costly.label == "No difference found, at a high cost"
     assert "Knowledge of the retain set (knowmem_r) went from 70 to 60: 85.7 % of it was kept" in costly.cost
-    assert told(tmp_path / "c", **MODELS | {"scores_after": muse(above=50)}).state == "apart"
+    assert told(tmp_path / "c", **MODELS | {"scores_unlearned": muse(above=50)}).state == "apart"
 
 
 def test_without_unseen_texts_only_the_change_is_told(tmp_path):
-    found = told(tmp_path / "a", scores_before=tasks(0.6), scores_after=tasks())
+    found = told(tmp_path / "a", scores_original=tasks(0.6), scores_unlearned=tasks())
     assert found.state == "untested"
     assert "Accuracy in what is to be forgotten went from 0.65 to 0.35" in found.sentence
     assert "Accuracy in what is to be kept went from 0.5 to 0.5: 100.0 % of it was kept" in found.cost
-    alone = told(tmp_path / "b", scores_after=tasks())
+    alone = told(tmp_path / "b", scores_unlearned=tasks())
     assert "is 0.35 (95 % interval 0.322 to 0.378)" in alone.sentence
     assert "what it was before is not known" in alone.cost
 
@@ -78,7 +78,7 @@ def test_the_page_shows_all_models_and_what_is_missing(tmp_path):
         assert shown in text, shown
     assert "Nothing was evaluated." not in text
     assert "The original model's values are missing." not in text
-    text = page_of(tmp_path / "b", scores_after=tasks())
+    text = page_of(tmp_path / "b", scores_unlearned=tasks())
     assert "lm-evaluation-harness, with 95 % intervals" in text
     assert "The original model's values are missing." in text
 
@@ -93,7 +93,7 @@ def test_runs_are_compared_by_the_benchmark_s_own_axes(tmp_path):
     """Less of what is to be forgotten is better: the first forgets more, the second keeps more, the third neither."""
     values = {"deep": (0.1, 0.5), "kind": (0.3, 0.6), "poor": (0.4, 0.5)}
     runs = {
-        name: read_run(make_run(tmp_path / name, {}, scores_before=tasks(0.6), scores_after=tasks(*pair)))
+        name: read_run(make_run(tmp_path / name, {}, scores_original=tasks(0.6), scores_unlearned=tasks(*pair)))
         for name, pair in values.items()
     }
     section = Section("bio", [Group(name, [run]) for name, run in runs.items()])
@@ -110,9 +110,9 @@ def test_runs_are_compared_by_the_benchmark_s_own_axes(tmp_path):
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({"scores_after": {"scores": {}}}, "KeyError"),
-        ({"scores_after": {"asked": [], "tasks": {"mmlu": {"acc": 0.5}}}}, "KeyError"),
-        ({"scores_before": muse(), "scores_after": tasks()}, "not of the same benchmark"),
+        ({"scores_unlearned": {"scores": {}}}, "KeyError"),
+        ({"scores_unlearned": {"asked": [], "tasks": {"mmlu": {"acc": 0.5}}}}, "KeyError"),
+        ({"scores_original": muse(), "scores_unlearned": tasks()}, "not of the same benchmark"),
     ],
 )
 def test_a_log_that_unlora_did_not_write_is_named(tmp_path, files, reason):

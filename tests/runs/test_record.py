@@ -21,7 +21,8 @@ from unlora.cli import main
 from unlora.common.errors import InputError
 from unlora.models.hashes import adapter_sha256, base_sha256, rows_sha256
 from unlora.models.load import load_model
-from unlora.runs.record import Clock, recorded_hashes, repeat_command, shown_folder, shown_name, verify
+from unlora.runs.command import repeat_command, shown_folder
+from unlora.runs.record import Clock, recorded_hashes, shown_name, verify
 from unlora.settings import ModelConfig
 
 

@@ -15,8 +15,8 @@ from unlora.report.read import Run, read_run
 from unlora.report.statistics import Estimate, Values
 from unlora.report.summary import Summary, p_value, summarise_run
 from unlora.report.verdict import verdict
+from unlora.runs.command import ELSEWHERE, repeat_command
 from unlora.runs.folder import REPORT
-from unlora.runs.record import ELSEWHERE, repeat_command
 
 # The settings that are shown first.
 MAIN = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +23,9 @@ from unlora.common.files import write_json
 from unlora.common.version import __version__
 from unlora.data.sources import HUB_ID, Record, Stream, load_records
 from unlora.models.hashes import adapter_sha256, base_sha256, file_sha256, rows_sha256
+from unlora.runs.command import repeat_command
 from unlora.runs.folder import (
     ADAPTER,
-    CONFIG,
     EVALUATIONS,
     FORGOTTEN,
     METRICS,
@@ -45,8 +44,6 @@ EVIDENCE = (*EVALUATIONS.values(), METRICS, SAMPLES, FORGOTTEN)
 LOCAL = "a local file"
 # The metrics of metrics.json that are kept: not the log of every step.
 RECORDED = ("original", "unlearned", "compression")
-# What stands for a folder that must not be named.
-ELSEWHERE = "RUN"
 UNCHANGED, CHANGED, NOT_FOUND = "unchanged", "changed", "not found"
 
 
@@ -121,13 +118,6 @@ def shown_name(path: str) -> str:
     return local.resolve().name if local.exists() or local.is_absolute() else path
 
 
-def shown_folder(folder: Path) -> str:
-    """A run's folder as seen from the present one; RUN for another place, which would tell of the machine."""
-    if folder.is_absolute():
-        return folder.relative_to(Path.cwd()).as_posix() if folder.is_relative_to(Path.cwd()) else ELSEWHERE
-    return folder.as_posix()
-
-
 def write_record(
     folder: Path,
     inputs: dict[str, Any],
@@ -167,23 +157,6 @@ def write_record(
         "metrics": {name: metrics[name] for name in RECORDED if name in metrics},
     }
     write_json(folder / RECORD, record)
-
-
-def repeat_command(folder: Path, shown: str | None = None) -> str:
-    """The command that repeats a run, as given from the folder where it was started.
-
-    Relative paths in the run's settings start there too. The run's own copy of the retrained model's log is named where
-    its settings name none.
-
-    Args:
-        folder: the run's.
-        shown: what to call it; as `shown_folder` if not given.
-    """
-    run, log = shown or shown_folder(folder), folder / EVALUATIONS["retrained"]
-    parts = ["unlora", "unlearn", "--config", f"{run}/{CONFIG}", "--output_dir", f"{run}-again"]
-    if log.is_file() and not saved_settings(folder, "RUN").get("retrain_log"):
-        parts += ["--retrain_log", f"{run}/{log.name}"]
-    return shlex.join(parts)
 
 
 def versions() -> dict[str, str]:

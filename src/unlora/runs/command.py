@@ -1,0 +1,35 @@
+"""The command that repeats a run. Importing this module does not import torch, so reports can use it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from unlora.runs.folder import CONFIG, EVALUATIONS, saved_settings
+
+# Stands for a run's folder whose path must not be shown.
+ELSEWHERE = "RUN"
+
+
+def repeat_command(folder: Path, shown: str | None = None) -> str:
+    """Return the command that repeats a run, to be given in the folder where the run was started.
+
+    Relative paths in the run's settings are relative to that folder, too. If the settings do not name a log of the
+    retrained model, the command names the copy of that log in the run's folder.
+
+    Args:
+        folder: the run's folder.
+        shown: what to call this folder; by default what `shown_folder` returns.
+    """
+    run, log = shown or shown_folder(folder), folder / EVALUATIONS["retrained"]
+    parts = ["unlora", "unlearn", "--config", f"{run}/{CONFIG}", "--output_dir", f"{run}-again"]
+    if log.is_file() and not saved_settings(folder, "RUN").get("retrain_log"):
+        parts += ["--retrain_log", f"{run}/{log.name}"]
+    return shlex.join(parts)
+
+
+def shown_folder(folder: Path) -> str:
+    """Return the path relative to the current folder, or "RUN" for one outside it, which would reveal the machine."""
+    if folder.is_absolute():
+        return folder.relative_to(Path.cwd()).as_posix() if folder.is_relative_to(Path.cwd()) else ELSEWHERE
+    return folder.as_posix()
