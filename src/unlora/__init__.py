@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from unlora.adapter import attach_adapters, export_adapter, weighted_low_rank
     from unlora.common.errors import DivergenceError, InputError
     from unlora.importance import Moments, gradient_moments, relative_importance
-    from unlora.training.trainer import UnlearnConfig, UnlearnTrainer
+    from unlora.training.config import UnlearnConfig
+    from unlora.training.trainer import UnlearnTrainer
 
 __all__ = [
     "DivergenceError",
@@ -30,7 +31,8 @@ _MODULES = {
     "unlora.adapter": ("attach_adapters", "export_adapter", "weighted_low_rank"),
     "unlora.common.errors": ("DivergenceError", "InputError"),
     "unlora.importance": ("Moments", "gradient_moments", "relative_importance"),
-    "unlora.training.trainer": ("UnlearnConfig", "UnlearnTrainer"),
+    "unlora.training.config": ("UnlearnConfig",),
+    "unlora.training.trainer": ("UnlearnTrainer",),
 }
 
 

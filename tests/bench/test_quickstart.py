@@ -16,7 +16,7 @@ from unlora.benchmarks.builtin.persona_models import CORPORA, Recipe, persona_mo
 from unlora.cli.output import Mode
 from unlora.cli.quickstart import run
 from unlora.evals import read_log, summarise
-from unlora.training.checkpoints import TrainingBar
+from unlora.training.callbacks import TrainingBar
 
 TINY = Recipe(vocab_size=400, hidden_size=16, intermediate_size=16, layers=1, heads=2, epochs=1)
 

@@ -12,8 +12,8 @@ import pytest
 from unlora.cli import COMMANDS, main
 from unlora.cli.help import settings_parser
 from unlora.settings import FinetuneSettings, UnlearnSettings
+from unlora.training.config import UnlearnConfig
 from unlora.training.finetune import FinetuneConfig
-from unlora.training.trainer import UnlearnConfig
 
 PROBE = """
 import sys

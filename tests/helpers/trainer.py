@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+import os
+import signal
 
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from helpers.models import make_tokenizer, tiny_config
 from unlora import UnlearnConfig, UnlearnTrainer, attach_adapters
 from unlora.data import TextFormat, encode_records
 
@@ -48,3 +53,28 @@ def make_trainer(tiny_model, tokenizer, folder, callbacks=None, **settings):
 
 def adapter_state(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if ".unlearn." in name}
+
+
+class KillInStep(TrainerCallback):
+    """End this process as `kill -9` does, in the middle of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_twelve_steps(folder, killed_in_step=None, resume=False):
+    """Train with a checkpoint after each step, and return the adapter. A process of its own may run this too."""
+    torch.set_num_threads(1)  # as conftest does: the results of both processes are compared exactly
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer)))
+    args = config(folder, num_train_epochs=6, save_strategy="steps", save_steps=1, loss="npo")
+    model = attach_adapters(base, args, ones(base))
+    callbacks = [] if killed_in_step is None else [KillInStep(killed_in_step)]
+    trainer = UnlearnTrainer(model, args, *examples(tokenizer), tokenizer, callbacks=callbacks)
+    trainer.train(resume_from_checkpoint=resume)
+    return adapter_state(model)

@@ -28,7 +28,7 @@ from unlora.pipeline.importance import measurement_for
 from unlora.pipeline.job import Job
 from unlora.pipeline.request import Request
 from unlora.settings import ImportanceConfig, ModelConfig
-from unlora.training.trainer import UnlearnConfig
+from unlora.training.config import UnlearnConfig
 
 SETTINGS = ImportanceConfig(
     moments_per="batch",

@@ -54,7 +54,7 @@ def test_the_step_ends_and_is_saved_and_training_goes_on_from_there(tiny_model, 
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
     assert signal.getsignal(signal.SIGINT) is before
-    assert "this step ends and is saved" in capsys.readouterr().err
+    assert "stopping after this step, with a checkpoint" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
     resumed = trainer(tiny_model, tokenizer, tmp_path / "run")
     resumed.train(resume_from_checkpoint=True)

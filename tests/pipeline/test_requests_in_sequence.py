@@ -18,8 +18,8 @@ from unlora.evals.scoring import answer_nll
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.unlearn import ADAPTER, Request, unlearn
 from unlora.settings import DataConfig, EvalConfig, EvalSettings, ImportanceConfig, ModelConfig
+from unlora.training.config import UnlearnConfig
 from unlora.training.finetune import finetune
-from unlora.training.trainer import UnlearnConfig
 
 RECIPE = Recipe(hidden_size=96, intermediate_size=192, layers=2, heads=4, epochs=60, batch_size=16)
 EVALUATION = EvalSettings(ds_size=80, max_new_tokens=24)

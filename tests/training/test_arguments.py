@@ -30,7 +30,7 @@ def checked(config, **arguments):
 
 @CONFIGS
 def test_liger_s_kernels_need_a_gpu(config, tmp_path):
-    with pytest.raises(InputError, match="use_liger_kernel=True: its kernels run on a GPU"):
+    with pytest.raises(InputError, match="use_liger_kernel=True: the Liger kernels need a GPU"):
         checked(config, output_dir=str(tmp_path), use_cpu=True, use_liger_kernel=True)
 
 

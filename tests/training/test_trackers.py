@@ -14,9 +14,9 @@ import pytest
 
 from helpers.runs import flags
 from unlora.cli import main
-from unlora.training.checkpoints import TRACKERS, reporting_problems
+from unlora.training.arguments import TRACKERS, reporting_problems
+from unlora.training.config import UnlearnConfig
 from unlora.training.finetune import FinetuneConfig
-from unlora.training.trainer import UnlearnConfig
 
 
 def test_nothing_is_reported_unless_asked_for(tmp_path):

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 
-from helpers.models import make_tokenizer, tiny_config
-from helpers.trainer import adapter_state, config, examples, make_trainer, ones
+from helpers.trainer import adapter_state, config, examples, make_trainer, ones, train_twelve_steps
 from unlora import DivergenceError, InputError, UnlearnConfig, UnlearnTrainer, attach_adapters
 from unlora.adapter import reference_model
 from unlora.data import pad_batch
@@ -205,52 +200,15 @@ def test_empty_sets_and_a_model_without_adapters_are_refused(tiny_model, tokeniz
     assert [problem.argument for problem in error.value.problems] == ["model", "forget_dataset", "retain_dataset"]
 
 
-def resumable_run(folder: Path, resume: bool) -> None:
-    """Twelve slow steps with a checkpoint after each; a process of its own, to be killed."""
-    tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer)))
-    args = config(folder, num_train_epochs=6, save_strategy="steps", save_steps=1, loss="npo")
-
-    class Slow(TrainerCallback):
-        def on_step_end(self, *args, **kwargs):
-            time.sleep(0.0 if resume else 0.3)
-
-    forget, retain = examples(tokenizer)
-    model = attach_adapters(base, args, ones(base))
-    trainer = UnlearnTrainer(model, args, forget, retain, tokenizer, callbacks=[Slow()])
-    trainer.train(resume_from_checkpoint=resume)
-    from unlora import export_adapter
-
-    export_adapter(model, folder / "adapter")
-
-
 def test_a_run_that_was_killed_resumes_to_the_same_adapter(tmp_path):
-    from safetensors.torch import load_file
-
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; import test_trainer"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start(folder, resume):
-        call = f"{code}; test_trainer.resumable_run(Path({str(folder)!r}), {resume})"
-        return subprocess.Popen([sys.executable, "-c", call], env=environment, stdout=subprocess.DEVNULL)
-
-    whole, killed = start(tmp_path / "whole", False), start(tmp_path / "killed", False)
-    while not (tmp_path / "killed" / "checkpoint-5").is_dir():
-        assert killed.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "adapter").exists()
-    assert not (tmp_path / "killed" / "checkpoint-12").exists()
-    assert start(tmp_path / "killed", True).wait() == 0
-    assert whole.wait() == 0
-    expected = load_file(tmp_path / "whole" / "adapter" / "adapter_model.safetensors")
-    resumed = load_file(tmp_path / "killed" / "adapter" / "adapter_model.safetensors")
-    assert expected.keys() == resumed.keys()
-    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    process = multiprocessing.get_context("spawn").Process(target=train_twelve_steps, args=(tmp_path / "killed", 6))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert {folder.name for folder in (tmp_path / "killed").iterdir()} == {f"checkpoint-{i}" for i in range(1, 6)}
+    whole, resumed = train_twelve_steps(tmp_path / "whole"), train_twelve_steps(tmp_path / "killed", resume=True)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
 @pytest.mark.parametrize(("data_seed", "order"), [(None, 7), (0, 0), (3, 3)])

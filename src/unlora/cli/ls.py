@@ -47,7 +47,7 @@ def print_markdown(tables: Mapping[str, Catalogue]) -> None:
 def print_tables(tables: Mapping[str, Catalogue]) -> None:
     """One paragraph a choice, a line or more for each column: no cell is ever cut. The default of a kind is marked."""
     from unlora.settings import ImportanceConfig
-    from unlora.training.trainer import UnlearnConfig
+    from unlora.training.config import UnlearnConfig
 
     defaults = {"initialisers": ImportanceConfig.init, "losses": UnlearnConfig.loss}
     width = shutil.get_terminal_size().columns

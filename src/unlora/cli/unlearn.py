@@ -44,7 +44,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
 def request_from(argv: list[str], command: str, example: str):  # type: ignore[no-untyped-def]  # imported lazily
     """The request that flags and YAML describe."""
     from unlora.pipeline.request import Request
-    from unlora.training.trainer import UnlearnConfig
+    from unlora.training.config import UnlearnConfig
 
     classes = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, UnlearnConfig, StoppingConfig)
     return Request(*parse(classes, argv, command, example))

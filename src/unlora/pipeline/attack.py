@@ -23,7 +23,7 @@ from unlora.pipeline.prepare import usable_length
 from unlora.runs.folder import ADAPTER, check_adapter, saved_settings, settings_of
 from unlora.runs.folder import ATTACKS as ATTACKS_FILE
 from unlora.settings import AttackConfig, DataConfig, EvalConfig, ModelConfig
-from unlora.training.trainer import UnlearnConfig
+from unlora.training.config import UnlearnConfig
 
 # No attack: what the others are compared with.
 PLAIN = "none"

@@ -14,7 +14,7 @@ from unlora.importance.table import initialiser_problems, unread_settings
 from unlora.losses import LOSSES
 from unlora.runs.folder import continued_problems, settings_of
 from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
-from unlora.training.trainer import UnlearnConfig
+from unlora.training.config import UnlearnConfig
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from unlora.report.page import write_report
 from unlora.runs.folder import ADAPTER, CONFIG, EVALUATIONS, METRICS, SAMPLES
 from unlora.runs.forgotten import write_forgotten
 from unlora.runs.record import Clock, describe_inputs, write_record
-from unlora.training.finetune import resume_point
+from unlora.training.checkpoints import checkpoint_to_resume
 from unlora.training.stopping import StopWhenUnseen
 from unlora.training.trainer import UnlearnTrainer
 
@@ -98,7 +98,7 @@ def train(job: Job, importance: Mapping[str, Tensor] | None) -> UnlearnTrainer:
     trainer = UnlearnTrainer(model, args, job.forget, job.retain, tokenizer, alternates=job.alternates)
     if job.unseen:
         trainer.add_callback(StopWhenUnseen(trainer, job.unseen, stopping.stop_every, stopping.stop_auc))
-    trainer.train(resume_from_checkpoint=resume_point(args))
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
     return trainer
 
 

@@ -1,65 +1,29 @@
-"""A Trainer whose checkpoints appear whole or not at all, and hold safetensors only, and its arguments."""
+"""A Trainer whose checkpoints appear whole or not at all, and contain safetensors and JSON only."""
 
 from __future__ import annotations
 
 import os
 import random
 import shutil
-import signal
-import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
-from unlora.common.errors import Problem, raise_if, unknown_name
-from unlora.common.progress import bar
+from unlora.training.callbacks import SaveOnInterrupt, TrainingBar
 from unlora.training.tensor_files import load_state, save_state
-
-# What shards a model that trains, and where `accelerate launch` says so.
-SHARDING = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP"}
-
-# The trackers that we test. The others of transformers check for themselves whether they are installed.
-TRACKERS = ("tensorboard", "wandb", "trackio")
-
-
-@dataclass
-class SafeArguments(TrainingArguments):
-    """transformers' TrainingArguments, as far as `SafeTrainer` takes them.
-
-    Raises:
-        InputError: for models that are sharded as they train (DeepSpeed, FSDP), whose checkpoints are written by other
-            means.
-    """
-
-    def __post_init__(self) -> None:
-        reason = "the model would be sharded only when training starts, and its checkpoints would not be safetensors"
-        fix = "use one whole copy of the model per process, or spread a frozen base: shard_base='fsdp' or a ZeRO-3 file"
-        raise_if(
-            Problem(name, getattr(self, name) or f"{variable}=true", reason, fix)
-            for name, variable in SHARDING.items()
-            if getattr(self, name) or os.environ.get(variable) == "true"
-        )
-        super().__post_init__()
-
-    def problems(self) -> list[Problem]:
-        """What is wrong with the settings, before anything is loaded."""
-        return [*reporting_problems(self.report_to), *kernel_problems(self.use_liger_kernel, self.use_cpu)]
 
 
 class SafeTrainer(Trainer):
-    """transformers' Trainer without pickle: model, optimiser, scheduler and random state are safetensors.
+    """transformers' Trainer without pickle: the optimiser, scheduler and random states are safetensors too.
 
-    A run that was killed at any moment resumes from its last complete checkpoint to the result it would have had. One
-    that is interrupted (Ctrl-C) finishes its step and leaves a checkpoint of it.
+    A run that is killed at any moment resumes from its last complete checkpoint and ends with the result it would have
+    had. A run that is interrupted (Ctrl-C) finishes its current step and saves a checkpoint of it.
     """
 
     _staging: str | None = None
@@ -67,17 +31,18 @@ class SafeTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
-            self.args.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns at every epoch
-        for printer in (ProgressCallback, PrinterCallback):  # they write the log to stdout, where results go
+            self.args.dataloader_pin_memory = False  # pinning has no use here, and torch warns about it at every epoch
+        for printer in (ProgressCallback, PrinterCallback):  # they print the log to stdout, which is for results
             self.remove_callback(printer)
         if not self.args.disable_tqdm:
             self.add_callback(TrainingBar())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' Trainer; raises `KeyboardInterrupt` after the checkpoint where it was interrupted."""
-        interrupt = SaveOnInterrupt()
+        """Train as transformers' Trainer does; an interrupt raises `KeyboardInterrupt` after a checkpoint was saved."""
+        # Several processes would not stop at the same step, and only the main thread may set a signal handler.
         if self.args.world_size > 1 or threading.current_thread() is not threading.main_thread():
-            return super().train(*args, **kwargs)  # processes would not stop at the same step
+            return super().train(*args, **kwargs)
+        interrupt = SaveOnInterrupt()
         self.add_callback(interrupt)
         with interrupt:
             result = super().train(*args, **kwargs)
@@ -88,10 +53,10 @@ class SafeTrainer(Trainer):
         return self._staging or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes the checkpoint under another name and renames it when it is complete."""
+        """Write the checkpoint into a staging folder, and move it to its place when it is complete."""
         run, limit = Path(self._get_output_dir(trial)), self.args.save_total_limit
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        # Old checkpoints may go only when the new one is in place, so not in there.
+        # Without a limit the superclass deletes nothing: old checkpoints must stay until the new one is in place.
         self._staging, self.args.save_total_limit = str(run / ".partial"), None
         try:
             super()._save_checkpoint(model, trial)
@@ -130,19 +95,19 @@ class SafeTrainer(Trainer):
         if scaler is not None and checkpoint is not None:
             scaler.load_state_dict(load_state(Path(checkpoint) / "scaler.safetensors"))
 
-    def _random_file(self, folder: str) -> Path:
+    def _random_state_file(self, folder: str) -> Path:
         return Path(folder) / f"random_state_{self.args.process_index}.safetensors"
 
     def _save_rng_state(self, output_dir: str) -> None:
         state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state()
-        save_state(self._random_file(output_dir), state)
+        save_state(self._random_state_file(output_dir), state)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        state = load_state(self._random_file(checkpoint))
+        state = load_state(self._random_state_file(checkpoint))
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
@@ -150,85 +115,13 @@ class SafeTrainer(Trainer):
             torch.cuda.set_rng_state(state["cuda"])
 
 
-class TrainingBar(TrainerCallback):
-    """A progress bar over the optimiser steps, named after the run if that has a name, with the last logged losses."""
+def checkpoint_to_resume(args: TrainingArguments) -> str | None:
+    """Return the checkpoint folder that `resume_from_checkpoint` means, or None to start from the beginning.
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts it, where a resumed run goes on."""
-        if state.is_world_process_zero:
-            name = f"training {args.run_name}" if args.run_name else "training"
-            self.bar = bar(total=state.max_steps, initial=state.global_step, desc=name, unit=" steps")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step further."""
-        if state.is_world_process_zero:
-            self.bar.update(1)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Shows the losses."""
-        losses = {name: f"{value:.4g}" for name, value in (logs or {}).items() if name.endswith("loss")}
-        if state.is_world_process_zero and losses:
-            self.bar.set_postfix(losses, refresh=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ends it."""
-        if state.is_world_process_zero:
-            self.bar.close()
-
-
-class SaveOnInterrupt(TrainerCallback):
-    """Within it a first Ctrl-C lets the step end, and has it saved; a second one stops at once.
-
-    Raises:
-        KeyboardInterrupt: at the end, where there was one.
+    The command line passes a string. "true" means the last complete checkpoint in `output_dir`; there is none if the
+    run was killed before its first checkpoint.
     """
-
-    asked = False
-
-    def __enter__(self) -> SaveOnInterrupt:
-        self.previous = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, kind: Any, *error: Any) -> None:
-        signal.signal(signal.SIGINT, self.previous)
-        if self.asked and kind is None:
-            raise KeyboardInterrupt
-
-    def _ask(self, *signal_and_frame: Any) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self.previous)
-        print("interrupted: this step ends and is saved; Ctrl-C again stops at once", file=sys.stderr)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Saves and stops, if asked to."""
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-
-def kernel_problems(use_liger_kernel: bool, use_cpu: bool) -> list[Problem]:
-    """What stands against Liger's kernels, if they are asked for."""
-    import torch
-
-    if not use_liger_kernel:
-        return []
-    if use_cpu or not torch.accelerator.is_available():
-        return [Problem("use_liger_kernel", True, "its kernels run on a GPU, and there is none", "leave it out")]
-    if find_spec("liger_kernel") is None:
-        return [Problem("use_liger_kernel", True, "it is not installed", "install it: pip install 'unlora[liger]'")]
-    return []
-
-
-def reporting_problems(report_to: Sequence[str] | str | None) -> list[Problem]:
-    """Trackers of `report_to` that are unknown or not installed."""
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    names = [report_to] if isinstance(report_to, str) else report_to or []
-    problems = [
-        unknown_name("report_to", name, [*INTEGRATION_TO_CALLBACK, "none"])
-        for name in names
-        if name not in (*INTEGRATION_TO_CALLBACK, "none", "all")
-    ]
-    missing = [name for name in names if name in TRACKERS and find_spec(name) is None]
-    return problems + [
-        Problem("report_to", name, "it is not installed", f"install it: pip install {name}") for name in missing
-    ]
+    choice = str(args.resume_from_checkpoint or "false")
+    if choice.lower() == "true":
+        return get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    return None if choice.lower() == "false" else choice

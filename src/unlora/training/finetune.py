@@ -1,4 +1,4 @@
-"""Ordinary fine-tuning: the model that will have to forget, and the retrained model that never knew."""
+"""Ordinary fine-tuning, which makes the original model and the retrained model that never saw the forget set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from unlora.data import Example, pad_batch, padding_id
 from unlora.models.forward import causal_lm, labelled_tokens
 from unlora.models.packing import packing
 from unlora.settings.training import FinetuneSettings
-from unlora.training.checkpoints import SafeArguments, SafeTrainer
+from unlora.training.arguments import SafeArguments
+from unlora.training.checkpoints import SafeTrainer, checkpoint_to_resume
 
 
 @dataclass
@@ -25,7 +26,7 @@ class FinetuneConfig(FinetuneSettings, SafeArguments):
     """Fine-tuning: every field of `transformers.TrainingArguments`, and `FinetuneSettings`."""
 
     def lora(self) -> LoraConfig | None:
-        """The adapter to train, if one is asked for."""
+        """Return the settings of the adapter to train, or None to train all weights."""
         if self.r is None:
             return None
         return LoraConfig(
@@ -37,23 +38,23 @@ class FinetuneConfig(FinetuneSettings, SafeArguments):
         )
 
     def problems(self) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
+        """Return what is wrong with the settings, before anything is loaded."""
         return [*super().problems(), *self.adapter_problems()]
 
 
 class FinetuneTrainer(SafeTrainer):
-    """`Trainer` whose model computes no logits but those of labels."""
+    """A Trainer that computes logits at labelled positions only, which saves the memory of all the others."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """NLL of the batch's labels over the labels of all batches of an update."""
+        """Return the NLL of the batch's labels, divided by the number of labels in all batches of the update."""
         if self.label_smoother is not None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         out = labelled_tokens(model, inputs)
         if num_items_in_batch is None:
             loss = -out.logp.mean()
-        else:  # the labels of all processes, whose gradients are then averaged
+        else:  # it counts the labels of all processes, and their gradients will be averaged
             loss = -out.logp.sum() / num_items_in_batch * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
 
@@ -61,14 +62,14 @@ class FinetuneTrainer(SafeTrainer):
 def finetune(
     model: Any, tokenizer: Any, examples: Sequence[Example], args: TrainingArguments, lora: LoraConfig | None = None
 ) -> Path:
-    """Trains `model` on `examples` and saves model and tokenizer.
+    """Train `model` on `examples`, and save the model and the tokenizer.
 
     Args:
-        model: a causal language model; changed in place.
-        tokenizer: saved beside it.
-        examples: from `encode_records`.
-        args: settings; `output_dir` is where checkpoints go and the model ends up, and must be new unless the run is
-            resumed (`resume_from_checkpoint`).
+        model: a causal language model. It is changed in place.
+        tokenizer: its tokenizer, which is saved with it.
+        examples: what `encode_records` returned.
+        args: settings. Checkpoints and the final model are written to `output_dir`, which must be a new folder unless
+            the run is resumed (`resume_from_checkpoint`).
         lora: the adapter to train, which is merged into the weights at the end; None trains all weights.
 
     Returns:
@@ -81,7 +82,8 @@ def finetune(
     if lora is not None:
         model = get_peft_model(model, lora)
         if args.gradient_checkpointing:
-            model.enable_input_require_grads()  # else re-entrant checkpoints give the layers no gradient, silently
+            # Without this, reentrant checkpointing silently gives the adapter no gradient.
+            model.enable_input_require_grads()
     trainer = FinetuneTrainer(
         model=model,
         args=args,
@@ -90,33 +92,21 @@ def finetune(
         processing_class=tokenizer,
     )
     with packing(causal_lm(model)):
-        trainer.train(resume_from_checkpoint=resume_point(args))
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
     if lora is not None:
         trainer.model = trainer.accelerator.unwrap_model(model).merge_and_unload()
-    save_whole(trainer, folder)
+    _save_model(trainer, folder)
     return folder
 
 
-def save_whole(trainer: SafeTrainer, folder: Path) -> None:
-    """Saves model and tokenizer into `folder`, beside the checkpoints; config.json, which makes it a model, last."""
+def _save_model(trainer: SafeTrainer, folder: Path) -> None:
+    """Save model and tokenizer in `folder`, next to the checkpoints.
+
+    config.json is moved there last, because a folder counts as a model as soon as it contains this file.
+    """
     partial = folder / ".partial"
     trainer.save_model(str(partial))
     if trainer.args.should_save:
         for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
             os.replace(file, folder / file.name)
         partial.rmdir()
-
-
-def resume_point(args: TrainingArguments) -> str | bool | None:
-    """What `Trainer.train` takes: the named checkpoint, True for the last one of the run, or None.
-
-    The command line gives a string; "true" means the last complete checkpoint of `output_dir`, or a new start where
-    the run was killed before the first.
-    """
-    from transformers.trainer_utils import get_last_checkpoint
-
-    wanted = args.resume_from_checkpoint
-    if wanted and str(wanted).lower() == "true":
-        folder = Path(args.output_dir)
-        return get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    return None if not wanted or str(wanted).lower() == "false" else wanted

@@ -1,4 +1,7 @@
-"""Nested Python values with tensors in one safetensors file: optimiser, scheduler and random state without pickle."""
+"""Nested Python values with tensors in one safetensors file, for optimiser, scheduler and random states.
+
+torch.save would pickle them, and loading a pickle can run any code.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,11 @@ from unlora.common.files import atomic_path
 
 
 def save_state(path: str | Path, value: Any) -> None:
-    """Writes dicts, lists, tuples, numbers, strings, None, arrays and tensors; anything else is a TypeError."""
+    """Write a nested value of dicts, lists, tuples, numbers, strings, None, arrays and tensors.
+
+    Raises:
+        TypeError: the value contains anything else.
+    """
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_pack(value, tensors))
     with atomic_path(path) as partial:
@@ -24,14 +31,14 @@ def save_state(path: str | Path, value: Any) -> None:
 
 
 def load_state(path: str | Path) -> Any:
-    """Reads what `save_state` wrote, tensors on the CPU."""
+    """Read a value that `save_state` wrote, with its tensors on the CPU."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         return _unpack(json.loads(file.metadata()["skeleton"]), tensors)
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """JSON in which every container and tensor says what it is; tensors are moved to `tensors`."""
+    """Return the value as JSON in which each container and tensor is {kind: content}; add its tensors to `tensors`."""
     if isinstance(value, Tensor | np.ndarray):
         name = str(len(tensors))
         tensors[name] = torch.as_tensor(value).detach().cpu().clone().contiguous()
@@ -43,17 +50,15 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {kind: [_pack(item, tensors) for item in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a value of type {type(value).__name__} has no place in a state file")
+    raise TypeError(f"a value of type {type(value).__name__} cannot be saved in a state file")
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     [(kind, content)] = value.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "array":
-        return tensors[content].numpy()
+    if kind in ("tensor", "array"):
+        return tensors[content] if kind == "tensor" else tensors[content].numpy()
     if kind == "dict":
         return {_unpack(key, tensors): _unpack(item, tensors) for key, item in content}
     items = [_unpack(item, tensors) for item in content]

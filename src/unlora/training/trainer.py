@@ -6,117 +6,61 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NoReturn
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from unlora.adapter.export import read_adapter, write_adapter
 from unlora.adapter.fused import fused_adapters
 from unlora.adapter.offset import freeze_others, reference_model
 from unlora.adapter.settings import UNLEARN
-from unlora.common.distributed import add_columns, add_up, copy_from_main, merge, processes, share, together
+from unlora.common.distributed import add_columns, add_up, copy_from_main, processes
 from unlora.common.errors import DivergenceError, Problem, raise_if
 from unlora.common.files import write_json
-from unlora.common.progress import bar
-from unlora.data import Example, ForgetRetainDataset, PairSampler, UnlearnCollator, pad_batch, padding_id
-from unlora.losses.table import LOSSES, NO_RETAIN, RETAIN_LOSSES, check_losses, own_settings
-from unlora.models.forward import causal_lm, labelled_tokens
+from unlora.common.progress import shown
+from unlora.data import Example, ForgetRetainDataset, PairSampler, TextFormat, UnlearnCollator, padding_id
+from unlora.evals.scoring import example_nll
+from unlora.losses.table import LOSSES, NO_RETAIN, RETAIN_LOSSES, own_settings
+from unlora.models.forward import Outputs, causal_lm
 from unlora.models.packing import packing
 from unlora.models.sharding import is_sharded
-from unlora.settings.checks import not_finite
-from unlora.settings.training import UnlearnSettings
-from unlora.training.checkpoints import SafeArguments, SafeTrainer
+from unlora.training.checkpoints import SafeTrainer
+from unlora.training.config import UnlearnConfig
 
 RETAIN_WEIGHT = "retain_weight.json"
-# The one setting that may be infinite.
-NO_LIMIT = ("max_retain_loss", math.inf)
-
-
-@dataclass
-class UnlearnConfig(UnlearnSettings, SafeArguments):
-    """Adapter, losses and training settings: every field of `transformers.TrainingArguments`, and `UnlearnSettings`.
-
-    Names of adapter settings are those of `peft.LoraConfig`. Defaults follow the paper (rank 8, alpha 16, weight decay
-    0.01, 5 epochs, effective batch 32).
-
-    Raises:
-        InputError: unknown losses or loss settings, or values that cannot work; all of them at once.
-    """
-
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "loss_kwargs"]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.loss_kwargs = self.loss_kwargs or {}
-        raise_if(self.problems())
-
-    def problems(self) -> list[Problem]:
-        """What is wrong with the settings themselves; the model's part is checked by `attach_adapters`."""
-        if not isinstance(self.loss_kwargs, dict):
-            return [Problem("loss_kwargs", self.loss_kwargs, "not a JSON object", "write it as '{\"beta\": 0.1}'")]
-        return [
-            *check_losses(self.loss, self.retain_loss, self.loss_kwargs),
-            *super().problems(),
-            *self.adapter_problems(),
-            *(found for found in not_finite(self) if (found.argument, found.value) != NO_LIMIT),
-        ]
-
-    @property
-    def chosen_retain_loss(self) -> str:
-        """The retain loss by name: the user's, or what goes with the forget loss."""
-        return self.retain_loss or LOSSES[self.loss].retain
-
-    @property
-    def scaling(self) -> float:
-        """What the product of the adapter's factors is multiplied by."""
-        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
-
-    @property
-    def pairing_seed(self) -> int:
-        """The seed of the order of the data."""
-        return self.seed if self.data_seed is None else self.data_seed
-
-    @property
-    def loss_settings(self) -> dict[str, Any]:
-        """The forget loss's own settings: the user's, and the defaults of the others."""
-        assert isinstance(self.loss_kwargs, dict)
-        return {**LOSSES[self.loss].settings, **self.loss_kwargs}
-
-    def model_problems(self, model: nn.Module) -> list[Problem]:
-        """What is wrong with the forget loss's settings for this model."""
-        return LOSSES[self.loss].model_problems(model, self.loss_settings)
 
 
 class UnlearnTrainer(SafeTrainer):
-    """Minimises forget loss + λ · retain loss over the "unlearn" adapter.
+    """Minimise forget loss + λ · retain loss over the "unlearn" adapter.
 
-    One forward pass a step covers forget and retain rows; the head sees labelled positions only. The model's answers
-    before this request, where a loss needs them, come from the same model with its adapters off.
+    One forward pass per batch covers the forget and the retain rows, and the head computes logits at labelled positions
+    only. Losses that compare with the model before this request get its outputs from the same model with its adapters
+    switched off.
 
-    Each checkpoint folder is a loadable PEFT adapter for the original base, earlier adapters included, beside the
-    optimiser's and random states.
+    Each checkpoint is a PEFT adapter for the original base model, which includes the adapters of earlier requests, next
+    to the states of the optimiser and the random number generators.
 
     Args:
-        model: from `attach_adapters`.
+        model: what `attach_adapters` returned.
         args: the settings.
         forget_dataset: tokenised examples to forget (`encode_records`).
-        retain_dataset: tokenised examples to keep; may be empty only if there is no retain loss.
-        processing_class: the tokenizer; gives the padding id.
-        alternates: for losses that read them, other answers to the same questions: tokenised examples parallel to
-            `forget_dataset`.
-        **kwargs: as for `transformers.Trainer` (callbacks, optimizers).
+        retain_dataset: tokenised examples to keep. It may be empty only without a retain loss.
+        processing_class: the tokenizer, which defines the padding id.
+        alternates: other answers to the same questions, for the losses that read them: one tokenised example for each
+            example of `forget_dataset`, in the same order.
+        **kwargs: passed on to `transformers.Trainer` (callbacks, optimizers).
 
     Raises:
-        InputError: an empty set, missing alternates, loss settings that do not suit the model, a model without the
-            adapter, or a sharded set-up that is not supported.
-        DivergenceError: from `train`, when a loss is not finite or the retain loss exceeds its limit. The model then
-            holds the last good adapter, which is saved too.
+        InputError: an empty dataset, missing alternates, loss settings that do not suit the model, a model without the
+            adapter, or an unsupported way of sharding it.
+        DivergenceError: from `train`, if a loss is not finite or the retain loss exceeds its limit. The model then has
+            the last good adapter, which is also saved.
     """
 
     def __init__(
@@ -125,44 +69,45 @@ class UnlearnTrainer(SafeTrainer):
         args: UnlearnConfig,
         forget_dataset: Sequence[Example],
         retain_dataset: Sequence[Example],
-        processing_class: Any,
+        processing_class: PreTrainedTokenizerFast,
         alternates: Sequence[Example] | None = None,
         **kwargs: Any,
     ) -> None:
         raise_if(_argument_problems(model, args, forget_dataset, retain_dataset, alternates))
         freeze_others(model)
         if args.gradient_checkpointing:
-            model.enable_input_require_grads()  # else re-entrant checkpoints give the layers no gradient, silently
+            # Without this, reentrant checkpointing silently gives the adapters no gradient.
+            model.enable_input_require_grads()
         self.forget_loss = LOSSES[args.loss]
         self.retain_loss = RETAIN_LOSSES.get(args.chosen_retain_loss)
         retain = retain_dataset if self.retain_loss else None
         self.pairs = ForgetRetainDataset(forget_dataset, retain, args.pairing_seed, alternates)
-        self.pad_id = padding_id(processing_class)
         super().__init__(
             model=model,
             args=args,
             train_dataset=self.pairs,
-            data_collator=UnlearnCollator(self.pad_id, self.forget_loss.reads),
+            data_collator=UnlearnCollator(padding_id(processing_class), self.forget_loss.reads),
             processing_class=processing_class,
             **kwargs,
         )
         self.sharded = is_sharded(model)
-        if self.sharded:  # only the small adapters are whole, and this class averages their gradients
+        if self.sharded:
+            # Only the frozen base is sharded. Every process has the whole adapter, so accelerate must not prepare the
+            # model: this class makes the adapters equal at the start, and averages their gradients at each step.
             model._is_accelerate_prepared = True
             copy_from_main(parameter.data for name, parameter in model.named_parameters() if ".lora_" in name)
-        self.model_accepts_loss_kwargs = False  # `compute_loss` returns what accumulation then averages
+        self.model_accepts_loss_kwargs = False  # `compute_loss` returns a mean, which gradient accumulation averages
         if self.forget_loss.update_weight:
             self.add_callback(_AfterStep(self.update_retain_weight))
         self.retain_weight = args.retain_weight
         self._retain_limit = args.max_retain_loss
         self._step_retain: list[tuple[float, float]] = []
-        self._sums: dict[str, float] = {}
-        self._updates = 0.0
-        self._good: tuple[int, dict[str, Tensor]] | None = None
-        self._staging: str | None = None
+        self._logged_sums: dict[str, float] = {}
+        self._logged_updates = 0.0
+        self._good_adapter: tuple[int, dict[str, Tensor]] | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `transformers.Trainer.train`; without padding and with a layer's adapters in one, where that works."""
+        """Train as `transformers.Trainer` does, with packed batches and fused adapters where the model allows it."""
         with ExitStack() as stack:
             stack.enter_context(packing(causal_lm(self.model)))
             stack.enter_context(fused_adapters(self.model))
@@ -173,52 +118,48 @@ class UnlearnTrainer(SafeTrainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int]:
         return PairSampler(len(self.pairs), self._train_batch_size * self.args.world_size if processes()[1] > 1 else 1)
 
-    def get_train_dataloader(self) -> Any:
-        """The loader of pairs; computes the reference log-probabilities first if the loss needs them."""
+    def get_train_dataloader(self) -> DataLoader:
+        """Return a loader of pairs. If the loss needs reference log-probabilities, compute them first."""
         if self.forget_loss.reference == "logp" and not self.pairs.ref_logp:
             columns = {"forget": self.pairs.forget, "alternate": self.pairs.alternates or []}
             self.pairs.ref_logp = {name: self.reference_logp(columns[name]) for name in self.forget_loss.reads}
         return super().get_train_dataloader()
 
     def reference_logp(self, examples: Sequence[Example]) -> list[float]:
-        """Summed log-probability of each example's labels under the model before unlearning, in nats."""
-        size = self.args.per_device_train_batch_size
-        values: dict[int, float] = {}
-        places = share(range(len(examples)))
-        with together(), reference_model(self.accelerator.unwrap_model(self.model)):
-            for start in bar(range(0, len(places), size), desc="answers before unlearning", unit=" batches"):
-                chosen = places[start : start + size]
-                batch = pad_batch([examples[place] for place in chosen], self.pad_id)
-                logp = labelled_tokens(self.model, batch).example_logp.tolist()
-                values.update(zip(chosen, logp, strict=True))
-        values = merge(values)
-        return [values[place] for place in range(len(examples))]
+        """Return the log-probability of each example's labels, summed, under the model before unlearning, in nats."""
+        text_format, size = TextFormat(self.processing_class), self.args.per_device_train_batch_size
+        with (
+            reference_model(self.accelerator.unwrap_model(self.model)),
+            shown("answers before unlearning", " answers", len(examples)) as progress,
+        ):
+            nll, _ = example_nll(self.model, examples, text_format, size, progress)
+        return (-nll).tolist()
 
     # Loss
 
     def _items(self, batch: Mapping[str, Any]) -> list[int]:
-        """How many items the forget loss of a batch is the mean over, and the retain loss if there is one."""
+        """Return the number of items that the forget loss of a batch averages over, then that of the retain loss."""
         forget = batch["pairs" if self.forget_loss.mean_over == "pairs" else "forget_tokens"]
         return [forget, batch["retain_tokens"]] if self.retain_loss else [forget]
 
     def _get_num_items_in_batch(self, batch_samples: list[Mapping[str, Any]], device: torch.device) -> list[int]:
-        """The items of all batches of an update, of all processes."""
+        """Return the number of items in all batches of an update, over all processes."""
         return add_columns([self._items(batch) for batch in batch_samples])
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Forget loss + λ · retain loss of one batch of pairs, both logged apart.
+        """Return forget loss + λ · retain loss of one batch of pairs. The log shows the two separately.
 
-        Each is weighted so that the mean over an update's batches, of all processes, is the mean over all its tokens
-        (or pairs), however these were cut into batches.
+        Each is weighted such that the mean over the batches of an update, on all processes, is the mean over all its
+        tokens (or pairs), no matter how these are divided into batches.
         """
         forget, retain = self._outputs(model, inputs)
         losses = {"forget_loss": self._call(self.forget_loss.function, forget)}
         if self.retain_loss:
             losses["retain_loss"] = self.retain_loss.function(retain)
         items = self._items(inputs)
-        self._guard(losses, items, num_items_in_batch)
+        self._check_and_log(losses, items, num_items_in_batch)
         if num_items_in_batch is not None:
             batches = self.current_gradient_accumulation_steps * self.args.world_size
             shares = [batches * own / whole for own, whole in zip(items, num_items_in_batch, strict=True)]
@@ -226,8 +167,8 @@ class UnlearnTrainer(SafeTrainer):
         total = losses["forget_loss"] + self.retain_weight * losses.get("retain_loss", 0.0)
         return (total, losses) if return_outputs else total
 
-    def _outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Any]:
-        """What the model says of the forget and of the retain rows, beside the references that the losses need."""
+    def _outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Outputs, Outputs]:
+        """Return the model's outputs for the forget and the retain rows, with the references that the losses need."""
         split, rows = inputs["forget_examples"], len(inputs["labels"])
         out = self._call(self.forget_loss.forward, model, inputs)
         forget, retain = out.rows(0, split), out.rows(split, rows)
@@ -235,7 +176,7 @@ class UnlearnTrainer(SafeTrainer):
             forget = replace(forget, ref_logp=inputs["ref_logp"])
         of_forget = self.forget_loss.needs_reference_pass
         of_retain = self.retain_loss is not None and self.retain_loss.needs_reference_pass
-        if of_forget or of_retain:  # one pass for both
+        if of_forget or of_retain:  # a single pass for both
             start, stop = 0 if of_forget else split, rows if of_retain else split
             part = {name: inputs[name][start:stop] for name in ("input_ids", "attention_mask", "labels")}
             with reference_model(self.accelerator.unwrap_model(model)):
@@ -245,11 +186,11 @@ class UnlearnTrainer(SafeTrainer):
         return forget, retain
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Calls one of the forget loss's functions with those of its settings that it takes."""
+        """Call one of the forget loss's functions with the loss settings that it accepts."""
         return function(*args, **own_settings(function, self.args.loss_settings))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As in `Trainer`; averages the gradients over the processes where DistributedDataParallel does not."""
+        """Train on one batch. If the base is sharded, average the adapter's gradients over the processes."""
         loss = super().training_step(*args, **kwargs)
         if self.sharded and self.accelerator.sync_gradients:
             gradients = [p.grad for p in self._trainable().values() if p.grad is not None]
@@ -259,50 +200,75 @@ class UnlearnTrainer(SafeTrainer):
         return loss
 
     def update_retain_weight(self) -> None:
-        """Sets λ anew after an optimiser step, from the mean retain loss of its batches."""
+        """Update λ after an optimiser step, from the mean retain loss of the step's batches."""
         total, items = (sum(column) for column in zip(*self._step_retain, strict=True))
-        retain_loss = total / items
         assert self.forget_loss.update_weight is not None
-        self.retain_weight = self._call(self.forget_loss.update_weight, self.retain_weight, retain_loss)
+        self.retain_weight = self._call(self.forget_loss.update_weight, self.retain_weight, total / items)
         self._step_retain = []
 
-    # Guard and logging
+    # Divergence and logging
 
-    def _guard(self, losses: dict[str, Tensor], items: list[int], of_update: list[int] | None) -> None:
-        """Adds the losses to the log; stops training at the first that is not finite or too large.
+    def _check_and_log(self, losses: Mapping[str, Tensor], items: list[int], items_of_update: list[int] | None) -> None:
+        """Stop training if a loss diverged; otherwise add the losses to the log and remember the adapter."""
+        totals = self._totals(losses, items)
+        reason = self._divergence({name: total / count for name, (total, count) in totals.items()})
+        if reason:
+            self._stop(reason)
+        if items_of_update is not None:
+            self._add_to_log(totals, items_of_update)
+        if self.model.training:
+            self._remember_adapter()
 
-        All processes see the mean over the items of all, and so do the same.
+    def _totals(self, losses: Mapping[str, Tensor], items: list[int]) -> dict[str, tuple[float, float]]:
+        """Return the sum of each loss over the items of all processes, and the number of these items.
+
+        All processes must see the same means. If a process judged by its own batch, it could stop alone, and the
+        others would wait forever for its gradients; and λ of a dual loss would drift apart between the processes.
         """
-        own = torch.stack(list(losses.values())).detach().tolist()
+        own = torch.stack(list(losses.values())).detach().tolist()  # one transfer from the device for all losses
         columns = add_columns([[*items, *(value * count for value, count in zip(own, items, strict=True))]])
         counts, sums = columns[: len(own)], columns[len(own) :]
-        values = {name: total / count for name, total, count in zip(losses, sums, counts, strict=True)}
-        for name, value in values.items():
+        return dict(zip(losses, zip(sums, counts, strict=True), strict=True))
+
+    def _divergence(self, means: Mapping[str, float]) -> str | None:
+        """Return why these losses must not be trained on, or None. The first batch sets the limit of the retain loss.
+
+        A retain loss that has risen by ln(vocabulary) is worse than guessing blindly: nothing is left to retain.
+        """
+        for name, value in means.items():
             if not math.isfinite(value):
-                self._stop(f"the {name} is {value}")
-        retain_loss = values.get("retain_loss", 0.0)
-        if self._retain_limit is None:  # worse by more than blind guessing costs: nothing is left to retain
-            known = self.retain_loss is None or self.retain_loss.nats
-            self._retain_limit = retain_loss + math.log(causal_lm(self.model).config.vocab_size) if known else math.inf
+                return f"the {name} is {value}"
+        retain_loss = means.get("retain_loss", 0.0)
+        if self._retain_limit is None:
+            in_nats = self.retain_loss is None or self.retain_loss.nats
+            cost_of_guessing = math.log(causal_lm(self.model).config.vocab_size) if in_nats else math.inf
+            self._retain_limit = retain_loss + cost_of_guessing
         if retain_loss > self._retain_limit:
-            self._stop(f"the retain_loss is {retain_loss:.3g}, above its limit {self._retain_limit:.3g}")
-        if of_update is not None:
-            for name, total, whole in zip(values, sums, of_update, strict=True):
-                self._sums[name] = self._sums.get(name, 0.0) + total / whole
-            self._updates += 1 / self.current_gradient_accumulation_steps
-            if self.forget_loss.update_weight:
-                self._step_retain.append((sums[-1], counts[-1]))
-        if self.model.training and (self._good is None or self._good[0] != self.state.global_step):
-            self._good = (self.state.global_step, {n: p.detach().clone() for n, p in self._trainable().items()})
+            return f"the retain_loss is {retain_loss:.3g}, above its limit {self._retain_limit:.3g}"
+        return None
+
+    def _add_to_log(self, totals: Mapping[str, tuple[float, float]], items_of_update: list[int]) -> None:
+        """Add the batch's share of each loss of its update to what the next log entry averages."""
+        for (name, (total, _)), count in zip(totals.items(), items_of_update, strict=True):
+            self._logged_sums[name] = self._logged_sums.get(name, 0.0) + total / count
+        self._logged_updates += 1 / self.current_gradient_accumulation_steps
+        if self.forget_loss.update_weight:
+            self._step_retain.append(totals["retain_loss"])
+
+    def _remember_adapter(self) -> None:
+        """Copy the adapter, once per optimiser step: its losses were good, so `_stop` can come back to it."""
+        if self._good_adapter is None or self._good_adapter[0] != self.state.global_step:
+            weights = {name: parameter.detach().clone() for name, parameter in self._trainable().items()}
+            self._good_adapter = (self.state.global_step, weights)
 
     def _trainable(self) -> dict[str, nn.Parameter]:
         model = self.accelerator.unwrap_model(self.model)
         return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     @torch.no_grad()
-    def _stop(self, reason: str) -> None:
-        """Puts the last good adapter back, saves it, and raises."""
-        step, good = self._good or (0, {})
+    def _stop(self, reason: str) -> NoReturn:
+        """Restore the last good adapter, save it, and raise `DivergenceError`."""
+        step, good = self._good_adapter or (0, {})
         for name, parameter in self._trainable().items():
             if name in good:
                 parameter.copy_(good[name])
@@ -311,21 +277,21 @@ class UnlearnTrainer(SafeTrainer):
             folder.parent.mkdir(parents=True, exist_ok=True)
             write_adapter(self.accelerator.unwrap_model(self.model), folder)
         raise DivergenceError(
-            f"training stopped at step {self.state.global_step}: {reason}. The adapter of step {step} was put back and "
+            f"training stopped at step {self.state.global_step}: {reason}. The adapter of step {step} was restored and "
             f"saved as {folder}. Fix: lower learning_rate (now {self.args.learning_rate:g}), raise retain_weight (now "
             f"{self.args.retain_weight:g}), train for fewer steps, or raise max_retain_loss."
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the mean forget and retain loss since the last log, and λ where the loss changes it."""
-        if "loss" in logs and self._updates:
-            logs = {**logs, **{name: value / self._updates for name, value in self._sums.items()}}
+        """Add the mean forget and retain loss since the last entry to the log, and λ if the loss changes it."""
+        if "loss" in logs and self._logged_updates:
+            logs = {**logs, **{name: value / self._logged_updates for name, value in self._logged_sums.items()}}
             if self.forget_loss.update_weight:
                 logs["retain_weight"] = self.retain_weight
-            self._sums, self._updates = {}, 0.0
+            self._logged_sums, self._logged_updates = {}, 0.0
         super().log(logs, *args, **kwargs)
 
-    # Checkpoints hold the exported adapter
+    # Checkpoints contain the exported adapter
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -347,7 +313,7 @@ class UnlearnTrainer(SafeTrainer):
 
 
 class _AfterStep(TrainerCallback):
-    """Calls a function after each optimiser step."""
+    """Call a function after each optimiser step."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self.function = function
@@ -357,7 +323,7 @@ class _AfterStep(TrainerCallback):
 
 
 def _argument_problems(
-    model: Any,
+    model: nn.Module,
     args: UnlearnConfig,
     forget: Sequence[Example],
     retain: Sequence[Example],
@@ -365,21 +331,20 @@ def _argument_problems(
 ) -> list[Problem]:
     problems = []
     if not isinstance(model, PeftModel) or UNLEARN not in model.peft_config:
-        reason = f"it has no adapter {UNLEARN!r}"
-        problems.append(Problem("model", type(model).__name__, reason, "give what attach_adapters returns"))
+        reason, fix = f"it has no adapter {UNLEARN!r}", "pass the model that attach_adapters returns"
+        problems.append(Problem("model", type(model).__name__, reason, fix))
     else:
         problems += args.model_problems(model)
     if not len(forget):
-        problems.append(
-            Problem("forget_dataset", "0 examples", "there is nothing to forget", "give at least one example")
-        )
+        reason, fix = "there is nothing to forget", "give at least one example"
+        problems.append(Problem("forget_dataset", "0 examples", reason, fix))
     if not len(retain) and args.chosen_retain_loss != NO_RETAIN:
-        fix = "give retain examples or use retain_loss='none'"
-        problems.append(Problem("retain_dataset", "0 examples", f"{args.chosen_retain_loss!r} needs retain data", fix))
+        reason, fix = f"{args.chosen_retain_loss!r} needs retain data", "give retain examples or use retain_loss='none'"
+        problems.append(Problem("retain_dataset", "0 examples", reason, fix))
     if "alternate" in LOSSES[args.loss].reads and alternates is None:
         reason = f"{args.loss!r} teaches another answer to each forget question"
         problems.append(Problem("alternates", None, reason, "give one tokenised example for each forget example"))
     if alternates is not None and len(alternates) != len(forget):
-        reason = f"there are {len(forget)} forget examples"
-        problems.append(Problem("alternates", f"{len(alternates)} examples", reason, "give as many, in their order"))
+        reason, fix = f"there are {len(forget)} forget examples", "give one for each forget example, in the same order"
+        problems.append(Problem("alternates", f"{len(alternates)} examples", reason, fix))
     return problems

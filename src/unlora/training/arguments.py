@@ -1,0 +1,67 @@
+"""The `TrainingArguments` that our trainers accept, with checks that run before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from transformers import TrainingArguments
+
+from unlora.common.errors import Problem, raise_if, unknown_name
+
+# Arguments that shard a model while it trains, and the variables through which `accelerate launch` sets them.
+SHARDING = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP"}
+
+# The trackers that we test. For the others transformers itself checks whether they are installed.
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+@dataclass
+class SafeArguments(TrainingArguments):
+    """The `TrainingArguments` that `SafeTrainer` supports.
+
+    Raises:
+        InputError: if the model would be sharded during training (DeepSpeed, FSDP): `SafeTrainer` could not write
+            the checkpoints of such a model.
+    """
+
+    def __post_init__(self) -> None:
+        reason = "the model would be sharded only when training starts, and its checkpoints would not be safetensors"
+        fix = "train with a whole copy of the model per process, or shard the frozen base model: shard_base='fsdp' or "
+        raise_if(
+            Problem(name, getattr(self, name) or f"{variable}=true", reason, f"{fix}a ZeRO-3 file")
+            for name, variable in SHARDING.items()
+            if getattr(self, name) or os.environ.get(variable) == "true"
+        )
+        super().__post_init__()
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings, before anything is loaded."""
+        return [*reporting_problems(self.report_to), *_kernel_problems(self.use_liger_kernel, self.use_cpu)]
+
+
+def _kernel_problems(use_liger_kernel: bool, use_cpu: bool) -> list[Problem]:
+    if not use_liger_kernel:
+        return []
+    if use_cpu or not torch.accelerator.is_available():
+        reason, fix = "the Liger kernels need a GPU, and this run has none", "remove use_liger_kernel"
+        return [Problem("use_liger_kernel", True, reason, fix)]
+    if find_spec("liger_kernel") is None:
+        return [Problem("use_liger_kernel", True, "it is not installed", "install it: pip install 'unlora[liger]'")]
+    return []
+
+
+def reporting_problems(report_to: Sequence[str] | str | None) -> list[Problem]:
+    """Return a problem for each tracker in `report_to` that is unknown or not installed."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    names = [report_to] if isinstance(report_to, str) else report_to or []
+    known = [*INTEGRATION_TO_CALLBACK, "none", "all"]
+    problems = [unknown_name("report_to", name, known) for name in names if name not in known]
+    missing = [name for name in names if name in TRACKERS and find_spec(name) is None]
+    return problems + [
+        Problem("report_to", name, "it is not installed", f"install it: pip install {name}") for name in missing
+    ]

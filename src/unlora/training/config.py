@@ -1,0 +1,74 @@
+"""`UnlearnConfig`: everything that `UnlearnTrainer` and the adapter need to know."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import TrainingArguments
+
+from unlora.common.errors import Problem, raise_if
+from unlora.losses.table import LOSSES, check_losses
+from unlora.settings.checks import not_finite
+from unlora.settings.training import UnlearnSettings
+from unlora.training.arguments import SafeArguments
+
+# The only setting that may be infinite.
+_NO_LIMIT = ("max_retain_loss", math.inf)
+
+
+@dataclass
+class UnlearnConfig(UnlearnSettings, SafeArguments):
+    """Adapter, losses and training settings: every field of `transformers.TrainingArguments`, and `UnlearnSettings`.
+
+    The names of adapter settings are those of `peft.LoraConfig`. The defaults follow the paper (rank 8, alpha 16,
+    weight decay 0.01, 5 epochs, effective batch size 32).
+
+    Raises:
+        InputError: unknown losses or loss settings, or values that cannot work. It lists all of them at once.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "loss_kwargs"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.loss_kwargs = self.loss_kwargs or {}
+        raise_if(self.problems())
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings themselves. Whether they suit a model is `model_problems`'s task."""
+        if not isinstance(self.loss_kwargs, dict):
+            return [Problem("loss_kwargs", self.loss_kwargs, "not a JSON object", "write it as '{\"beta\": 0.1}'")]
+        return [
+            *check_losses(self.loss, self.retain_loss, self.loss_kwargs),
+            *super().problems(),
+            *self.adapter_problems(),
+            *(problem for problem in not_finite(self) if (problem.argument, problem.value) != _NO_LIMIT),
+        ]
+
+    @property
+    def chosen_retain_loss(self) -> str:
+        """The name of the retain loss: the user's choice, or the one that the forget loss comes with."""
+        return self.retain_loss or LOSSES[self.loss].retain
+
+    @property
+    def scaling(self) -> float:
+        """The factor s of the adapter's weight change s·B·A."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    @property
+    def pairing_seed(self) -> int:
+        """The seed that determines the order of the data."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def loss_settings(self) -> dict[str, Any]:
+        """The forget loss's own settings: the user's values, and defaults for the rest."""
+        assert isinstance(self.loss_kwargs, dict)
+        return {**LOSSES[self.loss].settings, **self.loss_kwargs}
+
+    def model_problems(self, model: nn.Module) -> list[Problem]:
+        """Return what is wrong with the forget loss's settings for this model."""
+        return LOSSES[self.loss].model_problems(model, self.loss_settings)
