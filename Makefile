@@ -21,7 +21,7 @@ docs: $(VENV)/installed-dev
 	@echo build/docs/index.html
 
 linkcheck: $(VENV)/installed-dev
-	@$(BIN)/python tests/docs/pages.py
+	@$(BIN)/python tests/helpers/pages.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "unlora needs Python 3.10 or newer: make PYTHON=python3.11")'

@@ -16,11 +16,20 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from helpers.models import make_tokenizer, save_tiny_llama, tiny_config
 from helpers.runs import FORGET, RECORDED_FORGET, RETAIN, UNSEEN, flags, recorded_settings, write_rows
+from helpers.warm import warm_python
 from unlora.cli import main
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
 settings.load_profile("untimed")
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_programs(tmp_path_factory) -> Iterator[Path]:
+    """A folder with `python` and `unlora` for the processes that tests start; the former is `sys.executable`."""
+    owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    with warm_python(tmp_path_factory.mktemp("programs"), owner) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -381,7 +381,7 @@ def test_an_unfinished_run_is_no_result(tmp_path):
     write_json(tmp_path / "run" / "eval_original.json", {})
     cell.prepare({"r": 2})
     assert not (tmp_path / "run").exists()
-    write_json(tmp_path / "run" / "metrics.json", {"after": {}})
+    write_json(tmp_path / "run" / "metrics.json", {"unlearned": {}})
     assert cell.finished
 
 

@@ -61,8 +61,8 @@ def run_python(page: Path, block: Block, names: dict[str, object]) -> str:
 
 
 def run_bash(page: Path, block: Block, folder: Path) -> str:
-    """Runs the block as a script whose first failing command ends it."""
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    """Run the block as a script whose first failing command ends it."""
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # `warm_programs`
     environment = os.environ | {"PATH": programs, "COLUMNS": "100", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     script = ["bash", "-euo", "pipefail", "-c", block.code]
     done = subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiments.ablation import METHODS, Cell, Results, chosen, mean_error
+from experiments.ablation import GRID, METHODS, Cell, Results, chosen, mean_error
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import enable_progress_bar
 
@@ -40,6 +40,7 @@ def test_settings_of_the_ablation_are_valid(method):
 
 def test_the_best_setting_is_the_one_of_best_quality_among_those_that_keep_the_utility(tmp_path):
     results = Results(tmp_path)
+    results.values = {Cell("vila", "ihl", *setting, 3): {"diverged": True} for setting in GRID}
     for rate, weight, quality, utility in [
         (1e-4, 1.0, -9.0, 1.0),
         (1e-4, 3.0, -10.0, 1.0),
@@ -51,7 +52,6 @@ def test_the_best_setting_is_the_one_of_best_quality_among_those_that_keep_the_u
     ]:
         value = {"log10_forget_quality": quality, "utility": utility}
         results.values[Cell("vila", "ihl", rate, weight, 3)] = value
-    results.values[Cell("vila", "ihl", 1.2e-3, 1.0, 3)] = {"diverged": True}
     assert chosen(results, "vila", "ihl", 3, 0.0) == Cell("vila", "ihl", 1.2e-3, 3.0, 3)
     assert chosen(results, "vila", "ihl", 3, 0.98) == Cell("vila", "ihl", 3e-4, 1.0, 3)
     assert chosen(results, "vila", "ihl", 3, 1.1) is None

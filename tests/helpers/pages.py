@@ -1,6 +1,6 @@
 """The Markdown pages of the documentation, as their tests read them: blocks of code, links and anchors.
 
-`python tests/docs/pages.py` lists the links that lead out, which no test follows, with the pages that have them.
+`python tests/helpers/pages.py` lists the links that lead out, which no test follows, with the pages that have them.
 """
 
 from __future__ import annotations

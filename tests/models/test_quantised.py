@@ -86,7 +86,7 @@ def test_one_request_whole_on_a_quantised_base(inputs, tmp_path, bits):
     }
     assert main(["unlearn", *(part for name, value in settings.items() for part in (f"--{name}", str(value)))]) == 0
     metrics = json.loads((run / "metrics.json").read_text())
-    before, after = (metrics[name]["sets"]["forget"]["probability"] for name in ("before", "after"))
+    before, after = (metrics[name]["sets"]["forget"]["probability"] for name in ("original", "unlearned"))
     assert after < before
     importance = load_file(run / "importance.safetensors")
     assert len(importance) == 14
@@ -101,6 +101,6 @@ def test_what_cannot_be_quantised_is_refused(inputs, monkeypatch, tmp_path, caps
     train = ["--train_data", str(inputs / "forget.jsonl"), "--output_dir", str(tmp_path / "x"), "--use_cpu", "true"]
     assert main(["finetune", "--model_name_or_path", str(inputs / "model"), "--load_in_4bit", "true", *train]) == 2
     assert "fine-tuning changes the weights" in capsys.readouterr().err
-    monkeypatch.setattr("unlora.settings.config.find_spec", lambda name: None)
+    monkeypatch.setattr("unlora.settings.model.find_spec", lambda name: None)
     [problem] = ModelConfig("m", load_in_4bit=True).problems()
     assert "pip install 'unlora[quantised]'" in str(problem)

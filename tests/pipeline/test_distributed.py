@@ -154,7 +154,7 @@ def test_a_base_sharded_over_two_processes_gives_the_same_too(inputs, tmp_path, 
 
 HELD = """
 import sys
-from unlora.settings.config import ModelConfig
+from unlora.settings import ModelConfig
 from unlora.models.load import load_model
 from unlora.models.sharding import whole
 

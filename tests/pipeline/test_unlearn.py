@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -362,7 +362,7 @@ def test_a_compressed_export_is_what_is_evaluated_and_its_error_is_told(model_fo
     loaded = exported(model_folder, run)
     assert loaded.peft_config["default"].r == 2
     assert (logits(loaded) - logits(whole.model)).abs().max() > 0.01
-    benchmark = {name: Path(run / f"eval_{name}.json").read_text() for name in ("before", "after")}
+    benchmark = {name: Path(run / f"eval_{name}.json").read_text() for name in ("original", "unlearned")}
     assert benchmark["original"] == (tmp_path / "whole" / "eval_original.json").read_text()
     assert benchmark["unlearned"] != (tmp_path / "whole" / "eval_unlearned.json").read_text()
 
@@ -552,7 +552,7 @@ def test_a_rank_of_nothing_is_refused(model_folder, data, tmp_path, capsys):
 
 
 def test_the_command_runs_as_an_installed_program():
-    program = Path(sys.executable).parent / "unlora"
+    program = Path(sysconfig.get_path("scripts")) / "unlora"
     shown = subprocess.run([program, "--help"], capture_output=True, text=True, check=True, env={**os.environ})
     assert "quickstart" in shown.stdout
     wrong = subprocess.run([program, "unlern"], capture_output=True, text=True)

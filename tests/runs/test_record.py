@@ -53,7 +53,7 @@ def test_a_run_leaves_a_record_of_what_it_was_made_from(finished):
 
 def test_it_has_the_metrics_times_and_memory_of_the_run(finished):
     record, metrics = read(finished), json.loads((finished / "run" / "metrics.json").read_text())
-    assert record["metrics"] == {name: metrics[name] for name in ("before", "after", "compression")}
+    assert record["metrics"] == {name: metrics[name] for name in ("original", "unlearned", "compression")}
     stages = ["loading", "hashes", "evaluation_original", "importance", "training", "export", "evaluation_unlearned"]
     assert list(record["times"]) == stages
     assert record["times"]["training"] > 0

@@ -1,0 +1,273 @@
+"""Fork the processes that tests start from one that has imported the libraries already.
+
+Importing torch, transformers and PEFT takes several seconds of computation, and the tests start more than a hundred
+processes. `warm_python` therefore puts a small program in the place of `sys.executable`. It sends its arguments,
+environment, working directory and file descriptors to a server, which forks a process that does what Python would have
+done. Output, exit codes, signals and everything that the process does to itself are those of a process of its own. Only
+programs that start with these libraries are forked, and all others get a real interpreter.
+
+The server starts when the first process needs it, serves all workers of pytest-xdist, and ends with pytest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# What the forked processes need not import. Modules whose import looks at stdout or the environment are not among them.
+PRELOADED = (
+    "accelerate.commands.launch",
+    "datasets",
+    "matplotlib.figure",
+    "peft",
+    "torch.distributed.run",
+    "transformers.models.llama.modeling_llama",
+    "transformers.trainer",
+    "unlora.cli.unlearn",
+    "unlora.cli.finetune",
+    "unlora.cli.evaluate",
+    "unlora.pipeline.unlearn",
+    "unlora.pipeline.attack",
+    "unlora.pipeline.membership",
+)
+# The program that stands for Python: `-I -S` leaves out everything that it does not need, so that it starts at once.
+CLIENT = """#!{python} -IS
+import sys
+sys.path.insert(0, {folder!r})
+from warm import client
+client({python!r}, {socket!r}, {owner})
+"""
+
+
+@contextlib.contextmanager
+def warm_python(folder: Path, owner: int) -> Iterator[Path]:
+    """Put programs named `python` and `unlora` into `folder`, and use the former as `sys.executable`.
+
+    Args:
+        folder: a folder of this process alone.
+        owner: the process whose end ends the server; processes with the same owner share one.
+    """
+    from multiprocessing import spawn
+
+    if not sys.platform.startswith("linux"):  # a forked process may not use the system's libraries elsewhere
+        yield Path(sys.executable).parent
+        return
+    real, socket = sys.executable, f"/tmp/unlora-tests-{owner}"
+    text = CLIENT.format(python=real, folder=str(Path(__file__).parent), socket=socket, owner=owner)
+    for name in ("python", "unlora"):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    sys.executable = str(folder / "python")
+    spawn.set_executable(sys.executable)
+    try:
+        yield folder
+    finally:
+        sys.executable = real
+        spawn.set_executable(real)
+
+
+def program(argv: list[str]) -> tuple[str, str, list[str]] | None:
+    """What to fork for a command line: its kind ("module", "script" or "spawned"), name and arguments, if anything."""
+    rest = list(argv[1:])
+    if os.path.basename(argv[0]) == "unlora":
+        return "module", "unlora", rest
+    while rest and rest[0] in ("-u", "-B"):
+        rest.pop(0)
+    match rest:
+        case ["-m", name, *arguments] if name.partition(".")[0] in ("unlora", "accelerate"):
+            return "module", name, arguments
+        case ["-c", code, *arguments] if code.startswith("from multiprocessing.spawn import spawn_main"):
+            return "spawned", code, arguments
+        case [name, *arguments] if name.endswith(".py") and "TORCHELASTIC_RUN_ID" in os.environ:
+            return "script", name, arguments
+    return None
+
+
+def client(python: str, path: str, owner: int) -> None:
+    """Be the process that the server forks: hand on signals, and end as it ends."""
+    import json
+    import re
+    import signal
+    import socket
+    import struct
+
+    found = program(sys.argv)
+    if found is None:
+        os.execv(python, [python, *sys.argv[1:]])
+    spawned = found[0] == "spawned"
+    inherited = [int(number) for number in re.findall(r"(?:tracker_fd|pipe_handle)=(\d+)", found[1])] if spawned else []
+    connection = connect(python, path, owner)
+    message = {"program": found, "folder": os.getcwd(), "environment": dict(os.environ), "inherited": inherited}
+    message |= {"executable": os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "python")}
+    text = json.dumps(message).encode()
+    socket.send_fds(connection, [struct.pack("!I", len(text))], [0, 1, 2, *inherited])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: connection.send(bytes([number])))
+    connection.sendall(text)
+    status = struct.unpack("!i", connection.recv(4))[0]
+    if os.WIFSIGNALED(status):
+        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
+def connect(python, path, owner):  # type: ignore[no-untyped-def]  # `socket` is imported lazily
+    """A connection to the server, which is started if there is none."""
+    import fcntl
+    import socket
+    import subprocess
+    import time
+
+    def attempt():  # type: ignore[no-untyped-def]
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(path)
+        except OSError:
+            connection.close()
+            return None
+        return connection
+
+    connection = attempt()
+    if connection is None:
+        with open(f"{path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            connection = attempt()
+            if connection is None:
+                with open(f"{path}.log", "w") as log:
+                    server = subprocess.Popen(
+                        [python, __file__, path, str(owner)],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
+                while connection is None:
+                    if server.poll() is not None:
+                        sys.exit(f"the server of warm processes has ended: see {path}.log")
+                    time.sleep(0.01)
+                    connection = attempt()
+    return connection
+
+
+def serve(path: str, owner: int) -> None:
+    """Import everything, then fork a process for each connection until the owner ends."""
+    import importlib
+    import signal
+    import socket
+
+    sys.path.pop(0)
+    for name in PRELOADED:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(64)
+        server.settimeout(1)
+        while os.path.exists(f"/proc/{owner}"):
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                continue
+            if os.fork() == 0:
+                server.close()
+                supervise(connection)
+            connection.close()
+    for name in (path, f"{path}.lock", f"{path}.log"):
+        os.unlink(name)
+
+
+def supervise(connection) -> None:  # type: ignore[no-untyped-def]
+    """Fork the process, hand on its client's signals, kill it if the client is killed, and report how it ended."""
+    import json
+    import select
+    import signal
+    import socket
+    import struct
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    connection.settimeout(None)
+    head, files, _, _ = socket.recv_fds(connection, 4, 16)
+    text = b""
+    while len(text) < struct.unpack("!I", head)[0]:
+        text += connection.recv(struct.unpack("!I", head)[0] - len(text))
+    worker = os.fork()
+    if worker == 0:
+        connection.close()
+        become(json.loads(text), files)
+    for file in files:
+        os.close(file)
+    ended = os.pidfd_open(worker)
+    while ended not in (ready := select.select([ended, connection], [], [])[0]):
+        if connection in ready:
+            numbers = connection.recv(16)
+            for number in numbers or (signal.SIGKILL,):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, number)
+            if not numbers:
+                break
+    status = os.waitpid(worker, 0)[1]
+    with contextlib.suppress(OSError):
+        connection.send(struct.pack("!i", status))
+    os._exit(0)
+
+
+def become(message: dict, files: list[int]) -> None:
+    """Run the program in this process, as Python would."""
+    import atexit
+    import fcntl
+    import runpy
+    import signal
+    import threading
+    import traceback
+
+    # First out of the way of each other's numbers.
+    high = [fcntl.fcntl(file, fcntl.F_DUPFD, 500) for file in files]
+    for file, number in zip(high, [0, 1, 2, *message["inherited"]], strict=True):
+        os.dup2(file, number, inheritable=number < 3)
+    for file in {*high, *files} - {0, 1, 2, *message["inherited"]}:
+        os.close(file)
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(message["folder"])
+    os.environ.clear()
+    os.environ.update(message["environment"])
+    sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
+    sys.stderr.reconfigure(line_buffering=True)
+    import huggingface_hub.constants  # which has read the environment already
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
+    kind, name, arguments = message["program"]
+    sys.executable, sys.argv = message["executable"], [name, *arguments]
+    code = 1
+    try:
+        if kind == "module":
+            sys.path.insert(0, message["folder"])
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        elif kind == "script":
+            sys.path.insert(0, os.path.dirname(os.path.abspath(name)))
+            runpy.run_path(name, run_name="__main__")
+        else:
+            from multiprocessing import spawn
+
+            spawn.set_executable(sys.executable)
+            exec(name, {"__name__": "__main__"})
+        code = 0
+    except SystemExit as end:
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code & 0xFF)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))
