@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -22,6 +23,11 @@ from unlora.cli import main
 settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
 settings.load_profile("untimed")
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the libraries have made out of the garbage collections that accelerate does after each training."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -77,7 +77,7 @@ def program(argv: list[str]) -> tuple[str, str, list[str]] | None:
     while rest and rest[0] in ("-u", "-B"):
         rest.pop(0)
     match rest:
-        case ["-m", name, *arguments] if name.partition(".")[0] in ("unlora", "accelerate"):
+        case ["-m", name, *arguments] if name.partition(".")[0] in ("unlora", "experiments", "accelerate"):
             return "module", name, arguments
         case ["-c", code, *arguments] if code.startswith("from multiprocessing.spawn import spawn_main"):
             return "spawned", code, arguments
@@ -154,6 +154,7 @@ def connect(python, path, owner):  # type: ignore[no-untyped-def]  # `socket` is
 
 def serve(path: str, owner: int) -> None:
     """Import everything, then fork a process for each connection until the owner ends."""
+    import gc
     import importlib
     import signal
     import socket
@@ -161,6 +162,7 @@ def serve(path: str, owner: int) -> None:
     sys.path.pop(0)
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.freeze()  # so that no process looks at what all of them share
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)

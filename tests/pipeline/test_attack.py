@@ -24,7 +24,7 @@ QUICK = ("--seeds", "2", "--relearn_steps", "2", "--relearn_percent", "20", "50"
 
 @pytest.fixture(scope="module")
 def retrained(tmp_path_factory):
-    return save_tiny_llama(tmp_path_factory.mktemp("retrained"), 1)
+    return str(save_tiny_llama(tmp_path_factory.mktemp("retrained"), 1))
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_a_retrained_model_with_other_tokens_is_refused(run, tmp_path, capsys):
     own = make_tokenizer()
     own.add_tokens([CORPUS[0].split()[3]])
     other = save_tiny_llama(tmp_path / "other", 0, own)
-    assert main(["attack", str(run), "--retrained", other]) == 2
+    assert main(["attack", str(run), "--retrained", str(other)]) == 2
     assert "its tokens are not those of" in capsys.readouterr().err
 
 

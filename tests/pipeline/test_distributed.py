@@ -64,7 +64,7 @@ def launch(*argv, processes=2):
     settings = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
     settings += ["--dynamo_backend", "no", "--main_process_port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *settings, *argv], capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run([*command, *settings, *argv], capture_output=True, text=True, env=environment, timeout=600)
 
 
 def assert_equal_tensors(one, other, tolerance=1e-5):

@@ -190,7 +190,7 @@ def test_passes_that_would_repeat_the_same_gradients_are_refused(model_folder, d
 
 def test_moments_of_batches_need_to_know_how_large_they_are(model_folder, data, tmp_path, capsys):
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", moments_per="batch")]) == 2
-    assert "importance_batch_size=None: the moments are of the gradients of whole batches" in capsys.readouterr().err
+    assert "importance_batch_size=None: moments of the gradients of whole batches" in capsys.readouterr().err
 
 
 def test_a_cpu_gets_few_examples_at_a_time_unless_told_otherwise():
@@ -322,7 +322,7 @@ def test_an_earlier_run_that_cannot_be_gone_on_from_is_refused(
     (unfinished / "config.yaml").write_bytes((first_run / "config.yaml").read_bytes())
     assert "it has no exported adapter" in error(on=unfinished)
     other = error(on=first_run, model_name_or_path="another/model")
-    assert f"model_name_or_path='another/model': the adapter in {first_run} is for '{model_folder}'" in other
+    assert f"model_name_or_path='another/model': the adapter in {first_run} was made for '{model_folder}'" in other
     assert "model_revision='old': the adapter in" in error(on=first_run, model_revision="old")
 
 
