@@ -18,7 +18,7 @@ SETTINGS, TRAINING = (ModelConfig, TrainDataConfig, FinetuneSettings), True
 def run(argv: list[str]) -> Answer:
     """Fine-tunes; the result is the model's folder."""
     from unlora.common.errors import InputError, Problem, raise_if
-    from unlora.data import TextFormat, encode_records, load_records
+    from unlora.data import TextFormat, encode_records, load_set
     from unlora.models.load import load_model
     from unlora.training.finetune import FinetuneConfig, finetune
 
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> Answer:
     if frozen:
         reason = "fine-tuning changes the weights, or merges an adapter into them"
         raise InputError(Problem(frozen, True, reason, "leave it out"))
-    rows = load_records(data.train_data, data.train_name, data.train_split, argument="train_data")
+    rows = load_set(data, "train")
     model, tokenizer = load_model(model_config)
     text_format = TextFormat(tokenizer, data.prompt_format, data.max_length)
     examples = encode_records(rows, text_format, argument="train_data")

@@ -66,6 +66,18 @@ def load_records(
     return rows
 
 
+def load_set(settings: Any, name: str, stream: Stream | None = None) -> list[Record]:
+    """Load the dataset that the settings `<name>_data`, `<name>_name` and `<name>_split` describe.
+
+    Args:
+        settings: has these three, such as `DataConfig` with "forget" and "retain".
+        name: which set.
+        stream: as for `load_records`.
+    """
+    path, configuration, split = (getattr(settings, f"{name}_{part}") for part in ("data", "name", "split"))
+    return load_records(path, configuration, split, argument=f"{name}_data", stream=stream)
+
+
 def _load(path: str, name: str | None, split: str, argument: str, stream: Stream | None) -> list[Record]:
     import datasets
 

@@ -12,7 +12,7 @@ from typing import Any
 from unlora.common.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.common.files import write_json
 from unlora.common.progress import bar
-from unlora.data import TextFormat, encode_records, load_records
+from unlora.data import TextFormat, encode_records, load_records, load_set
 from unlora.data.sources import Record, is_text
 from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, asked, attack_problems, measure
 from unlora.evals.attacks.interface import Metrics, answer_places
@@ -109,8 +109,7 @@ def evaluated_rows(target: Target, name: str) -> list[Record]:
     if evaluation.eval_data:
         rows = load_records(evaluation.eval_data, getattr(evaluation, f"eval_{name}_name"), argument=name)
     else:
-        path, config, split = (getattr(data, f"{name}_{part}") for part in ("data", "name", "split"))
-        rows = load_records(path, config, split, argument=f"{name}_data")
+        rows = load_set(data, name)
     return rows[: evaluation.ds_size]
 
 

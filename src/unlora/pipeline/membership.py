@@ -13,7 +13,7 @@ from unlora.common.distributed import on_main
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.common.files import write_json
 from unlora.common.progress import shown
-from unlora.data import Example, TextFormat, check_overlap, encode_records, load_records
+from unlora.data import Example, TextFormat, check_overlap, encode_records, load_set
 from unlora.data.sources import Record
 from unlora.evals.membership.leakage import Scores, check_retrained, leakage_scores, read_scores, summarise_leakage
 from unlora.evals.scoring import example_nll
@@ -73,8 +73,8 @@ def load_rows(config: MembershipConfig) -> dict[str, Sequence[Record]]:
     Raises:
         InputError: rows that cannot be read, or that stand in both sets.
     """
-    forget = load_records(config.forget_data, config.forget_name, config.forget_split, argument="forget_data")
-    holdout = load_records(config.holdout_data, config.holdout_name, config.holdout_split, argument="holdout_data")
+    forget = load_set(config, "forget")
+    holdout = load_set(config, "holdout")
     check_overlap(forget, holdout, names=("forget", "holdout"))
     return {"forget": forget[: config.ds_size], "holdout": holdout[: config.ds_size]}
 

@@ -15,7 +15,7 @@ from unlora.data import (
     alternate_rows,
     check_overlap,
     encode_records,
-    load_records,
+    load_set,
     without_short_texts,
 )
 from unlora.data.sources import Record
@@ -44,10 +44,9 @@ def prepare(
 
 def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrained_log: Log | None) -> Job:
     data, evaluation = request.data, request.evaluation
-    forget_rows = load_records(data.forget_data, data.forget_name, data.forget_split, argument="forget_data")
+    forget_rows = load_set(data, "forget")
     stream = retain_stream(request, len(forget_rows))
-    place = data.retain_data, data.retain_name, data.retain_split
-    retain_rows = load_records(*place, argument="retain_data", stream=stream)
+    retain_rows = load_set(data, "retain", stream)
     used_forget = without_short_texts(forget_rows, data.min_characters, "forget_data")
     used_retain = without_short_texts(retain_rows, data.min_characters, "retain_data")
     check_overlap(used_forget, used_retain)

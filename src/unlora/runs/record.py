@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from unlora.common.errors import InputError, Problem
 from unlora.common.files import write_json
 from unlora.common.version import __version__
-from unlora.data.sources import HUB_ID, Record, Stream, load_records
+from unlora.data.sources import HUB_ID, Record, Stream, load_records, load_set
 from unlora.models.hashes import adapter_sha256, base_sha256, file_sha256, rows_sha256
 from unlora.runs.command import repeat_command
 from unlora.runs.folder import (
@@ -88,7 +88,7 @@ def describe_inputs(
         parts["retain"]["stream"] = asdict(stream)
     if stopping.holdout_data:
         place = stopping.holdout_data, stopping.holdout_name, stopping.holdout_split
-        parts["holdout"] = described(*place, load_records(*place, argument="holdout_data"))
+        parts["holdout"] = described(*place, load_set(stopping, "holdout"))
     if evaluation.eval_data:
         for name, rows in evaluated.items():
             config = getattr(evaluation, f"eval_{name}_name")

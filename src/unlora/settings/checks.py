@@ -1,59 +1,119 @@
-"""Checks that several groups of settings share. Each returns the problems it finds."""
+"""The checks that all settings share. Each returns the problems that it finds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import fields
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from unlora.common.errors import Problem, unknown_name
 
 
-def not_finite(settings: Any) -> list[Problem]:
-    """Settings that are NaN or infinite. No comparison catches NaN, and both would spoil every result."""
-    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    return [
-        Problem(name, value, "it is not a finite number", "use one")
-        for name, value in values.items()
-        if isinstance(value, float) and not math.isfinite(value)
-    ]
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may have.
+
+    Args:
+        text: the range as an error names it, such as "at least 1".
+        reason: why a number outside it cannot work.
+        contains: whether a number is inside.
+    """
+
+    text: str
+    reason: str
+    contains: Callable[[float], bool]
+
+    def problems(self, argument: str, value: float) -> list[Problem]:
+        """Return the problem of a number that is not inside."""
+        return [] if self.contains(value) else [Problem(argument, value, self.reason, f"use {self.text}")]
 
 
-def below(settings: Any, least: Mapping[str, float], reason: str) -> list[Problem]:
-    """Settings that are smaller than their least value; None means "not given" and passes."""
-    values = {name: getattr(settings, name) for name in least}
-    return [
-        Problem(name, value, reason, f"use at least {least[name]}")
-        for name, value in values.items()
-        if value is not None and value < least[name]
-    ]
+def at_least(least: float, reason: str) -> Range:
+    """Return the range of the numbers from `least` on."""
+    return Range(f"at least {least}", reason, lambda value: value >= least)
 
 
-def not_positive(settings: Any, names: Iterable[str]) -> list[Problem]:
-    """Settings that are zero or negative; None means "not given" and passes."""
-    values = {name: getattr(settings, name) for name in names}
-    return [
-        Problem(name, value, "it must be positive", "use a positive value")
-        for name, value in values.items()
-        if value is not None and value <= 0
-    ]
+def positive(reason: str = "it must be positive") -> Range:
+    """Return the range of the numbers above 0."""
+    return Range("a positive value", reason, lambda value: value > 0)
 
 
-def not_among(settings: Any, choices: Mapping[str, Collection[str]]) -> list[Problem]:
-    """Settings whose value is not one of their choices."""
+def between(low: float, high: float, reason: str) -> Range:
+    """Return the range of the numbers between two bounds, without the bounds."""
+    return Range(f"a value between {low} and {high}", reason, lambda value: low < value < high)
+
+
+def number_problems(
+    settings: Any, ranges: Mapping[str, Range] | None = None, infinite: Collection[str] = ()
+) -> list[Problem]:
+    """Check every number of a settings dataclass: its type, that it is finite, and its range.
+
+    The annotations say which settings are numbers, and whether None is allowed. NaN is checked separately from the
+    range, because every comparison with NaN is false.
+
+    Args:
+        settings: an instance of the dataclass.
+        ranges: setting -> its range. Of a list of numbers, each one must be inside.
+        infinite: the settings that may be infinite, which means "no limit".
+    """
+    hints = get_type_hints(type(settings))
+    problems: list[Problem] = []
+    for name in (field.name for field in fields(settings)):
+        types = _types_in(hints[name])
+        if not {int, float} & types:
+            continue
+        value = getattr(settings, name)
+        for number in value if isinstance(value, list) else [value]:
+            problem = _type_problem(name, number, types) or _finite_problem(name, number, name in infinite)
+            problems += [problem] if problem else _in_range(name, number, ranges or {})
+    return problems
+
+
+def range_problems(settings: Any, ranges: Mapping[str, Range]) -> list[Problem]:
+    """Check the ranges only, for settings whose dataclass is not ours, such as `peft.LoraConfig`."""
+    return [problem for name in ranges for problem in _in_range(name, getattr(settings, name), ranges)]
+
+
+def _types_in(hint: Any) -> set[Any]:
+    """Return the types in an annotation, such as {float, NoneType, ...} of `float | None`."""
+    return {hint}.union(*map(_types_in, get_args(hint)))
+
+
+def _type_problem(name: str, value: Any, types: Collection[Any]) -> Problem | None:
+    if value is None and NoneType in types:
+        return None
+    wanted, kind = ("a number", Real) if float in types else ("a whole number", Integral)
+    if isinstance(value, kind) and not isinstance(value, bool):
+        return None
+    return Problem(name, value, f"it is of type {type(value).__name__}", f"use {wanted}")
+
+
+def _finite_problem(name: str, value: float | None, may_be_infinite: bool) -> Problem | None:
+    if value is None or math.isfinite(value) or (may_be_infinite and value == math.inf):
+        return None
+    return Problem(name, value, "it is not a finite number", "use a finite number")
+
+
+def _in_range(name: str, value: float | None, ranges: Mapping[str, Range]) -> list[Problem]:
+    return [] if value is None or name not in ranges else ranges[name].problems(name, value)
+
+
+def choice_problems(settings: Any, choices: Mapping[str, Collection[str]]) -> list[Problem]:
+    """Check the settings that have a fixed set of values."""
     values = {name: getattr(settings, name) for name in choices}
     return [unknown_name(name, value, choices[name]) for name, value in values.items() if value not in choices[name]]
 
 
 def missing(settings: Any, names: Iterable[str], reason: str = "it is required", fix: str = "name it") -> list[Problem]:
-    """Required settings that are empty."""
+    """Check that required settings are not empty."""
     values = {name: getattr(settings, name) for name in names}
     return [Problem(name, value, reason, fix) for name, value in values.items() if not value]
 
 
 def changed(settings: Any) -> dict[str, Any]:
-    """The settings that differ from their defaults."""
-    defaults = type(settings)
+    """Return the settings that differ from their defaults."""
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    return {name: value for name, value in values.items() if value != getattr(defaults, name)}
+    return {name: value for name, value in values.items() if value != getattr(type(settings), name)}

@@ -1,93 +1,111 @@
-"""Which data, and how its rows become tokens."""
+"""Which data is used, and how its rows become tokens."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import below, missing, not_among
+from unlora.settings.checks import at_least, choice_problems, missing, number_problems
+from unlora.settings.setting import setting
 
 PROMPT_FORMATS = ("auto", "base", "tofu", "chat")
-NO_DATASET = ("no dataset is named", "give a file, a folder or a dataset on the Hub")
+_SOURCE = "a file, a folder or a dataset on the Hugging Face Hub"
+_NO_DATASET = ("no dataset is named", f"name {_SOURCE}")
+_RANGES = {
+    "max_length": at_least(2, "nothing could be predicted"),
+    "shuffle_buffer_size": at_least(1, "there would be no rows to draw from"),
+    "max_chunks": at_least(1, "no text would be left"),
+    "min_characters": at_least(0, "no text is that short"),
+}
+
+
+def _configuration(example: str) -> Any:
+    return setting(None, f"Configuration of that dataset, such as {example}.")
+
+
+def _split() -> Any:
+    return setting("train", "Split of that dataset. Slices such as train[:40] work.")
 
 
 @dataclass
 class TextConfig:
-    """How records become tokens."""
+    """How rows become tokens."""
 
-    prompt_format: str = field(
-        default="auto",
-        metadata={
-            "help": "base ('Question: ... Answer: ...'), tofu (the same, but 'Answer:' counts as part of the answer), "
-            "chat (the tokenizer's template), or auto."
-        },
+    prompt_format: str = setting(
+        "auto",
+        "base ('Question: ... Answer: ...'), tofu (the same, but 'Answer:' counts as part of the answer), chat (the "
+        "tokenizer's template), or auto (chat if the tokenizer has a template, else base).",
     )
-    max_length: int = field(
-        default=512, metadata={"help": "Most tokens of an example. Plain text is split into chunks of this length."}
+    max_length: int = setting(
+        512, "Maximum number of tokens of an example. Plain text is split into chunks of this length."
     )
 
     def problems(self) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
-        return [
-            *not_among(self, {"prompt_format": PROMPT_FORMATS}),
-            *below(self, {"max_length": 2}, "nothing could be predicted"),
-        ]
+        """Check everything that needs no data."""
+        return [*choice_problems(self, {"prompt_format": PROMPT_FORMATS}), *number_problems(self, _RANGES)]
 
 
 @dataclass
-class DataConfig(TextConfig):
-    """What to forget and what to keep. Each set is a file, a folder of `<name>.jsonl`, or a dataset on the Hub."""
+class ForgetData:
+    """The forget set."""
 
-    forget_data: str = field(
-        default="", metadata={"help": "The forget set: a file, a folder or a dataset on the Hub. Required."}
+    forget_data: str = setting("", f"The forget set: {_SOURCE}. Required.")
+    forget_name: str | None = _configuration("forget10")
+    forget_split: str = _split()
+
+
+@dataclass
+class RetainData:
+    """The retain set."""
+
+    retain_data: str = setting("", f"The retain set: {_SOURCE}. Required.")
+    retain_name: str | None = _configuration("retain90")
+    retain_split: str = _split()
+
+
+@dataclass
+class HoldoutData:
+    """The holdout set: unseen data like the forget set."""
+
+    holdout_data: str | None = setting(
+        None, f"Rows like those of the forget set that the model has never seen: {_SOURCE}."
     )
-    forget_name: str | None = field(default=None, metadata={"help": "Its configuration, such as forget10."})
-    forget_split: str = field(default="train", metadata={"help": "Its split. Slices such as train[:40] work."})
-    alternate_key: str | None = field(
-        default=None,
-        metadata={
-            "help": "Column of the forget rows that holds the answer to give instead, for idk and dpo. "
-            "Built-in refusals if not given."
-        },
+    holdout_name: str | None = _configuration("holdout10")
+    holdout_split: str = _split()
+
+
+@dataclass
+class DataConfig(RetainData, ForgetData, TextConfig):
+    """What to forget and what to keep."""
+
+    alternate_key: str | None = setting(
+        None,
+        "Column of the forget rows with the answer to give instead, for the losses idk and dpo. Defaults to built-in "
+        "refusals.",
     )
-    retain_data: str = field(
-        default="", metadata={"help": "The retain set: a file, a folder or a dataset on the Hub. Required."}
+    streaming: bool = setting(False, "Stream the retain set, and read only as much of it as the run can use.")
+    shuffle_buffer_size: int = setting(
+        10_000, "With streaming: number of rows in memory, among which the next one is drawn."
     )
-    retain_name: str | None = field(default=None, metadata={"help": "Its configuration, such as retain90."})
-    retain_split: str = field(default="train", metadata={"help": "Its split. Slices such as train[:160] work."})
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Stream the retain set, and read only as much of it as the run can use."},
+    max_chunks: int | None = setting(
+        None, "Maximum number of chunks of a plain text, from its beginning. Defaults to all."
     )
-    shuffle_buffer_size: int = field(
-        default=10_000, metadata={"help": "Rows of the stream among which the next one is drawn (with streaming)."}
-    )
-    max_chunks: int | None = field(
-        default=None, metadata={"help": "Chunks of a plain text to use, from its beginning. All if not given."}
-    )
-    min_characters: int = field(
-        default=0, metadata={"help": "Skip plain texts with fewer characters, such as headings."}
-    )
+    min_characters: int = setting(0, "Skip plain texts with fewer characters, such as headings.")
 
     def problems(self) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
-        return [
-            *super().problems(),
-            *missing(self, ("forget_data", "retain_data"), *NO_DATASET),
-            *below(self, {"max_chunks": 1}, "no text would be left"),
-            *below(self, {"min_characters": 0}, "no text is that short"),
-            *below(self, {"shuffle_buffer_size": 1}, "there would be no rows to draw from"),
-        ]
+        """Check everything that needs no data."""
+        return [*super().problems(), *missing(self, ("forget_data", "retain_data"), *_NO_DATASET)]
 
 
 @dataclass
 class TrainDataConfig(TextConfig):
     """What to fine-tune on."""
 
-    train_data: str = field(default="", metadata={"help": "A file, a folder or a dataset on the Hub. Required."})
-    train_name: str | None = field(default=None, metadata={"help": "Its configuration, such as full."})
-    train_split: str = field(default="train", metadata={"help": "Its split. Slices such as train[:160] work."})
+    train_data: str = setting("", f"The training data: {_SOURCE}. Required.")
+    train_name: str | None = _configuration("full")
+    train_split: str = _split()
 
     def problems(self) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
-        return [*super().problems(), *missing(self, ("train_data",), *NO_DATASET)]
+        """Check everything that needs no data."""
+        return [*super().problems(), *missing(self, ("train_data",), *_NO_DATASET)]

@@ -1,56 +1,63 @@
-"""What is evaluated, on what, and where the result goes."""
+"""What is evaluated, on which data, and where the result goes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import below, missing
+from unlora.settings.checks import at_least, missing, number_problems
+from unlora.settings.data import ForgetData, HoldoutData
 from unlora.settings.model import ModelConfig
+from unlora.settings.setting import setting
 
-NOTHING = "nothing would be evaluated"
+_SOME = at_least(1, "nothing would be evaluated")
+_RANGES = {
+    **dict.fromkeys(("ds_size", "eval_batch_size", "max_new_tokens", "limit", "batch_size"), _SOME),
+    "num_fewshot": at_least(0, "a prompt cannot have fewer than no examples"),
+}
+
+
+def _retrained_log(use: str) -> Any:
+    help_text = f"Log of the same evaluation of a model trained without the forget set, for {use}."
+    return setting(None, help_text)
 
 
 @dataclass
-class EvalSettings:
-    """How much is evaluated, and how."""
+class SampleSettings:
+    """How much of each set is evaluated, and in which batches."""
 
-    ds_size: int | None = field(
-        default=300, metadata={"help": "How many examples of each set are evaluated, from the first on."}
-    )
-    max_new_tokens: int = field(default=200, metadata={"help": "Most tokens of a generated answer."})
-    eval_batch_size: int = field(default=32, metadata={"help": "Examples in a forward pass."})
+    ds_size: int | None = setting(300, "Maximum number of examples of each set, from the first on.")
+    eval_batch_size: int = setting(32, "Examples in a forward pass.")
 
     def problems(self) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
-        return below(self, {"ds_size": 1, "max_new_tokens": 1, "eval_batch_size": 1}, NOTHING)
+        """Check everything that needs no data."""
+        return number_problems(self, _RANGES)
+
+
+@dataclass
+class EvalSettings(SampleSettings):
+    """How much is evaluated, and how."""
+
+    max_new_tokens: int = setting(200, "Maximum number of tokens of a generated answer.")
 
 
 @dataclass
 class EvalConfig(EvalSettings):
     """What is evaluated, on the model before and after unlearning."""
 
-    eval_data: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or dataset on the Hub in TOFU's schema. The forget and retain sets themselves if not given."
-        },
+    eval_data: str | None = setting(
+        None,
+        "Folder or dataset on the Hugging Face Hub in TOFU's schema. Defaults to the forget and retain sets.",
     )
-    eval_forget_name: str = field(default="forget10_perturbed", metadata={"help": "Its forget configuration."})
-    eval_retain_name: str = field(default="retain_perturbed", metadata={"help": "Its retain configuration."})
-    eval_real_authors_name: str = field(
-        default="real_authors_perturbed", metadata={"help": "Its configuration of real authors, or none."}
-    )
-    eval_world_facts_name: str = field(
-        default="world_facts_perturbed", metadata={"help": "Its configuration of general facts, or none."}
-    )
-    retrain_log: str | None = field(
-        default=None, metadata={"help": "Evaluation log of a model trained without the forget set, for forget quality."}
-    )
-    original_log: str | None = field(
-        default=None,
-        metadata={"help": "Evaluation log of the model before this request, if you have one already."},
+    eval_forget_name: str = setting("forget10_perturbed", "Its forget configuration.")
+    eval_retain_name: str = setting("retain_perturbed", "Its retain configuration.")
+    eval_real_authors_name: str = setting("real_authors_perturbed", "Its configuration of real authors, or none.")
+    eval_world_facts_name: str = setting("world_facts_perturbed", "Its configuration of general facts, or none.")
+    retrain_log: str | None = _retrained_log("forget quality")
+    original_log: str | None = setting(
+        None, "Log of the same evaluation of the model before this request, if you have one already."
     )
 
 
@@ -58,21 +65,21 @@ class EvalConfig(EvalSettings):
 class TargetConfig:
     """What to evaluate, and where the result goes."""
 
-    adapter: str | None = field(default=None, metadata={"help": "PEFT adapter folder to load on the model."})
-    log: str = field(default="", metadata={"help": "Where the result is written: a new file. Required."})
+    adapter: str | None = setting(None, "Folder of a PEFT adapter to load on the model.")
+    log: str = setting("", "New file for the result. Required.")
 
     def target_problems(self, model: ModelConfig) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
-        problems = missing(self, ("log",))
+        """Check everything that can be checked before anything is loaded."""
+        problems = missing(self, ("log",), fix="name a new file")
         if model.on is not None and self.adapter is not None:
             reason = "that run's own adapter is evaluated, which contains those of all earlier requests"
             problems.append(Problem("on", model.on, reason, "name either on or adapter"))
         if self.log and Path(self.log).exists():
-            problems.append(Problem("log", self.log, "it is already in use", "name a new file"))
+            problems.append(Problem("log", self.log, "the file exists already", "name a new file"))
         return problems
 
     def adapted(self, model: ModelConfig) -> bool:
-        """Whether the evaluated model has an adapter, without which it is the original."""
+        """Return whether the evaluated model has an adapter. Without one it is the original model."""
         return self.adapter is not None or model.on is not None
 
 
@@ -80,10 +87,7 @@ class TargetConfig:
 class ReportedConfig(TargetConfig):
     """What to evaluate, for the report of the run that it belongs to."""
 
-    log: str = field(
-        default="",
-        metadata={"help": "Where the result is written: a new file. With --on, a file in that run if not given."},
-    )
+    log: str = setting("", "New file for the result. Required without --on; with it, defaults to a file in that run.")
 
     def log_in_run(self, model: ModelConfig, name: str) -> None:
         """Write the result into the evaluated run, where its report looks for it, unless the user named a file."""
@@ -92,77 +96,48 @@ class ReportedConfig(TargetConfig):
 
 
 @dataclass
-class MuseConfig(ReportedConfig):
-    """What is evaluated on what."""
+class MuseConfig(SampleSettings, ReportedConfig):
+    """What is evaluated on which data."""
 
-    data: str = field(
-        default="", metadata={"help": "muse-bench/MUSE-News, -Books, or a folder of the same schema. Required."}
-    )
-    retrain_log: str | None = field(
-        default=None,
-        metadata={"help": "This command's log of a model trained without the forget set, for privacy leakage."},
-    )
-    ds_size: int | None = field(
-        default=300, metadata={"help": "How many rows of each set are evaluated. MUSE's sets have 100."}
-    )
-    eval_batch_size: int = field(
-        default=8, metadata={"help": "Texts in a forward pass. Some have thousands of tokens."}
-    )
+    data: str = setting("", "muse-bench/MUSE-News, muse-bench/MUSE-Books, or a folder of the same schema. Required.")
+    eval_batch_size: int = setting(8, "Texts in a forward pass. Some have thousands of tokens.")
+    retrain_log: str | None = _retrained_log("privacy leakage")
 
     def problems(self) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
-        return [*missing(self, ("data",)), *below(self, {"ds_size": 1, "eval_batch_size": 1}, NOTHING)]
+        """Check everything that needs no data."""
+        return [*missing(self, ("data",)), *super().problems()]
 
 
 @dataclass
 class TaskSettings:
-    """Which tasks of lm-evaluation-harness, and how much of them."""
+    """Which tasks of lm-evaluation-harness are evaluated, and how much of each."""
 
-    tasks: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Names of tasks, groups or tags (wmdp_bio wmdp_cyber mmlu), or YAML files. Required."},
+    tasks: list[str] = setting(
+        [], "Names of tasks, groups or tags (wmdp_bio wmdp_cyber mmlu), or YAML files. Required."
     )
-    include_path: str | None = field(default=None, metadata={"help": "Folder of your own task YAML files."})
-    num_fewshot: int = field(default=0, metadata={"help": "Answered examples before each question."})
-    limit: int | None = field(default=None, metadata={"help": "How many questions of each task are asked."})
-    batch_size: int = field(default=8, metadata={"help": "Questions in a forward pass."})
+    include_path: str | None = setting(None, "Folder of your own task YAML files.")
+    num_fewshot: int = setting(0, "Answered examples before each question.")
+    limit: int | None = setting(None, "Maximum number of questions of each task.")
+    batch_size: int = setting(8, "Questions in a forward pass.")
 
     def problems(self) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
+        """Check everything that needs no data."""
         problems = missing(self, ("tasks",))
         if self.include_path is not None and not Path(self.include_path).is_dir():
             problems.append(Problem("include_path", self.include_path, "there is no such folder", "check the path"))
-        return [*problems, *below(self, {"num_fewshot": 0, "limit": 1, "batch_size": 1}, "it is too small")]
+        return [*problems, *number_problems(self, _RANGES)]
 
 
 @dataclass
-class MembershipConfig(ReportedConfig):
+class MembershipConfig(HoldoutData, ForgetData, SampleSettings, ReportedConfig):
     """Which sets are compared, and by which attacks."""
 
-    forget_data: str = field(
-        default="", metadata={"help": "The forget set: a file, a folder or a dataset on the Hub. Required."}
+    reference_model: str | None = setting(
+        None, "Add the reference attack, which compares with this other model. It must have the same tokenizer."
     )
-    forget_name: str | None = field(default=None, metadata={"help": "Its configuration, such as forget10."})
-    forget_split: str = field(default="train", metadata={"help": "Its split. Slices such as train[:40] work."})
-    holdout_data: str = field(
-        default="", metadata={"help": "Rows like the forget set's that the model never saw. Required."}
-    )
-    holdout_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    holdout_split: str = field(default="train", metadata={"help": "Its split. Slices such as train[:40] work."})
-    ds_size: int | None = field(default=300, metadata={"help": "How many rows of each set are scored."})
-    eval_batch_size: int = field(default=32, metadata={"help": "Examples in a forward pass."})
-    reference_model: str | None = field(
-        default=None, metadata={"help": "Add the reference attack, with this other model that has the same tokenizer."}
-    )
-    gradnorm: bool = field(default=False, metadata={"help": "Add the gradient-norm attack, for a backward pass."})
-    retrain_log: str | None = field(
-        default=None,
-        metadata={"help": "This command's log of a model trained without the forget set, for PrivLeak."},
-    )
+    gradnorm: bool = setting(False, "Add the gradient-norm attack, which costs a backward pass.")
+    retrain_log: str | None = _retrained_log("PrivLeak")
 
     def problems(self) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
-        return [
-            *missing(self, ("forget_data", "holdout_data")),
-            *below(self, {"ds_size": 1, "eval_batch_size": 1}, "nothing would be scored"),
-        ]
+        """Check everything that needs no data."""
+        return [*missing(self, ("forget_data", "holdout_data")), *super().problems()]

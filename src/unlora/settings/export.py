@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import below, missing
+from unlora.settings.checks import missing, number_problems
+from unlora.settings.setting import setting
+from unlora.settings.training import RANK
 
 
 @dataclass
 class ExportConfig:
-    """What is made of a run, and where it goes."""
+    """What is exported of a run, and where it goes."""
 
-    output_dir: str = field(default="", metadata={"help": "Where it is written: a new folder. Required."})
-    merge: bool = field(
-        default=False,
-        metadata={"help": "Export the whole model with the adapter merged into its weights."},
+    output_dir: str = setting("", "New folder for the result. Required.")
+    merge: bool = setting(False, "Export the whole model with the adapter merged into its weights.")
+    max_rank: int | None = setting(
+        None, "Maximum rank of the exported adapter, by truncated SVD. Defaults to the rank in the run."
     )
-    max_rank: int | None = field(
-        default=None, metadata={"help": "Most ranks of the adapter, by truncated SVD. As in the run if not given."}
+    card: bool = setting(True, "Write a model card (README.md) with the run's metrics.")
+    base_model: str | None = setting(
+        None,
+        "Name of the base model on the Hugging Face Hub, so that others find it. Required if it is a local folder.",
     )
-    card: bool = field(default=True, metadata={"help": "Write a model card (README.md) with the run's metrics."})
-    base_model: str | None = field(
-        default=None,
-        metadata={"help": "The base model's name on the Hub, for others to find it. Needed if it is a local folder."},
+    push_to_hub: str | None = setting(
+        None, "Upload the folder to this repository (owner/name) on the Hugging Face Hub."
     )
-    push_to_hub: str | None = field(
-        default=None, metadata={"help": "Upload the folder to this repository on the Hub (owner/name)."}
-    )
-    private: bool = field(default=True, metadata={"help": "Whether that repository is private."})
+    private: bool = setting(True, "Whether that repository is private.")
 
     def problems(self) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
+        """Check everything that can be checked before anything is loaded."""
         problems = [
             *missing(self, ("output_dir",), fix="name a new folder"),
-            *below(self, {"max_rank": 1}, "an adapter has at least rank 1"),
+            *number_problems(self, {"max_rank": RANK}),
         ]
         if self.max_rank is not None and self.merge:
             problems.append(Problem("max_rank", self.max_rank, "a merged model has no adapter", "remove it"))

@@ -1,4 +1,4 @@
-"""Which model, and how it is loaded."""
+"""Which model is used, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import not_among
+from unlora.settings.checks import choice_problems
+from unlora.settings.setting import setting
 from unlora.settings.sharding import sharding_problems
 
-CHOICES = {"dtype": ("auto", "float32", "bfloat16", "float16"), "bnb_4bit_quant_type": ("nf4", "fp4")}
+_CHOICES = {"dtype": ("auto", "float32", "bfloat16", "float16"), "bnb_4bit_quant_type": ("nf4", "fp4")}
 
 
 @dataclass
@@ -18,42 +19,32 @@ class ModelConfig:
     """Which model, and how it is loaded."""
 
     model_name_or_path: str = field(metadata={"help": "The model: a folder, or its name on the Hugging Face Hub."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
-    dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "As in transformers: sdpa, eager, ..."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
-    load_in_8bit: bool = field(
-        default=False,
-        metadata={"help": "Quantise the base model's linear layers to 8 bits (needs unlora[quantised])."},
+    model_revision: str = setting("main", "Branch, tag or commit on the Hugging Face Hub.")
+    dtype: str = setting("auto", "auto (as saved), float32, bfloat16 or float16.")
+    attn_implementation: str | None = setting(None, "As in transformers: sdpa, eager, ...")
+    trust_remote_code: bool = setting(False, "Run code that comes with the model.")
+    load_in_8bit: bool = setting(False, "Quantise the base model's linear layers to 8 bits (needs unlora[quantised]).")
+    load_in_4bit: bool = setting(False, "Quantise the base model's linear layers to 4 bits (needs unlora[quantised]).")
+    bnb_4bit_quant_type: str = setting("nf4", "4-bit data type: nf4 or fp4.")
+    use_bnb_nested_quant: bool = setting(False, "Quantise the 4-bit scales as well.")
+    shard_base: str | None = setting(
+        None,
+        "Shard the frozen base model over the processes of `accelerate launch`: fsdp (PyTorch's FSDP2), or the path of "
+        "a DeepSpeed ZeRO-3 configuration (needs unlora[deepspeed]).",
     )
-    load_in_4bit: bool = field(
-        default=False,
-        metadata={"help": "Quantise the base model's linear layers to 4 bits (needs unlora[quantised])."},
-    )
-    bnb_4bit_quant_type: str = field(default="nf4", metadata={"help": "4-bit data type: nf4 or fp4."})
-    use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Quantise the 4-bit scales as well."})
-    shard_base: str | None = field(
-        default=None,
-        metadata={
-            "help": "Shard the frozen base model over the processes of `accelerate launch`: fsdp (PyTorch's FSDP2), or "
-            "the path of a DeepSpeed ZeRO-3 configuration (needs unlora[deepspeed])."
-        },
-    )
-    on: str | None = field(
-        default=None,
-        metadata={
-            "help": "Run folder of an earlier request to continue from. Its adapter stays active, and the exported "
-            "adapter contains both."
-        },
+    on: str | None = setting(
+        None,
+        "Run folder of an earlier request to continue from. Its adapter stays active, and the exported adapter "
+        "contains both.",
     )
 
     def problems(self) -> list[Problem]:
-        """What is wrong, before anything is loaded."""
-        return [*not_among(self, CHOICES), *self._quantisation_problems(), *self._sharding_problems()]
+        """Check everything that can be checked before anything is loaded."""
+        return [*choice_problems(self, _CHOICES), *self._quantisation_problems(), *self._sharding_problems()]
 
     @property
     def quantised(self) -> str | None:
-        """The flag that quantises the base model, if one does."""
+        """The name of the flag that quantises the base model, or None."""
         return next((name for name in ("load_in_8bit", "load_in_4bit") if getattr(self, name)), None)
 
     def _quantisation_problems(self) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""The DeepSpeed file that `shard_base` may name, and what must be true of it."""
+"""The DeepSpeed configuration that `shard_base` may name, and its checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECTION = "zero_optimization"
 
 
 def sharding_problems(shard_base: str) -> list[Problem]:
-    """What is wrong with `fsdp` or the path of a ZeRO-3 configuration, before anything is loaded."""
+    """Check that `shard_base` is `fsdp` or the path of a usable ZeRO-3 configuration."""
     if shard_base == FSDP:
         return []
     if find_spec("deepspeed") is None and Path(shard_base).is_file():
@@ -28,11 +28,11 @@ def sharding_problems(shard_base: str) -> list[Problem]:
 
 
 def zero3_section(path: str) -> dict[str, Any]:
-    """The `zero_optimization` section of a DeepSpeed configuration. Values of "auto" are left to DeepSpeed.
+    """Return the `zero_optimization` section of a DeepSpeed configuration, without the values that are "auto".
 
     Raises:
-        InputError: the file is not such a configuration, it asks for another stage than 3, or it has sections about
-            training, which DeepSpeed does not do here.
+        InputError: the file is no such configuration, asks for another stage than 3, or has sections about training,
+            which DeepSpeed does not do here.
     """
     try:
         settings = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,80 +1,83 @@
 """Our own training settings. `UnlearnConfig` and `FinetuneConfig` add those of `transformers.TrainingArguments`.
 
-They stand apart because the help of a command must not wait for torch.
+They are separate because the help of a command must not wait for torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import below
+from unlora.settings.checks import Range, at_least, number_problems, positive
+from unlora.settings.setting import setting
+
+RANK = at_least(1, "an adapter has at least rank 1")
+# What an adapter needs that starts without any effect, wherever its settings come from.
+ADAPTER_RANGES = {
+    "r": RANK,
+    "lora_alpha": positive("the factors are divided by it"),
+    "lora_dropout": Range(
+        "0",
+        "dropout would drop different units in the two adapters, so they would not cancel at the start",
+        lambda p: p == 0,
+    ),
+}
+_RANGES = ADAPTER_RANGES | {
+    "export_rank": RANK,
+    "retain_weight": at_least(0, "it would reward forgetting the retain set"),
+    "learning_rate": at_least(0, "it would follow the gradient upwards"),
+    "weight_decay": at_least(0, "it would let the adapter grow without end"),
+}
+_LEARNING_RATE = "The initial learning rate of AdamW."
+_WEIGHT_DECAY = "Weight decay of AdamW."
+_ALPHA = "LoRA alpha. The adapter is scaled by alpha / r."
+_TARGETS = "Modules to adapt, as in PEFT. Defaults to all linear layers but the output head."
 
 
 @dataclass
 class UnlearnSettings:
     """Adapter, losses and training. The defaults are the paper's where it has them."""
 
-    r: int = field(default=8, metadata={"help": "Rank of the LoRA adapter."})
-    lora_alpha: float = field(default=16.0, metadata={"help": "LoRA alpha; the adapter is scaled by alpha / r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Must be 0: the offset must cancel the start exactly."})
-    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r) (rank-stabilised LoRA)."})
-    target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules to adapt, as in PEFT; all linear layers but the head if not given."}
+    r: int = setting(8, "Rank of the LoRA adapter.")
+    lora_alpha: float = setting(16.0, _ALPHA)
+    lora_dropout: float = setting(0.0, "Must be 0, so that the offset cancels the start exactly.")
+    use_rslora: bool = setting(False, "Scale by alpha / sqrt(r) (rank-stabilised LoRA).")
+    target_modules: list[str] | None = setting(None, _TARGETS)
+    export_rank: int | None = setting(
+        None,
+        "Maximum rank of the exported adapter, by truncated SVD. Defaults to an exact export (rank 2r, more after "
+        "earlier requests).",
     )
-    export_rank: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most ranks of the exported adapter, by truncated SVD; "
-            "exact (twice r, more after earlier requests) if not given."
-        },
+    loss: str = setting("ihl", "Forget loss: see `unlora ls losses`.")
+    loss_kwargs: dict | str | None = setting(
+        None, "The forget loss's own settings as JSON, such as '{\"beta\": 0.1}' for npo."
     )
-    loss: str = field(default="ihl", metadata={"help": "Forget loss: see `unlora ls losses`."})
-    loss_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "The forget loss's own settings as JSON, such as '{\"beta\": 0.1}' for npo."}
+    retain_loss: str | None = setting(
+        None,
+        "Retain loss (see `unlora ls retain_losses`), or none. Defaults to the one that goes with the forget loss.",
     )
-    retain_loss: str | None = field(
-        default=None,
-        metadata={
-            "help": "Retain loss (see `unlora ls retain_losses`) or none; what goes with the forget loss if not given."
-        },
+    retain_weight: float = setting(
+        1.0, "λ in loss = forget loss + λ · retain loss. The loss pdu starts from it and changes it."
     )
-    retain_weight: float = field(
-        default=1.0, metadata={"help": "λ in loss = forget loss + λ · retain loss; where it starts for pdu."}
+    max_retain_loss: float | None = setting(
+        None,
+        "Stop if a batch's retain loss exceeds this. Defaults to the first batch's + ln(vocabulary); no limit for "
+        "hidden_mse.",
     )
-    max_retain_loss: float | None = field(
-        default=None,
-        metadata={
-            "help": "Stop if a batch's retain loss exceeds this; the first batch's + ln(vocabulary) if not given "
-            "(no limit for hidden_mse)."
-        },
+    learning_rate: float = setting(1e-4, _LEARNING_RATE)
+    weight_decay: float = setting(0.01, _WEIGHT_DECAY)
+    num_train_epochs: float = setting(5.0, "Passes over the forget set.")
+    gradient_accumulation_steps: int = setting(
+        4, "Batches whose gradients are added up before an update. 4 × 8 pairs is the paper's 32."
     )
-    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
-    num_train_epochs: float = field(default=5.0, metadata={"help": "Passes over the forget set."})
-    gradient_accumulation_steps: int = field(
-        default=4, metadata={"help": "Batches added up before an update; 4 × 8 pairs is the paper's 32."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: batches hold pairs."})
-    logging_steps: float = field(default=5, metadata={"help": "Log forget and retain loss every so many updates."})
+    remove_unused_columns: bool = setting(False, "Must be false, because batches hold pairs.")
+    logging_steps: float = setting(5, "Log the forget and retain loss every so many updates.")
 
-    def adapter_problems(self) -> list[Problem]:
-        """What is wrong with our own settings. Whether they suit the model is checked by `attach_adapters`."""
-        problems = below(self, {"r": 1, "export_rank": 1}, "an adapter has at least rank 1")
-        reasons = {
-            "retain_weight": "it would reward forgetting the retain set",
-            "learning_rate": "it would follow the gradient upwards",
-            "weight_decay": "it would let the adapter grow without end",
-        }
-        problems += [problem for name, reason in reasons.items() for problem in below(self, {name: 0}, reason)]
-        if self.lora_alpha <= 0:
-            reason = "the factors are divided by it"
-            problems.append(Problem("lora_alpha", self.lora_alpha, reason, "use a positive value"))
-        if self.lora_dropout:
-            reason = "dropout would drop different units in the two adapters, so they would not cancel at the start"
-            problems.append(Problem("lora_dropout", self.lora_dropout, reason, "use 0"))
+    def own_problems(self) -> list[Problem]:
+        """Check these settings, and the numbers of subclasses. `attach_adapters` checks whether they suit the model."""
+        problems = number_problems(self, _RANGES, infinite=("max_retain_loss",))
         if self.remove_unused_columns:
-            problems.append(Problem("remove_unused_columns", True, "it would drop the pairs", "leave it False"))
+            problems.append(Problem("remove_unused_columns", True, "it would drop the pairs", "set it to false"))
         return problems
 
 
@@ -82,25 +85,21 @@ class UnlearnSettings:
 class FinetuneSettings:
     """Fine-tuning with TOFU's defaults (arXiv 2401.06121), of all weights or with LoRA."""
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
-    num_train_epochs: float = field(default=5.0, metadata={"help": "Passes over the data."})
-    warmup_steps: float = field(
-        default=0.2,
-        metadata={"help": "Updates of linear warm-up; below 1 a share of all: TOFU warms up for one of its 5 epochs."},
+    learning_rate: float = setting(1e-5, _LEARNING_RATE)
+    weight_decay: float = setting(0.01, _WEIGHT_DECAY)
+    num_train_epochs: float = setting(5.0, "Passes over the data.")
+    warmup_steps: float = setting(
+        0.2, "Updates of linear warm-up, or below 1 their share of all: TOFU warms up for one of its 5 epochs."
     )
-    gradient_accumulation_steps: int = field(default=4, metadata={"help": "Batches added up before an update."})
-    logging_steps: float = field(default=20, metadata={"help": "Log the loss every so many updates."})
-    r: int | None = field(
-        default=None,
-        metadata={"help": "Rank of a LoRA adapter to train and merge at the end; all weights train if not given."},
+    gradient_accumulation_steps: int = setting(4, "Batches whose gradients are added up before an update.")
+    logging_steps: float = setting(20, "Log the loss every so many updates.")
+    r: int | None = setting(
+        None, "Rank of a LoRA adapter, which is merged into the weights at the end. Defaults to training all weights."
     )
-    lora_alpha: float = field(default=32.0, metadata={"help": "LoRA alpha; the adapter is scaled by alpha / r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapter, while it trains."})
-    target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules to adapt, as in PEFT; all linear layers but the head if not given."}
-    )
+    lora_alpha: float = setting(32.0, _ALPHA)
+    lora_dropout: float = setting(0.05, "Dropout before the adapter, while it trains.")
+    target_modules: list[str] | None = setting(None, _TARGETS)
 
-    def adapter_problems(self) -> list[Problem]:
-        """What is wrong with our own settings."""
-        return below(self, {"r": 1}, "an adapter has at least rank 1")
+    def own_problems(self) -> list[Problem]:
+        """Check these settings, and the numbers of subclasses."""
+        return number_problems(self, {"r": RANK})

@@ -11,12 +11,8 @@ from transformers import TrainingArguments
 
 from unlora.common.errors import Problem, raise_if
 from unlora.losses.table import LOSSES, check_losses
-from unlora.settings.checks import not_finite
 from unlora.settings.training import UnlearnSettings
 from unlora.training.arguments import SafeArguments
-
-# The only setting that may be infinite.
-_NO_LIMIT = ("max_retain_loss", math.inf)
 
 
 @dataclass
@@ -44,8 +40,7 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
         return [
             *check_losses(self.loss, self.retain_loss, self.loss_kwargs),
             *super().problems(),
-            *self.adapter_problems(),
-            *(problem for problem in not_finite(self) if (problem.argument, problem.value) != _NO_LIMIT),
+            *self.own_problems(),
         ]
 
     @property

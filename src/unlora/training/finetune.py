@@ -39,7 +39,7 @@ class FinetuneConfig(FinetuneSettings, SafeArguments):
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the settings, before anything is loaded."""
-        return [*super().problems(), *self.adapter_problems()]
+        return [*super().problems(), *self.own_problems()]
 
 
 class FinetuneTrainer(SafeTrainer):

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from unlora.common.errors import InputError, Problem, raise_if
-from unlora.data import Example, TextFormat, check_overlap, encode_records, load_records
+from unlora.data import Example, TextFormat, check_overlap, encode_records, load_set
 from unlora.data.sources import Record, has_keys
 from unlora.evals import metrics
 from unlora.evals.scoring import example_nll
@@ -149,7 +149,7 @@ def unseen_test(
     """
     if config.holdout_data is None:
         return None
-    holdout = load_records(config.holdout_data, config.holdout_name, config.holdout_split, argument="holdout_data")
+    holdout = load_set(config, "holdout")
     check_overlap(forget, holdout, names=("forget", "holdout"))
     check_overlap(retain, holdout, names=("retain", "holdout"))
     return UnseenTest(forget[:rows], holdout[:rows], text_format, config.stop_statistic, batch_size)

@@ -49,7 +49,7 @@ def chat(tokenizer):
 
 
 def materials(text_format, rows=ROWS, max_new_tokens=8):
-    return Materials(text_format, rows, rows[:3], EvalSettings(None, max_new_tokens, 4), given_tokens=5)
+    return Materials(text_format, rows, rows[:3], EvalSettings(None, 4, max_new_tokens), given_tokens=5)
 
 
 def config(**changes):

@@ -1,0 +1,20 @@
+"""How one setting is written down: its default and its help text."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import field
+from typing import Any
+
+
+def setting(default: Any, help_text: str) -> Any:
+    """Return the dataclass field of a setting, as `HfArgumentParser` reads it.
+
+    Args:
+        default: the value if the user gives none. Each instance gets its own copy of a list.
+        help_text: what `--help` says about it.
+    """
+    metadata = {"help": help_text}
+    if isinstance(default, list):
+        return field(default_factory=lambda: copy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)

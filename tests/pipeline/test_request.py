@@ -1,0 +1,36 @@
+"""Which requests are refused before anything is loaded, and what is only pointed out."""
+
+import pytest
+
+from unlora import UnlearnConfig
+from unlora.cli.arguments import published
+from unlora.cli.unlearn import request_from
+from unlora.importance.table import INITIALISERS, unread_settings
+from unlora.pipeline.request import Request
+from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig
+
+UNREAD = {
+    "vila": [],
+    "fila": ["probe_offset", "sigma"],
+    "pissa": ["probe_offset", "sigma", "smoothing"],
+    "lora": ["probe_offset", "sigma", "smoothing"],
+}
+
+
+@pytest.mark.parametrize("init", INITIALISERS)
+def test_settings_that_the_initialiser_does_not_read_are_pointed_out(init, tmp_path, caplog):
+    config = ImportanceConfig(init, smoothing="absolute", sigma=0.1, probe_offset=False, importance_seed=7)
+    assert unread_settings(config) == UNREAD[init]
+    assert unread_settings(ImportanceConfig(init, importance_seed=7)) == []
+    args = UnlearnConfig(output_dir=str(tmp_path / "run"), use_cpu=True)
+    Request(ModelConfig("m"), DataConfig(forget_data="f", retain_data="r"), config, EvalConfig(), args).check()
+    shown = f"init={init!r} does not read {', '.join(UNREAD[init])}"
+    assert (shown in caplog.text) == bool(UNREAD[init])
+
+
+@pytest.mark.parametrize("init", INITIALISERS)
+def test_a_published_configuration_serves_every_initialiser(init, tmp_path):
+    """A grid takes its settings from one configuration, whatever the initialiser."""
+    name = next(name for name in published() if name.startswith("vila-"))
+    given = {"config": name, "init": init, "model_name_or_path": "m", "output_dir": tmp_path / "run", "use_cpu": "true"}
+    request_from([part for flag, value in given.items() for part in (f"--{flag}", str(value))], "unlearn", "").check()
