@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -50,20 +51,32 @@ def load_tasks(settings: TaskSettings) -> Tasks:
     except ImportError as error:
         fix = "install it: pip install 'unlora[wmdp]'"
         raise InputError(Problem("tasks", settings.tasks, "lm-evaluation-harness is not there", fix)) from error
-    manager = TaskManager(include_path=settings.include_path)
-    known = set(manager.all_tasks)
-    raise_if(_unknown_task(name, known) for name in settings.tasks if name not in known and not Path(name).is_file())
-    try:
-        found = manager.load(list(dict.fromkeys(settings.tasks)))
-    except Exception as error:  # a task may read its data in any way
-        reason = f"the harness cannot load them ({type(error).__name__}: {error})"
-        fix = "check the names, the files and the network; name a task once, alone or in its group"
-        raise InputError(Problem("tasks", settings.tasks, reason, fix)) from error
+    manager, found = _loaded(TaskManager, settings)
     raise_if(problem for name, task in found["tasks"].items() for problem in _wrong_schema(name, task))
     groups = found.get("groups", {})
     inner = {id(part) for group in groups.values() for part in (*group.get_all_tasks(), *group.get_all_groups())}
     items = [item for item in (*groups.values(), *found["tasks"].values()) if id(item) not in inner]
     return Tasks(manager, items, found["tasks"])
+
+
+def _loaded(make_manager: Callable[..., Any], settings: TaskSettings) -> tuple[Any, dict[str, Any]]:
+    """The harness's task manager, and what it loads for the names that were asked for."""
+    names = list(dict.fromkeys(settings.tasks))
+    if settings.include_path is not None:
+        # Reading the harness's own thousands of task files takes seconds, and the tasks may need none of them.
+        manager = make_manager(include_path=settings.include_path, include_defaults=False)
+        if all(name in manager.all_tasks for name in names):
+            with suppress(Exception):  # a group may have parts that the harness brings along
+                return manager, manager.load(names)
+    manager = make_manager(include_path=settings.include_path)
+    known = set(manager.all_tasks)
+    raise_if(_unknown_task(name, known) for name in names if name not in known and not Path(name).is_file())
+    try:
+        return manager, manager.load(names)
+    except Exception as error:  # a task may read its data in any way
+        reason = f"the harness cannot load them ({type(error).__name__}: {error})"
+        fix = "check the names, the files and the network; name a task once, alone or in its group"
+        raise InputError(Problem("tasks", settings.tasks, reason, fix)) from error
 
 
 def asked_rows(tasks: Tasks) -> Iterator[dict[str, Any]]:
