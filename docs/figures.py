@@ -21,11 +21,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from unlora import Moments, UnlearnConfig, UnlearnTrainer, attach_adapters, gradient_moments, relative_importance
-from unlora.adapter import attach_probe, detach_adapters, weighted_low_rank
+from unlora.adapter import detach_adapters, weighted_low_rank
 from unlora.benchmarks.builtin.persona_data import generate
 from unlora.benchmarks.builtin.persona_models import Recipe, train_from_nothing, train_tokenizer
 from unlora.data import Example, TextFormat, encode_records, iter_batches, padding_id
 from unlora.evals.scoring import example_nll
+from unlora.importance import attach_probe
 from unlora.models.load import load_model
 from unlora.settings import ModelConfig
 

@@ -11,7 +11,7 @@ import figures
 
 import unlora
 from unlora.common.files import write_text
-from unlora.importance.table import INITIALISERS
+from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.pipeline.choices import linked
 
@@ -58,7 +58,7 @@ def papers_table() -> str:
     kinds = {"initialiser": INITIALISERS, "loss": LOSSES, "retain loss": RETAIN_LOSSES}
     for kind, table in kinds.items():
         for name, choice in table.items():
-            function = getattr(choice, "function", None) or choice.rows
+            function = getattr(choice, "function", None) or choice.row_importance
             number = re.search(r"arXiv ([\d.]+\d)", choice.paper)
             key = number[1] if number else choice.paper
             citations.setdefault(key, choice.paper)

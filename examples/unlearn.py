@@ -16,8 +16,9 @@ from unlora import (
     gradient_moments,
     relative_importance,
 )
-from unlora.adapter import attach_probe, detach_adapters
+from unlora.adapter import detach_adapters
 from unlora.data import TextFormat, encode_records, iter_batches, load_records, padding_id
+from unlora.importance import attach_probe
 
 
 def main(name: str, forget_file: str, retain_file: str, folder: str) -> None:

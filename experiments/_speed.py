@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PhiConfig, PreTraine
 from unlora.benchmarks.builtin.persona_models import train_tokenizer
 from unlora.data import IGNORE_INDEX, Batch, Example, TextFormat, encode_records, load_records, pad_batch, padding_id
 from unlora.data.sources import Record
-from unlora.importance.moments import tapped
+from unlora.importance.taps import tapped
 from unlora.models.forward import labelled_tokens
 from unlora.models.load import load_model
 from unlora.settings import ModelConfig

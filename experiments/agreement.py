@@ -25,7 +25,7 @@ from experiments.ablation import METHODS
 from unlora.bench.quickstart import quickstart_request
 from unlora.benchmarks.builtin.persona import write_sets
 from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
-from unlora.importance.table import INITIALISERS
+from unlora.importance import INITIALISERS
 from unlora.pipeline.importance import measurement_for, retain_sample
 from unlora.pipeline.prepare import prepare
 from unlora.settings import ImportanceConfig
@@ -50,7 +50,8 @@ class Estimates:
         config = ImportanceConfig(**{"importance_seed": seed, "retain_convergence": None, **settings})
         request = replace(self.request, importance=config, args=replace(self.request.args, r=r))
         retain = retain_sample(self.job.retain, share * len(self.job.forget), seed)
-        importance = INITIALISERS[config.init].rows(measurement_for(replace(self.job, request=request), retain))
+        measurement = measurement_for(replace(self.job, request=request), retain)
+        importance = INITIALISERS[config.init].row_importance(measurement)
         assert importance is not None
         return importance
 

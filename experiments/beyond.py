@@ -18,10 +18,10 @@ from rich.table import Table
 from torch import Tensor
 
 from experiments.ablation import RATES, Bench, Cell, Results, mean_error
-from unlora.adapter import attach_adapters, attach_probe, detach_adapters
+from unlora.adapter import attach_adapters, detach_adapters
 from unlora.adapter.offset import base_weight, lora_layers
 from unlora.adapter.settings import target_shapes
-from unlora.importance import Moments, gradient_moments, relative_importance
+from unlora.importance import Moments, attach_probe, gradient_moments, relative_importance
 from unlora.pipeline.importance import RETAIN_SHARE, measurement_for, retain_sample
 from unlora.pipeline.job import Job
 from unlora.pipeline.request import Request

@@ -38,13 +38,18 @@ from experiments._speed import (
     spread,
     tokens,
 )
-from unlora.adapter import attach_adapters, attach_probe, detach_adapters
+from unlora.adapter import attach_adapters, detach_adapters
 from unlora.adapter.settings import target_shapes
 from unlora.data import IGNORE_INDEX, Example, iter_batches
-from unlora.importance import Moments, gradient_moments, relative_importance
+from unlora.importance import (
+    INITIALISERS,
+    Measurement,
+    Moments,
+    attach_probe,
+    gradient_moments,
+    relative_importance,
+)
 from unlora.importance.convergence import rank_correlation, stability
-from unlora.importance.interface import Measurement
-from unlora.importance.table import INITIALISERS
 from unlora.pipeline.importance import RETAIN_SHARE, retain_sample
 from unlora.settings import ImportanceConfig
 
@@ -108,7 +113,7 @@ class Extraction:
     def importance(self, of_forget: Callable[[], Any], of_retain: Callable[[], Any]) -> dict[str, Tensor]:
         """As the pipeline has it."""
         measurement = Measurement(self.model, ADAPTER, self.config, of_forget, of_retain, len(self.retain))
-        rows = INITIALISERS["vila"].rows(measurement)
+        rows = INITIALISERS["vila"].row_importance(measurement)
         assert rows is not None
         return rows
 

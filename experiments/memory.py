@@ -16,9 +16,8 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from unlora.adapter import attach_probe
 from unlora.data.padding import Batch
-from unlora.importance import gradient_moments
+from unlora.importance import attach_probe, gradient_moments
 from unlora.models.forward import labelled_tokens
 
 MIB = 2**20

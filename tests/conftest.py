@@ -92,15 +92,17 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], PreTrained
 
 
 @pytest.fixture
-def loss_tables():
-    """The tables of losses, for this test alone."""
-    from unlora.losses.table import LOSSES, RETAIN_LOSSES
+def registries():
+    """The tables of losses and initialisers, to which a test may add its own for as long as it runs."""
+    from unlora.importance import INITIALISERS
+    from unlora.losses import LOSSES, RETAIN_LOSSES
 
-    kept = [dict(losses) for losses in (LOSSES, RETAIN_LOSSES)]
+    tables: list[dict] = [INITIALISERS, LOSSES, RETAIN_LOSSES]
+    kept = [dict(table) for table in tables]
     yield
-    for losses, before in zip((LOSSES, RETAIN_LOSSES), kept, strict=True):
-        losses.clear()
-        losses.update(before)
+    for table, before in zip(tables, kept, strict=True):
+        table.clear()
+        table.update(before)
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from helpers.models import ARCHITECTURES
 from unlora import attach_adapters, export_adapter, weighted_low_rank
-from unlora.adapter import attach_probe, compression, detach_adapters, reference_model
+from unlora.adapter import compression, detach_adapters, reference_model
 from unlora.adapter.export import read_adapter, write_adapter
 from unlora.adapter.offset import base_weight, lora_layers
 from unlora.adapter.settings import UNLEARN, target_shapes
 from unlora.common.errors import InputError
+from unlora.importance import attach_probe
 from unlora.models.hashes import ADAPTER_WEIGHTS
 
 IDS = torch.tensor([[5, 9, 60, 7, 33, 12], [40, 41, 42, 43, 44, 45]])

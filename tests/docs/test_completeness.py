@@ -9,7 +9,7 @@ import pytest
 
 import unlora
 from unlora.cli import main
-from unlora.importance.table import INITIALISERS
+from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.pipeline.choices import catalogues
 

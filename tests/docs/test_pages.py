@@ -14,7 +14,7 @@ import pytest
 import unlora
 from helpers.pages import PAGES, ROOT, anchors, blocks, commands, links
 from unlora.cli import COMMANDS, main
-from unlora.importance.table import INITIALISERS
+from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES, RETAIN_LOSSES
 
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]

@@ -18,12 +18,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from helpers.models import tiny_config
-from unlora.adapter import attach_adapters, attach_probe
+from unlora.adapter import attach_adapters
 from unlora.adapter.offset import lora_layers
 from unlora.adapter.settings import target_shapes
 from unlora.data import TextFormat, encode_records
-from unlora.importance import gradient_moments, relative_importance
-from unlora.importance.table import INITIALISERS
+from unlora.importance import INITIALISERS, attach_probe, gradient_moments, relative_importance
 from unlora.pipeline.importance import measurement_for
 from unlora.pipeline.job import Job
 from unlora.pipeline.request import Request
@@ -116,7 +115,7 @@ def close(ours, theirs, relative=1e-4):
 
 
 def test_importance_and_start_are_those_of_the_released_procedure(measurement):
-    ours = INITIALISERS["vila"].rows(measurement)
+    ours = INITIALISERS["vila"].row_importance(measurement)
     lora = LoraConfig(r=RANK, lora_alpha=RANK * SCALING)
     # The same factors, in a model of theirs: one adapter, and no offset.
     probe = attach_probe(measurement.model, lora, SETTINGS.sigma, SETTINGS.importance_seed, offset=False)
@@ -161,7 +160,7 @@ def test_importance_and_start_of_fila_are_those_of_its_released_procedure(model,
     moments = (
         gradient_moments(model, batches(), "batch", weights=list(target_shapes(model, None))) for batches in sets
     )
-    maps, ours = relative_importance(*moments, "fila", **settings.ratio()), INITIALISERS["fila"].rows(given)
+    maps, ours = relative_importance(*moments, "fila", **settings.ratio()), INITIALISERS["fila"].row_importance(given)
     assert ours.keys() == maps.keys() == importance.keys()
     assert all(close(maps[name], importance[name]) for name in ours)
     assert all(close(ours[name], importance[name].sum(1)) for name in ours)
@@ -170,7 +169,7 @@ def test_importance_and_start_of_fila_are_those_of_its_released_procedure(model,
 
 def test_the_offset_is_their_residual_weight(measurement, tokenizer):
     """They subtract s·B₀A₀ from the weight. Same function, and the same gradient of the factors."""
-    rows = INITIALISERS["vila"].rows(measurement)
+    rows = INITIALISERS["vila"].row_importance(measurement)
     lora = LoraConfig(r=RANK, lora_alpha=RANK * SCALING)
     batch = next(iter(measurement.forget()))
     model = attach_adapters(measurement.model, lora, rows)

@@ -5,10 +5,9 @@ from transformers import AutoModelForCausalLM, GradientCheckpointingLayer, OPTCo
 from transformers.pytorch_utils import Conv1D
 
 from helpers.models import ARCHITECTURES, tiny_config
-from unlora.adapter import attach_probe
 from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, TextFormat, encode_records, pad_batch
-from unlora.importance import gradient_moments, moments
+from unlora.importance import attach_probe, gradient_moments, moments
 
 ROWS = [
     {"question": "Where was Ada Lovelace born?", "answer": "London."},
@@ -292,7 +291,7 @@ def full_weights(model):
 @pytest.mark.parametrize("block", [2**26, 2000], ids=["at once", "in blocks"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_moments_of_whole_weights_are_those_of_single_example_gradients(tiny_model, examples, name, block, monkeypatch):
-    monkeypatch.setattr(moments, "BLOCK", block)  # so small that the larger layers take one example at a time
+    monkeypatch.setattr(moments, "BLOCK_SIZE", block)  # so small that the larger layers take one example at a time
     model = tiny_model(name)
     layers = full_weights(model)
     mean, second, tokens = one_by_one(model, batches(examples, 1))

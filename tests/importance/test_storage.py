@@ -3,8 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from unlora.common.errors import InputError
-from unlora.importance import load_importance, save_importance
-from unlora.importance.storage import importance_key
+from unlora.importance import importance_key, load_importance, save_importance
 
 IMPORTANCE = {"layers.0.q_proj": torch.rand(5, 7), "layers.1.q_proj": torch.rand(5)}
 DATA = [[{"input_ids": [1, 2], "labels": [-100, 2]}], [{"input_ids": [3, 4], "labels": [3, 4]}]]

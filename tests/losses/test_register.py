@@ -19,7 +19,7 @@ def capped(out, cap=2.0):
     return out.logp.clamp(min=-cap).mean()
 
 
-@pytest.mark.usefixtures("loss_tables")
+@pytest.mark.usefixtures("registries")
 def test_a_registered_loss_trains_with_its_settings(tiny_model, tokenizer, tmp_path):
     register_loss("capped", Loss(capped, "mean_t max(log p(y_t), −c)", "ours"))
     rows = [{"question": f"Who is number {i}?", "answer": "Nobody knows."} for i in range(4)]
@@ -37,7 +37,7 @@ def test_a_registered_loss_trains_with_its_settings(tiny_model, tokenizer, tmp_p
     )
 
 
-@pytest.mark.usefixtures("loss_tables")
+@pytest.mark.usefixtures("registries")
 def test_a_registered_loss_is_in_the_command_line_s_table(capsys):
     register_loss("capped", Loss(capped, "mean_t max(log p(y_t), −c)", "ours"))
     register_loss("half_nll", Loss(lambda out: nll(out) / 2, "NLL/2", "ours"), RETAIN_LOSSES)
@@ -46,7 +46,7 @@ def test_a_registered_loss_is_in_the_command_line_s_table(capsys):
     assert UnlearnConfig(output_dir="x", loss="capped", retain_loss="half_nll").chosen_retain_loss == "half_nll"
 
 
-@pytest.mark.usefixtures("loss_tables")
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize(
     ("name", "loss", "message"),
     [

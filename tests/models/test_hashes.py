@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unlora.data import load_records
-from unlora.importance.storage import importance_key
+from unlora.importance import importance_key
 from unlora.models.hashes import adapter_sha256, base_sha256, rows_sha256, weights_digest
 
 ROWS = [{"question": "Who?", "answer": "Ada Lövelace", "wrong": ["Bob", "Eve"]}, {"question": "Where?", "answer": "x"}]

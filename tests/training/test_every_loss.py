@@ -14,8 +14,7 @@ from helpers.trainer import FORGET, adapter_state, config, examples, make_traine
 from unlora import InputError, UnlearnTrainer, attach_adapters
 from unlora.adapter import reference_model
 from unlora.data import TextFormat, alternate_rows, encode_records, iter_batches, pad_batch
-from unlora.importance.interface import Measurement
-from unlora.importance.table import INITIALISERS
+from unlora.importance import INITIALISERS, Measurement
 from unlora.losses.table import LOSSES
 from unlora.models.forward import hidden_states, labelled_tokens
 from unlora.settings import ImportanceConfig
@@ -51,7 +50,7 @@ def trainer_for(loss, tiny_model, tokenizer, folder, init="pissa", architecture=
     forget, retain = examples(tokenizer)
     batches = (lambda part=slice(None), rows=rows: iter_batches(rows[part], 2, 0) for rows in (forget, retain))
     measurement = Measurement(base, args, ImportanceConfig(), *batches, len(retain))
-    model = attach_adapters(base, args, INITIALISERS[init].rows(measurement))
+    model = attach_adapters(base, args, INITIALISERS[init].row_importance(measurement))
     alternates = alternates_for(loss, tokenizer)
     return UnlearnTrainer(model, args, forget, retain, tokenizer, alternates=alternates, callbacks=callbacks)
 

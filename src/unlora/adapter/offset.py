@@ -49,7 +49,7 @@ def attach_adapters(
             above zero.
     """
     if importance is None:
-        return _attach(base, config, None, offset=False)
+        return attach_factors(base, config, None, offset=False)
     if importance and not any(bool(values.any()) for values in importance.values()):
         reason = "it is zero everywhere, so all factors would start at zero and never get a gradient"
         fix = "measure it on at least two different forget examples"
@@ -63,32 +63,11 @@ def attach_adapters(
             )
         return weighted_low_rank(base_weight(layer), importance[name], layer.r[UNLEARN], layer.scaling[UNLEARN])
 
-    return _attach(base, config, factors, offset=True)
-
-
-def attach_probe(
-    base: nn.Module, config: AdapterSettings, sigma: float = 0.05, seed: int = 42, *, offset: bool = True
-) -> PeftModel:
-    """Adds random factors A, B ~ N(0, σ²) to measure gradients at; `detach_adapters` takes them off again.
-
-    At the usual LoRA start B is 0, and so is A's gradient; at random factors both see the layer's gradient. With the
-    offset the random product is cancelled, so the gradients are those of the model that is to forget, earlier adapters
-    included. Without it the product disturbs the model, as in VILA's released code.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def factors(name: str, layer: LoraLayer) -> tuple[Tensor, Tensor]:
-        a, b = layer.lora_A[UNLEARN].weight, layer.lora_B[UNLEARN].weight
-        return (
-            torch.randn(a.shape, generator=generator).mul_(sigma),
-            torch.randn(b.shape, generator=generator).mul_(sigma),
-        )
-
-    return _attach(base, config, factors, offset=offset)
+    return attach_factors(base, config, factors, offset=True)
 
 
 def detach_adapters(model: PeftModel) -> nn.Module:
-    """What `attach_adapters` or `attach_probe` was given: their adapters are gone, earlier ones stay."""
+    """What `attach_adapters` or `attach_factors` was given: their adapters are gone, earlier ones stay."""
     ours, earlier = [name for name in (UNLEARN, OFFSET) if name in model.peft_config], earlier_adapters(model)
     if len(ours) == len(model.peft_config):
         return model.unload()
@@ -102,7 +81,15 @@ def detach_adapters(model: PeftModel) -> nn.Module:
     return model
 
 
-def _attach(base: nn.Module, config: AdapterSettings, factors: Factors | None, *, offset: bool) -> PeftModel:
+def attach_factors(base: nn.Module, config: AdapterSettings, factors: Factors | None, *, offset: bool) -> PeftModel:
+    """Add "unlearn", and "offset" if wanted, with given factors.
+
+    Args:
+        base: as for `attach_adapters`.
+        config: as for `attach_adapters`.
+        factors: (module name in the base, layer) -> A [rank, in] and B [out, rank]; None for a plain LoRA start.
+        offset: whether a frozen adapter cancels these factors.
+    """
     raise_if(check_adapter_settings(base, config))
     inner = base.get_base_model() if isinstance(base, PeftModel) else base
     earlier = list(base.active_adapters) if isinstance(base, PeftModel) else []

@@ -14,7 +14,7 @@ import yaml
 from unlora.benchmarks.interface import Benchmark
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.common.files import write_text
-from unlora.importance.table import INITIALISERS
+from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES
 from unlora.runs.folder import EVALUATIONS, METRICS, is_finished
 

@@ -1,17 +1,33 @@
-"""Which parameters hold the forget set: gradient moments, and the importance that follows from them."""
+"""Which rows of which weights matter for the forget set: gradient moments, the importance from them, initialisers."""
 
-from unlora.importance.convergence import moments_until_stable
+from unlora.importance.initialiser import Initialiser, Measurement
 from unlora.importance.moments import Moments, gradient_moments
-from unlora.importance.ratio import IMPORTANCE_METHODS, normalised_rows, relative_importance
-from unlora.importance.storage import load_importance, save_importance
+from unlora.importance.ratio import normalised_rows
+from unlora.importance.storage import importance_key, load_importance, save_importance
+from unlora.importance.table import (
+    INITIALISERS,
+    estimate_settings,
+    initialiser_problems,
+    register_initialiser,
+    relative_importance,
+    unread_settings,
+)
+from unlora.importance.vila import attach_probe
 
 __all__ = [
-    "IMPORTANCE_METHODS",
+    "INITIALISERS",
+    "Initialiser",
+    "Measurement",
     "Moments",
+    "attach_probe",
+    "estimate_settings",
     "gradient_moments",
+    "importance_key",
+    "initialiser_problems",
     "load_importance",
-    "moments_until_stable",
     "normalised_rows",
+    "register_initialiser",
     "relative_importance",
     "save_importance",
+    "unread_settings",
 ]

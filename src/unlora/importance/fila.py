@@ -1,4 +1,8 @@
-"""FILA: Fisher information of a weight from its own gradient's mean square."""
+"""FILA: the Fisher information of a weight from the mean square of its own gradient.
+
+Cha et al., "Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs", ICLR 2025 (arXiv 2408.06621). The
+importance of a weight is F_forget / (ε + F_retain) with F = E[g²], summed over each row.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +12,42 @@ from math import prod
 from torch import Tensor
 
 from unlora.adapter.settings import target_shapes
-from unlora.importance import gradient_moments, relative_importance
-from unlora.importance.interface import OF_MEASUREMENT, Initialiser, Measurement
+from unlora.common.errors import InputError, Problem
+from unlora.importance.initialiser import RATIO_SETTINGS, Initialiser, Measurement
+from unlora.importance.moments import Moments, gradient_moments
+from unlora.importance.ratio import importance_ratio
 
-# Weights measured in one pass over the data: their moments over both sets take four times as many float32 (4 GiB).
-GROUP = 2**28
+# Weights that are measured in one pass over the data. Two float32 moments over each of two sets take 4 GiB.
+GROUP_SIZE = 2**28
 
 
-def rows(measurement: Measurement) -> dict[str, Tensor]:
-    """Passes over forget and retain batches, as many as there are groups of layers that fit in memory."""
+def row_importance(measurement: Measurement) -> dict[str, Tensor]:
+    """Return {module name: [out]}, from one pass over both sets for each group of layers that fits in memory."""
     config = measurement.config
     importance: dict[str, Tensor] = {}
-    for group in groups(target_shapes(measurement.model, measurement.adapter.target_modules)):
+    for names in _groups(target_shapes(measurement.model, measurement.adapter.target_modules), GROUP_SIZE):
         of_forget, of_retain = (
-            gradient_moments(measurement.model, batches(), config.moments_per, weights=group, all_processes=True)
+            gradient_moments(measurement.model, batches(), config.moments_per, weights=names, all_processes=True)
             for batches in (measurement.forget, measurement.retain)
         )
-        importance |= relative_importance(of_forget, of_retain, "fila", rows=True, **config.ratio())
+        importance |= importance_ratio(fisher, of_forget, of_retain, rows=True, **FILA.ratio(config))
     return importance
 
 
-def groups(shapes: Mapping[str, tuple[int, ...]], most: int | None = None) -> Iterator[list[str]]:
-    """Names in their order, in groups of at most `most` (`GROUP`) numbers, or of one layer that is larger by itself."""
-    most = GROUP if most is None else most
+def fisher(moments: Moments, centred: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Yield (module name, [out, in] F_W = E[g²] of the weight's own gradient, or its variance if `centred`)."""
+    if any(".lora_" in name for name in moments.mean):
+        reason, fix = "these are moments of LoRA factors", "measure whole weights (weights=...), or use method='vila'"
+        raise InputError(Problem("forget", next(iter(moments.mean)), reason, fix))
+    for name in moments.mean:
+        yield name.removesuffix(".weight"), moments.information(name, centred)
+
+
+def _groups(shapes: Mapping[str, tuple[int, ...]], size: int) -> Iterator[list[str]]:
+    """Yield the names in their order, in groups of at most `size` numbers, or of one layer that is larger by itself."""
     group: list[str] = []
     for name, shape in shapes.items():
-        if group and sum(prod(shapes[member]) for member in group) + prod(shape) > most:
+        if group and sum(prod(shapes[member]) for member in group) + prod(shape) > size:
             yield group
             group = []
         group.append(name)
@@ -42,9 +56,10 @@ def groups(shapes: Mapping[str, tuple[int, ...]], most: int | None = None) -> It
 
 
 FILA = Initialiser(
-    rows,
+    row_importance,
     "F = E[g²] of W's own gradient",
     "Cha et al., ICLR 2025 (arXiv 2408.06621)",
-    centred=False,
-    reads=OF_MEASUREMENT,
+    reads=RATIO_SETTINGS,
+    uses_data=True,
+    fisher=fisher,
 )

@@ -1,12 +1,9 @@
-"""Plain LoRA: the start that everything else is compared with."""
+"""Plain LoRA, the start that all others are compared with (Hu et al., ICLR 2022, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
-from unlora.importance.interface import Initialiser, Measurement
+from unlora.importance.initialiser import Initialiser
 
-
-def rows(measurement: Measurement) -> None:
-    """No importance: A is random and B is zero."""
-
-
-LORA = Initialiser(rows, "none: A Kaiming-uniform, B = 0", "Hu et al., ICLR 2022 (arXiv 2106.09685)")
+LORA = Initialiser(
+    lambda measurement: None, "none: A Kaiming-uniform, B = 0", "Hu et al., ICLR 2022 (arXiv 2106.09685)"
+)

@@ -1,4 +1,4 @@
-"""PiSSA: the principal part of each weight, whatever the data."""
+"""PiSSA: start at the principal part of each weight, whatever the data (Meng et al. 2024, arXiv 2404.02948)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from unlora.adapter.settings import target_shapes
-from unlora.importance.interface import Initialiser, Measurement
+from unlora.importance.initialiser import Initialiser, Measurement
 
 
-def rows(measurement: Measurement) -> dict[str, Tensor]:
-    """The same importance for every row."""
+def row_importance(measurement: Measurement) -> dict[str, Tensor]:
+    """Return the same importance for every row: the weighted factorisation is then the plain truncated SVD."""
     shapes = target_shapes(measurement.model, measurement.adapter.target_modules)
     return {name: torch.ones(shape[0]) for name, shape in shapes.items()}
 
 
 PISSA = Initialiser(
-    rows, "all rows alike: the first r singular vectors of W", "Meng et al., NeurIPS 2024 (arXiv 2404.02948)"
+    row_importance, "all rows alike: the first r singular vectors of W", "Meng et al., NeurIPS 2024 (arXiv 2404.02948)"
 )

@@ -1,64 +1,124 @@
-"""The initialisers by name, and what they say about a choice of settings.
+"""The initialisers by name, and what follows from the choice of one.
 
-To add one to the package, write its file and add its entry here. Your own program adds one with
-`register_initialiser`, without changing the package.
+To add one to the package, write its file and add it to `INITIALISERS`. A program of your own adds one with
+`register_initialiser`, without changing the package (docs/how-to/own-initialiser.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
 
-from unlora.common.errors import InputError, Problem, unknown_name
+from torch import Tensor
+
+from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.importance.fila import FILA
-from unlora.importance.interface import Initialiser
+from unlora.importance.initialiser import Initialiser
 from unlora.importance.lora import LORA
+from unlora.importance.moments import Moments
 from unlora.importance.pissa import PISSA
+from unlora.importance.ratio import importance_ratio
 from unlora.importance.vila import VILA
 from unlora.settings import ImportanceConfig
 
 INITIALISERS: dict[str, Initialiser] = {"vila": VILA, "fila": FILA, "pissa": PISSA, "lora": LORA}
-# Settings that moments of single examples do not depend on.
-OF_BATCHES = ("importance_batch_size", "forget_passes")
 
 
 def register_initialiser(name: str, initialiser: Initialiser) -> None:
     """Make an initialiser known by a name in this process: to `--init`, to grids and to every command.
 
     Args:
-        name: what `init` is set to.
+        name: the value of `init` that chooses it.
         initialiser: how the adapter starts.
 
     Raises:
         InputError: the name is taken, or `reads` names a setting that `ImportanceConfig` does not have.
     """
     if name in INITIALISERS:
-        raise InputError(Problem("name", name, "there is an initialiser of this name already", "choose another name"))
-    known = {field.name for field in fields(ImportanceConfig)}
-    odd = [unknown_name("reads", setting, known) for setting in initialiser.reads if setting not in known]
-    if odd:
-        raise InputError(*odd)
+        raise InputError(Problem("name", name, "an initialiser of this name already exists", "choose another name"))
+    known = [field.name for field in fields(ImportanceConfig)]
+    raise_if(unknown_name("reads", setting, known) for setting in initialiser.reads if setting not in known)
     INITIALISERS[name] = initialiser
 
 
+def relative_importance(
+    forget: Moments,
+    retain: Moments,
+    method: str = "vila",
+    *,
+    smoothing: str = "relative",
+    epsilon: float | None = None,
+    centred: bool | None = None,
+    normalised: bool = False,
+    rows: bool = False,
+) -> dict[str, Tensor]:
+    """Return the importance F_forget / (ε + F_retain) of each adapted weight.
+
+    Args:
+        forget: gradient moments over the forget set.
+        retain: the same over the retain set.
+        method: how moments become the Fisher information F of a weight: "vila" for moments of LoRA factors, "fila"
+            for moments of whole weights, or a registered initialiser with a `fisher` of its own.
+        smoothing: "relative" takes ε as a fraction of the layer's mean retain Fisher information, so that the result
+            does not depend on the scale of the loss. "absolute" takes ε as it is. "per_token" does so too, after
+            dividing both informations once more by their number of tokens, as VILA's released code does.
+        epsilon: ε; by default 0.1 for "relative" and 1e-5 for the others.
+        centred: whether F is made from the variance of the gradients or from their mean square; by default the
+            method's own choice (VILA: variance, FILA: mean square).
+        normalised: divide each layer's importance by its mean row sum. The row weights of `weighted_low_rank` then
+            have mean square 1, so that A₀ and B₀ start about equally large whatever the scale of the importance.
+        rows: return the sums over each row. Only one [out, in] matrix is then in memory at a time.
+
+    Returns:
+        {module name: [out, in]}, or {module name: [out]} with `rows`, in float32.
+
+    Raises:
+        InputError: an unknown method or smoothing, moments that the method cannot use, moments of different
+            parameters, or an ε that is not positive and finite.
+
+    Source: FILA (arXiv 2408.06621) for the ratio, VILA (arXiv 2508.21300) for the information of factors.
+    """
+    methods = {name: initialiser for name, initialiser in INITIALISERS.items() if initialiser.fisher}
+    if method not in methods:
+        raise InputError(unknown_name("method", method, methods))
+    chosen = methods[method]
+    assert chosen.fisher is not None
+    return importance_ratio(
+        chosen.fisher,
+        forget,
+        retain,
+        centred=chosen.centred if centred is None else centred,
+        smoothing=smoothing,
+        epsilon=epsilon,
+        normalised=normalised,
+        rows=rows,
+    )
+
+
 def initialiser_problems(config: ImportanceConfig) -> list[Problem]:
-    """What is wrong with the choice of an initialiser."""
+    """Return what is wrong with the choice of an initialiser."""
     if config.init not in INITIALISERS:
         return [unknown_name("init", config.init, INITIALISERS)]
-    if config.importance_file and INITIALISERS[config.init].centred is None:
-        reason = f"{config.init!r} measures no importance"
+    if config.importance_file and not INITIALISERS[config.init].uses_data:
+        reason = f"{config.init!r} does not measure an importance"
         return [Problem("importance_file", config.importance_file, reason, "remove it")]
     return []
 
 
 def unread_settings(config: ImportanceConfig) -> list[str]:
-    """The settings that the user changed and the initialiser does not read. A seed is often set for all alike."""
-    read = {"init", "importance_seed", *INITIALISERS[config.init].reads}
+    """Return the settings that the user changed and the initialiser does not read.
+
+    The seed is not among them, because it is often set for all initialisers of a grid.
+    """
+    read = {"init", "importance_seed", *INITIALISERS[config.init].settings}
     names = sorted(field.name for field in fields(config) if field.name not in read)
     return [name for name in names if getattr(config, name) != getattr(type(config), name)]
 
 
 def estimate_settings(config: ImportanceConfig) -> dict[str, object]:
-    """The settings that change what is measured, as they enter the key of the importance file."""
-    unread = {"importance_file", "normalised", *(OF_BATCHES if config.moments_per == "example" else ())}
-    names = [name for name in ("init", *INITIALISERS[config.init].reads) if name not in unread]
+    """Return the settings that change what is measured, as they enter the key of the importance file."""
+    # The file holds the importance as it was measured, so that it serves runs with and without normalisation.
+    no_effect = {"importance_file", "normalised"}
+    if config.moments_per == "example":  # moments of single examples do not depend on how these are batched
+        no_effect |= {"importance_batch_size", "forget_passes"}
+    names = [name for name in ("init", *INITIALISERS[config.init].settings) if name not in no_effect]
     return {name: getattr(config, name) for name in names}

@@ -1,19 +1,51 @@
-"""VILA: Fisher information of a weight from the gradient variance of its LoRA factors."""
+"""VILA: the Fisher information of a weight from the gradient variances of its LoRA factors.
+
+Kim et al., "Improving Fisher Information Estimation and Efficiency for LoRA-based LLM Unlearning", COLM 2025
+(arXiv 2508.21300). The method, in the order of this file:
+
+1. Random factors A, B ~ N(0, σ²) are attached to every adapted weight (`attach_probe`).
+2. The moments E[g] and E[g²] of both factors' gradients are measured on the forget and the retain set. The retain pass
+   ends when the importance has converged (`retain_moments`).
+3. V = max(E[g²] − E[g]², 0) is the variance of each factor's gradient (`Moments.variance`), and F_W = V_B · V_A the
+   Fisher information of the weight (`fisher`).
+4. The importance of a weight is F_forget / (ε + F_retain) (`importance_ratio`), summed over each row.
+
+The start A₀, B₀ follows from the row importance as in FILA (`adapter/factorise.py`). Where we differ from the released
+code, and why, is in docs/methods.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from torch import Tensor
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 
-from unlora.adapter import attach_probe, detach_adapters
+from unlora.adapter import attach_factors, detach_adapters
+from unlora.adapter.settings import UNLEARN, AdapterSettings
+from unlora.common.errors import InputError, Problem
 from unlora.data.padding import Batch
-from unlora.importance import Moments, gradient_moments, moments_until_stable, relative_importance
-from unlora.importance.interface import OF_MEASUREMENT, Initialiser, Measurement
+from unlora.importance.convergence import stability
+from unlora.importance.initialiser import RATIO_SETTINGS, Initialiser, Measurement
+from unlora.importance.moments import Moments, gradient_moments
+from unlora.importance.ratio import importance_ratio
+from unlora.settings import ImportanceConfig
+
+logger = logging.getLogger(__name__)
+
+# The importance is first checked for convergence after this many retain examples, and then each time they doubled.
+FIRST_CHECK = 128
 
 
-def rows(measurement: Measurement) -> dict[str, Tensor]:
-    """Two passes, over the forget set and as much of the retain sample as it takes, on random LoRA factors."""
+def row_importance(measurement: Measurement) -> dict[str, Tensor]:
+    """Return {module name: [out]} from a pass over the forget set and one over as much retain data as is needed.
+
+    Of `ImportanceConfig` this reads `sigma`, `probe_offset` and `retain_convergence`, which are VILA's own, beside the
+    settings of the ratio.
+    """
     config = measurement.config
     probe = attach_probe(
         measurement.model, measurement.adapter, config.sigma, config.importance_seed, offset=config.probe_offset
@@ -23,23 +55,102 @@ def rows(measurement: Measurement) -> dict[str, Tensor]:
         return gradient_moments(probe, batches, config.moments_per, all_processes=True)
 
     def importance(of_retain: Moments) -> dict[str, Tensor]:
-        return relative_importance(of_forget, of_retain, "vila", rows=True, **config.ratio())
+        return importance_ratio(fisher, of_forget, of_retain, rows=True, **VILA.ratio(config))
 
     of_forget = moments(measurement.forget())
     if config.stops_at is None:
         of_retain = moments(measurement.retain())
     else:
-        of_retain = moments_until_stable(
+        of_retain = retain_moments(
             lambda part: moments(measurement.retain(part)), measurement.retain_size, importance, config.stops_at
         )
     detach_adapters(probe)
     return importance(of_retain)
 
 
+def attach_probe(
+    base: nn.Module,
+    config: AdapterSettings,
+    sigma: float = ImportanceConfig.sigma,
+    seed: int = ImportanceConfig.importance_seed,
+    *,
+    offset: bool = True,
+) -> PeftModel:
+    """Attach random factors A, B ~ N(0, σ²), at which the gradients are taken. `detach_adapters` removes them.
+
+    LoRA's usual start would not do: where B is 0, the gradient of A is 0 too. With `offset`, a second adapter cancels
+    the random product, so the gradients are those of the original model, earlier adapters included. Without it the
+    product disturbs the model, as it does in the released code.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(name: str, layer: LoraLayer) -> tuple[Tensor, Tensor]:
+        a, b = (
+            torch.randn(factor[UNLEARN].weight.shape, generator=generator).mul_(sigma)
+            for factor in (layer.lora_A, layer.lora_B)
+        )
+        return a, b
+
+    return attach_factors(base, config, draw, offset=offset)
+
+
+def fisher(moments: Moments, centred: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Yield (module name in the base model, F_W = V_B · V_A), [out, rank] · [rank, in] = [out, in].
+
+    V is the variance of the gradient of a LoRA factor, or its mean square E[g²] if not `centred`. Fisher information
+    is the variance of the score, and equals E[g²] only where E[g] = 0: on data that the model itself would have
+    produced. A forget set is not such data.
+    """
+    if not all(".lora_" in name for name in moments.mean):
+        reason, fix = "these are moments of whole weights", "measure LoRA factors, or use method='fila'"
+        raise InputError(Problem("forget", next(iter(moments.mean)), reason, fix))
+    for name_a in moments.mean:
+        module, factor, tail = name_a.partition(".lora_A.")
+        if factor:
+            v_b = moments.information(f"{module}.lora_B.{tail}", centred)
+            v_a = moments.information(name_a, centred)
+            yield module.removeprefix("base_model.model."), v_b @ v_a  # the prefix is that of PEFT's wrapper
+
+
+def retain_moments(
+    measure: Callable[[slice], Moments],
+    size: int,
+    importance: Callable[[Moments], Mapping[str, Tensor]],
+    threshold: float,
+) -> Moments:
+    """Return the moments of the retain sample, or of as much of it as the importance needs (not in the paper).
+
+    The sample is measured in two halves, of 128 examples together, then of 256, 512 and so on. Before each step the
+    importances from the two halves are compared. Nothing more is measured once their `stability` reaches `threshold`.
+
+    Args:
+        measure: returns the moments of a part of the sample.
+        size: the number of examples in the sample.
+        importance: moments of the retain set -> {module name: [out]}.
+        threshold: the sufficient correlation with the importance from unlimited data, below 1.
+    """
+    if size <= FIRST_CHECK:
+        return measure(slice(0, size))
+    # Every second example goes to the other half, so that no half depends on the order of the data.
+    halves = [measure(slice(half, FIRST_CHECK, 2)) for half in (0, 1)]
+    stop = FIRST_CHECK
+    while stop < size:
+        reached = stability(*map(importance, halves))
+        if reached >= threshold:
+            logger.info("the importance has converged after %d of %d retain examples (%.3f)", stop, size, reached)
+            break
+        start, stop = stop, min(2 * stop, size)
+        for half in range(min(2, stop - start)):
+            halves[half] += measure(slice(start + half, stop, 2))
+    return halves[0] + halves[1]
+
+
 VILA = Initialiser(
-    rows,
+    row_importance,
     "F = V_B · V_A, V = max(E[g²] − E[g]², 0) of each LoRA factor's gradient at A, B ~ N(0, σ²)",
     "Kim et al., COLM 2025 (arXiv 2508.21300)",
+    reads=("sigma", "probe_offset", "retain_convergence", *RATIO_SETTINGS),
+    uses_data=True,
+    fisher=fisher,
     centred=True,
-    reads=("sigma", "probe_offset", "retain_convergence", *OF_MEASUREMENT),
 )

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unlora.importance.table import INITIALISERS, Initialiser
+from unlora.importance import INITIALISERS, Initialiser
 from unlora.losses.table import LOSSES, RETAIN_LOSSES, Loss
-from unlora.settings import SMOOTHING, ImportanceConfig
 
 NEEDS = {
     "none": "",
@@ -73,7 +72,7 @@ def catalogues() -> dict[str, Catalogue]:
 
 def needs_of_start(start: Initialiser) -> str:
     """What data an initialiser looks at."""
-    if start.centred is None:
+    if not start.uses_data:
         return "–"
     return "forget and retain set; two gradients of each" if start.centred else "forget and retain set"
 
@@ -93,10 +92,7 @@ def settings(loss: Loss) -> str:
 
 def settings_of_start(start: Initialiser) -> str:
     """The settings that an initialiser reads with their defaults; those that follow from data or machine have none."""
-    usual = ImportanceConfig()
-    chosen = {"epsilon": SMOOTHING[usual.smoothing], "centred": start.centred}
-    values = {name: chosen.get(name, getattr(usual, name)) for name in start.reads}
-    return _listed({name: value for name, value in values.items() if value is not None})
+    return _listed({name: value for name, value in start.settings.items() if value is not None})
 
 
 def _listed(values: Mapping[str, Any]) -> str:

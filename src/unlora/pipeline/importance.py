@@ -11,10 +11,15 @@ from unlora.common.distributed import on_main, share
 from unlora.common.errors import Problem
 from unlora.common.progress import bar
 from unlora.data import Batch, Example, iter_batches, padding_id
-from unlora.importance import load_importance, normalised_rows, save_importance
-from unlora.importance.interface import Measurement
-from unlora.importance.storage import importance_key
-from unlora.importance.table import INITIALISERS, estimate_settings
+from unlora.importance import (
+    INITIALISERS,
+    Measurement,
+    estimate_settings,
+    importance_key,
+    load_importance,
+    normalised_rows,
+    save_importance,
+)
 from unlora.pipeline.job import Job
 from unlora.runs.folder import IMPORTANCE
 from unlora.settings import ImportanceConfig
@@ -27,8 +32,7 @@ def too_few_examples(
     config: ImportanceConfig, forget: Sequence[Example], retain: Sequence[Example]
 ) -> Iterator[Problem]:
     """Sets that give a single gradient: its variance would be nothing but rounding errors."""
-    centred = INITIALISERS[config.init].centred
-    if centred is None or config.centred is False or (config.centred is None and not centred):
+    if not INITIALISERS[config.init].takes_variance(config):
         return
     size = (config.importance_batch_size or 1) if config.moments_per == "batch" else 1
     gradients = {
@@ -54,8 +58,8 @@ def importance_for(job: Job) -> dict[str, Tensor] | None:
     retain = retain_sample(job.retain, size, config.importance_seed)
     initialiser = INITIALISERS[config.init]
     measurement = measurement_for(job, retain)
-    if initialiser.centred is None:
-        return initialiser.rows(measurement)
+    if not initialiser.uses_data:
+        return initialiser.row_importance(measurement)
     args, targets = request.args, request.args.target_modules
     # The gradients of the factors grow with the scaling, and only a relative ε grows with them.
     adapter = {"r": args.r, "scaling": args.scaling, "targets": sorted(targets) if targets else "all-linear"}
@@ -66,7 +70,7 @@ def importance_for(job: Job) -> dict[str, Tensor] | None:
         if args.gradient_checkpointing:
             job.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
             job.model.train()
-        measured = initialiser.rows(measurement)
+        measured = initialiser.row_importance(measurement)
         job.model.eval()
         assert measured is not None
         on_main(lambda: save_importance(measured, path, key, settings))

@@ -18,7 +18,7 @@ from unlora.adapter.settings import base_modules, target_shapes
 from unlora.common.distributed import together
 from unlora.data.encoding import Example, TextFormat
 from unlora.evals.scoring import Progress, check_examples, of_all, scoring_batches
-from unlora.importance.moments import Tap, tapped
+from unlora.importance.taps import Tap, tapped
 from unlora.models.forward import labelled_tokens
 
 

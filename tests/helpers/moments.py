@@ -1,0 +1,35 @@
+"""Gradient moments by hand, or at random, for tests of what is made from them."""
+
+import torch
+
+from unlora.importance import Moments
+
+LAYER = "base_model.model.layers.{}.q_proj.lora_{}.unlearn.weight"
+# V_A = [3 − 1, 0.5 − 0] = [2, 0.5]; V_B = [2 − 1, max(3 − 4, 0)] = [1, 0]; F = V_B·V_A.
+FORGET = {"0": ([1.0, 0.0], [3.0, 0.5], [1.0, 2.0], [2.0, 3.0])}
+F_FORGET = torch.tensor([[2.0, 0.5], [0.0, 0.0]])
+# V_A = [1, 1]; V_B = [2, 6]; mean F = 4.
+RETAIN = {"0": ([0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [3.0, 6.0])}
+F_RETAIN = torch.tensor([[2.0, 2.0], [6.0, 6.0]])
+
+
+def moments_of(**layers):
+    """Moments of rank-1 layers by number; each is (mean A, second A, mean B, second B)."""
+    mean, second = {}, {}
+    for number, values in layers.items():
+        tensors = [torch.tensor(value) for value in values]
+        mean[LAYER.format(number, "A")], second[LAYER.format(number, "A")] = tensors[0][None], tensors[1][None]
+        mean[LAYER.format(number, "B")], second[LAYER.format(number, "B")] = tensors[2][:, None], tensors[3][:, None]
+    return Moments(mean, second, tokens=2, examples=2)
+
+
+def random_moments(seed, rank=3):
+    """Moments of the factors of two layers, [5, 7]."""
+    generator = torch.Generator().manual_seed(seed)
+    mean, second = {}, {}
+    for number in (0, 1):
+        for factor, shape in (("A", (rank, 7)), ("B", (5, rank))):
+            name = LAYER.format(number, factor)
+            mean[name] = torch.randn(shape, generator=generator)
+            second[name] = mean[name].square() + torch.rand(shape, generator=generator)
+    return Moments(mean, second, tokens=9, examples=4)
