@@ -11,7 +11,8 @@ import pytest
 
 from helpers.reported import FAR, NEAR, attacks, log, logs, make_run, membership
 from unlora.cli import main
-from unlora.report.compare import Group, Section, as_json, best, comparison, doubts, front, labels_of, write_comparison
+from unlora.report.compare import Group, Section, as_json, best, comparison, doubts, front, labels_of
+from unlora.report.compare_page import write_comparison
 from unlora.report.read import read_run
 
 
@@ -50,7 +51,7 @@ def test_runs_of_several_seeds_are_mean_and_standard_error(tmp_path):
     runs = [read_run(make_run(tmp_path / str(p), logs(unlearned=log(p, NEAR)))) for p in (0.2, 0.6)]
     (row,) = as_json(Section("", [Group("vila+ihl", runs)]))
     assert list(row["forget_probability"].values()) == pytest.approx([0.4, 0.2, 0.6])
-    assert row["verdict"] == "2 × not settled"
+    assert row["verdict"] == "2 × inconclusive"
     assert [cell.text for cell in comparison(Section("", [Group("vila+ihl", runs)])).rows[0]][2] == "0.400"
 
 
@@ -72,7 +73,7 @@ def test_runs_that_are_not_comparable_are_marked(tmp_path):
     other = {model: log(0.4, FAR, question="Who keeps bird {}?") for model in ("original", "unlearned", "retrained")}
     found = doubts(section_of(tmp_path / "b", one=logs(), other=other))
     assert len(found) == 2
-    assert "not evaluated on the same forget examples" in found[0]
+    assert "not evaluated on the same examples" in found[0]
     assert "same retrained model" in found[1]
 
 
@@ -90,8 +91,8 @@ def test_the_models_beside_the_runs_and_what_attacks_find_are_compared_too(tmp_p
     write_comparison([section], tmp_path / "page.html")
     text = html.unescape((tmp_path / "page.html").read_text())
     for words in (
-        *("original model: 0.587", "original model: answers to forget 0.990", "retrained model 0.500"),
-        *("relearn: 20 %: one 0.100, other 0.300", "AUC (0.5: not told apart", "unlearned − retrained"),
+        *("original model: 0.587", "original model: forget answers 0.990", "retrained model 0.500"),
+        *("relearn: 20 %: one 0.100, other 0.300", "AUC (0.5: cannot be distinguished", "unlearned − retrained"),
     ):
         assert words in text, words
 
@@ -126,7 +127,7 @@ def test_the_command_prints_a_table_and_the_page_last(two, tmp_path, capsys, mon
     assert main(["compare", *map(str, two), str(two[0]), "--output", str(page)]) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == str(page)
-    assert "Still told apart" in shown
+    assert "Still distinguishable" in shown
     assert shown.count("good: ") == 1
     text = html.unescape(page.read_text())
     for words in (
@@ -184,6 +185,6 @@ def test_many_runs_still_make_a_page(tmp_path):
     ]
     write_comparison([Section("", groups)], tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
-    assert "The first 8 only." in text
+    assert "Only the first 8 are shown." in text
     assert all(f"run {i}" in text for i in range(12))
     assert np.isfinite([row["forget_probability"]["value"] for row in as_json(Section("", groups))]).all()

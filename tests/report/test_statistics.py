@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unlora.report.statistics import difference, drawn_means, harmonic_mean, mean_estimate, utility_draws
+from unlora.report.statistics import difference, mean_estimate, utility_draws
 
 
 def test_a_mean_s_interval_is_about_two_standard_errors_each_way():
@@ -21,10 +21,13 @@ def test_one_example_has_no_spread():
 
 
 def test_metrics_of_a_set_and_two_models_are_drawn_together():
+    """A metric that is 1 above another one in every example is 1 above it in every draw."""
     values = np.random.default_rng(2).random(50)
-    drawn = drawn_means({"one": values, "other": values + 1})
-    assert drawn["other"] - drawn["one"] == pytest.approx(np.ones(len(drawn["one"])))
-    assert (drawn["one"] == drawn_means({"again": values})["again"]).all()
+    one, other = (utility_draws({"set": {"metric": column}}) for column in (values, values + 1))
+    assert len(one) == 1000
+    assert other - one == pytest.approx(np.ones(1000))
+    both = utility_draws({"set": {"one": values, "other": values + 1}})
+    assert both == pytest.approx(2 / (1 / one + 1 / other))
 
 
 def test_a_paired_difference_does_not_count_what_both_share():
@@ -37,11 +40,8 @@ def test_a_paired_difference_does_not_count_what_both_share():
     assert not unpaired.excludes_zero
 
 
-def test_harmonic_mean_by_hand():
-    """Of 1 and 1/3: 2 / (1 + 3) = 1/2; of anything and 0: 0."""
-    assert harmonic_mean(np.array([[1.0, 1.0], [1 / 3, 0.0]])).tolist() == pytest.approx([0.5, 0.0])
-
-
-def test_utility_draws_are_those_of_its_terms():
-    sets = {"retain": {"probability": np.array([1.0])}, "facts": {"probability": np.array([1 / 3])}}
-    assert utility_draws(sets) == pytest.approx(np.full(1000, 0.5))
+@pytest.mark.parametrize(("other", "expected"), [(1 / 3, 0.5), (0.0, 0.0)])
+def test_utility_draws_by_hand(other, expected):
+    """The harmonic mean of 1 and 1/3 is 2 / (1 + 3) = 1/2, and of 1 and 0 it is 0."""
+    sets = {"retain": {"probability": np.array([1.0])}, "facts": {"probability": np.full(5, other)}}
+    assert utility_draws(sets) == pytest.approx(np.full(1000, expected))

@@ -11,7 +11,8 @@ from helpers.reported import make_run, muse, tasks
 from unlora.cli import main
 from unlora.common.errors import InputError
 from unlora.common.files import write_json
-from unlora.report.compare import Group, Section, as_json, best, comparison, doubts, write_comparison
+from unlora.report.compare import Group, Section, as_json, best, comparison, doubts
+from unlora.report.compare_page import write_comparison
 from unlora.report.page import write_report
 from unlora.report.read import read_run
 from unlora.report.summary import summarise_run
@@ -57,7 +58,7 @@ def test_muse_s_unseen_texts_decide(tmp_path):
     assert "min_k_40: AUC 0.500 ± 0.065, original 1.000 ± 0.000, retrained 0.500" in cheap.sentence
     assert "Knowledge of the forget set (knowmem_f) went from 80 to 40" in cheap.sentence
     costly = told(tmp_path / "b", **MODELS)
-    assert costly.label == "No difference found, at a high cost"
+    assert costly.label == "No difference found, but at a high cost"
     assert "Knowledge of the retain set (knowmem_r) went from 70 to 60: 85.7 % of it was kept" in costly.cost
     assert told(tmp_path / "c", **MODELS | {"scores_unlearned": muse(above=50)}).state == "apart"
 
@@ -69,7 +70,7 @@ def test_without_unseen_texts_only_the_change_is_told(tmp_path):
     assert "Accuracy in what is to be kept went from 0.5 to 0.5: 100.0 % of it was kept" in found.cost
     alone = told(tmp_path / "b", scores_unlearned=tasks())
     assert "is 0.35 (95 % interval 0.322 to 0.378)" in alone.sentence
-    assert "what it was before is not known" in alone.cost
+    assert "The original model's is not known" in alone.cost
 
 
 def test_the_page_shows_all_models_and_what_is_missing(tmp_path):
@@ -103,7 +104,7 @@ def test_runs_are_compared_by_the_benchmark_s_own_axes(tmp_path):
     assert doubts(section) == []
     write_comparison([section], tmp_path / "page.html")
     text = html.unescape((tmp_path / "page.html").read_text())
-    assert "down more forgetting. On the Pareto front (dotted): deep, kind." in text
+    assert "forgetting downwards. On the Pareto front (dotted): deep, kind." in text
     assert text.count("<svg") == 1  # no plots of what these runs have not
 
 

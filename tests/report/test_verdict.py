@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from helpers.reported import FAR, NEAR, attacks, log, logs, make_run, membership
+from unlora.report.names import p_value
+from unlora.report.plots import largest_distance
 from unlora.report.read import read_run
-from unlora.report.summary import largest_distance, p_value, smallest_distance, summarise_run
+from unlora.report.summary import smallest_distance, summarise_run
 from unlora.report.verdict import verdict
 
 
@@ -19,17 +21,21 @@ def judged(folder, *args, **files):
 def test_what_cannot_be_told_from_the_retrained_model_is_said_with_numbers_and_limits(tmp_path):
     found = judged(tmp_path)
     assert (found.state, found.label) == ("alike", "No difference found")
-    assert "On 40 forget examples no difference was found" in found.sentence
+    assert "On 40 forget examples, no difference was found" in found.sentence
     assert "p = 1;" in found.sentence
-    assert "difference in answer probability +0.000, 95 % interval +0.000 to +0.000" in found.sentence
+    assert "difference in answer probability: +0.000, 95 % interval +0.000 to +0.000" in found.sentence
     assert "100.0 % of it was kept (95 % interval 100.0 to 100.0 %)" in found.cost
-    assert any("no proof" in limit for limit in found.limits)
-    assert any("distances above 0.30" in limit for limit in found.limits)
+    assert any("does not prove" in limit for limit in found.limits)
+    assert any("distances of more than 0.30" in limit for limit in found.limits)
 
 
 @pytest.mark.parametrize(
     ("probability", "words"),
-    [(0.6, "are still more likely than for that model, by +0.200"), (0.2, "and too much is a trace"), (0.4, "one by")],
+    [
+        (0.6, "are still more likely than under that model, by +0.200"),
+        (0.2, "and forgetting too much leaves a trace"),
+        (0.4, "one by"),
+    ],
 )
 def test_what_can_be_told_from_the_retrained_model_says_in_which_direction(tmp_path, probability, words):
     found = judged(tmp_path, logs(unlearned=log(probability, FAR * 3)))
@@ -39,20 +45,20 @@ def test_what_can_be_told_from_the_retrained_model_says_in_which_direction(tmp_p
 
 def test_equal_truth_ratios_with_likelier_answers_settle_nothing(tmp_path):
     found = judged(tmp_path, logs(unlearned=log(0.6, NEAR)))
-    assert (found.state, found.label) == ("mixed", "Not settled")
+    assert (found.state, found.label) == ("mixed", "Inconclusive")
     assert "but the answers are still more likely" in found.sentence
 
 
 def test_a_test_that_cannot_see_the_original_says_nothing_of_the_unlearned_model(tmp_path):
     found = judged(tmp_path, logs(original=log(0.99, NEAR)))
     assert found.state == "undecided"
-    assert "cannot even tell the original model from the retrained one" in found.sentence
-    assert "fell: 0.990 before, 0.400 after" in found.sentence
+    assert "cannot even distinguish the original model from the retrained one" in found.sentence
+    assert "fell from 0.990 to 0.400" in found.sentence
 
 
 def test_forgetting_that_costs_much_is_no_success(tmp_path):
     found = judged(tmp_path, logs(unlearned=log(0.4, NEAR, retain=0.1)))
-    assert (found.state, found.label) == ("mixed", "No difference found, at a high cost")
+    assert (found.state, found.label) == ("mixed", "No difference found, but at a high cost")
 
 
 @pytest.mark.parametrize(
@@ -79,10 +85,10 @@ def test_membership_attacks_that_would_not_see_half_of_what_the_original_gives_a
         tmp_path, logs(retrained=None), membership=membership(0.7 if error > 0.1 else 0.5, error, original=original)
     )
     assert found.state == state
-    assert found.label == ("Not settled" if state == "undecided" else "No difference found")
+    assert found.label == ("Inconclusive" if state == "undecided" else "No difference found")
     known = "is not known" if original is None else "with so few examples"
     assert (known in found.sentence) == (state == "undecided")
-    assert any("further than 0.235 away" in limit for limit in found.limits) == (state == "alike")
+    assert any("more than 0.235 away" in limit for limit in found.limits) == (state == "alike")
 
 
 @pytest.mark.parametrize(
@@ -94,15 +100,15 @@ def test_else_the_check_whose_step_was_kept_decides(tmp_path, before, p, state):
     checks[-1]["stop_step"] = 10
     found = judged(tmp_path, logs(retrained=None), metrics={"train": checks})
     assert found.state == state
-    said = "did not tell the forget set from unseen rows before the first step either (p = 0.3)"
+    said = "did not distinguish the forget set from unseen rows (p = 0.3)"
     assert (said if state == "undecided" else f"KS p = {p:.2g}") in found.sentence
 
 
 def test_without_anything_to_compare_with_only_the_change_is_told(tmp_path):
     found = judged(tmp_path, logs(retrained=None))
     assert (found.state, found.label) == ("untested", "Not tested")
-    assert "nothing can be said of whether the data is gone" in found.sentence
-    assert "fell: 0.990 before, 0.400 after" in found.sentence
+    assert "there is no telling whether the data is gone" in found.sentence
+    assert "fell from 0.990 to 0.400" in found.sentence
 
 
 def test_a_run_without_evaluation_says_so(tmp_path):
@@ -115,9 +121,9 @@ def test_a_run_without_evaluation_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "was not tried"),
-        (attacks(0.1), "Of 1 kinds of attack, relearn (20 %) brings back most: +0.100 ± 0.010 (standard error)"),
-        (attacks(-0.1), "None of 1 kinds of attack"),
+        (None, "No attacks were tried"),
+        (attacks(0.1), "Of 1 kind of attack, relearn (20 %) brings back the most: +0.100 ± 0.010 (standard error)"),
+        (attacks(-0.1), "Of 1 kind of attack, none makes"),
         (attacks(retrained=False), "nothing to compare their success with"),
     ],
 )
@@ -129,8 +135,8 @@ def test_attacks_are_part_of_it(tmp_path, content, words):
 def test_a_membership_attack_that_succeeds_unsettles_it(tmp_path):
     """0.65 is three standard errors from 0.5; 0.55 is one."""
     found = judged(tmp_path / "a", membership=membership(0.65))
-    assert (found.state, found.label) == ("mixed", "Not settled")
-    assert "But a membership attack tells them from unseen rows (loss: AUC 0.650 ± 0.050" in found.sentence
+    assert (found.state, found.label) == ("mixed", "Inconclusive")
+    assert "But a membership attack distinguishes them from unseen rows (loss: AUC 0.650 ± 0.050" in found.sentence
     assert judged(tmp_path / "b", membership=membership(0.55)).state == "alike"
 
 

@@ -28,7 +28,7 @@ def run(argv: list[str]) -> Answer:
     from unlora.bench.executors import EXECUTORS
     from unlora.bench.table import markdown, print_table, sections, to_csv
     from unlora.common.files import write_text
-    from unlora.report.compare import write_comparison
+    from unlora.report.compare_page import write_comparison
 
     if args.benchmark not in BENCHMARKS:
         raise InputError(unknown_name("benchmark", args.benchmark, BENCHMARKS))

@@ -7,14 +7,12 @@ from unlora.common.errors import InputError, Problem
 from unlora.settings import ChatConfig
 
 EXAMPLE = "unlora chat run --open_browser true"
-
-
 SETTINGS = (ChatConfig,)
 ARGUMENT = "RUN"
 
 
 def run(argv: list[str]) -> int:
-    """Serves the page about the run named first, prints its address, and returns when it is interrupted."""
+    """Serve the page of the run that is named first, print its address, and return on Ctrl-C."""
     named = bool(argv) and not argv[0].startswith("-")
     (config,) = parse(SETTINGS, argv[1:] if named else argv, "chat RUN", EXAMPLE)
     if not named:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unlora.cli.output import Answer
 
+if TYPE_CHECKING:
+    from unlora.report.compare import Section
+    from unlora.report.tables import Cell
+
 EXAMPLE = "unlora compare run-a run-b --output compare.html"
+BOLD = "on the Pareto front of utility and forgetting"
 
 
 def run(argv: list[str]) -> Answer:
-    """Writes the page, and shows the table."""
+    """Write the page, and show the table."""
     args = parser().parse_args(argv)
-    from unlora.report.compare import Group, Section, as_json, labels_of, markdown, print_comparison, write_comparison
+    from unlora.report.compare import Group, Section, as_json, labels_of
+    from unlora.report.compare_page import write_comparison
     from unlora.report.read import read_run
 
     folders = list(dict.fromkeys(path.resolve() for path in args.runs))
@@ -23,17 +30,63 @@ def run(argv: list[str]) -> Answer:
 
     def show() -> None:
         if args.markdown:
-            print(markdown(section))
+            print(_markdown(section))
         else:
-            print_comparison(section)
+            _print_table(section)
 
     return Answer({"runs": as_json(section)}, show, args.output)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Return the command's flags."""
     flags = argparse.ArgumentParser(prog="unlora compare", allow_abbrev=False)
-    flags.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of finished `unlora unlearn`")
+    flags.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of finished `unlora unlearn` runs")
     flags.add_argument("--output", type=Path, default=Path("compare.html"), help="the page (default: compare.html)")
-    flags.add_argument("--markdown", action="store_true", help="print Markdown instead of a table")
+    flags.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     return flags
+
+
+def _markdown(section: Section) -> str:
+    from unlora.report.compare import best, comparison
+
+    table, on_front = comparison(section), best(section)
+
+    def text(cell: Cell) -> str:
+        whole = f"{cell.text} ({cell.note})" if cell.note else cell.text
+        escaped = " ".join(whole.split()).replace("|", "\\|").replace("<", "&lt;")
+        return f"**{escaped}**" if cell.text in on_front else escaped
+
+    lines = [table.columns, ["---"] * len(table.columns), *([text(cell) for cell in row] for row in table.rows)]
+    body = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return f"{body}\n{table.caption}. Bold: {BOLD}.\n"
+
+
+def _print_table(section: Section) -> None:
+    """Print the table to the terminal, and the verdicts below it."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from unlora.report.compare import best, comparison
+    from unlora.report.names import MISSING
+
+    shown, on_front, console = comparison(section), best(section), Console()
+    rows = [[cell.text for cell in row] for row in shown.rows]
+    widths = [max(map(len, [*head.split(), *texts])) for head, *texts in zip(shown.columns, *rows, strict=True)]
+    room = console.width - sum(width + 2 for width in widths[1:-1]) - 1
+    # Names that leave no room for the numbers are numbered here, and follow the table.
+    numbered = widths[0] > room
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+    table.add_column("Run", no_wrap=True)
+    for heading in shown.columns[1:-1]:
+        table.add_column("\n".join(heading.split()), no_wrap=True, justify="right")
+    for place, (name, *numbers, _) in enumerate(rows, 1):
+        style = "bold" if name in on_front else None
+        table.add_row(str(place) if numbered else escape(name), *map(escape, numbers), style=style)
+    console.print(table)
+    for place, (name, *_, told) in enumerate(rows, 1):
+        if numbered or told != MISSING:
+            text = f"{place} {name}: {told}" if numbered else f"{name}: {told}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"bold: {BOLD}", highlight=False)

@@ -1,4 +1,4 @@
-"""`unlora report`: the page of a run, written again, and its verdict."""
+"""`unlora report`: write the page of a run again, and show its verdict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLE = "unlora report run"
 
 
 def run(argv: list[str]) -> Answer:
-    """Writes the page into the run's folder, and tells the verdict."""
+    """Write the page into the run's folder, and show the verdict."""
     args = parser().parse_args(argv)
     from unlora.report.page import write_report
     from unlora.report.read import read_run
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> Answer:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Return the command's flags."""
     flags = argparse.ArgumentParser(prog="unlora report", allow_abbrev=False)
-    flags.add_argument("run", metavar="RUN", type=Path, help="the folder of a finished `unlora unlearn`")
+    flags.add_argument("run", metavar="RUN", type=Path, help="folder of a finished `unlora unlearn`")
     return flags

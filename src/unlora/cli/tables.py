@@ -6,33 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from unlora.evals.tofu import BENCHMARK_SETS
-from unlora.report.names import METRICS, SETS, number
+from unlora.report.names import OVERALL, metric_rows, number
 
 # Terms of model utility in TOFU: three of each set but forget.
 WHOLE_UTILITY = 3 * (len(BENCHMARK_SETS["tofu"]) - 1)
 
 
 def print_comparison(models: Mapping[str, Mapping[str, Any]]) -> None:
-    """One column a model, one row a metric; what was not measured is a dash."""
+    """Print one column for each model and one row for each metric; a dash stands for what was not measured.
+
+    Args:
+        models: by model the metrics that `unlora.evals.summarise` returns.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("metric", *(f"{name}" for name in models))
-    for key, label in SETS.items():
-        if any(key in summary["sets"] for summary in models.values()):
-            for column, metric in METRICS.items():
-                values = [summary["sets"].get(key, {}).get(column) for summary in models.values()]
-                table.add_row(f"{label}: {metric}", *(number(value) for value in values))
+    table = Table("metric", *models)
     terms = {len(summary["utility_terms"]) for summary in models.values()}
-    fewer = "" if terms == {WHOLE_UTILITY} else f" ({' or '.join(map(str, sorted(terms)))} terms)"
-    for column in ("model_utility", "forget_quality", "log10_forget_quality"):
-        label = column.replace("_", " ") + (fewer if column == "model_utility" else "")
-        table.add_row(label, *(number(summary[column]) for summary in models.values()), style="bold")
+    for label, values in metric_rows(models):
+        overall = label in OVERALL.values()
+        if label == OVERALL["model_utility"] and terms != {WHOLE_UTILITY}:
+            label = f"{label} ({' or '.join(map(str, sorted(terms)))} terms)"
+        table.add_row(label, *map(number, values), style="bold" if overall else None)
     Console().print(table)
 
 
 def print_tasks(result: Mapping[str, Any]) -> None:
-    """One row a task and metric, as `unlora.evals.harness.evaluate_tasks` returns them."""
+    """Print one row for each task and metric that `unlora.evals.harness.evaluate_tasks` returned."""
     from rich.console import Console
     from rich.table import Table
 
@@ -46,7 +46,7 @@ def print_tasks(result: Mapping[str, Any]) -> None:
 
 
 def compression_text(cost: Mapping[str, Any]) -> str:
-    """What fewer ranks cost, as `Compression` has it."""
+    """Return a sentence on what fewer ranks cost; `cost` has the fields of `Compression`."""
     return (
         "exported at rank {rank}: relative error of the weight change {relative_error:.3g}, of a single module "
         "up to {largest_relative_error:.3g}"

@@ -1,4 +1,4 @@
-"""What a run folder holds, typed; what is not there is None or empty. Nothing in the files is trusted."""
+"""A run's folder, read into typed values. Nothing in the files is trusted; a missing file gives None or is empty."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unlora.common.errors import NOT_AVAILABLE, InputError, Problem
 from unlora.evals import Log, read_log
 from unlora.evals.tofu import TASKS
 from unlora.report.scores import Scores, parse_scores
-from unlora.report.statistics import Estimate, Measured
+from unlora.report.statistics import Estimate, Measured, estimate_of
 from unlora.runs.folder import (
     ATTACKS,
     CONFIG,
@@ -31,18 +31,18 @@ from unlora.runs.folder import (
 )
 
 T = TypeVar("T")
-# What `unlora bench` calls the log of a scoring command, in the folder that holds the run.
+# What `unlora bench` calls the log of a benchmark, in the folder that holds the run.
 BENCH_SCORES = "scores.json"
 
 
 @dataclass(frozen=True)
 class Membership:
-    """What `unlora membership` found, or of MUSE's log the same.
+    """The result of `unlora membership`, or of a benchmark that runs membership attacks.
 
     Args:
-        sizes: examples by set, forget and holdout.
-        areas: by attack the area under the ROC curve of the forget set against unseen rows, of the unlearned model.
-        original, retrained: the same under these models; empty if not known.
+        sizes: number of examples in the sets "forget" and "holdout".
+        areas: by attack, the unlearned model's area under the ROC curve of the forget set against unseen rows.
+        original, retrained: the same for these models; empty if unknown.
     """
 
     sizes: dict[str, int]
@@ -51,40 +51,37 @@ class Membership:
     retrained: dict[str, Measured]
 
     def by_model(self) -> dict[str, dict[str, Measured]]:
-        """The areas of each model, in the order in which models are shown."""
+        """Return the areas of each model, in the order in which models are shown."""
         return {"original": self.original, "unlearned": self.areas, "retrained": self.retrained}
 
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack in one setting: {model: {metric: value}}, and standard errors under `<metric>_se`."""
+    """One attack in one setting: {model: {metric: value}}, with standard errors under `<metric>_se`."""
 
     name: str
     setting: str
     models: dict[str, dict[str, float]]
 
+    @property
+    def label(self) -> str:
+        """The name and the setting."""
+        return f"{self.name}: {self.setting}"
+
     def estimate(self, model: str, metric: str = "forget_probability") -> Estimate | None:
-        """With its interval over draws, normal; None where it was not measured."""
+        """Return a metric with its normal interval over draws, or None if it was not measured."""
         values = self.models.get(model, {})
         if metric not in values:
             return None
-        return Measured(values[metric], values.get(f"{metric}_se", 0.0)).estimate()
+        return estimate_of(Measured(values[metric], values.get(f"{metric}_se", 0.0)))
 
 
 @dataclass(frozen=True)
 class Attacks:
-    """What `unlora attack` found, and why some attacks were not possible."""
+    """The result of `unlora attack`, and by attack the reason why it was not possible."""
 
     found: list[Attack]
     unavailable: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token of an answer: its text, and its probability under each model that is known."""
-
-    text: str
-    probability: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -92,13 +89,14 @@ class Run:
     """A finished run.
 
     Args:
-        folder: where it is.
-        settings: its configuration, one flat mapping of flags; absolute paths are cut to their last part.
+        folder: the run's folder.
+        settings: its configuration, a flat mapping of flags; only the last part of absolute paths is kept.
         train: the trainer's log.
-        logs: evaluation logs by model (original, unlearned, retrained), those that are there.
-        scores: the same of MUSE's or the harness's command.
+        logs: evaluation logs in TOFU's format by model (original, unlearned, retrained), as far as they exist.
+        scores: the same for a benchmark with its own scoring.
         importance: by module the importance of its rows (or rows and columns).
-        membership, attacks, record: what later commands, and the run itself, left.
+        membership, attacks: results of later commands.
+        record: the run's own record.
     """
 
     folder: Path
@@ -113,23 +111,28 @@ class Run:
 
     @property
     def method(self) -> str:
-        """Initialiser and loss, as `unlora bench` spells them."""
+        """Initialiser and loss, spelled as for `unlora bench`."""
         return f"{self.settings.get('init', '?')}+{self.settings.get('loss', 'default loss')}"
 
     def task(self, model: str, name: str) -> Mapping[str, Mapping[str, Any]]:
-        """The columns of a set in a model's log; empty where there are none."""
+        """Return the columns of a set in a model's log; empty if there are none."""
         return self.logs.get(model, {}).get(TASKS[name], {})
+
+    def prompts(self, model: str, name: str) -> list[str]:
+        """Return what the model was asked, in the order of the examples."""
+        column = self.task(model, name).get("generated_text", {})
+        return [column[index][0] for index in sorted(column, key=int)]
 
 
 def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Run:
-    """Reads the folder of a finished `unlora unlearn`.
+    """Read the folder of a finished `unlora unlearn`.
 
     Args:
-        folder: where it is.
-        scored: by model the logs of MUSE's or the harness's command, where they are not in the folder.
+        folder: the run's folder.
+        scored: by model the log of a benchmark with its own scoring; by default those in the folder.
 
     Raises:
-        InputError: no such run, or a file in it that unlora did not write.
+        InputError: there is no such run, or a file in it was not written by unlora.
     """
     folder = Path(folder)
     if not is_finished(folder):
@@ -139,22 +142,21 @@ def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Ru
     for log in logs.values():
         _check_tokens(folder, log)
     scores = _read_scores(_scored(folder) if scored is None else scored)
-    membership = _read(folder / MEMBERSHIP, lambda text: _membership(json.loads(text)))
     return Run(
         folder=folder,
-        settings=_read(folder / CONFIG, lambda text: _placeless(_mapping(yaml.safe_load(text)))) or {},
-        train=_read(folder / METRICS, lambda text: _numbers(json.loads(text)["train"])) or [],
+        settings=_read(folder / CONFIG, lambda path: _placeless(yaml.safe_load(_text(path)))) or {},
+        train=_read(folder / METRICS, lambda path: _numbers(_json(path)["train"])) or [],
         logs=logs,
         scores=scores,
-        importance=_read_importance(folder / IMPORTANCE),
-        membership=membership or _membership_of(scores),
-        attacks=_read(folder / ATTACKS, lambda text: _attacks(json.loads(text)["attacks"])),
-        record=_read(folder / RECORD, lambda text: _mapping(json.loads(text))) or {},
+        importance=_read(folder / IMPORTANCE, _importance) or {},
+        membership=_read(folder / MEMBERSHIP, lambda path: _membership(_json(path))) or _membership_of(scores),
+        attacks=_read(folder / ATTACKS, lambda path: _attacks(_json(path)["attacks"])),
+        record=_read(folder / RECORD, lambda path: dict(_json(path).items())) or {},
     )
 
 
 def _scored(folder: Path) -> dict[str, Path]:
-    """The logs in the folder; a bench keeps the run's own beside it."""
+    """Return the benchmark's logs by model. `unlora bench` keeps the unlearned model's beside the run's folder."""
     places = {model: [folder / name] for model, name in SCORES.items()}
     places["unlearned"].append(folder.parent / BENCH_SCORES)
     found = {model: next((path for path in paths if path.is_file()), None) for model, paths in places.items()}
@@ -162,60 +164,63 @@ def _scored(folder: Path) -> dict[str, Path]:
 
 
 def _read_scores(paths: Mapping[str, Path]) -> dict[str, Scores]:
-    retrained = _read(paths["retrained"], json.loads) if "retrained" in paths else None
-    read = {model: _read(path, lambda text: parse_scores(json.loads(text), retrained)) for model, path in paths.items()}
+    retrained = _read(paths["retrained"], _json) if "retrained" in paths else None
+    read = {model: _read(path, lambda path: parse_scores(_json(path), retrained)) for model, path in paths.items()}
     found = {model: scores for model, scores in read.items() if scores is not None}
     if len({(scores.benchmark, tuple(scores.examples.items())) for scores in found.values()}) > 1:
-        reason, fix = "they are not of the same benchmark and examples", "measure all models in the same way"
-        raise InputError(Problem("RUN", ", ".join(map(str, paths.values())), reason, fix))
+        reason = "these logs are not of the same benchmark and examples"
+        names = ", ".join(map(str, paths.values()))
+        raise InputError(Problem("RUN", names, reason, "evaluate all models in the same way"))
     return found
 
 
 def _membership_of(scores: Mapping[str, Scores]) -> Membership | None:
-    """MUSE's log has the areas that its privacy leakage is made of."""
+    """Return the result of the membership attacks that are part of a benchmark."""
     areas = {model: scores[model].areas if model in scores else {} for model in MODELS}
     if not areas["unlearned"]:
         return None
     return Membership(scores["unlearned"].examples, areas["unlearned"], areas["original"], areas["retrained"])
 
 
-def _read(path: Path, parsed: Callable[[str], T]) -> T | None:
-    """What a file says, or None where there is none."""
+def _read(path: Path, parse: Callable[[Path], T]) -> T | None:
+    """Return the parsed file, or None if there is none."""
+    from safetensors import SafetensorError
+
     if not path.is_file():
         return None
     try:
-        return parsed(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        reason = f"it is not what unlora writes ({type(error).__name__}: {error})"
+        return parse(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, SafetensorError) as error:
+        reason = f"unlora did not write this file ({type(error).__name__}: {error})"
         raise InputError(Problem("RUN", str(path), reason, "write it again, or delete it")) from error
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _json(path: Path) -> Any:
+    return json.loads(_text(path))
 
 
 def _placeless(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of paths the last part alone: a page is shown to people who need not know where things lie on the machine."""
-    paths = {name for name, value in settings.items() if isinstance(value, str) and Path(value).is_absolute()}
-    return {name: Path(value).name if name in paths else value for name, value in settings.items()}
+    """Keep only the last part of absolute paths: readers of a page need not know where files are on the machine."""
 
+    def shown(value: Any) -> Any:
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return {str(key): part for key, part in value.items()}
+    return {str(name): shown(value) for name, value in settings.items()}
 
 
 def _numbers(rows: Any) -> list[dict[str, float]]:
-    """The numbers in the trainer's log."""
+    """Return the numbers in the trainer's log."""
     return [{str(k): float(v) for k, v in row.items() if isinstance(v, int | float)} for row in rows]
 
 
-def _read_importance(path: Path) -> dict[str, NDArray[np.float64]]:
-    from safetensors import SafetensorError
+def _importance(path: Path) -> dict[str, NDArray[np.float64]]:
     from safetensors.numpy import load_file
 
-    if not path.is_file():
-        return {}
-    try:
-        return {name: values.astype(np.float64) for name, values in load_file(path).items() if values.size}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reason = f"cannot be read as safetensors ({error})"
-        raise InputError(Problem("RUN", str(path), reason, "write it again, or delete it")) from error
+    return {name: values.astype(np.float64) for name, values in load_file(path).items() if values.size}
 
 
 def _membership(log: Any) -> Membership:
@@ -241,7 +246,7 @@ def _attacks(report: Any) -> Attacks:
 
 
 def _check_tokens(folder: Path, log: Log) -> None:
-    """Refuses tokens that are not those of an evaluation; the rest has been checked with the log."""
+    """Refuse tokens that an evaluation did not write. `read_log` has checked the rest of the log."""
     for task in set(TASKS.values()) & log.keys():
         columns = log[task]
         losses = columns.get("gt_token_loss", {})
@@ -251,8 +256,8 @@ def _check_tokens(folder: Path, log: Log) -> None:
         )
         numbers = all(isinstance(value, int | float) for row in losses.values() for value in row)
         if not (tokens and numbers):
-            reason = f"the tokens of {task} are not those of an evaluation"
-            raise InputError(Problem("RUN", str(folder), reason, "evaluate again"))
+            reason = f"the tokens of {task} were not written by an evaluation"
+            raise InputError(Problem("RUN", str(folder), reason, "evaluate the run again"))
 
 
 def _texts(value: Any) -> bool:

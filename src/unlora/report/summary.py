@@ -1,13 +1,10 @@
-"""The numbers of a run, each with its uncertainty: what the pages show and the verdict rests on."""
+"""The numbers of a run, each with its uncertainty: what the pages show and what the verdict rests on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from unlora.evals import metrics
 from unlora.evals.tofu import TASKS, UTILITY, example_values, forget_truth_ratios
@@ -19,6 +16,7 @@ from unlora.report.statistics import (
     Estimate,
     Values,
     difference,
+    estimate_of,
     exactly,
     interval,
     mean_estimate,
@@ -26,20 +24,19 @@ from unlora.report.statistics import (
     utility_draws,
 )
 
-# The level of every test.
+# The significance level of every test.
 LEVEL = 0.05
-RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
 class Axes:
-    """The forget-utility plane of a benchmark.
+    """The forgetting-utility plane.
 
     Args:
-        x, y: the names of the axes.
-        better: 1 where more of y is better, -1 where less is; 0 where only a retrained model's value could say.
+        x, y: labels of the axes; x is utility, y is forgetting.
+        better: 1 if more of y is better, -1 if less is; 0 if only a retrained model's value could tell.
         points: by model its x and y.
-        level: of y, where a test draws its line.
+        level: value of y below which the test is significant, if y is a test.
     """
 
     x: str
@@ -51,21 +48,21 @@ class Axes:
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that is computed from the logs of evaluations; what they cannot give is missing or None.
+    """Everything that is computed from evaluation logs. What they cannot give is missing or None.
 
     Args:
-        examples: by set how many were evaluated.
+        examples: number of evaluated examples by set.
         means: {set: {metric: {model: mean over examples}}}.
         utility: by model TOFU's model utility, the harmonic mean of `terms` means, or that of another benchmark.
-        utility_name: which.
-        terms: how many; 0 of another benchmark.
-        kept: the unlearned model's utility over the original's.
+        utility_name: label of this utility.
+        terms: number of means in the model utility; 0 for another benchmark.
+        kept: the unlearned model's utility divided by the original's.
         ratios: by model the forget set's geometric truth ratios, [examples].
         quality: by model forget quality, the p-value against the retrained model's truth ratios.
-        fall: forget-answer probability, unlearned minus original.
+        fall: probability of the forget answers, unlearned minus original.
         gap: the same, unlearned minus retrained.
         scores: {metric of another benchmark: {model: value}}.
-        axes: what the plane is drawn of.
+        axes: the plane that is drawn.
     """
 
     examples: dict[str, int]
@@ -82,43 +79,42 @@ class Summary:
     axes: Axes | None
 
     def log_quality(self, model: str) -> float | None:
-        """log10 of the forget quality."""
+        """Return log10 of the forget quality, if it is known."""
         return math.log10(self.quality[model]) if model in self.quality else None
 
     def mean(self, name: str, metric: str, model: str) -> Estimate | None:
-        """A mean, if it is known."""
+        """Return a mean, if it is known."""
         return self.means.get(name, {}).get(metric, {}).get(model)
 
 
 def summarise_run(run: Run) -> Summary:
-    """Computes everything once."""
+    """Compute all numbers of a run."""
     values = {
         model: {name: example_values(name, run.task(model, name)) for name in TASKS if run.task(model, name)}
         for model in run.logs
     }
     means = {name: _means(name, values) for name in SETS if any(name in sets for sets in values.values())}
-    columns = {model: _utility_columns(sets) for model, sets in values.items()}
-    draws = {model: utility_draws(terms) for model, terms in columns.items() if terms}
+    columns = {model: terms for model, sets in values.items() if (terms := _utility_columns(sets))}
+    draws = {model: utility_draws(terms) for model, terms in columns.items()}
     utility = {model: interval(_utility(columns[model]), drawn) for model, drawn in draws.items()}
     ratios = {model: forget_truth_ratios(model, log) for model, log in run.logs.items() if _has_ratios(run, model)}
     known = ratios.get("retrained")
     quality = {} if known is None else {model: metrics.forget_quality(ratios[model], known) for model in ratios}
-    probabilities = {model: sets["forget"]["probability"] for model, sets in values.items() if _asked(sets)}
     other = {model: of_model.utility for model, of_model in run.scores.items() if of_model.utility is not None}
     kept = _kept(utility, draws)
     if not utility and {"original", "unlearned"} <= other.keys():
         kept = quotient(other["unlearned"], other["original"])
     return Summary(
-        examples={name: max(len(_first(sets[name])) for sets in values.values() if name in sets) for name in means},
+        examples={name: max(_size(sets[name]) for sets in values.values() if name in sets) for name in means},
         means=means,
-        utility=utility or {model: value.estimate() for model, value in other.items()},
+        utility=utility or {model: estimate_of(value) for model, value in other.items()},
         utility_name="model utility" if utility else _axis_name(run.scores, 0),
-        terms=sum(map(len, columns["unlearned"].values())) if "unlearned" in columns else 0,
+        terms=sum(map(len, columns.get("unlearned", {}).values())),
         kept=kept,
         ratios=ratios,
         quality=quality,
-        fall=_difference(run, probabilities, "original"),
-        gap=_difference(run, probabilities, "retrained"),
+        fall=_difference(run, values, "original"),
+        gap=_difference(run, values, "retrained"),
         scores=_by_metric(run.scores),
         axes=_axes(run, utility, quality, means),
     )
@@ -129,13 +125,11 @@ def _axis_name(scores: Mapping[str, Scores], place: int) -> str:
 
 
 def _by_metric(scores: Mapping[str, Scores]) -> dict[str, dict[str, Estimate]]:
-    names = dict.fromkeys(name for of_model in scores.values() for name in of_model.metrics)
-    return {
-        name: {
-            model: of_model.metrics[name].estimate() for model, of_model in scores.items() if name in of_model.metrics
-        }
-        for name in names
-    }
+    found: dict[str, dict[str, Estimate]] = {}
+    for model, of_model in scores.items():
+        for name, value in of_model.metrics.items():
+            found.setdefault(name, {})[model] = estimate_of(value)
+    return found
 
 
 def _axes(
@@ -144,13 +138,13 @@ def _axes(
     quality: Mapping[str, float],
     means: Mapping[str, Mapping[str, Mapping[str, Estimate]]],
 ) -> Axes | None:
-    """Of TOFU's evaluation where it has a forget quality, else of another benchmark, else of the probability alone."""
+    """Return TOFU's plane if there is a forget quality, else another benchmark's, else that of the probability."""
     if utility and "unlearned" in quality:
         logs = {model: exactly(math.log10(quality[model])) for model in utility if model in quality}
         points = {model: (utility[model], log) for model, log in logs.items()}
         return Axes("model utility", "log₁₀ forget quality", 1, points, math.log10(LEVEL))
     points = {
-        model: (of_model.utility.estimate(), of_model.forgetting.estimate())
+        model: (estimate_of(of_model.utility), estimate_of(of_model.forgetting))
         for model, of_model in run.scores.items()
         if of_model.utility is not None and of_model.forgetting is not None
     }
@@ -158,10 +152,14 @@ def _axes(
         return Axes(_axis_name(run.scores, 0), _axis_name(run.scores, 1), -1, points)
     probability = means.get("forget", {}).get("probability", {})
     points = {model: (utility[model], probability[model]) for model in utility if model in probability}
-    return Axes("model utility", "probability of the answers to forget", 0, points) if points else None
+    return Axes("model utility", "probability of the forget answers", 0, points) if points else None
 
 
-def _means(name: str, values: dict[str, dict[str, dict[str, Values]]]) -> dict[str, dict[str, Estimate]]:
+def _size(columns: Mapping[str, Values]) -> int:
+    return len(next(iter(columns.values()), ()))
+
+
+def _means(name: str, values: Mapping[str, Columns]) -> dict[str, dict[str, Estimate]]:
     known = {model: sets[name] for model, sets in values.items() if name in sets}
     return {
         metric: {model: mean_estimate(columns[metric]) for model, columns in known.items() if metric in columns}
@@ -169,34 +167,18 @@ def _means(name: str, values: dict[str, dict[str, dict[str, Values]]]) -> dict[s
     }
 
 
-def p_value(value: float) -> str:
-    """Two significant digits, or a power of ten."""
-    if value >= 1e-3:
-        return f"{value:.2g}"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa} × 10{str(int(exponent)).translate(RAISED)}"
-
-
 def smallest_distance(size: int, other: int) -> float:
-    """Distance between two empirical distributions from which on the Kolmogorov-Smirnov test is significant (5 %).
+    """Return the distance between two empirical distributions above which a Kolmogorov-Smirnov test is significant.
 
-    The asymptotic critical value, √(−ln(0.05/2)/2) · √((n+m)/(n·m)).
+    This is the asymptotic critical value at `LEVEL`: c(α) · √((n+m)/(n·m)).
     """
-    return math.sqrt(-math.log(0.025) / 2) * math.sqrt((size + other) / (size * other))
+    from scipy.stats import kstwobign
+
+    return float(kstwobign.isf(LEVEL)) * math.sqrt((size + other) / (size * other))
 
 
-def largest_distance(one: Values, other: Values) -> tuple[float, float]:
-    """The Kolmogorov-Smirnov statistic, and where between the two empirical distributions it lies."""
-    places = np.sort(np.concatenate([one, other]))
-    gaps = np.abs(_share_below(one, places) - _share_below(other, places))
-    return float(gaps.max()), float(places[gaps.argmax()])
-
-
-def _share_below(values: Values, places: Values) -> Values:
-    return np.searchsorted(np.sort(values), places, side="right") / len(values)
-
-
-def _utility_columns(sets: dict[str, dict[str, Values]]) -> Columns:
+def _utility_columns(sets: Columns) -> Columns:
+    """Return the terms of TOFU's model utility."""
     columns = {
         name: {metric: values[metric] for metric in UTILITY if metric in values}
         for name, values in sets.items()
@@ -209,7 +191,7 @@ def _utility(columns: Columns) -> float:
     return metrics.model_utility([values.mean() for terms in columns.values() for values in terms.values()])
 
 
-def _kept(utility: dict[str, Estimate], draws: dict[str, Values]) -> Estimate | None:
+def _kept(utility: Mapping[str, Estimate], draws: Mapping[str, Values]) -> Estimate | None:
     if not {"original", "unlearned"} <= utility.keys() or not (draws["original"] > 0).all():
         return None
     value = utility["unlearned"].value / utility["original"].value
@@ -220,22 +202,9 @@ def _has_ratios(run: Run, model: str) -> bool:
     return {"avg_paraphrased_loss", "average_perturb_loss"} <= run.task(model, "forget").keys()
 
 
-def _asked(sets: dict[str, Any]) -> bool:
-    return "probability" in sets.get("forget", {})
-
-
-def _first(values: dict[str, Values]) -> Values:
-    return next(iter(values.values()))
-
-
-def _difference(run: Run, probabilities: dict[str, Values], other: str) -> Estimate | None:
-    if not {"unlearned", other} <= probabilities.keys():
+def _difference(run: Run, values: Mapping[str, Columns], other: str) -> Estimate | None:
+    """Return the difference in the probability of the forget answers between the unlearned and another model."""
+    one, two = (values.get(model, {}).get("forget", {}).get("probability") for model in ("unlearned", other))
+    if one is None or two is None:
         return None
-    one, two = (probabilities[model] for model in ("unlearned", other))
-    return difference(one, two, paired=prompts(run, "unlearned", "forget") == prompts(run, other, "forget"))
-
-
-def prompts(run: Run, model: str, name: str) -> list[str]:
-    """What the model was asked, in the order of the examples."""
-    column = run.task(model, name).get("generated_text", {})
-    return [column[index][0] for index in sorted(column, key=int)]
+    return difference(one, two, paired=run.prompts("unlearned", "forget") == run.prompts(other, "forget"))

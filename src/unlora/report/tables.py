@@ -1,30 +1,25 @@
-"""Tables and samples of a run as they are shown: formatted, but not yet HTML."""
+"""The tables of a run as they are shown: formatted, but not yet HTML."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from unlora.evals.tofu import TASKS, example_values
-from unlora.report.names import METRICS, SETS
+from unlora.report.names import METRICS, MISSING, SETS, capitalised, fixed, p_value
 from unlora.report.read import Run
-from unlora.report.statistics import Estimate, Measured, Values
-from unlora.report.summary import Summary, p_value, prompts
+from unlora.report.statistics import Estimate
+from unlora.report.summary import Summary
 from unlora.runs.folder import MODELS
 
-# How many examples of a set are shown.
-SAMPLES = {"forget": 20, "retain": 10}
-MISSING = "–"
+DIFFERENCE = "unlearned_minus_retrained"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value, a smaller note below it, and how strongly it is tinted (0 to 1)."""
+    """A value, a smaller note below it, and the strength of its tint (0 to 1)."""
 
     text: str
     note: str = ""
@@ -33,117 +28,95 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under column headings; the first cell of a row is its heading."""
+    """Rows of cells under column headings. The first cell of a row is its heading."""
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
 
-@dataclass(frozen=True)
-class ShownToken:
-    """A token of the reference answer, its probability by model, and what unlearning changed, if that is known.
-
-    `end` says that it only ends the text.
-    """
-
-    text: str
-    probability: Mapping[str, float]
-    change: float | None
-    end: bool
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One example: what was asked, what is right, what each model says, and how likely the right answer is to it."""
-
-    question: str
-    reference: str
-    tokens: Sequence[ShownToken]
-    answers: Mapping[str, str]
-    probability: Mapping[str, float]
-
-
-def estimate_cell(estimate: Estimate | None, digits: int = 3) -> Cell:
-    """The value, and its interval below it."""
+def estimate_cell(estimate: Estimate | None) -> Cell:
+    """Return the value with its interval below it."""
     if estimate is None:
         return Cell(MISSING)
-    ends = (estimate.value, estimate.low, estimate.high)
-    value, low, high = (f"{end:.{digits}f}".replace("-", "−") for end in ends)
+    value, low, high = map(fixed, (estimate.value, estimate.low, estimate.high))
     return Cell(value, "" if low == high else f"{low} to {high}")
 
 
 def metrics_table(run: Run, summary: Summary) -> Table:
-    """Every mean of every model."""
-    rows = []
+    """Return every mean of every model."""
+    rows: list[tuple[Cell, Mapping[str, Cell]]] = []
     for name, metrics in summary.means.items():
         for metric, by_model in metrics.items():
-            cells = [estimate_cell(by_model.get(model)) for model in run.logs]
-            label = f"{SETS[name].capitalize()}: {METRICS[metric]}"
-            rows.append([Cell(label, f"{summary.examples[name]} examples"), *cells])
+            label = Cell(f"{capitalised(SETS[name])}: {METRICS[metric]}", f"{summary.examples[name]} examples")
+            rows.append((label, _estimate_cells(by_model)))
     if summary.terms:
-        utility = [estimate_cell(summary.utility.get(model)) for model in run.logs]
-        rows.append([Cell("Model utility", f"harmonic mean of {summary.terms} means"), *utility])
+        label = Cell("Model utility", f"harmonic mean of {summary.terms} means")
+        rows.append((label, _estimate_cells(summary.utility)))
     if summary.quality:
-        quality = [Cell(*_quality(summary, model)) for model in run.logs]
-        rows.append([Cell("Forget quality (p)", "log₁₀ p below it"), *quality])
-    return Table("Means over the examples with 95 % intervals", ["Metric", *map(str.capitalize, run.logs)], rows)
+        cells = {m: Cell(p_value(p), fixed(summary.log_quality(m) or 0.0, 2)) for m, p in summary.quality.items()}
+        rows.append((Cell("Forget quality (p)", "log₁₀ p below it"), cells))
+    return _model_table("Means over the examples with 95 % intervals", "Metric", run.logs, rows)
 
 
 def scores_table(run: Run, summary: Summary) -> Table:
-    """Every metric of another benchmark."""
+    """Return every metric of another benchmark."""
     benchmark = next(iter(run.scores.values())).benchmark
     models = [model for model in MODELS if model in run.scores]
-    rows = [
-        [Cell(name), *(estimate_cell(values.get(model)) for model in models)] for name, values in summary.scores.items()
-    ]
-    return Table(f"{benchmark}, with 95 % intervals", ["Metric", *map(str.capitalize, models)], rows)
-
-
-def _quality(summary: Summary, model: str) -> tuple[str, str]:
-    log = summary.log_quality(model)
-    return (MISSING, "") if log is None else (p_value(summary.quality[model]), f"{log:.2f}".replace("-", "−"))
+    rows = [(Cell(name), _estimate_cells(values)) for name, values in summary.scores.items()]
+    return _model_table(f"{benchmark}, with 95 % intervals", "Metric", models, rows)
 
 
 def membership_table(run: Run) -> Table:
-    """Every membership attack."""
+    """Return the AUC of every membership attack."""
     assert run.membership is not None
     models = run.membership.by_model()
-    rows = [[Cell(name), *(_area_cell(areas.get(name)) for areas in models.values())] for name in run.membership.areas]
-    return Table("AUC ± standard error (DeLong)", ["Attack", *map(str.capitalize, models)], rows)
 
+    def cells(name: str) -> dict[str, Cell]:
+        known = {model: areas[name] for model, areas in models.items() if name in areas}
+        return {model: Cell(fixed(area.value), f"± {fixed(area.standard_error)}") for model, area in known.items()}
 
-def _area_cell(area: Measured | None) -> Cell:
-    return Cell(MISSING) if area is None else Cell(f"{area.value:.3f}", f"± {area.standard_error:.3f}")
+    rows = [(Cell(name), cells(name)) for name in run.membership.areas]
+    return _model_table("AUC ± standard error (DeLong)", "Attack", models, rows)
 
 
 def attacks_table(run: Run) -> Table:
-    """Every attack, with the probability and the recall of the answers to forget."""
+    """Return the probability and the recall of the forget answers under every attack."""
     assert run.attacks is not None
-    models = {"original": "Original", "unlearned": "Unlearned", "retrained": "Retrained"}
-    models["unlearned_minus_retrained"] = "Unlearned − retrained"
+
+    def text(values: Mapping[str, float], metric: str) -> str:
+        if metric not in values:
+            return MISSING
+        error = values.get(f"{metric}_se")
+        return fixed(values[metric]) + ("" if error is None else f" ± {fixed(error)}")
+
+    def cell(values: Mapping[str, float]) -> Cell:
+        return Cell(text(values, "forget_probability"), text(values, "forget_rougeL_recall"))
+
     rows = [
-        [Cell(f"{attack.name}: {attack.setting}"), *(_attack_cell(attack.models.get(model)) for model in models)]
+        (Cell(attack.label), {model: cell(values) for model, values in attack.models.items()})
         for attack in run.attacks.found
     ]
-    caption = "Probability of the answers to forget (± standard error over draws); below it their ROUGE-L recall"
-    return Table(caption, ["Attack", *models.values()], rows)
+    caption = "Probability of the forget answers (± standard error over draws), with their ROUGE-L recall below it"
+    return _model_table(caption, "Attack", (*MODELS, DIFFERENCE), rows)
 
 
-def _attack_cell(values: Mapping[str, float] | None) -> Cell:
-    if not values:
-        return Cell(MISSING)
-    probability, recall = (_with_error(values, metric) for metric in ("forget_probability", "forget_rougeL_recall"))
-    return Cell(probability, recall)
+def _estimate_cells(by_model: Mapping[str, Estimate]) -> dict[str, Cell]:
+    return {model: estimate_cell(value) for model, value in by_model.items()}
 
 
-def _with_error(values: Mapping[str, float], metric: str) -> str:
-    value, error = values.get(metric), values.get(f"{metric}_se")
-    return MISSING if value is None else f"{value:.3f}" + ("" if error is None else f" ± {error:.3f}")
+def _model_table(
+    caption: str, heading: str, models: Iterable[str], rows: Iterable[tuple[Cell, Mapping[str, Cell]]]
+) -> Table:
+    """Return a table with one column for each model; a dash stands for what was not measured."""
+    models = list(models)
+    columns = [capitalised(model.replace("_minus_", " − ")) for model in models]
+    body = [[label, *(cells.get(model, Cell(MISSING)) for model in models)] for label, cells in rows]
+    return Table(caption, [heading, *columns], body)
 
 
 def training_table(run: Run) -> Table:
-    """The trainer's log."""
+    """Return the trainer's log."""
     rows = [row for row in run.train if "step" in row]
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "step"]
     body = [
@@ -153,21 +126,20 @@ def training_table(run: Run) -> Table:
 
 
 def importance_tables(run: Run) -> list[Table]:
-    """By layer and module the mean importance of the rows, and how much single rows stand out."""
+    """Return, by layer and module, the mean importance of the rows, and how much single rows stand out."""
     means = {name: float(array.mean()) for name, array in run.importance.items()}
     spreads = {name: float(array.std()) / means[name] for name, array in run.importance.items() if means[name] > 0}
     captions = {
         "Mean importance of a layer's rows": means,
-        "How much single rows stand out (standard deviation over mean)": spreads,
+        "How much single rows stand out (standard deviation divided by mean)": spreads,
     }
     return [_heat(caption, values) for caption, values in captions.items() if values]
 
 
 def _heat(caption: str, values: Mapping[str, float]) -> Table:
-    places = {name: _place(name) for name in values}
-    layers = sorted({layer for layer, _ in places.values()}, key=lambda layer: (not layer.isdecimal(), layer.zfill(9)))
-    modules = sorted({module for _, module in places.values()})
-    by_place = {places[name]: value for name, value in values.items()}
+    by_place = {_place(name): value for name, value in values.items()}
+    layers = sorted({layer for layer, _ in by_place}, key=lambda layer: (not layer.isdecimal(), layer.zfill(9)))
+    modules = sorted({module for _, module in by_place})
     low, high = min(values.values()), max(values.values())
 
     def cell(layer: str, module: str) -> Cell:
@@ -181,13 +153,13 @@ def _heat(caption: str, values: Mapping[str, float]) -> Table:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """Layer and module of a name such as model.layers.3.mlp.up_proj."""
+    """Return layer and module of a name such as model.layers.3.mlp.up_proj."""
     match = re.search(r"\.(\d+)\.(.+)", name)
     return (match[1], match[2]) if match else (MISSING, name)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested values as rows of dotted names and texts."""
+    """Yield nested values as dotted names and texts."""
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
@@ -197,66 +169,5 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def pairs_table(caption: str, values: Mapping[str, Any]) -> Table:
-    """Names and values."""
+    """Return a table of names and values."""
     return Table(caption, ["Name", "Value"], [[Cell(name), Cell(text)] for name, text in flat(values)])
-
-
-def samples(run: Run, name: str) -> list[Sample]:
-    """The examples to look at: of the forget set the answers that are likeliest still, else those that lost most."""
-    models = [model for model in MODELS if _comparable(run, model, name)]
-    if "unlearned" not in models:
-        return []
-    probability = {model: example_values(name, run.task(model, name)).get("probability") for model in models}
-    after, before = probability.get("unlearned"), probability.get("original")
-    count = len(prompts(run, "unlearned", name))
-    if after is None:
-        order: Sequence[int] = range(count)
-    elif name == "forget" or before is None:
-        order = np.argsort(-after, kind="stable").tolist()
-    else:
-        order = np.argsort(after - before, kind="stable").tolist()
-    known = {model: values for model, values in probability.items() if values is not None}
-    return [_sample(run, name, models, known, place) for place in order[: SAMPLES[name]]]
-
-
-def _comparable(run: Run, model: str, name: str) -> bool:
-    """Whether the model was asked what the unlearned one was."""
-    return bool(prompts(run, model, name)) and prompts(run, model, name) == prompts(run, "unlearned", name)
-
-
-def _sample(run: Run, name: str, models: Sequence[str], probability: Mapping[str, Values], place: int) -> Sample:
-    rows = {}
-    for model in models:
-        column = run.task(model, name)["generated_text"]
-        rows[model] = column[sorted(column, key=int)[place]]
-    prompt, _, reference = rows["unlearned"]
-    return Sample(
-        question=prompt.removeprefix("Question: ").removesuffix("Answer:").rstrip(),
-        reference=reference,
-        tokens=_tokens(run, name, models, place, reference),
-        answers={model: row[1] for model, row in rows.items()},
-        probability={model: float(values[place]) for model, values in probability.items()},
-    )
-
-
-def _tokens(run: Run, name: str, models: Sequence[str], place: int, reference: str) -> list[ShownToken]:
-    texts, losses = {}, {}
-    for model in models:
-        task = run.task(model, name)
-        if {"gt_tokens", "gt_token_loss"} <= task.keys():
-            index = sorted(task["gt_tokens"], key=int)[place]
-            texts[model], losses[model] = task["gt_tokens"][index], task["gt_token_loss"][index]
-    own = texts.get("unlearned", [])
-    same = [model for model in texts if texts[model] == own]
-    ends = "".join(own[:-1]).strip() == reference.strip()
-    found = []
-    for at, text in enumerate(own):
-        chances = {model: float(np.exp(-losses[model][at])) for model in same}
-        change = chances["unlearned"] - chances["original"] if "original" in chances else None
-        found.append(ShownToken(text if at else text.lstrip(), chances, change, ends and at == len(own) - 1))
-    return found
-
-
-def reads(run: Run) -> dict[str, int]:
-    """By set how many examples were evaluated."""
-    return {name: len(prompts(run, "unlearned", name)) for name in TASKS if run.task("unlearned", name)}

@@ -6,32 +6,44 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from unlora.report.names import capitalised, fixed, p_value
 from unlora.report.read import Attack, Membership, Run
 from unlora.report.statistics import SPREAD, Estimate, Measured
-from unlora.report.summary import LEVEL, Summary, p_value, smallest_distance
+from unlora.report.summary import LEVEL, Summary, smallest_distance
+from unlora.report.tables import DIFFERENCE
 
 # A model that keeps less of its utility than this has paid for its forgetting, whatever the tests say.
 LEAST_KEPT = 0.9
-# What attacks are compared by, and between which models.
-PROBABILITY, DIFFERENCE, NO_ATTACK = "forget_probability", "unlearned_minus_retrained", "none"
+# What attacks are compared by, and the name of the evaluation without one.
+PROBABILITY, NO_ATTACK = "forget_probability", "none"
+LABELS = {
+    "alike": "No difference found",
+    "mixed": "Inconclusive",
+    "apart": "Still distinguishable",
+    "undecided": "Inconclusive",
+    "untested": "Not tested",
+}
 LIMITS = (
-    "A test that finds no difference is no proof that there is none: other questions, other tests or a stronger "
+    "A test that finds no difference does not prove that there is none. Other questions, other tests or a stronger "
     "attacker may find one.",
-    "It speaks of the evaluated examples and of this run alone, not of what other data the model may hold about the "
-    "same people or facts.",
-    "Intervals are over the examples; another seed or another retrained model would add to them.",
+    "The verdict is about the evaluated examples and this run only. It says nothing about other data that the model "
+    "may hold about the same people or facts.",
+    "Intervals cover the choice of examples. Another seed or another retrained model would add to the uncertainty.",
 )
+# State, sentence and limits.
+Finding = tuple[str, str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said, and how far.
+    """What can be said about a run.
 
     Args:
-        state: alike (no difference found), mixed, apart (told apart), undecided (the test could not tell), untested.
+        state: alike (no difference found), mixed, apart (distinguishable), undecided (the test could not tell) or
+            untested.
         label: the same in a few words.
-        sentence: what the numbers say of the forget set.
-        cost: what they say of everything else.
+        sentence: what the numbers say about the forget set.
+        cost: what they say about everything else.
         attacks: what attacks brought back.
         limits: what the verdict does not say.
     """
@@ -45,48 +57,37 @@ class Verdict:
 
 
 def verdict(run: Run, summary: Summary) -> Verdict:
-    """Applies the rule of docs/report.md."""
+    """Apply the rule of docs/report.md."""
     state, sentence, limits = _forgetting(run, summary)
-    label = {
-        "alike": "No difference found",
-        "mixed": "Not settled",
-        "apart": "Still told apart",
-        "undecided": "Not settled",
-        "untested": "Not tested",
-    }[state]
-    worst = strongest(run)
-    if state == "alike" and run.membership is not None and run.membership.areas:
-        telling, distance = most_telling(run.membership)
+    label, worst = LABELS[state], strongest(run)
+    if state == "alike" and (unseen := _attacked_membership(run)) is not None:
+        telling, distance = most_telling(unseen)
         if distance > SPREAD:
-            state, label = "mixed", "Not settled"
-            sentence += (
-                f" But a membership attack tells them from unseen rows ({_area_words(run.membership, telling)})."
-            )
+            state, label = "mixed", LABELS["mixed"]
+            sentence += f" But a membership attack distinguishes them from unseen rows ({_areas(unseen, telling)})."
     if state == "alike" and summary.kept is not None and summary.kept.high < LEAST_KEPT:
-        state, label = "mixed", "No difference found, at a high cost"
+        state, label = "mixed", "No difference found, but at a high cost"
     if state == "alike" and _brings_back(worst, summary.gap, len(_compared(run))):
         state, label = "mixed", "No difference found until attacked"
     return Verdict(state, label, sentence, _cost(summary), _attacks(run, worst), (*limits, *LIMITS))
 
 
-def _forgetting(run: Run, summary: Summary) -> tuple[str, str, tuple[str, ...]]:
+def _forgetting(run: Run, summary: Summary) -> Finding:
     if _has_quality(summary):
         return _against_retrained(summary)
-    if run.membership is not None and run.membership.areas:
-        return _against_unseen(run.membership, summary)
+    if (unseen := _attacked_membership(run)) is not None:
+        return _against_unseen(unseen, summary)
     if checks := _checks(run):
         return _at_the_last_check(checks, summary)
     if "unlearned" not in run.logs and "unlearned" not in run.scores:
-        return "untested", "The run was not evaluated, so nothing can be said of what it forgot.", ()
-    reason = (
-        "Without a retrained model or unseen rows of the same kind nothing can be said of whether the data is gone. "
-    )
+        return "untested", "The run was not evaluated, so nothing is known about what it forgot.", ()
+    reason = "Without a retrained model or unseen rows of the same kind, there is no telling whether the data is gone. "
     return "untested", reason + _fall(summary), ()
 
 
 def tests_of(run: Run, summary: Summary) -> list[str]:
-    """What a verdict on the run can rest on."""
-    quality, unseen = _has_quality(summary), run.membership is not None and bool(run.membership.areas)
+    """Return the tests that a verdict on the run can rest on."""
+    quality, unseen = _has_quality(summary), _attacked_membership(run) is not None
     known = {
         "forget quality": quality,
         "membership attacks": unseen,
@@ -100,181 +101,189 @@ def _has_quality(summary: Summary) -> bool:
     return {"unlearned", "original"} <= summary.quality.keys()
 
 
+def _attacked_membership(run: Run) -> Membership | None:
+    """Return the result of the membership attacks if there was at least one."""
+    return run.membership if run.membership is not None and run.membership.areas else None
+
+
 def _checks(run: Run) -> list[dict[str, float]]:
     return [row for row in run.train if {"stop_ks_pvalue", "stop_auc"} <= row.keys()]
 
 
-def _against_retrained(summary: Summary) -> tuple[str, str, tuple[str, ...]]:
-    p, before = summary.quality["unlearned"], summary.quality["original"]
-    sizes = [len(summary.ratios[model]) for model in ("unlearned", "retrained")]
-    count, gap, least = sizes[0], summary.gap, smallest_distance(*sizes)
-    power = f"With {count} examples the test sees only distances above {least:.2f} between the curves."
-    scores = f"p = {p_value(p)}; original: {p_value(before)}"
-    if before >= LEVEL:
+def _against_retrained(summary: Summary) -> Finding:
+    p, original, gap = summary.quality["unlearned"], summary.quality["original"], summary.gap
+    count, others = (len(summary.ratios[model]) for model in ("unlearned", "retrained"))
+    least = smallest_distance(count, others)
+    power = f"With {count} examples, the test only detects distances of more than {least:.2f} between the two curves."
+    scores = f"p = {p_value(p)}; original model: p = {p_value(original)}"
+    if original >= LEVEL:
         sentence = (
-            f"On these {count} examples the test cannot even tell the original model from the retrained one "
-            f"(p = {p_value(before)}), so it says nothing of the unlearned one. "
+            f"On these {count} examples, the test cannot even distinguish the original model from the retrained one "
+            f"(p = {p_value(original)}), so it says nothing about the unlearned model. "
         )
         return "undecided", sentence + _fall(summary), (power,)
     if p < LEVEL:
-        sentence = f"On {count} forget examples the unlearned model can still be told from one that never saw them"
+        sentence = f"On {count} forget examples, the unlearned model can still be distinguished from the retrained one"
         return "apart", f"{sentence} ({scores}){_direction(gap)}.", ()
     if gap is not None and gap.excludes_zero:
-        sentence = f"By the truth ratios of {count} forget examples the unlearned model cannot be told from one that"
-        return "mixed", f"{sentence} never saw them ({scores}), but{_direction(gap)[1:]}.", (power,)
-    compared = "" if gap is None else f"; difference in answer probability {signed(gap)}"
-    sentence = (
-        f"On {count} forget examples no difference was found between the unlearned model and one that never saw them"
-    )
+        sentence = f"By the truth ratios of {count} forget examples, the unlearned model cannot be distinguished from"
+        return "mixed", f"{sentence} the retrained one ({scores}), but{_direction(gap)[1:]}.", (power,)
+    compared = "" if gap is None else f"; difference in answer probability: {_signed(gap)}"
+    sentence = f"On {count} forget examples, no difference was found between the unlearned and the retrained model"
     return "alike", f"{sentence} ({scores}{compared}).", (power,)
 
 
 def _direction(gap: Estimate | None) -> str:
-    """How the answers' probability differs from the retrained model's, as the end of a sentence."""
+    """Return how the answers' probability differs from the retrained model's, as the end of a sentence."""
     if gap is None:
         return ""
     if gap.low > 0:
-        return f": the answers are still more likely than for that model, by {signed(gap)}"
+        return f": the answers are still more likely than under that model, by {_signed(gap)}"
     if gap.high < 0:
-        return f": the answers are less likely than for that model, by {signed(gap)}, and too much is a trace as well"
-    return f": the answers are as likely as for that model in the mean, but not one by one: {signed(gap)}"
+        return (
+            f": the answers are less likely than under that model, by {_signed(gap)}, and forgetting too much leaves a "
+            "trace as well"
+        )
+    return f": the answers are as likely as under that model on average, but not one by one: {_signed(gap)}"
 
 
 def most_telling(membership: Membership) -> tuple[str, float]:
-    """The attack furthest from the retrained model's, or from 0.5, and by how many standard errors."""
+    """Return the attack furthest from the retrained model's result (or 0.5), and by how many standard errors."""
     distances = {}
     for name, area in membership.areas.items():
-        away, error = abs(area.value - _unknowing(membership, name).value), _error(membership, name)
+        away, error = abs(area.value - _reference(membership, name).value), _error(membership, name)
         distances[name] = away / error if error else math.inf if away else 0.0
     worst = max(distances, key=lambda name: distances[name])
     return worst, distances[worst]
 
 
-def _unknowing(membership: Membership, name: str) -> Measured:
-    """What the attack finds on a model that never saw the forget set."""
+def _reference(membership: Membership, name: str) -> Measured:
+    """Return what the attack finds on a model that never saw the forget set."""
     return membership.retrained.get(name, Measured(0.5, 0.0))
 
 
 def _error(membership: Membership, name: str) -> float:
-    """The standard error of the unlearned model's distance from that."""
-    return math.hypot(membership.areas[name].standard_error, _unknowing(membership, name).standard_error)
+    """Return the standard error of the unlearned model's distance from the reference."""
+    return math.hypot(membership.areas[name].standard_error, _reference(membership, name).standard_error)
 
 
-def _seeing(membership: Membership) -> dict[str, float]:
-    """The attacks that would see half of what the original gives away, and from which distance on they see anything."""
+def _sensitive(membership: Membership) -> dict[str, float]:
+    """Return the attacks that would detect half of what the original gives away, and the least that they detect."""
     least = {name: SPREAD * _error(membership, name) for name in membership.areas}
-    known = {name: abs(area.value - _unknowing(membership, name).value) for name, area in membership.original.items()}
+    known = {name: abs(area.value - _reference(membership, name).value) for name, area in membership.original.items()}
     return {name: distance for name, distance in least.items() if 0 < 2 * distance <= known.get(name, 0)}
 
 
-def _area_words(membership: Membership, name: str) -> str:
-    area, others = membership.areas[name], {"original": membership.original, "retrained": membership.retrained}
-    compared = "".join(
-        f", {model} {areas[name].value:.3f} ± {areas[name].standard_error:.3f}"
-        for model, areas in others.items()
-        if name in areas
-    )
-    return f"{name}: AUC {area.value:.3f} ± {area.standard_error:.3f}{compared}, ± standard error"
+def _areas(membership: Membership, name: str) -> str:
+    """Return the AUC of one attack on every model as text."""
+    models = {"": membership.areas, ", original ": membership.original, ", retrained ": membership.retrained}
+    known = {label: areas[name] for label, areas in models.items() if name in areas}
+    values = "".join(f"{label}{area.value:.3f} ± {area.standard_error:.3f}" for label, area in known.items())
+    return f"{name}: AUC {values}, ± standard error"
 
 
-def _against_unseen(membership: Membership, summary: Summary) -> tuple[str, str, tuple[str, ...]]:
+def _against_unseen(membership: Membership, summary: Summary) -> Finding:
     worst, distance = most_telling(membership)
     forget, unseen = (membership.sizes.get(name, 0) for name in ("forget", "holdout"))
-    found = f"{forget} forget and {unseen} unseen examples; the most telling is {_area_words(membership, worst)}"
-    limit = (
-        "No forget quality is known: rows that were never seen stand in for a retrained model, and may differ from the "
-        "forget set in themselves."
-        if worst not in membership.retrained
-        else "No forget quality is known: membership attacks alone compare the model with a retrained one.",
+    found = f"{forget} forget and {unseen} unseen examples; the most telling attack is {_areas(membership, worst)}"
+    limit = "Forget quality is not known. " + (
+        "Membership attacks alone compare this model with a retrained one."
+        if worst in membership.retrained
+        else "Unseen rows stand in for a retrained model, and they may differ from the forget set in other ways."
     )
     if distance > SPREAD:
-        return "apart", f"The forget set can still be told from unseen rows ({found}). {_fall(summary)}", limit
-    sentence = f"None of {len(membership.areas)} membership attacks tells the forget set from unseen rows ({found})"
-    seeing = _seeing(membership)
-    if not seeing:
-        reason = "with so few examples none would see half of what the original model gives away"
+        sentence = f"The forget set can still be distinguished from unseen rows ({found}). "
+        return "apart", sentence + _fall(summary), (limit,)
+    count = len(membership.areas)
+    sentence = f"None of {count} membership attacks distinguishes the forget set from unseen rows ({found})"
+    sensitive = _sensitive(membership)
+    if not sensitive:
+        reason = "with so few examples, none of them would detect half of what the original model gives away"
         if not membership.original:
-            reason = "what they find on the original model is not known, so neither is whether they can tell anything"
-        return "undecided", f"{sentence}, but {reason}. {_fall(summary)}", limit
-    best = min(seeing, key=lambda name: seeing[name])
-    power = f"The sharpest attack, {best}, sees AUCs that are further than {seeing[best]:.3f} away, and no others."
-    return "alike", f"{sentence}. {_fall(summary)}", (*limit, power)
+            reason = "it is not known whether they can detect anything, as they were not run on the original model"
+        return "undecided", f"{sentence}, but {reason}. {_fall(summary)}", (limit,)
+    best = min(sensitive, key=lambda name: sensitive[name])
+    power = f"The most sensitive attack, {best}, only detects AUCs that are more than {sensitive[best]:.3f} away."
+    return "alike", f"{sentence}. {_fall(summary)}", (limit, power)
 
 
-def _at_the_last_check(checks: list[dict[str, float]], summary: Summary) -> tuple[str, str, tuple[str, ...]]:
+def _at_the_last_check(checks: list[dict[str, float]], summary: Summary) -> Finding:
     step = checks[-1].get("stop_step", checks[-1].get("step"))
     kept = next((row for row in checks if row.get("step") == step), checks[-1])
-    before = checks[0]["stop_ks_pvalue"]  # there is one before the first step
-    found = f"KS p = {p_value(kept['stop_ks_pvalue'])}, AUC {kept['stop_auc']:.3f}, in training"
-    limit = ("The test is the one that stopped the training, on the same rows: `unlora membership` is another one.",)
+    original = checks[0]["stop_ks_pvalue"]  # the first check is before the first step
+    found = f"KS p = {p_value(kept['stop_ks_pvalue'])}, AUC {kept['stop_auc']:.3f}, during training"
+    limits = ("This is the test that stopped the training, on the same rows. `unlora membership` runs other tests.",)
     if kept["stop_ks_pvalue"] < LEVEL:
-        return "apart", f"The forget set can still be told from unseen rows ({found}). {_fall(summary)}", limit
-    if before >= LEVEL:
+        state, sentence = "apart", f"The forget set can still be distinguished from unseen rows ({found})."
+    elif original < LEVEL:
+        state, sentence = "alike", f"The forget set could not be distinguished from unseen rows ({found})."
+    else:
+        state = "undecided"
         sentence = (
-            "The test that stopped the training did not tell the forget set from unseen rows before the first step "
-            f"either (p = {p_value(before)}), so it says nothing of the unlearned model. "
+            "Even before the first step, the test that stopped the training did not distinguish the forget set from "
+            f"unseen rows (p = {p_value(original)}), so it says nothing about the unlearned model."
         )
-        return "undecided", sentence + _fall(summary), limit
-    return "alike", f"The forget set could not be told from unseen rows ({found}). {_fall(summary)}", limit
+    return state, f"{sentence} {_fall(summary)}", limits
 
 
 def _fall(summary: Summary) -> str:
-    before, after = (summary.mean("forget", "probability", model) for model in ("original", "unlearned"))
-    if before is None or after is None or summary.fall is None:
+    """Return a sentence on how much less likely the forget answers became."""
+    original, unlearned = (summary.mean("forget", "probability", model) for model in ("original", "unlearned"))
+    if original is None or unlearned is None or summary.fall is None:
         return _moved(summary)
-    changed = "fell" if summary.fall.value < 0 else "did not fall"
+    changed = "fell" if summary.fall.value < 0 else "did not fall: it went"
     return (
-        f"The probability of the answers to forget {changed}: {before.value:.3f} before, {after.value:.3f} after "
-        f"({signed(summary.fall)})."
+        f"The probability of the forget answers {changed} from {original.value:.3f} to {unlearned.value:.3f} "
+        f"({_signed(summary.fall)})."
     )
 
 
 def _moved(summary: Summary) -> str:
-    """What another benchmark shows of the forgetting, as a sentence."""
+    """Return a sentence on the forgetting that another benchmark measures."""
     axes = summary.axes
     if axes is None or axes.better != -1 or "unlearned" not in axes.points:
         return ""
-    after, before = axes.points["unlearned"][1], axes.points.get("original")
-    change = "" if before is None else f"went from {before[1].value:.3g} to "
-    name = f"{axes.y[0].upper()}{axes.y[1:]}"
-    return f"{name} {change or 'is '}{after.value:.3g} (95 % interval {after.low:.3g} to {after.high:.3g})."
+    unlearned, original = axes.points["unlearned"][1], axes.points.get("original")
+    change = "is" if original is None else f"went from {original[1].value:.3g} to"
+    interval = f"95 % interval {unlearned.low:.3g} to {unlearned.high:.3g}"
+    return f"{capitalised(axes.y)} {change} {unlearned.value:.3g} ({interval})."
 
 
 def _cost(summary: Summary) -> str:
-    before, after = summary.utility.get("original"), summary.utility.get("unlearned")
-    if after is None:
-        evaluated = "only the forget set was evaluated" if summary.means else "nothing was evaluated beside training"
-        return f"What it cost is not known: {evaluated}."
-    name = f"{summary.utility_name[0].upper()}{summary.utility_name[1:]}"
-    if before is None:
-        return f"{name} is {after.value:.3g}; what it was before is not known."
-    digits = ".3f" if summary.terms else ".3g"
-    words = f"{name} went from {before.value:{digits}} to {after.value:{digits}}"
-    if summary.kept is None:
+    original, unlearned = summary.utility.get("original"), summary.utility.get("unlearned")
+    if unlearned is None:
+        return f"The cost is not known: {'only the forget set' if summary.means else 'nothing'} was evaluated."
+    name, digits = capitalised(summary.utility_name), ".3g"
+    if summary.terms:
+        name, digits = f"{name} (over {summary.terms} terms)", ".3f"
+    if original is None:
+        return f"{name} is {unlearned.value:.3g}. The original model's is not known."
+    words = f"{name} went from {original.value:{digits}} to {unlearned.value:{digits}}"
+    if (kept := summary.kept) is None:
         return f"{words}."
-    kept = summary.kept
-    share = f"{100 * kept.value:.1f} % of it was kept (95 % interval {100 * kept.low:.1f} to {100 * kept.high:.1f} %)"
-    return f"{words}: {share}" + (f", over {summary.terms} terms." if summary.terms else ".")
+    interval = f"95 % interval {100 * kept.low:.1f} to {100 * kept.high:.1f} %"
+    return f"{words}: {100 * kept.value:.1f} % of it was kept ({interval})."
 
 
 def _attacks(run: Run, worst: Attack | None) -> str:
     if run.attacks is None:
-        return "Whether it stays forgotten was not tried."
+        return "No attacks were tried, so it is not known whether the data stays forgotten."
     if worst is None:
-        return "Attacks were tried without a retrained model: there is nothing to compare their success with."
+        return "Attacks were tried, but without a retrained model there is nothing to compare their success with."
     value, error = worst.models[DIFFERENCE][PROBABILITY], worst.models[DIFFERENCE].get(f"{PROBABILITY}_se")
-    kinds = len({attack.name for attack in run.attacks.found} - {NO_ATTACK})
+    count = len({attack.name for attack in run.attacks.found} - {NO_ATTACK})
+    kinds = f"{count} kind{'' if count == 1 else 's'} of attack"
     if value <= 0:
-        return f"None of {kinds} kinds of attack makes the answers more likely than on the retrained model."
-    size = f"+{value:.3f}" if error is None else f"+{value:.3f} ± {error:.3f} (standard error)"
+        return f"Of {kinds}, none makes the answers more likely than on the retrained model."
+    size = f"+{value:.3f}" + ("" if error is None else f" ± {error:.3f} (standard error)")
     return (
-        f"Of {kinds} kinds of attack, {worst.name} ({worst.setting}) brings back most: {size} in answer probability, "
-        "against the same attack on the retrained model."
+        f"Of {kinds}, {worst.name} ({worst.setting}) brings back the most: {size} in answer probability, compared with "
+        "the same attack on the retrained model."
     )
 
 
 def strongest(run: Run) -> Attack | None:
-    """The attack that lifts the answers' probability furthest above that on the retrained model."""
+    """Return the attack that lifts the answers' probability furthest above that on the retrained model."""
     return max(_compared(run), key=lambda attack: attack.models[DIFFERENCE][PROBABILITY], default=None)
 
 
@@ -284,10 +293,10 @@ def _compared(run: Run) -> list[Attack]:
 
 
 def _brings_back(attack: Attack | None, gap: Estimate | None, tried: int) -> bool:
-    """Whether the difference is, beyond its error, above what it may be without an attack.
+    """Return whether the attack's difference is, beyond its error, above what it may be without an attack.
 
-    Its error over examples is not in the file: that of the difference without an attack stands for it, of the same
-    examples. The attack is the best of `tried`, so the level is divided by their number (Bonferroni).
+    The file does not hold the error over examples. That of the difference without an attack stands in for it, since it
+    is of the same examples. The attack is the best of `tried`, so the level is divided by their number (Bonferroni).
     """
     if attack is None or gap is None:
         return False
@@ -296,7 +305,6 @@ def _brings_back(attack: Attack | None, gap: Estimate | None, tried: int) -> boo
     return difference[PROBABILITY] - NormalDist().inv_cdf(1 - LEVEL / 2 / tried) * error > max(gap.high, 0.0)
 
 
-def signed(estimate: Estimate) -> str:
-    """A difference with its interval."""
-    value, low, high = (f"{end:+.3f}".replace("-", "−") for end in (estimate.value, estimate.low, estimate.high))
+def _signed(estimate: Estimate) -> str:
+    value, low, high = (fixed(end, sign="+") for end in (estimate.value, estimate.low, estimate.high))
     return f"{value}, 95 % interval {low} to {high}"
