@@ -1,1 +1,1 @@
-"""Measurements that choices in unlora rest on. Each module is a command: python -m experiments.<name> --help."""
+"""Measurements that design decisions of unlora rest on. Each module is a command: python -m experiments.NAME --help."""

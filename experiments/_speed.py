@@ -1,4 +1,4 @@
-"""What the speed measurements share: models, data, interleaved timing, and peak memory in processes of their own."""
+"""What the measurements of speed share: models, data, interleaved timing, and peak memory in separate processes."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ from unlora.models.load import load_model
 from unlora.settings import ModelConfig
 
 MIB = 2**20
-# The authors' procedures: rows of a batch, and the length that all of them are padded to.
+# The batches of the authors' procedures: their rows, and the length that all rows are padded to.
 THEIR_ROWS, THEIR_LENGTH = 4, 500
-# A tokenizer for random shapes, made from the data itself: about as many tokens as those of the real models.
+# Size of the tokenizer for models with random weights. Trained on the data itself, it needs about as many tokens as
+# the tokenizers of the real models.
 VOCABULARY = 4000
 
 
 def llama(**settings: Any) -> LlamaConfig:
-    """A Llama."""
+    """Return the configuration of a Llama."""
     return LlamaConfig(**{"max_position_embeddings": 2048, **settings})
 
 
 def shapes() -> dict[str, PreTrainedConfig]:
-    """Models that need no download, with random weights, by name."""
+    """Return configurations of models that need no download, since their weights are random, by name."""
     return {
         "tiny": llama(
             vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
@@ -65,7 +66,7 @@ def shapes() -> dict[str, PreTrainedConfig]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, and TOFU's forget and retain set as it reads them."""
+    """A model, its tokenizer, and TOFU's forget and retain set as tokens."""
 
     model: Any
     tokenizer: Any
@@ -74,22 +75,22 @@ class Subject:
 
     @property
     def pad_id(self) -> int:
-        """What fills short rows."""
+        """The token that fills short rows."""
         return padding_id(self.tokenizer)
 
     def moved(self, batch: Batch) -> Batch:
-        """On the model's device."""
+        """Move a batch to the model's device."""
         return {name: values.to(self.model.device) for name, values in batch.items()}
 
     def padded(self, examples: Sequence[Example]) -> Batch:
-        """As the authors pad."""
+        """Pad examples as the authors do."""
         batch = pad_batch(examples, self.pad_id)
         gap = THEIR_LENGTH - batch["input_ids"].shape[1]
         fill = {"input_ids": self.pad_id, "attention_mask": 0, "labels": IGNORE_INDEX}
         return self.moved({name: F.pad(values, (0, gap), value=fill[name]) for name, values in batch.items()})
 
     def least(self, batches: Iterable[Batch]) -> float:
-        """Seconds of one forward and backward over the batches, everything frozen and only the loss asked for."""
+        """Return the seconds of one forward and backward pass over the batches, with all weights frozen."""
         start = now()
         with tapped(self.model, {}):
             for batch in batches:
@@ -102,9 +103,9 @@ class Run:
     """One measured run of a procedure.
 
     Args:
-        fixed: seconds that come once, however much data there is.
+        fixed: seconds that do not depend on the amount of data.
         sample: seconds that the measured part of the data took.
-        share: how much of the procedure that part was; more than 1 are repetitions.
+        share: share of the procedure that this part is; above 1, the number of repetitions.
     """
 
     fixed: float
@@ -113,7 +114,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of the whole procedure."""
+        """Seconds of the whole procedure."""
         return self.fixed + self.sample / self.share
 
 
@@ -121,7 +122,7 @@ Procedures = Mapping[str, Callable[[], Run]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of both measurements."""
+    """Add the flags that both measurements have."""
     known = ", ".join(shapes())
     parser.add_argument("--model", default="SmolLM2-135M", help=f"a model folder, or random weights: {known}")
     parser.add_argument("--data", default="locuslab/TOFU", help="TOFU: a hub dataset or a folder of <name>.jsonl")
@@ -132,13 +133,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each procedure, one after the other")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="procedures to run (all if not given)")
-    parser.add_argument("--no_memory", action="store_true", help="leave peak memory out")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file too")
+    parser.add_argument("--no_memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--peak_of", help=argparse.SUPPRESS)  # the process that measures one procedure's memory
 
 
 def load(args: argparse.Namespace) -> Subject:
-    """Model and data."""
+    """Load the model and the data that the flags name."""
     transformers.utils.logging.disable_progress_bar()
     rows = [load_records(args.data, name, "train", argument="data") for name in (args.forget_name, args.retain_name)]
     if args.model in shapes():
@@ -147,57 +148,57 @@ def load(args: argparse.Namespace) -> Subject:
         model, tokenizer = load_model(ModelConfig(args.model, dtype=args.dtype))
         model = model.to(args.device)
         for weight in model.state_dict().values():
-            weight.sum()  # a file's weights take memory when they are first used, which is not the procedure's doing
+            weight.sum()  # weights of a file take memory when they are first read, which is not part of the procedure
     text_format = TextFormat(tokenizer, args.prompt_format, THEIR_LENGTH)
     forget, retain = (encode_records(part, text_format) for part in rows)
     return Subject(model.eval(), tokenizer, forget, retain)
 
 
 def random_model(args: argparse.Namespace) -> Any:
-    """A model of a named shape, made where it is to run."""
+    """Make a model of a named shape on the device where it is to run."""
     torch.manual_seed(0)
     with torch.device(args.device):
         return AutoModelForCausalLM.from_config(shapes()[args.model], dtype=getattr(torch, args.dtype))
 
 
 def make_tokenizer(rows: Sequence[Sequence[Record]]) -> Any:
-    """A byte-level BPE of the data's own text."""
+    """Train a byte-level BPE on the text of the data."""
     return train_tokenizer((f"{row['question']} {row['answer']}" for part in rows for row in part), VOCABULARY)
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` of the items at even distances, or all where there are no more."""
+    """Return `count` of the items at even distances, or all if there are no more."""
     count = min(count, len(items))
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def tokens(batches: Iterable[Batch]) -> int:
-    """All tokens that a model computes, padding too."""
+    """Return the number of tokens that a model computes, including padding."""
     return sum(batch["input_ids"].numel() for batch in batches)
 
 
 class Stopwatch:
-    """Seconds that a consumer spends on batches, apart from what it does before and after them."""
+    """Measures the seconds that a consumer spends on batches, without those before and after them."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches."""
+        """Yield the same batches."""
         start = now()
         yield from batches
         self.seconds += now() - start
 
 
 def now() -> float:
-    """Seconds, once the device has done what it was told."""
+    """Return the time in seconds, once the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def interleaved(procedures: Procedures, rounds: int) -> dict[str, list[Run]]:
-    """Runs all procedures in turn, `rounds` times, so that a busy moment of the machine hits all of them."""
+    """Run all procedures in turn, `rounds` times, so that a busy moment of the machine affects all of them."""
     runs: dict[str, list[Run]] = {name: [] for name in procedures}
     for _ in range(rounds):
         for name, procedure in procedures.items():
@@ -205,27 +206,27 @@ def interleaved(procedures: Procedures, rounds: int) -> dict[str, list[Run]]:
     return runs
 
 
-def peak(procedure: Callable[[], Run], device: str) -> int:
-    """Bytes of peak memory beyond what is in use before the procedure."""
+def peak(procedure: Callable[[], object], device: str) -> int:
+    """Return the bytes of peak memory beyond what was in use before the procedure."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         procedure()
         return int(torch.cuda.max_memory_allocated() - before)
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: forgets the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak that Linux has recorded
     before = resident("VmRSS")
     procedure()
     return resident("VmHWM") - before
 
 
 def resident(field: str) -> int:
-    """Bytes of this process's memory, as Linux counts them."""
+    """Return a field of this process's memory, as Linux counts it, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def peaks(module: str, names: Iterable[str], argv: Sequence[str]) -> dict[str, int]:
-    """Peak memory of each procedure, in a process of its own."""
+    """Return the peak memory of each procedure, measured in a separate process."""
     found = {}
     for name in names:
         command = [sys.executable, "-m", module, *argv, "--peak_of", name]
@@ -236,7 +237,7 @@ def peaks(module: str, names: Iterable[str], argv: Sequence[str]) -> dict[str, i
 def report(
     title: str, runs: Mapping[str, Sequence[Run]], memory: Mapping[str, int], notes: Sequence[str], file: Path | None
 ) -> None:
-    """Prints one row a procedure, beside the first two of them, and writes them to `file`."""
+    """Print a row for each procedure, with ratios to the first two of them, and write all rows to `file`."""
     seconds = {name: statistics.median(run.seconds for run in each) for name, each in runs.items()}
     beside = list(seconds)[:2]
     table = Table("procedure", "measured", "seconds", *(f"× {name}" for name in beside), "peak memory", title=title)
@@ -262,7 +263,7 @@ def report(
 def measure(
     module: str, procedures: Procedures, args: argparse.Namespace, argv: Sequence[str]
 ) -> tuple[dict[str, list[Run]], dict[str, int]]:
-    """Runs of the procedures that were asked for, and the peak memory of each."""
+    """Run the procedures that the flags name, and return their runs and the peak memory of each."""
     if args.peak_of is not None:
         print(peak(procedures[args.peak_of], args.device))
         raise SystemExit

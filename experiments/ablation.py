@@ -1,13 +1,13 @@
-"""Initialisers and estimators compared on persona: forget quality and utility, mean and standard error over seeds.
+"""Compare initialisers and estimators on persona: forget quality and utility, mean and standard error over seeds.
 
-For each initialiser and loss, learning rate and retain weight are chosen on the tuning seed, over one small grid: once
-for the best forget quality, once for the best forget quality among settings that keep a given share of the utility.
-Both choices are then run on the other seeds. Every finished run is a line of OUT/cells.jsonl, and is not repeated.
+For each initialiser and loss, the learning rate and the retain weight are chosen on the tuning seed from one small
+grid, twice: for the best forget quality, and for the best forget quality among the settings that keep a given share of
+the utility. Both choices are then run on the other seeds. Each finished run is a line of OUT/cells.jsonl and is not
+repeated.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import tempfile
@@ -16,26 +16,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import transformers
 from peft import PeftModel
-from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
+from experiments._persona import TUNING_SEED, Persona, make_parser, mean_error, show
 from unlora import DivergenceError, UnlearnTrainer, attach_adapters
-from unlora.bench.quickstart import quickstart_request
-from unlora.benchmarks.builtin.persona import MAX_NEW_TOKENS, write_sets
-from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
+from unlora.benchmarks.builtin.persona import MAX_NEW_TOKENS
 from unlora.common.files import write_jsonl
-from unlora.data.sources import Record
+from unlora.data import TextFormat
 from unlora.evals import Log, evaluate, read_log, summarise, write_log
+from unlora.models.load import load_model
 from unlora.pipeline.importance import importance_for
 from unlora.pipeline.job import Job
 from unlora.pipeline.prepare import prepare
 from unlora.pipeline.request import Request
-from unlora.settings import EvalSettings, ImportanceConfig
+from unlora.settings import EvalSettings, ImportanceConfig, ModelConfig
 
 AUTHORS = {"moments_per": "batch", "importance_batch_size": 4, "forget_passes": 10, "smoothing": "per_token"}
 PLAIN = {"init": "vila", "normalised": False}
@@ -58,6 +54,8 @@ METHODS: dict[str, dict[str, Any]] = {
 RATES = (1e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3)
 GRID = tuple(itertools.product(RATES, (1.0, 3.0)))
 EVALUATION = EvalSettings(ds_size=120, max_new_tokens=MAX_NEW_TOKENS)
+# What is measured of a run.
+COLUMNS = ("log10_forget_quality", "utility", "forget_probability", "retain_probability")
 
 
 @dataclass(frozen=True)
@@ -71,42 +69,32 @@ class Cell:
     seed: int
 
 
-class Bench:
-    """The models, sets and logs of one seed.
-
-    Args:
-        folder: where they are kept.
-        seed: of people, models and training.
-    """
+class Bench(Persona):
+    """The models, sets and logs of one seed, and runs on them."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed = folder, seed
-        self.sets: Mapping[str, Sequence[Record]] = write_sets(folder / "data", seed)
-        models = persona_models(Recipe(seed=seed))
-        self.request = quickstart_request(models["original"], folder, seed)
-        self.before, self.retrained = (self._log(kind, folder) for kind, folder in models.items())
+        super().__init__(folder, seed)
+        self.original, self.retrained = (self._log(kind, model) for kind, model in self.models.items())
 
     def _log(self, kind: str, model: Path) -> Log:
         path = self.folder / f"eval_{kind}.json"
         if not path.exists():
-            job = prepare(replace(self.request, model=replace(self.request.model, model_name_or_path=str(model))))
-            write_log(evaluate(job.model, self.sets, job.text_format, EVALUATION), path)
+            loaded, tokenizer = load_model(ModelConfig(str(model)))
+            write_log(evaluate(loaded, self.sets, TextFormat(tokenizer), EVALUATION), path)
         return read_log(path)
 
     def attach(self, cell: Cell, request: Request, job: Job) -> PeftModel:
-        """The model with the start that the cell's method gives it."""
+        """Attach the adapters at the start that the cell's method gives them."""
         settings = {"importance_seed": self.seed, "retain_convergence": None, **METHODS[cell.method]}
-        config = ImportanceConfig(**settings)
-        request = replace(request, importance=config)
-        args = replace(
-            request.args, output_dir=str(self.folder / cell.method)
-        )  # one importance for all cells of a method
+        # All cells of a method share one importance, in this folder.
+        args = replace(request.args, output_dir=str(self.folder / cell.method))
+        request = replace(request, importance=ImportanceConfig(**settings))
         importance = importance_for(replace(job, request=replace(request, args=args)))
         set_seed(self.seed)
         return attach_adapters(job.model, request.args, importance)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Unlearns and evaluates."""
+        """Unlearn and evaluate; a training that diverges has no other result."""
         args = replace(
             self.request.args,
             output_dir=tempfile.mkdtemp(),
@@ -124,18 +112,23 @@ class Bench:
             trainer.train()
         except DivergenceError:
             return {"diverged": True}
-        after = summarise(evaluate(model, self.sets, job.text_format, EVALUATION), self.retrained)
-        before = summarise(self.before, self.retrained)
+        unlearned = summarise(evaluate(model, self.sets, job.text_format, EVALUATION), self.retrained)
+        original = summarise(self.original, self.retrained)
         return {
-            "log10_forget_quality": after["log10_forget_quality"],
-            "utility": after["model_utility"] / before["model_utility"],
-            "forget_probability": after["sets"]["forget"]["probability"],
-            "retain_probability": after["sets"]["retain"]["probability"],
+            "log10_forget_quality": unlearned["log10_forget_quality"],
+            "utility": unlearned["model_utility"] / original["model_utility"],
+            "forget_probability": unlearned["sets"]["forget"]["probability"],
+            "retain_probability": unlearned["sets"]["retain"]["probability"],
         }
 
 
 class Results:
-    """The finished cells, on disk."""
+    """The finished cells, on disk.
+
+    Args:
+        folder: where they are kept.
+        bench: what runs a cell that is not finished.
+    """
 
     def __init__(self, folder: Path, bench: type[Bench] = Bench) -> None:
         self.folder, self.path, self.bench = folder, folder / "cells.jsonl", bench
@@ -143,7 +136,7 @@ class Results:
         self.values = {Cell(**json.loads(line)["cell"]): json.loads(line)["result"] for line in lines}
 
     def get(self, cell: Cell) -> dict[str, Any]:
-        """The result, run now if need be."""
+        """Return the result of the cell, which is run now if it has not been."""
         if cell not in self.values:
             self.values[cell] = self.bench(self.folder / f"seed-{cell.seed}", cell.seed).run(cell)
             write_jsonl(self.path, [{"cell": asdict(cell), "result": value} for cell, value in self.values.items()])
@@ -152,7 +145,7 @@ class Results:
 
 
 def chosen(results: Results, method: str, loss: str, seed: int, least_utility: float) -> Cell | None:
-    """The cell of the grid with the best forget quality on the tuning seed that keeps `least_utility`, if any."""
+    """Return the cell of the best forget quality on the tuning seed that keeps `least_utility`, if there is one."""
     cells = {cell: results.get(cell) for cell in (Cell(method, loss, *setting, seed) for setting in GRID)}
     fit = [cell for cell, value in cells.items() if value.get("utility", -1.0) >= least_utility]
     return max(fit, key=lambda cell: cells[cell]["log10_forget_quality"], default=None)
@@ -161,7 +154,7 @@ def chosen(results: Results, method: str, loss: str, seed: int, least_utility: f
 def rows(
     results: Results, methods: Sequence[str], losses: Sequence[str], tuning: int, seeds: Sequence[int], share: float
 ) -> Iterator[dict[str, Any]]:
-    """One row for each method, loss and choice."""
+    """Yield a row of the table for each loss, method and choice of settings."""
     for loss, method in itertools.product(losses, methods):
         for least_utility in (0.0, share):
             cell = chosen(results, method, loss, tuning, least_utility)
@@ -170,29 +163,22 @@ def rows(
                 yield {"cell": cell, "least_utility": least_utility, "values": [v for v in values if "utility" in v]}
 
 
-def mean_error(values: Sequence[Mapping[str, float]], key: str) -> str:
-    """Mean ± standard error."""
-    numbers = np.array([value[key] for value in values])
-    if not len(numbers):
-        return "-"
-    return f"{numbers.mean():.3f} ± {numbers.std(ddof=1) / len(numbers) ** 0.5:.3f}" if len(numbers) > 1 else "-"
+def means(values: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return the mean ± standard error of each column."""
+    return [mean_error([value[column] for value in values]) for column in COLUMNS]
 
 
 def main() -> None:
-    """Runs what is missing and prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.ablation", description=__doc__)
+    """Run what is missing and print the table."""
+    parser = make_parser("ablation", __doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--losses", nargs="+", default=["ihl", "npo", "gd"])
-    parser.add_argument("--tuning_seed", type=int, default=3)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 4, 5])
-    parser.add_argument("--share", type=float, default=0.98, help="of the utility that the second choice keeps")
+    parser.add_argument("--tuning_seed", type=int, default=TUNING_SEED)
+    parser.add_argument("--share", type=float, default=0.98, help="share of the utility that the second choice keeps")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
     args.out.mkdir(parents=True, exist_ok=True)
-    columns = ("log10_forget_quality", "utility", "forget_probability", "retain_probability")
-    table = Table("loss", "init", "utility asked", "learning rate", "λ", "seeds", *columns)
+    table = Table("loss", "init", "utility asked", "learning rate", "λ", "seeds", *COLUMNS)
     for row in rows(Results(args.out), args.methods, args.losses, args.tuning_seed, args.seeds, args.share):
         cell, values = row["cell"], row["values"]
         table.add_row(
@@ -202,9 +188,9 @@ def main() -> None:
             f"{cell.learning_rate:g}{' (edge)' if cell.learning_rate in (RATES[0], RATES[-1]) else ''}",
             f"{cell.retain_weight:g}",
             str(len(values)),
-            *(mean_error(values, column) for column in columns),
+            *means(values),
         )
-    Console(width=170).print(table)
+    show(table)
 
 
 if __name__ == "__main__":

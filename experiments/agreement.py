@@ -1,12 +1,12 @@
-"""How far estimators of row importance agree on persona, and how many retain examples VILA's needs.
+"""Measure how far estimators of row importance agree on persona, and how many retain examples VILA's needs.
 
-Agreement of two estimates is Spearman's rank correlation of the row importances of a layer, averaged over layers; mean
-and standard error over seeds (each with its own people, model, retain sample and random factors).
+The agreement of two estimates is Spearman's rank correlation of the row importances of a layer, averaged over layers.
+The tables have its mean and standard error over seeds, each with its own people, model, retain sample and random
+factors.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,17 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
-from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from experiments._persona import Persona, make_parser, mean_error, show
 from experiments.ablation import METHODS
-from unlora.bench.quickstart import quickstart_request
-from unlora.benchmarks.builtin.persona import write_sets
-from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
 from unlora.importance import INITIALISERS
 from unlora.pipeline.importance import measurement_for, retain_sample
 from unlora.pipeline.prepare import prepare
@@ -36,17 +31,15 @@ SHARES = (1, 2, 5, 9)
 RANK = 64
 
 
-class Estimates:
+class Estimates(Persona):
     """Row importances of one seed's persona model."""
 
     def __init__(self, seed: int) -> None:
-        folder = Path(tempfile.mkdtemp())
-        write_sets(folder / "data", seed)
-        self.request = quickstart_request(persona_models(Recipe(seed=seed))["original"], folder, seed)
+        super().__init__(Path(tempfile.mkdtemp()), seed)
         self.job = prepare(self.request)
 
     def rows(self, share: int = SHARES[-1], seed: int = 0, r: int = 8, **settings: Any) -> dict[str, Tensor]:
-        """The estimate from `share` times as many retain as forget examples; `seed` draws them and the factors."""
+        """Estimate from `share` times as many retain as forget examples; `seed` draws them and the random factors."""
         config = ImportanceConfig(**{"importance_seed": seed, "retain_convergence": None, **settings})
         request = replace(self.request, importance=config, args=replace(self.request.args, r=r))
         retain = retain_sample(self.job.retain, share * len(self.job.forget), seed)
@@ -57,27 +50,22 @@ class Estimates:
 
 
 def agreement(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """Spearman's correlation of the rows, averaged over layers."""
+    """Return Spearman's correlation of the rows, averaged over layers."""
     return float(np.mean([spearmanr(first[name], second[name]).statistic for name in first]))
 
 
-def shown(values: Sequence[float]) -> str:
-    """Mean ± standard error."""
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.3f}"
-
-
 def between_estimators(seeds: Sequence[int]) -> Table:
-    """Each estimator against each, on the same sample and factors."""
+    """Compare each estimator with each, on the same sample and factors."""
     estimates = [{name: Estimates(seed).rows(seed=seed, **METHODS[name]) for name in ESTIMATORS} for seed in seeds]
     table = Table("estimator", *ESTIMATORS, title="agreement of estimators")
     for one in ESTIMATORS:
         pairs = ([agreement(known[one], known[other]) for known in estimates] for other in ESTIMATORS)
-        table.add_row(one, *(shown(values) for values in pairs))
+        table.add_row(one, *(mean_error(values) for values in pairs))
     return table
 
 
 def of_samples(seeds: Sequence[int]) -> Table:
-    """Estimates from fewer retain examples, and of other factors, against the one from all of them."""
+    """Compare estimates from fewer retain examples, and of other factors, with the one from all of them."""
     known = {seed: Estimates(seed) for seed in seeds}
     table = Table("estimator", *(f"{share}×" for share in SHARES[:-1]), "other factors", f"rank {RANK}")
     table.title = f"agreement with the estimate from {SHARES[-1]}× retain examples"
@@ -87,7 +75,7 @@ def of_samples(seeds: Sequence[int]) -> Table:
         if METHODS[name]["init"] == "vila":
             changes += [{"seed": 1000}, {"r": RANK}]
         cells = [
-            shown([agreement(full[s], known[s].rows(**{"seed": s, **change, **METHODS[name]})) for s in seeds])
+            mean_error([agreement(full[s], known[s].rows(**{"seed": s, **change, **METHODS[name]})) for s in seeds])
             for change in changes
         ]
         table.add_row(name, *cells, *["-"] * (len(SHARES) + 1 - len(cells)))
@@ -95,14 +83,10 @@ def of_samples(seeds: Sequence[int]) -> Table:
 
 
 def main() -> None:
-    """Prints both tables."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.agreement", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 4, 5])
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
-    for table in (between_estimators, of_samples):
-        Console(width=170).print(table(args.seeds))
+    """Print both tables."""
+    seeds = make_parser("agreement", __doc__).parse_args().seeds
+    show(between_estimators(seeds))
+    show(of_samples(seeds))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,21 @@
-"""Starts that go beyond VILA's row weights, beside it on persona, with the quickstart's settings and forget loss ihl.
+"""Compare starts that go beyond VILA's row weights with it on persona, under the quickstart's settings and loss ihl.
 
-Kept apart from the library: a start that is no better than VILA's has no place there.
+They are not in the library, since none of them is better than VILA's start.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import transformers
 from peft import LoraConfig, PeftModel
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from experiments.ablation import RATES, Bench, Cell, Results, mean_error
+from experiments._persona import TUNING_SEED, make_parser, show
+from experiments.ablation import COLUMNS, RATES, Bench, Cell, Results, means
 from unlora.adapter import attach_adapters, detach_adapters
 from unlora.adapter.offset import base_weight, lora_layers
 from unlora.adapter.settings import target_shapes
@@ -36,7 +34,7 @@ class Beyond(Bench):
     """Persona with the starts of this module."""
 
     def attach(self, cell: Cell, request: Request, job: Job) -> PeftModel:
-        """The model with the start that the cell's method gives it."""
+        """Attach the adapters at the start that the cell's method gives them."""
         forget, retain = moments(request, job, self.seed)
         rows = relative_importance(forget, retain, rows=True)
         if cell.method == "vila":
@@ -51,7 +49,7 @@ class Beyond(Bench):
 
 
 def moments(request: Request, job: Job, seed: int) -> tuple[Moments, Moments]:
-    """VILA's moments over the forget set and a retain sample."""
+    """Return VILA's moments over the forget set and over a retain sample."""
     config = ImportanceConfig(importance_seed=seed)
     retain = retain_sample(job.retain, RETAIN_SHARE * len(job.forget), seed)
     measurement = measurement_for(replace(job, request=replace(request, importance=config)), retain)
@@ -62,12 +60,12 @@ def moments(request: Request, job: Job, seed: int) -> tuple[Moments, Moments]:
 
 
 def rows_and_columns(forget: Moments, retain: Moments) -> Weights:
-    """diag(w_r)·W·diag(w_c): square roots of the sums of VILA's importance over rows and over columns."""
+    """Return w_r and w_c of diag(w_r)·W·diag(w_c): roots of the sums of VILA's importance over rows and columns."""
     return {n: (root(i.sum(1)), root(i.sum(0))) for n, i in relative_importance(forget, retain).items()}
 
 
 def factors_apart(forget: Moments, retain: Moments, columns: bool) -> Weights:
-    """Rows from the importance of B and columns (if asked for) from that of A, without their product."""
+    """Weight rows by the importance of B, and columns (if asked for) by that of A, without the product of both."""
     weights = {}
     for name in forget.mean:
         module, factor, tail = name.partition(".lora_A.")
@@ -79,19 +77,19 @@ def factors_apart(forget: Moments, retain: Moments, columns: bool) -> Weights:
 
 
 def ratio(forget: Moments, retain: Moments, name: str) -> Tensor:
-    """Relative importance of a factor, with relative smoothing."""
+    """Return the relative importance of a factor, with relative smoothing."""
     of_retain = retain.variance(name)
     return forget.variance(name) / (of_retain + EPSILON * of_retain.mean())
 
 
 def root(importance: Tensor) -> Tensor:
-    """Weights of mean square 1."""
+    """Return weights of mean square 1."""
     return (importance / importance.mean()).sqrt()
 
 
 @torch.no_grad()
 def start(model: PeftModel, weights: Weights, rank: int) -> PeftModel:
-    """Puts both adapters at the truncated SVD of diag(rows)·W·diag(columns), weights taken off again."""
+    """Set both adapters to the truncated SVD of diag(rows)·W·diag(columns), divided by the weights again."""
     for name, layer in lora_layers(model):
         rows, columns = weights[name]
         u, s, vh = torch.linalg.svd(rows[:, None] * base_weight(layer) * columns, full_matrices=False)
@@ -104,7 +102,7 @@ def start(model: PeftModel, weights: Weights, rank: int) -> PeftModel:
 
 
 def with_ranks(request: Request, job: Job, rows: Mapping[str, Tensor]) -> LoraConfig:
-    """Ranks that hold the most weighted energy per parameter, for as many parameters as the same rank everywhere."""
+    """Return ranks that hold the most weighted energy, with as many parameters as the same rank everywhere has."""
     args, shapes = request.args, target_shapes(job.model, None)
     cost = {name: sum(shape) for name, shape in shapes.items()}
     gains = []
@@ -128,25 +126,21 @@ def with_ranks(request: Request, job: Job, rows: Mapping[str, Tensor]) -> LoraCo
 
 
 def main() -> None:
-    """Runs what is missing and prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.beyond", description=__doc__)
+    """Run what is missing and print the table."""
+    parser = make_parser("beyond", __doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tuning_seed", type=int, default=3)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 4, 5])
+    parser.add_argument("--tuning_seed", type=int, default=TUNING_SEED)
     parser.add_argument("--starts", nargs="+", choices=NAMES, default=NAMES)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
     args.out.mkdir(parents=True, exist_ok=True)
     results = Results(args.out, Beyond)
-    columns = ("log10_forget_quality", "utility", "forget_probability", "retain_probability")
-    table = Table("start", "learning rate", *columns)
+    table = Table("start", "learning rate", *COLUMNS)
     for name in args.starts:
         grid = {rate: results.get(Cell(name, "ihl", rate, 1.0, args.tuning_seed)) for rate in RATES[1:-1]}
         best = max(grid, key=lambda rate: grid[rate].get("log10_forget_quality", float("-inf")))
         values = [results.get(Cell(name, "ihl", best, 1.0, seed)) for seed in args.seeds]
-        table.add_row(name, f"{best:g}", *(mean_error(values, column) for column in columns))
-    Console(width=150).print(table)
+        table.add_row(name, f"{best:g}", *means(values))
+    show(table)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""The cost of VILA's importance, beside the least it could be and beside what the authors of VILA and FILA do.
+"""Measure the cost of VILA's importance, and compare it with the least possible cost and with the authors' code.
 
-- floor: one forward and backward over the same batches, everything frozen and only the loss asked for.
-- unlora: the importance as `unlora unlearn` measures it, of so many retain examples.
-- look: whether it has converged, as it asks itself after 128 retain examples, 256, 512 and so on.
-- start: the adapter that begins there (a factorisation of every layer).
-- vila, fila: the authors' procedures: batches of 4 padded to 500 tokens, ten passes over the forget set and as many
-  random retain examples, moments added up on the CPU after each batch; of LoRA factors, or of all linear weights with
-  the gradients of all parameters.
+- floor: one forward and backward pass over the same batches, with all weights frozen.
+- unlora: the importance as `unlora unlearn` measures it, from a given number of retain examples.
+- look: the test whether the importance has converged, which is made after 128 retain examples, 256, 512 and so on.
+- start: the adapter at its start (a factorisation of every layer).
+- vila, fila: the procedures of the authors of VILA and FILA. They use batches of 4 padded to 500 tokens and ten passes
+  over the forget set and as many random retain examples, and add up moments on the CPU after each batch. VILA measures
+  LoRA factors, FILA all linear weights with the gradients of all parameters.
 
-What would take too long is measured in part and scaled up: floor and unlora by tokens, theirs by batches.
+What would take too long is measured in part and scaled up: floor and unlora by tokens, vila and fila by batches.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Extraction:
         self.share = sum(map(tokens, self.sample)) / sum(map(tokens, whole))
 
     def procedures(self) -> Procedures:
-        """By name, in the order of the table."""
+        """Return the procedures by name, in the order of the table."""
         return {
             "floor": self.floor,
             "unlora": self.unlora,
@@ -100,25 +100,25 @@ class Extraction:
         }
 
     def floor(self) -> Run:
-        """Forward and backward, and nothing made of it."""
+        """Run forward and backward passes, and discard the gradients."""
         return Run(0.0, self.subject.least(batch for part in self.sample for batch in part), self.share)
 
     def unlora(self) -> Run:
-        """Importance of every row."""
+        """Measure the importance of every row."""
         watch, start = Stopwatch(), now()
         of_forget, of_retain = (lambda part=part: watch.watch(part) for part in self.sample)
         self.importance(of_forget, of_retain)
         return Run(now() - start - watch.seconds, watch.seconds, self.share)
 
     def importance(self, of_forget: Callable[[], Any], of_retain: Callable[[], Any]) -> dict[str, Tensor]:
-        """As the pipeline has it."""
+        """Compute the importance as the pipeline does."""
         measurement = Measurement(self.model, ADAPTER, self.config, of_forget, of_retain, len(self.retain))
         rows = INITIALISERS["vila"].row_importance(measurement)
         assert rows is not None
         return rows
 
     def look(self) -> Run:
-        """The importances from two halves, and their agreement."""
+        """Compare the importances from two halves."""
         probe = attach_probe(self.model, ADAPTER, self.config.sigma, SEED)
         halves = [gradient_moments(probe, part[:1]) for part in self.sample]
         detach_adapters(probe)
@@ -127,7 +127,7 @@ class Extraction:
         return Run(now() - start, 0.0, 1.0)
 
     def start(self) -> Run:
-        """Weighted low-rank factors of every adapted layer."""
+        """Compute the weighted low-rank factors of every adapted layer."""
         importance = {name: torch.rand(shape[0]) for name, shape in target_shapes(self.model, None).items()}
         start = now()
         model = attach_adapters(self.model, ADAPTER, importance)
@@ -136,7 +136,7 @@ class Extraction:
         return Run(seconds, 0.0, 1.0)
 
     def theirs(self, measured: Mapping[str, nn.Parameter], model: nn.Module, centred: bool) -> Run:
-        """One batch of the forget set, for memory one of the retain set too, and their moments."""
+        """Add up the moments of one batch of the forget set and, to measure memory, one of the retain set."""
         parts = (self.subject.forget, self.retain) if self.both_sets else (self.subject.forget,)
         batches = [self.subject.padded(part[:THEIR_ROWS]) for part in parts]
         powers = (1, 2) if centred else (2,)
@@ -157,7 +157,7 @@ class Extraction:
         return Run(0.0, seconds, len(batches) / (THEIR_PASSES * of_pass))
 
     def vila(self) -> Run:
-        """Moments of LoRA factors that are drawn at random."""
+        """Measure the moments of LoRA factors that are drawn at random."""
         model = get_peft_model(
             self.model, LoraConfig(r=ADAPTER.r, lora_alpha=ADAPTER.lora_alpha, target_modules="all-linear")
         )
@@ -169,7 +169,7 @@ class Extraction:
         return run
 
     def fila(self) -> Run:
-        """Moments of all linear weights; every parameter of the model has a gradient."""
+        """Measure the moments of all linear weights, with gradients of every parameter of the model."""
         self.model.requires_grad_(True)
         parameters = dict(self.model.named_parameters())
         weights = {name: parameters[f"{name}.weight"] for name in target_shapes(self.model, None)}
@@ -177,7 +177,7 @@ class Extraction:
 
 
 def convergence(extraction: Extraction, subject: Subject, examples: int) -> Iterator[str]:
-    """How near the row importances come to those from `examples` retain examples, and what the estimate of it says."""
+    """Yield how close row importances come to those from `examples` retain examples, and its estimate."""
     config, size = extraction.config, extraction.config.batch_size(subject.model.device.type)
     probe = attach_probe(subject.model, ADAPTER, config.sigma, SEED)
 
@@ -203,7 +203,7 @@ def convergence(extraction: Extraction, subject: Subject, examples: int) -> Iter
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.extraction",
         description=__doc__,
@@ -211,14 +211,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_arguments(parser)
     parser.add_argument("--retain_samples", type=int, help="retain examples that unlora measures")
-    parser.add_argument("--importance_batch_size", type=int, help="of unlora and floor")
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="of all procedures")
+    parser.add_argument("--importance_batch_size", type=int, help="batch size of unlora and floor")
+    parser.add_argument(
+        "--gradient_checkpointing", action="store_true", help="use gradient checkpointing in all procedures"
+    )
     parser.add_argument("--batches", type=int, default=30, help="batches of floor and unlora that are measured")
     parser.add_argument(
         "--converged",
         type=int,
         metavar="EXAMPLES",
-        help="tell how it converges to that from so many",
+        help="also show how the importance converges to the one from so many retain examples",
     )
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)

@@ -1,57 +1,30 @@
-"""Peak memory of one batch of gradient moments or of training on the CPU, at a small shape with random weights.
+"""Measure the peak memory of extracting moments or of training on the CPU, at a small shape with random weights.
 
 python -m experiments.memory extraction --hidden 512 --layers 8 --vocabulary 512
 
-What is checked against it: docs/scaling.md.
+docs/scaling.md compares the results with its formulas.
 """
 
 from __future__ import annotations
 
 import argparse
-import threading
-import time
 from collections.abc import Callable
 
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
+from experiments._speed import MIB, llama, peak
 from unlora.data.padding import Batch
 from unlora.importance import attach_probe, gradient_moments
 from unlora.models.forward import labelled_tokens
 
-MIB = 2**20
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * 4096
-
-
-def peak_of(work: Callable[[], None]) -> int:
-    """The most bytes in memory during the work, above those before it."""
-    before, peak, done = resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, resident())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    work()
-    done.set()
-    watcher.join()
-    return peak - before
-
 
 def step_of(stage: str, args: argparse.Namespace) -> Callable[[Batch], None]:
-    """One batch of the stage, on a Llama of that shape with the adapter and its offset."""
+    """Return what runs a batch of the stage, on a Llama of that shape with the adapter and its offset."""
     torch.manual_seed(0)
     heads = args.hidden // 64
-    config = LlamaConfig(
+    config = llama(
         vocab_size=args.vocabulary,
         hidden_size=args.hidden,
         intermediate_size=args.hidden * 8 // 3 // 64 * 64,
@@ -75,7 +48,7 @@ def step_of(stage: str, args: argparse.Namespace) -> Callable[[Batch], None]:
 
 
 def make_batch(args: argparse.Namespace, examples: int, length: int) -> Batch:
-    """Random tokens, the second half of each example labelled."""
+    """Return random tokens, with labels on the second half of each example."""
     ids = torch.randint(2, args.vocabulary, (examples, length))
     labels = ids.clone()
     labels[:, : length // 2] = -100
@@ -83,16 +56,16 @@ def make_batch(args: argparse.Namespace, examples: int, length: int) -> Batch:
 
 
 def main() -> None:
-    """Prints the peak of the stage."""
+    """Print the peak memory of the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=["extraction", "training"])
     for name, default in {"hidden": 512, "layers": 8, "vocabulary": 512, "examples": 8, "length": 256}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     step = step_of(args.stage, args)
-    step(make_batch(args, 1, 8))  # what libraries keep from their first call on
+    step(make_batch(args, 1, 8))  # libraries keep memory from their first call on
     batch = make_batch(args, args.examples, args.length)
-    print(f"{vars(args)}: {peak_of(lambda: step(batch)) / MIB:.0f} MiB above the resting process")
+    print(f"{vars(args)}: {peak(lambda: step(batch), 'cpu') / MIB:.0f} MiB above the resting process")
 
 
 if __name__ == "__main__":

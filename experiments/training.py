@@ -1,13 +1,14 @@
-"""The cost of a training step, beside the least it could be and beside what VILA's authors do.
+"""Measure the cost of a training step, and compare it with the least possible cost and with the code of VILA's authors.
 
-- floor: one forward and backward over the step's forget and retain tokens, in batches of similar length, everything
-  frozen and only the loss asked for.
-- unlora: a step of `UnlearnTrainer`, optimiser and logging included.
+- floor: one forward and backward pass over the step's forget and retain tokens, in batches of similar length, with all
+  weights frozen.
+- unlora: a step of `UnlearnTrainer`, including the optimiser and logging.
 - vila: the authors' step: forget and retain batches of 4 padded to 500 tokens, logits at every position, a second model
   for the reference, and AdamW.
 
-Seconds are of a step of so many pairs as unlora's. The authors' is measured on one of its batches and scaled up. The
-second model is what a forget loss such as npo asks for; unlora asks the same model, once a run, before the first step.
+All seconds are for a step with as many pairs as unlora's. The authors' step is measured on one of its batches and
+scaled up. The second model is there for a forget loss such as npo, which needs reference log-probabilities. unlora gets
+these from the same model, once per run, before the first step.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from unlora.adapter import detach_adapters
 from unlora.adapter.settings import target_shapes
 from unlora.data import Batch, ForgetRetainDataset, iter_batches
 
-# Rows of the floor's batches: enough to keep the processor busy, few enough to be of one length.
+# Rows of the floor's batches: enough to keep the processor busy, and few enough to be of about one length.
 FLOOR_ROWS = 4
 
 
@@ -57,11 +58,11 @@ class Training:
         self.subject, self.args = subject, args
 
     def procedures(self) -> Procedures:
-        """By name, in the order of the table."""
+        """Return the procedures by name, in the order of the table."""
         return {"floor": self.floor, "unlora": self.unlora, "vila": self.vila}
 
     def floor(self) -> Run:
-        """Forward and backward over the examples of the first steps, and nothing made of it."""
+        """Run forward and backward passes over the examples of the first steps, and discard the gradients."""
         pairs = ForgetRetainDataset(self.subject.forget, self.subject.retain, self.args.pairing_seed)
         size = self.args.per_device_train_batch_size
         seconds = 0.0
@@ -72,7 +73,7 @@ class Training:
         return Run(0.0, seconds, self.args.max_steps)
 
     def unlora(self) -> Run:
-        """The first steps of a training."""
+        """Run the first steps of a training."""
         model, clock = self.subject.model, Clock()
         importance = {name: torch.rand(shape[0]) for name, shape in target_shapes(model, None).items()}
         adapted = attach_adapters(model, self.args, importance)
@@ -84,7 +85,7 @@ class Training:
         return Run(0.0, clock.stop - (clock.start or 0.0), self.args.max_steps)
 
     def vila(self) -> Run:
-        """One batch, forward and backward, and the optimiser's step."""
+        """Run one batch forward and backward, and the optimiser's step."""
         args, subject = self.args, self.subject
         reference = copy.deepcopy(subject.model)
         lora = LoraConfig(r=args.r, lora_alpha=args.lora_alpha, target_modules="all-linear")
@@ -105,28 +106,28 @@ class Training:
 
 
 def their_logp(model: Any, batch: Batch) -> Tensor:
-    """[rows] log-probability of the labels, from the logits of every position."""
+    """Return the log-probability of the labels [rows], from the logits of every position."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return -F.cross_entropy(logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none").sum(1)
 
 
 class Clock(TrainerCallback):
-    """When the first step of a training began, and when the last one ended."""
+    """Notes when the first step of a training began and when the last one ended."""
 
     start: float | None = None
     stop = 0.0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Before a step's forward pass."""
+        """Note the start before the first step's forward pass."""
         self.start = now() if self.start is None else self.start
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """After the optimiser's step."""
+        """Note the end after the optimiser's step."""
         self.stop = now()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
