@@ -309,29 +309,29 @@ def test_every_loss_in_the_tables_is_tested_here():
 @pytest.mark.parametrize("name", ALL)
 def test_loss_equals_hand_arithmetic(name):
     out, settings, expected = HAND[name]()
-    assert ALL[name].function(out, **settings).item() == pytest.approx(expected, rel=1e-6)
+    assert ALL[name](out, **settings).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("name", ALL)
 def test_loss_equals_its_definition_token_by_token(name, seed):
     out = random_outputs(ALL[name], seed)
-    assert ALL[name].function(out).item() == pytest.approx(SLOW[name](out, out), rel=1e-6)
+    assert ALL[name](out).item() == pytest.approx(SLOW[name](out, out), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_settings_have_the_effect_of_their_symbols(name):
     out = random_outputs(ALL[name], 7)
-    value = ALL[name].function(out, **OTHER[name]).item()
+    value = ALL[name](out, **OTHER[name]).item()
     assert value == pytest.approx(SLOW[name](out, out, **OTHER[name]), rel=1e-6)
-    assert value != pytest.approx(ALL[name].function(out).item(), rel=1e-5)
+    assert value != pytest.approx(ALL[name](out).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ALL)
 def test_lower_precision_is_computed_in_float32(name, dtype):
     out = random_outputs(ALL[name], 0, dtype)
-    loss = ALL[name].function(out)
+    loss = ALL[name](out)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(SLOW[name](out, out), rel=1e-5)
 
@@ -340,14 +340,14 @@ def test_lower_precision_is_computed_in_float32(name, dtype):
 def test_gradient_equals_finite_differences(name):
     out = random_outputs(ALL[name], 3)
     values = leaf(out).clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: ALL[name].function(with_leaf(out, x)), [values])
+    assert torch.autograd.gradcheck(lambda x: ALL[name](with_leaf(out, x)), [values])
 
 
 @pytest.mark.parametrize("name", sorted(STOPPED))
 def test_gradient_equals_finite_differences_with_weights_and_targets_held_fixed(name):
     out = random_outputs(ALL[name], 3)
     values = out.logits.clone().requires_grad_()
-    [gradient] = torch.autograd.grad(ALL[name].function(with_leaf(out, values)), values)
+    [gradient] = torch.autograd.grad(ALL[name](with_leaf(out, values)), values)
     for place in range(0, values.numel(), 5):
         step = torch.zeros(values.numel(), dtype=torch.float64)
         step[place] = 1e-5
@@ -376,7 +376,7 @@ def test_loss_and_gradient_are_finite_for_a_certain_and_for_an_impossible_token(
     """p of the true token is 1 or 0 to the last digit."""
     out = extreme(ALL[name], height, dtype)
     values = leaf(out).requires_grad_()
-    loss = ALL[name].function(out)
+    loss = ALL[name](out)
     loss.backward()
     assert loss.isfinite()
     assert values.grad.isfinite().all()
@@ -388,7 +388,7 @@ def test_an_extreme_reference_gives_a_finite_loss_and_gradient(name, height):
     out = extreme(ALL[name], height, torch.float32)
     out = replace(out, ref_logits=out.logits, logits=-out.logits)
     values = leaf(out).requires_grad_()
-    loss = ALL[name].function(out)
+    loss = ALL[name](out)
     loss.backward()
     assert loss.isfinite()
     assert values.grad.isfinite().all()
@@ -397,8 +397,8 @@ def test_an_extreme_reference_gives_a_finite_loss_and_gradient(name, height):
 def test_inverted_hinge_is_bounded_by_0_and_2_where_ascent_is_not():
     certain, impossible = [torch.tensor([[sign * 100.0, 0.0]]) for sign in (1, -1)]
     of = [LabelledTokens(x, torch.tensor([0]), torch.tensor([0]), 1) for x in (certain, impossible)]
-    assert [LOSSES["ihl"].function(out).item() for out in of] == pytest.approx([2, 0], abs=1e-6)
-    assert LOSSES["ga"].function(of[1]).item() == pytest.approx(-100)
+    assert [LOSSES["ihl"](out).item() for out in of] == pytest.approx([2, 0], abs=1e-6)
+    assert LOSSES["ga"](of[1]).item() == pytest.approx(-100)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
@@ -406,12 +406,12 @@ def test_npo_begins_as_gradient_ascent_on_the_summed_log_likelihood(beta):
     """At step 0 π = π_ref: the loss is −(2/β)·ln σ(0) = (2/β)·ln 2, and d/dx (2/β)·ln(1 + e^{βx}) = 2σ(0) = 1."""
     out = random_outputs(LOSSES["npo"], 1)
     gradients = []
-    for loss in (LOSSES["npo"].function, lambda out, beta: out.example_logp.mean()):
+    for loss in (LOSSES["npo"], lambda out, beta: out.example_logp.mean()):
         logits = out.logits.clone().requires_grad_()
         start = replace(out, logits=logits, ref_logp=out.example_logp.detach())
         value = loss(start, beta=beta)
         gradients += torch.autograd.grad(value, logits)
-        if loss is LOSSES["npo"].function:
+        if loss is LOSSES["npo"]:
             assert value.item() == pytest.approx(2 / beta * LOG2, rel=1e-9)
     torch.testing.assert_close(*gradients)
 
@@ -421,7 +421,7 @@ def test_reweighted_ascent_pulls_each_token_as_ascent_does_times_its_weight(name
     settings = {"wga": {"beta": 2.0}, "satimp": {"beta1": 2.0, "beta2": 3.0}}[name]
     out = random_outputs(LOSSES[name], 4)
     gradients = []
-    for loss in (LOSSES[name].function, lambda out, **_: out.logp.mean()):
+    for loss in (LOSSES[name], lambda out, **_: out.logp.mean()):
         logits = out.logits.clone().requires_grad_()
         gradients += torch.autograd.grad(loss(replace(out, logits=logits), **settings), logits)
     torch.testing.assert_close(gradients[0], weight(out.logp.exp())[:, None] * gradients[1])
@@ -431,7 +431,7 @@ def test_ceu_lowers_the_true_logit_by_its_probability_and_spreads_it_over_the_ot
     """p − q: p(y) at the true token, and −p(v)·p(y)/(1 − p(y)) elsewhere, which is bounded unlike ascent's."""
     out = tokens([P], [1])
     logits = out.logits.clone().requires_grad_()
-    [gradient] = torch.autograd.grad(LOSSES["ceu"].function(replace(out, logits=logits)), logits)
+    [gradient] = torch.autograd.grad(LOSSES["ceu"](replace(out, logits=logits)), logits)
     torch.testing.assert_close(gradient, torch.tensor([[-1 / 6, 1 / 4, -1 / 24, -1 / 24]], dtype=torch.float64))
 
 
@@ -440,7 +440,7 @@ def test_undial_is_at_rest_where_the_model_is_the_reference_with_the_true_logit_
     goal = out.ref_logits.clone()
     goal[range(8), out.targets] -= 10
     logits = goal.requires_grad_()
-    [gradient] = torch.autograd.grad(LOSSES["undial"].function(replace(out, logits=logits)), logits)
+    [gradient] = torch.autograd.grad(LOSSES["undial"](replace(out, logits=logits)), logits)
     assert gradient.abs().max() < 1e-12
 
 
@@ -448,7 +448,7 @@ def test_dpo_reads_the_first_half_as_true_answers_and_the_second_as_alternates()
     """Raising an alternate's likelihood lowers the loss, raising a true answer's raises it."""
     out = random_outputs(LOSSES["dpo"], 6)
     logits = out.logits.clone().requires_grad_()
-    [gradient] = torch.autograd.grad(LOSSES["dpo"].function(replace(out, logits=logits)), logits)
+    [gradient] = torch.autograd.grad(LOSSES["dpo"](replace(out, logits=logits)), logits)
     of_targets = gradient[range(8), out.targets]
     assert (of_targets[out.example < 2] > 0).all()
     assert (of_targets[out.example >= 2] < 0).all()
@@ -457,7 +457,7 @@ def test_dpo_reads_the_first_half_as_true_answers_and_the_second_as_alternates()
 def test_kl_to_itself_has_value_and_gradient_zero():
     out = random_outputs(RETAIN_LOSSES["kl"], 2)
     logits = out.ref_logits.clone().requires_grad_()
-    loss = RETAIN_LOSSES["kl"].function(replace(out, logits=logits))
+    loss = RETAIN_LOSSES["kl"](replace(out, logits=logits))
     [gradient] = torch.autograd.grad(loss, logits)
     assert loss.item() == pytest.approx(0, abs=1e-12)
     assert gradient.abs().max() < 1e-12
@@ -466,8 +466,8 @@ def test_kl_to_itself_has_value_and_gradient_zero():
 def test_rmu_is_zero_at_its_direction_which_has_entries_of_one_sign():
     out = states([[0.0] * 6] * 3)
     values = out.states.clone().requires_grad_()
-    [gradient] = torch.autograd.grad(LOSSES["rmu"].function(replace(out, states=values)), values)
+    [gradient] = torch.autograd.grad(LOSSES["rmu"](replace(out, states=values)), values)
     goal = -gradient * 3 * 6 / 2  # of mean (h − g)², the gradient at 0 is −2 g / number of entries
     assert (goal > 0).all()
     assert goal[0].norm().item() == pytest.approx(6.5)
-    assert LOSSES["rmu"].function(replace(out, states=goal)).item() == pytest.approx(0, abs=1e-12)
+    assert LOSSES["rmu"](replace(out, states=goal)).item() == pytest.approx(0, abs=1e-12)

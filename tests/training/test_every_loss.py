@@ -94,7 +94,7 @@ def test_training_makes_true_answers_less_likely(taught, tokenizer, tmp_path, lo
 def test_pdu_flattens_the_logits_of_true_answers(tiny_model, tokenizer, tmp_path):
     trainer = trainer_for("pdu", tiny_model, tokenizer, tmp_path, num_train_epochs=4, retain_weight=0.0)
     before, after = outputs_before_and_after(trainer, examples(tokenizer)[0])
-    assert LOSSES["pdu"].function(after) < LOSSES["pdu"].function(before)
+    assert LOSSES["pdu"](after) < LOSSES["pdu"](before)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -230,7 +230,7 @@ def test_rmu_pulls_forget_states_to_its_direction_and_holds_retain_states(
     kept = before.example >= len(forget)
     assert drift[kept].mean() < 0.5 * drift[~kept].mean()
     split = (0, len(forget))
-    assert LOSSES["rmu"].function(after.rows(*split)) < LOSSES["rmu"].function(before.rows(*split))
+    assert LOSSES["rmu"](after.rows(*split)) < LOSSES["rmu"](before.rows(*split))
 
 
 def test_a_layer_that_the_model_has_not_is_refused_before_training(tiny_model, tokenizer, tmp_path):

@@ -1,18 +1,18 @@
-"""Retain weights that are learned beside the model: dual variables of a limit to the retain loss."""
+"""Retain weights that are learned with the model: dual variables of an upper bound on the retain loss."""
 
 from __future__ import annotations
 
 
 def dual_ascent(weight: float, retain_loss: float, dual_step_size: float = 1.0, epsilon: float = 0.0) -> float:
-    """max(0, λ + η·(retain loss − ε)), the dual step of "retain loss ≤ ε" (PDU, Entesari et al. 2025, 2506.05314).
+    """Return max(0, λ + η·(retain loss − ε)), the dual step for "retain loss ≤ ε" (PDU, arXiv 2506.05314).
 
-    The weight grows while the retain loss is above ε and shrinks while it is below. Defaults are the released code's;
-    with ε = 0 the weight never shrinks.
+    The weight grows while the retain loss is above ε, and shrinks while it is below. The defaults are those of the
+    released code (Entesari et al. 2025). With ε = 0 the weight never shrinks.
 
     Args:
-        weight: λ before.
-        retain_loss: its mean over the batches of an optimiser step.
+        weight: λ before the step.
+        retain_loss: the mean retain loss over the batches of an optimiser step.
         dual_step_size: η.
-        epsilon: ε, in the retain loss's unit.
+        epsilon: ε, in the unit of the retain loss.
     """
     return max(0.0, weight + dual_step_size * (retain_loss - epsilon))

@@ -1,6 +1,8 @@
-"""Forget losses of whole answers, by preference optimisation: of whose log-probability, or its change, is given away.
+"""Forget losses of whole answers: preference optimisation of their log-probabilities.
 
-Here y_i is the answer of example i, n_i its number of labelled tokens, and σ the logistic function.
+Here y_i is the answer of example i, n_i its number of labelled tokens, and σ the logistic function. Every loss is the
+mean over the examples of a batch. Shapes: `example_logp` (log π(y_i), summed over the tokens of y_i), `ref_logp` (the
+same of the original model) and `counts` (n_i) are [examples].
 """
 
 from __future__ import annotations
@@ -8,48 +10,41 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlora.models.forward import LabelledTokens
 
+def negative_preference(example_logp: Tensor, ref_logp: Tensor, beta: float = 0.1) -> Tensor:
+    """−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i))), at least 0 (NPO, Zhang et al. 2024, arXiv 2404.05868).
 
-def negative_preference(out: LabelledTokens, beta: float = 0.1) -> Tensor:
-    """−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i))), sums over the tokens of y_i (NPO, arXiv 2404.05868).
-
-    Ascent whose weight falls as an example is forgotten. β → 0 is gradient ascent (up to a constant).
+    This is gradient ascent whose weight falls as an example is forgotten. β → 0 is gradient ascent, up to a constant.
     """
-    return -2 / beta * F.logsigmoid(-beta * _log_ratio(out)).mean()
+    return -2 / beta * F.logsigmoid(-beta * (example_logp - ref_logp)).mean()
 
 
-def negative_preference_of_means(out: LabelledTokens, beta: float = 0.1) -> Tensor:
+def negative_preference_of_means(example_logp: Tensor, ref_logp: Tensor, counts: Tensor, beta: float = 0.1) -> Tensor:
     """−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i))/n_i), at least 0: NPO of the mean over the tokens of y_i.
 
-    What VILA's released code trains on WMDP, where texts are long (arXiv 2508.21300): sums would saturate σ.
+    VILA's released code trains this on WMDP (arXiv 2508.21300), where texts are so long that sums would saturate σ.
     """
-    return -2 / beta * F.logsigmoid(-beta * _log_ratio(out) / out.counts).mean()
+    return -2 / beta * F.logsigmoid(-beta * (example_logp - ref_logp) / counts).mean()
 
 
-def simple_negative_preference(out: LabelledTokens, beta: float = 4.5, delta: float = 0.0) -> Tensor:
+def simple_negative_preference(example_logp: Tensor, counts: Tensor, beta: float = 4.5, delta: float = 0.0) -> Tensor:
     """−(2/β)·mean_i log σ(−β·log π(y_i)/n_i − β·δ), at least 0 (SimNPO, Fan et al. 2024, arXiv 2410.07163).
 
-    NPO without a reference model: an answer is pushed until its mean NLL is well above the margin δ.
+    This is NPO without a reference model: an answer is pushed until its mean NLL is well above the margin δ.
     """
-    return -2 / beta * F.logsigmoid(-beta * (out.example_logp / out.counts + delta)).mean()
+    return -2 / beta * F.logsigmoid(-beta * (example_logp / counts + delta)).mean()
 
 
-def direct_preference(out: LabelledTokens, beta: float = 0.1) -> Tensor:
+def direct_preference(example_logp: Tensor, ref_logp: Tensor, beta: float = 0.1) -> Tensor:
     """−(2/β)·mean_i log σ(β·(r(y'_i) − r(y_i))), r = log π − log π_ref, at least 0 (DPO, arXiv 2305.18290).
 
-    Prefers the alternate answer y' over the true one. The factor 2/β is TOFU's (arXiv 2401.06121): NPO is then DPO
-    without the alternate.
+    This prefers the alternate answer y' over the true one. The factor 2/β is TOFU's (arXiv 2401.06121): NPO is then
+    DPO without the alternate.
 
     Args:
-        out: the true answers first, then as many alternates in the same order.
-        beta: how little of a change of the log-ratio is enough.
+        example_logp: [2 · pairs], the true answers first, then the alternates in the same order.
+        ref_logp: [2 · pairs], in the same order.
+        beta: β. The larger it is, the smaller a change of the log-ratio is enough.
     """
-    true, alternate = _log_ratio(out).chunk(2)
+    true, alternate = (example_logp - ref_logp).chunk(2)
     return -2 / beta * F.logsigmoid(beta * (alternate - true)).mean()
-
-
-def _log_ratio(out: LabelledTokens) -> Tensor:
-    """[examples] log π(y_i) − log π_ref(y_i)."""
-    assert out.ref_logp is not None
-    return out.example_logp - out.ref_logp

@@ -1,21 +1,22 @@
-"""Retain losses: what keeps the model as it was on the retain set."""
+"""Retain losses, which keep the model as it was on the retain set.
+
+Shapes: `logp` [tokens]; `logits` and `ref_logits` [tokens, vocabulary].
+"""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlora.models.forward import LabelledTokens
 from unlora.models.log_probabilities import upcast
 
 
-def nll(out: LabelledTokens) -> Tensor:
-    """Mean negative log-likelihood of the labelled tokens, in nats."""
-    return -out.logp.mean()
+def nll(logp: Tensor) -> Tensor:
+    """mean_t −log p(y_t): the usual negative log-likelihood of the labelled tokens, in nats."""
+    return -logp.mean()
 
 
-def kl_to_reference(out: LabelledTokens) -> Tensor:
-    """KL(ref ‖ π) of the next-token distributions, averaged over labelled tokens only, in nats (arXiv 2401.06121)."""
-    assert out.ref_logits is not None
-    reference = upcast(out.ref_logits).log_softmax(-1)
-    return F.kl_div(upcast(out.logits).log_softmax(-1), reference, log_target=True, reduction="batchmean")
+def kl_to_reference(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """mean_t KL(ref ‖ π) of the next-token distributions, in nats (TOFU, arXiv 2401.06121)."""
+    reference = upcast(ref_logits).log_softmax(-1)
+    return F.kl_div(upcast(logits).log_softmax(-1), reference, log_target=True, reduction="batchmean")

@@ -1,7 +1,7 @@
-"""Forget and retain losses: pure functions of what the model says, and the table of them.
+"""The forget and retain losses by name, and which of them and of their settings go together.
 
-To add one: write the function, add its entry here, its test, and its row in docs/methods.md (a test compares them). A
-program of yours adds one with `register_loss`, without a change to the package.
+To add one to the package, write its function, its entry here, its test, and its row in docs/methods.md (a test compares
+them). A program of your own adds one with `register_loss`, without changing the package (docs/how-to/own-loss.md).
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -33,36 +34,42 @@ from unlora.losses.preference import (
     simple_negative_preference,
 )
 from unlora.losses.retain import kl_to_reference, nll
-from unlora.models.forward import Outputs, check_layer, hidden_states, labelled_tokens
+from unlora.models.forward import HiddenStates, LabelledTokens, Outputs, check_layer, hidden_states, labelled_tokens
 
-Reference = Literal["none", "logp", "logits", "hidden"]
+# What a forward pass returns -> the names of the tensors that a loss can take from it.
+_TENSORS = {
+    labelled_tokens: [*(field.name for field in fields(LabelledTokens)), "logp", "counts", "example_logp"],
+    hidden_states: [field.name for field in fields(HiddenStates)],
+}
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss and what the trainer must provide for it.
+    """A loss, and what the trainer must provide for it.
+
+    Calling it with what the model predicts and with settings computes it: `LOSSES["npo"](out, beta=0.2)`.
 
     Args:
-        function: (what `forward` returns, **settings) -> scalar tensor.
+        function: a pure function that returns a scalar tensor. Arguments without a default are tensors, named like
+            the fields and properties of what `forward` returns (`logp`, `logits`, ...). Arguments with a default are
+            the loss's settings. Naming `ref_logp`, `ref_logits` or `ref_states` asks for the original model's
+            predictions: `ref_logp` is computed once, the others at each step with the adapters off.
         formula: the equation, as in the table of docs/methods.md.
-        paper: where it comes from.
-        reference: what it needs of the model before unlearning: nothing, the summed log-probability of each example
-            ("logp", computed once), or what `forward` returns ("logits" or "hidden", computed at each step with the
-            adapters off).
-        retain: the retain loss that goes with a forget loss unless the user says otherwise; "none" for no retain term.
+        paper: the citation.
+        retain: the retain loss that goes with a forget loss unless the user chooses another; "none" for no retain
+            term.
         reads: the columns of the forget set that go through the model, in this order: the answers to "forget", the
             "alternate" answers, or both.
-        forward: (model, batch, **settings) -> what the model says; the same for a forget loss and its retain loss.
+        forward: (model, batch, **settings) -> the model's predictions; the same for a forget loss and its retain loss.
         check: (model, **settings) -> what is wrong with the settings for that model.
         update_weight: (λ, retain loss, **settings) -> λ after an optimiser step, if λ is not constant.
-        nats: whether its value is in nats, so that blind guessing costs ln(vocabulary) more than certainty.
-        mean_over: what it is the mean of: the labelled tokens, or the pairs of a batch.
+        nats: whether its value is in nats, so that guessing blindly costs at most ln(vocabulary).
+        mean_over: what it is the mean of: the labelled tokens or the pairs of a batch.
     """
 
     function: Callable[..., Tensor]
     formula: str
     paper: str
-    reference: Reference = "none"
     retain: str = "nll"
     reads: tuple[str, ...] = ("forget",)
     forward: Callable[..., Outputs] = labelled_tokens
@@ -71,29 +78,41 @@ class Loss:
     nats: bool = True
     mean_over: Literal["tokens", "pairs"] = "tokens"
 
-    @property
+    def __call__(self, out: Outputs, **settings: Any) -> Tensor:
+        """Return the loss, a scalar. Settings of its forward pass or of λ are ignored here."""
+        tensors = {name: getattr(out, name) for name in self.inputs}
+        return self.function(**tensors, **own_settings(self.function, settings))
+
+    @cached_property
+    def inputs(self) -> list[str]:
+        """The names of the tensors that the function takes."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return [parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty]
+
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """The loss's own settings with their defaults: those of its function, forward pass and update of λ."""
-        parts = (self.forward, self.function, self.update_weight)
-        return {name: value for part in parts if part for name, value in _defaults(part).items()}
+        """The loss's own settings with their defaults: those of its forward pass, its function and its update of λ."""
+        functions = [function for function in (self.forward, self.function, self.update_weight) if function]
+        parameters = [part for function in functions for part in inspect.signature(function).parameters.values()]
+        return {part.name: part.default for part in parameters if part.default is not inspect.Parameter.empty}
+
+    @property
+    def needs_reference_logp(self) -> bool:
+        """Whether the original model's log-probability of each example is computed before training."""
+        return "ref_logp" in self.inputs
 
     @property
     def needs_reference_pass(self) -> bool:
-        """Whether the model before unlearning is run at each step."""
-        return self.reference in ("logits", "hidden")
+        """Whether the original model is run at each step."""
+        return "ref_logits" in self.inputs or "ref_states" in self.inputs
 
     def model_problems(self, model: nn.Module, settings: Mapping[str, Any]) -> list[Problem]:
-        """What is wrong with the loss's settings (all of them) for this model."""
+        """Return what is wrong with the loss's settings (all of them) for this model."""
         return self.check(model, **own_settings(self.check, settings)) if self.check else []
 
 
-def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-
-
 def own_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a loss's settings that one of its functions takes."""
+    """Return those of a loss's settings that one of its functions takes."""
     return {name: settings[name] for name in inspect.signature(function).parameters if name in settings}
 
 
@@ -109,14 +128,12 @@ LOSSES: dict[str, Loss] = {
         negative_preference,
         "−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i)))",
         "Zhang et al. 2024 (arXiv 2404.05868)",
-        reference="logp",
         mean_over="pairs",
     ),
     "npo_mean": Loss(
         negative_preference_of_means,
         "−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i))/n_i)",
         "Kim et al. 2025 (arXiv 2508.21300)",
-        reference="logp",
         mean_over="pairs",
     ),
     "simnpo": Loss(
@@ -129,7 +146,6 @@ LOSSES: dict[str, Loss] = {
         direct_preference,
         "−(2/β)·mean_i log σ(β·(r(y'_i) − r(y_i))), r = log π − log π_ref",
         "Rafailov et al. 2023 (arXiv 2305.18290)",
-        reference="logp",
         reads=("forget", "alternate"),
         mean_over="pairs",
     ),
@@ -146,7 +162,6 @@ LOSSES: dict[str, Loss] = {
         adjusted_distillation,
         "mean_t −Σ_v q(v)·log p(v), q = softmax(z_ref − β·1_{y_t})",
         "Dong et al. 2025 (arXiv 2402.10052)",
-        reference="logits",
     ),
     "wga": Loss(weighted_ascent, "mean_t sg(p(y_t))^β · log p(y_t)", "Wang et al. 2025 (arXiv 2502.19301)"),
     "satimp": Loss(
@@ -169,34 +184,35 @@ LOSSES: dict[str, Loss] = {
 }
 RETAIN_LOSSES: dict[str, Loss] = {
     "nll": Loss(nll, "mean_t −log p(y_t)", TOFU),
-    "kl": Loss(kl_to_reference, "mean_t KL(ref ‖ π)", TOFU, reference="logits"),
+    "kl": Loss(kl_to_reference, "mean_t KL(ref ‖ π)", TOFU),
     "hidden_mse": Loss(
         hidden_error,
         "mean_t (h_t − h_ref,t)² at the same layer",
         RMU,
-        reference="hidden",
         forward=hidden_states,
         nats=False,
     ),
 }
 NO_RETAIN = "none"
-# Settings that divide the loss or scale all of it; the others may be 0.
-POSITIVE = ("beta", "steering_coeff", "dual_step_size")
+# Settings that the loss is divided by or scaled with. All others may be 0.
+_POSITIVE = ("beta", "steering_coeff", "dual_step_size")
 
 
 def register_loss(name: str, loss: Loss, losses: dict[str, Loss] = LOSSES) -> None:
-    """Makes a loss known by a name in this process: to `UnlearnConfig`, the trainer and every command.
+    """Make a loss known by a name in this process: to `UnlearnConfig`, the trainer and every command.
 
     Args:
-        name: what `loss` (or `retain_loss`) is set to.
+        name: the value of `loss` (or `retain_loss`) that chooses it.
         loss: the loss.
-        losses: the table that it joins: `LOSSES`, or `RETAIN_LOSSES` for a retain loss.
+        losses: the table to add it to: `LOSSES`, or `RETAIN_LOSSES` for a retain loss.
 
     Raises:
-        InputError: the name is taken, or its own retain loss is unknown or reads something else of the model.
+        InputError: the name is taken, its function takes a tensor that there is not, or its own retain loss is unknown
+            or takes tensors of another forward pass.
     """
     if name in (*losses, NO_RETAIN):
-        raise InputError(Problem("name", name, "there is a loss of this name already", "choose another name"))
+        raise InputError(Problem("name", name, "a loss of this name already exists", "choose another name"))
+    raise_if(_input_problems(loss, of_forget_set=losses is LOSSES))
     if losses is LOSSES:
         if loss.retain not in (NO_RETAIN, *RETAIN_LOSSES):
             raise InputError(unknown_name("retain", loss.retain, [NO_RETAIN, *RETAIN_LOSSES]))
@@ -204,8 +220,19 @@ def register_loss(name: str, loss: Loss, losses: dict[str, Loss] = LOSSES) -> No
     losses[name] = loss
 
 
-def check_losses(loss: str, retain_loss: str | None, settings: dict[str, Any]) -> list[Problem]:
-    """What is wrong with a choice of losses."""
+def _input_problems(loss: Loss, of_forget_set: bool) -> Iterator[Problem]:
+    """Yield the tensors that the function takes and the trainer cannot give."""
+    known = _TENSORS.get(loss.forward)
+    if known is None:  # a forward pass of the user's own
+        return
+    known = [name for name in known if of_forget_set or name != "ref_logp"]  # computed for the forget set only
+    for name in loss.inputs:
+        if name not in known:
+            yield unknown_name(f"argument of {loss.function.__name__}", name, known)
+
+
+def check_losses(loss: str, retain_loss: str | None, settings: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with a choice of losses and with the settings of the forget loss."""
     problems = []
     if loss not in LOSSES:
         problems.append(unknown_name("loss", loss, LOSSES))
@@ -219,19 +246,20 @@ def check_losses(loss: str, retain_loss: str | None, settings: dict[str, Any]) -
 
 
 def _retain_problems(loss: str, entry: Loss, retain_loss: str) -> Iterator[Problem]:
-    """Why a loss and a known retain loss do not go together."""
+    """Yield why a forget loss and a known retain loss do not go together."""
     if retain_loss == NO_RETAIN:
         if entry.update_weight:
-            reason = f"{loss!r} sets the weight of a retain loss, and there would be none"
+            reason = f"{loss!r} adjusts the weight of a retain loss, and there would be none"
             yield Problem("retain_loss", retain_loss, reason, f"use {entry.retain!r}")
     elif entry.retain == NO_RETAIN:
-        fix = "use 'gd', which is the same with a retain term" if loss == "ga" else "leave retain_loss out"
+        fix = "use 'gd', which is the same with a retain term" if loss == "ga" else "remove retain_loss"
         yield Problem("retain_loss", retain_loss, f"{loss!r} is defined without a retain term", fix)
     elif RETAIN_LOSSES[retain_loss].forward is not entry.forward:
+        # One forward pass serves both losses, so both must be computed from the same outputs.
         fitting = [name for name, other in RETAIN_LOSSES.items() if other.forward is entry.forward]
         what = "predictions" if entry.forward is labelled_tokens else "hidden states"
-        fix = f"use {' or '.join(map(repr, fitting))}"
-        yield Problem("retain_loss", retain_loss, f"{loss!r} is computed on {what}, which it cannot read", fix)
+        reason = f"{loss!r} is computed from {what}, and this retain loss cannot be"
+        yield Problem("retain_loss", retain_loss, reason, f"use {' or '.join(map(repr, fitting))}")
 
 
 def _setting_problems(loss: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
@@ -244,15 +272,15 @@ def _setting_problems(loss: str, settings: Mapping[str, Any]) -> Iterator[Proble
         elif known:
             yield unknown_name("loss_kwargs", name, known)
         else:
-            yield Problem("loss_kwargs", name, f"{loss!r} has no settings", "leave loss_kwargs out")
+            yield Problem("loss_kwargs", name, f"{loss!r} has no settings", "remove loss_kwargs")
 
 
 def _fix(name: str, value: Any, default: Any) -> str | None:
-    """What a setting must be, if its value is not that."""
+    """Return what a setting must be, if its value is not that."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, int):
         return None if number and isinstance(value, int) and value >= 0 else "use a whole number, 0 or more"
-    fine = number and math.isfinite(value)
-    if name in POSITIVE:
-        return None if fine and value > 0 else "use a positive value"
-    return None if fine and value >= 0 else "use a value of 0 or more"
+    finite = number and math.isfinite(value)
+    if name in _POSITIVE:
+        return None if finite and value > 0 else "use a positive value"
+    return None if finite and value >= 0 else "use a value of 0 or more"

@@ -10,11 +10,11 @@ from typing import Any
 from unlora.importance import INITIALISERS, Initialiser
 from unlora.losses.table import LOSSES, RETAIN_LOSSES, Loss
 
+# What a loss takes of the original model, and how often that model is run for it.
 NEEDS = {
-    "none": "",
-    "logp": "reference: log-probabilities, once",
-    "logits": "reference: logits, each step",
-    "hidden": "reference: hidden states, each step",
+    "ref_logp": "reference: log-probabilities, once",
+    "ref_logits": "reference: logits, each step",
+    "ref_states": "reference: hidden states, each step",
 }
 
 
@@ -80,9 +80,10 @@ def needs_of_start(start: Initialiser) -> str:
 def needs_of_loss(loss: Loss) -> str:
     """What a loss needs beside the forget answers: the model before unlearning, alternate answers."""
     alternates = "alternate answers" if "alternate" in loss.reads else ""
-    own, of_retain = loss.reference, RETAIN_LOSSES[loss.retain].reference if loss.retain in RETAIN_LOSSES else "none"
-    retain = f"{NEEDS[of_retain]} (for the retain loss)" if of_retain not in ("none", own) else ""
-    return "; ".join(filter(None, (alternates, NEEDS[own], retain))) or "–"
+    own = [NEEDS[name] for name in loss.inputs if name in NEEDS]
+    of_retain = RETAIN_LOSSES[loss.retain].inputs if loss.retain in RETAIN_LOSSES else []
+    for_retain = [f"{NEEDS[name]} (for the retain loss)" for name in of_retain if name in NEEDS.keys() - loss.inputs]
+    return "; ".join(filter(None, (alternates, *own, *for_retain))) or "–"
 
 
 def settings(loss: Loss) -> str:

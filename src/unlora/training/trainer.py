@@ -120,7 +120,7 @@ class UnlearnTrainer(SafeTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader of pairs. If the loss needs reference log-probabilities, compute them first."""
-        if self.forget_loss.reference == "logp" and not self.pairs.ref_logp:
+        if self.forget_loss.needs_reference_logp and not self.pairs.ref_logp:
             columns = {"forget": self.pairs.forget, "alternate": self.pairs.alternates or []}
             self.pairs.ref_logp = {name: self.reference_logp(columns[name]) for name in self.forget_loss.reads}
         return super().get_train_dataloader()
@@ -155,9 +155,9 @@ class UnlearnTrainer(SafeTrainer):
         tokens (or pairs), no matter how these are divided into batches.
         """
         forget, retain = self._outputs(model, inputs)
-        losses = {"forget_loss": self._call(self.forget_loss.function, forget)}
+        losses = {"forget_loss": self.forget_loss(forget, **self.args.loss_settings)}
         if self.retain_loss:
-            losses["retain_loss"] = self.retain_loss.function(retain)
+            losses["retain_loss"] = self.retain_loss(retain)
         items = self._items(inputs)
         self._check_and_log(losses, items, num_items_in_batch)
         if num_items_in_batch is not None:

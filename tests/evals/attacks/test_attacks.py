@@ -247,7 +247,7 @@ def learn(model, examples, steps, sign=1.0, learning_rate=1e-2):
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=learning_rate)
     for _ in range(steps):
-        (sign * nll(labelled_tokens(model, pad_batch(examples, 0)))).backward()
+        (sign * nll(labelled_tokens(model, pad_batch(examples, 0)).logp)).backward()
         optimiser.step()
         optimiser.zero_grad()
 

@@ -75,6 +75,6 @@ def _train(model: Any, examples: Sequence[Example], config: AttackConfig, pad_id
     model.train()
     for _ in range(config.relearn_steps):
         batch = pad_batch(drawn.sample(examples, size), pad_id)
-        nll(labelled_tokens(model, batch)).backward()
+        nll(labelled_tokens(model, batch).logp).backward()
         optimiser.step()
         optimiser.zero_grad()
