@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from helpers.models import make_tokenizer, tiny_config
-from unlora.bench import BENCHMARKS, Cell, Progress, Results, grid, waves
+from unlora.bench import Cell, Progress, Results, grid, waves
 from unlora.bench.runner import _place, launcher
 from unlora.bench.table import best, markdown, to_csv
+from unlora.benchmarks import BENCHMARKS, Benchmark, Metric
 from unlora.cli import main
 from unlora.cli.bench import command_of, parser
 from unlora.cli.bench import flags as handed_on
@@ -296,14 +297,18 @@ def result(method, quality, failed=0):
     return Results(method, "s", values, failed=failed, command=f"run {method}")
 
 
-WANTED = {"quality": "high"}.get
+def toy(direction="high"):
+    """A benchmark with one number of which it is known what is better."""
+    benchmark = Benchmark()
+    benchmark.metrics = {"quality": Metric("quality", direction)}
+    return benchmark
 
 
 def test_tables_have_mean_and_standard_error_and_the_best_in_bold():
     """−1 and −3: mean −2, standard error √2/√2 = 1."""
     table = [result("original", [0.0]), result("a", [-1.0, -3.0]), result("b", [-4.0], failed=1), result("c", [])]
-    assert best(table, WANTED) == {("s", "a", "quality")}  # the original is no method
-    text = markdown(table, WANTED)
+    assert best(table, toy()) == {("s", "a", "quality")}  # the original is no method
+    text = markdown(table, toy())
     assert "| s | a | 2 | **-2.000 ± 1.000** | 2.000 ± 1.000 |" in text
     assert "| s | b | 1, 1 failed | -4.000 | 4.000 |" in text
     assert "| s | c | 0 | - | - |" in text
@@ -335,20 +340,19 @@ def test_means_errors_and_the_best_of_any_results(values, direction):
             error = np.std(of_seeds, ddof=1) / len(of_seeds) ** 0.5
             assert float(written["standard_error"]) == pytest.approx(error, abs=1e-12)
             assert text.endswith(f"± {float(written['standard_error']):.3f}")
-    wanted = {"quality": direction}.get
-    found = best(table, wanted)
+    found = best(table, toy(direction))
     cost = {"high": lambda value: -value, "low": lambda value: value, "zero": abs}[direction]
     costs = {row.method: cost(np.mean(row.values["quality"])) for row in table if row.values["quality"]}
     assert len(found) >= bool(costs)
     assert all(costs[method] == pytest.approx(min(costs.values())) for _, method, _ in found)
     models = [result("original", [0.0]), result("retrained", [9.0, -9.0])]
-    assert best([*models, *reversed(table)], wanted) == found
+    assert best([*models, *reversed(table)], toy(direction)) == found
 
 
 @pytest.mark.parametrize(("direction", "winner"), [("high", "c"), ("low", "a"), ("zero", "b")])
 def test_what_is_best_depends_on_the_column(direction, winner):
     table = [result("a", [-3.0]), result("b", [-1.0]), result("c", [2.0])]
-    assert best(table, {"quality": direction}.get) == {("s", winner, "quality")}
+    assert best(table, toy(direction)) == {("s", winner, "quality")}
 
 
 def test_a_grid_has_every_combination_with_seeds_outermost():
@@ -386,12 +390,12 @@ def test_an_unfinished_run_is_no_result(tmp_path):
 
 
 def test_a_run_that_was_not_measured_is_not_repeated(tmp_path):
-    cell = Cell("lora+gd", "s", 0, tmp_path, "evaluate-muse")
+    cell = Cell("lora+gd", "s", 0, tmp_path, "muse")
     cell.prepare({"r": 1}, {"data": "x"})
-    assert [command[0] for command in cell.commands] == ["unlearn", "evaluate-muse"]
+    assert [command[0] for command in cell.commands] == ["unlearn", "evaluate"]
     write_json(tmp_path / "run" / "metrics.json", {})
     cell.prepare({"r": 1}, {"data": "y"})  # another measurement of the same run
-    assert [command[0] for command in cell.commands] == ["evaluate-muse"]
+    assert [command[0] for command in cell.commands] == ["evaluate"]
     with pytest.raises(InputError, match="finished, with other settings"):
         cell.prepare({"r": 2}, {"data": "y"})
     write_json(tmp_path / "scores.json", {})
@@ -415,7 +419,7 @@ def test_progress_tells_the_time_that_is_left():
 
 
 def test_several_processes_share_the_unlearning_of_a_cell_through_accelerate(tofu, tmp_path):
-    assert launcher("unlearn", 1) == launcher("evaluate-muse", 2) == [sys.executable, "-m", "unlora"]
+    assert launcher("unlearn", 1) == launcher("evaluate", 2) == [sys.executable, "-m", "unlora"]
     assert main(arguments(tofu, tmp_path / "bench", methods=["lora+gd"], num_processes=2)) == 0
     record = json.loads((tmp_path / "bench/cells/forget01/lora+gd/seed-0/run/record.json").read_text())
     assert record["hardware"]["processes"] == 2

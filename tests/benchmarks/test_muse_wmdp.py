@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from helpers.models import make_tokenizer, tiny_config
-from unlora.bench import BENCHMARKS, Options
+from unlora.benchmarks import BENCHMARKS, Measured, Options
 from unlora.benchmarks.builtin.muse_mini_data import write_benchmark
-from unlora.benchmarks.builtin.persona_models import Recipe
+from unlora.benchmarks.builtin.recipe import Recipe
 from unlora.benchmarks.builtin.wmdp_mini_data import write_mini
 from unlora.cli import main
 from unlora.common.files import write_json, write_jsonl
@@ -137,26 +138,31 @@ def test_only_what_was_asked_for_is_a_column(tmp_path):
     """Not the parts of a group."""
     tasks = {name: {"acc": 0.5, "acc_stderr": 0.1, "n": 2, "version": 1} for name in ("mmlu", "mmlu_law", "wmdp_bio")}
     write_json(tmp_path / "log.json", {"asked": ["wmdp_bio", "mmlu"], "tasks": tasks})
-    read, wanted = BENCHMARKS["wmdp"].read, BENCHMARKS["wmdp"].wanted
-    assert read(tmp_path / "log.json", None) == {"wmdp_bio acc": 0.5, "mmlu acc": 0.5}
-    assert (wanted("wmdp_bio acc"), wanted("mmlu acc")) == ("low", "high")
+    benchmark, path = BENCHMARKS["wmdp"], tmp_path / "log.json"
+    reading = benchmark.numbers(path)
+    assert reading.values == {"wmdp_bio acc": Measured(0.5, 0.1), "mmlu acc": Measured(0.5, 0.1)}
+    assert [benchmark.metric(name).better for name in reading.values] == ["low", "high"]
     write_json(tmp_path / "log.json", {"asked": ["tasks/mine.yaml"], "tasks": {"mine": tasks["mmlu"]}})
-    assert read(tmp_path / "log.json", None) == {"mine acc": 0.5}
+    assert benchmark.numbers(path).values == {"mine acc": Measured(0.5, 0.1)}
+
+
+def asked(name, **settings):
+    benchmark = BENCHMARKS[name]
+    return list(benchmark.rows(benchmark.load(benchmark.settings(**settings))))
 
 
 def test_what_models_are_asked_is_known_row_by_row(tmp_path):
     """So that a log of other questions, or of the same ones asked in another way, is no longer used."""
     write_benchmark(MUSE, tmp_path / "muse")
-    read = BENCHMARKS["muse"].scoring.rows({"data": str(tmp_path / "muse")})
-    assert len(read) == 5 + 2 * 3 + 2 * 1 + 2 * 4
+    assert len(asked("muse", data=str(tmp_path / "muse"))) == 5 + 2 * 3 + 2 * 1 + 2 * 4
     pytest.importorskip("lm_eval")
     write_mini(tmp_path / "mini")
-    flags = {"tasks": "mini_craft_text", "include_path": str(tmp_path / "mini" / "tasks")}
-    first = list(BENCHMARKS["wmdp"].scoring.rows(flags))
+    flags = {"tasks": ["mini_craft_text"], "include_path": str(tmp_path / "mini" / "tasks")}
+    first = asked("wmdp", **flags)
     assert len(first) == 100
     task = tmp_path / "mini" / "tasks" / "mini_craft_text.yaml"
     task.write_text(task.read_text().replace("Question: ", "Q: "))
-    second = list(BENCHMARKS["wmdp"].scoring.rows(flags))
+    second = asked("wmdp", **flags)
     assert second == [{**row, "text": row["text"].replace("Question: ", "Q: ")} for row in first] != first
 
 
@@ -198,19 +204,19 @@ SMALL = {"hidden_size": 16, "intermediate_size": 16, "layers": 1, "heads": 2, "e
 
 @pytest.mark.parametrize(("name", "split"), [("persona", "forget"), ("muse-mini", "sust_2"), ("wmdp-mini", "craft")])
 def test_a_built_in_benchmark_makes_models_and_data_that_its_flags_name(name, split, tmp_path, monkeypatch):
-    from unlora.cli.bench import request
     from unlora.pipeline.prepare import prepare
+    from unlora.pipeline.request import Request
 
     monkeypatch.setenv("UNLORA_CACHE", str(tmp_path / "cache"))
-    benchmark = BENCHMARKS[name]
-    options = Options(tmp_path / "bench", recipe=Recipe(seed=0, **SMALL))
-    flags = benchmark.flags(options, split, 0)
-    materials = prepare(request({**flags, "output_dir": str(tmp_path / "run"), "use_cpu": "true"}))
+    benchmark = replace(BENCHMARKS[name], recipe=Recipe(seed=0, **SMALL))
+    options = Options(tmp_path / "bench")
+    settings = benchmark.request(options, split, 0)
+    materials = prepare(Request.of({**settings, "output_dir": str(tmp_path / "run"), "use_cpu": True}))
     assert materials.forget
     assert materials.retain
-    assert benchmark.flags(options, split, 0) == flags  # nothing is made anew
+    assert benchmark.request(options, split, 0) == settings  # nothing is made anew
     retrained = benchmark.retrained(options, split, 0)
     assert retrained is None or (tmp_path / "cache").resolve() in Path(retrained).resolve().parents
-    if benchmark.scoring is not None:
-        scored = benchmark.scoring.flags(options, split, 0)
+    if not benchmark.evaluated_by_unlearn:
+        scored = benchmark.evaluation(options, split, 0)
         assert all(str(tmp_path / "bench") in str(scored[key]) for key in ("data", "include_path") if key in scored)

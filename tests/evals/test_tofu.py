@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.models import make_tokenizer
+from unlora.benchmarks.tofu import check_forget_quality
 from unlora.cli import main
 from unlora.cli.tables import print_comparison
 from unlora.common.errors import InputError
@@ -17,7 +18,6 @@ from unlora.data import TextFormat
 from unlora.evals import evaluate, read_log, summarise, write_log
 from unlora.evals.scoring import answer_nll, encode_prompt, generate_answers
 from unlora.evals.tofu import BENCHMARK_SETS, TASKS, configured_sets
-from unlora.pipeline.evaluation import check_forget_quality
 from unlora.settings import EvalConfig, EvalSettings
 
 PEOPLE = [
@@ -264,11 +264,11 @@ def test_a_retain_log_of_other_answers_is_refused_and_one_without_answers_is_not
 def test_a_missing_retain_log_is_named(tmp_path, capsys):
     log, missing = tmp_path / "log.json", str(tmp_path / "no.json")
     write_log({TASKS["forget"]: _task([2], [1], [2], [[4]])}, log)
-    assert main(["evaluate-log", "--benchmark", "tofu", "--log", str(log), "--retain-log", missing]) == 2
-    assert "retain_log=" in (error := capsys.readouterr().err)
+    assert main(["evaluate", "--benchmark", "tofu", "--log", str(log), "--retrained", missing]) == 2
+    assert "retrained=" in (error := capsys.readouterr().err)
     assert "No such file" in error
     # Without one there is no forget quality, and the JSON says so.
-    assert main(["evaluate-log", "--benchmark", "tofu", "--log", str(log), "--json"]) == 0
+    assert main(["evaluate", "--benchmark", "tofu", "--log", str(log), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["forget_quality"] is None
 
 
@@ -341,13 +341,13 @@ def test_a_loss_of_nothing_may_be_rounded_below_zero(tmp_path):
 
 
 def run_command(*flags):
-    return main(["evaluate-log", *map(str, flags)])
+    return main(["evaluate", *map(str, flags)])
 
 
 def test_the_command_prints_the_summary_as_json(tmp_path, capsys):
     log = {TASKS["forget"]: _task([2, 4], [1, 0.5], [2, 3], [[4, 4], [2, 8]])}
     write_log(log, tmp_path / "log.json")
-    flags = ("--benchmark", "tofu", "--log", tmp_path / "log.json", "--retain-log", tmp_path / "log.json")
+    flags = ("--benchmark", "tofu", "--log", tmp_path / "log.json", "--retrained", tmp_path / "log.json")
     assert run_command(*flags, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == summarise(log, log, tuple(TASKS))
@@ -359,7 +359,7 @@ def test_the_command_prints_a_table_that_says_what_is_missing(tmp_path, capsys):
     write_log(log, tmp_path / "log.json")
     assert run_command("--benchmark", "persona", "--log", tmp_path / "log.json") == 0
     out = capsys.readouterr().out
-    for text in ("0.375", "0.4375", "not in the log: world_facts, forget", "--retain-log"):
+    for text in ("0.375", "0.4375", "not in the log: world_facts, forget", "--retrained"):
         assert text in out
     without = "world_facts probability, world_facts rougeL_recall, world_facts truth_ratio"
     assert f"model utility not available without {without}" in " ".join(out.split())
@@ -396,10 +396,10 @@ def test_the_command_loads_no_torch(tmp_path):
     path = tmp_path / "log.json"
     write_log({TASKS["forget"]: _task([2, 4], [1, 0.5], [2, 3], [[4, 4], [2, 8]])}, path)
     code = (
-        "import sys; from unlora.cli import main; code = main(['evaluate-log', *sys.argv[1:]]);"
+        "import sys; from unlora.cli import main; code = main(['evaluate', *sys.argv[1:]]);"
         "sys.exit(code or 'torch' in sys.modules)"
     )
-    flags = ["--benchmark", "tofu", "--log", str(path), "--retain-log", str(path)]
+    flags = ["--benchmark", "tofu", "--log", str(path), "--retrained", str(path)]
     subprocess.run([sys.executable, "-c", code, *flags], check=True, capture_output=True)
 
 

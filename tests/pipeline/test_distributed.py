@@ -205,9 +205,10 @@ def muse_folder(folder):
 def test_two_processes_share_scoring_and_one_writes(inputs, tmp_path):
     model = ["--model_name_or_path", str(inputs / "model")]
     sets = ["--forget_data", str(inputs / "forget.jsonl"), "--holdout_data", str(inputs / "retain.jsonl")]
+    muse = ["--benchmark", "muse", "--data", str(muse_folder(tmp_path / "muse"))]
     commands = {
         "membership": [*model, *sets, "--eval_batch_size", "2", "--gradnorm"],
-        "evaluate-muse": [*model, "--data", str(muse_folder(tmp_path / "muse")), "--eval_batch_size", "2"],
+        "evaluate": [*model, *muse, "--eval_batch_size", "2"],
     }
     for command, arguments in commands.items():
         one, two = (tmp_path / f"{command}-{count}.json" for count in (1, 2))
@@ -226,6 +227,6 @@ def test_the_harness_is_refused_in_several_processes(inputs, tmp_path, capsys, m
     monkeypatch.setenv("WORLD_SIZE", "2")
     log = tmp_path / "tasks.json"
     model = ["--model_name_or_path", str(inputs / "model"), "--tasks", "wmdp_bio", "--log", str(log)]
-    assert main(["evaluate-tasks", *model]) == 2
+    assert main(["evaluate", "--benchmark", "wmdp", *model]) == 2
     assert "processes=2: each would ask all questions" in capsys.readouterr().err
     assert not log.exists()

@@ -3,7 +3,5 @@
 from unlora.bench.cells import Cell, grid
 from unlora.bench.runner import Progress, run_cells, waves
 from unlora.bench.table import Results, rows_of
-from unlora.benchmarks.interface import Benchmark, Options
-from unlora.benchmarks.table import BENCHMARKS
 
-__all__ = ["BENCHMARKS", "Benchmark", "Cell", "Options", "Progress", "Results", "grid", "rows_of", "run_cells", "waves"]
+__all__ = ["Cell", "Progress", "Results", "grid", "rows_of", "run_cells", "waves"]

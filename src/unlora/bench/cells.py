@@ -35,15 +35,15 @@ class Cell:
         split: of the benchmark.
         seed: of everything.
         folder: where it is kept.
-        scoring: the command that measures the run; None where `unlora unlearn` does.
-        on: the cell whose request this one goes on from.
+        evaluated_on: the benchmark whose evaluation follows the run; None if `unlora unlearn` evaluates itself.
+        on: the cell whose request this one continues from.
     """
 
     method: str
     split: str
     seed: int
     folder: Path
-    scoring: str | None = None
+    evaluated_on: str | None = None
     on: Cell | None = None
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Cell:
     @property
     def log(self) -> Path:
         """What was measured after unlearning."""
-        return self.folder / RUN / EVALUATIONS["unlearned"] if self.scoring is None else self.folder / SCORE
+        return self.folder / RUN / EVALUATIONS["unlearned"] if self.evaluated_on is None else self.folder / SCORE
 
     @property
     def failure(self) -> str | None:
@@ -76,9 +76,9 @@ class Cell:
         run, scores, commands = str(self.folder / RUN), self.folder / SCORE, []
         if not self.unlearned:
             commands.append(["unlearn", "--config", str(self.folder / CONFIG), "--output_dir", run])
-        if self.scoring is not None and not scores.exists():
-            score = [self.scoring, "--config", str(self.folder / SCORING), "--on", run, "--log", str(scores)]
-            commands.append(score)
+        if self.evaluated_on is not None and not scores.exists():
+            evaluate = ["evaluate", "--benchmark", self.evaluated_on, "--config", str(self.folder / SCORING)]
+            commands.append([*evaluate, "--on", run, "--log", str(scores)])
         return commands
 
     def prepare(self, flags: Mapping[str, Any], scoring: Mapping[str, Any] | None = None) -> None:
@@ -131,12 +131,12 @@ def grid(
         InputError: a method that is no initialiser+loss.
     """
     raise_if(problem for method in methods for problem in _method_problems(method))
-    scoring = None if benchmark.scoring is None else benchmark.scoring.command
+    evaluated_on = None if benchmark.evaluated_by_unlearn else benchmark.name
     cells: dict[tuple[str, str, int], Cell] = {}
     for seed, split, method in itertools.product(seeds, _with_earlier(splits, benchmark.after), methods):
         on = cells[method, benchmark.after[split], seed] if split in benchmark.after else None
         place = folder / "cells" / split / method / f"seed-{seed}"
-        cells[method, split, seed] = Cell(method, split, seed, place, scoring, on)
+        cells[method, split, seed] = Cell(method, split, seed, place, evaluated_on, on)
     return list(cells.values())
 
 
@@ -157,30 +157,3 @@ def _method_problems(method: str) -> list[Problem]:
         return [Problem("methods", method, "a method is an initialiser and a loss", "write it as vila+ihl")]
     parts = ((init, INITIALISERS), (loss, LOSSES))
     return [unknown_name("methods", name, known) for name, known in parts if name not in known]
-
-
-def method_flags(method: str) -> dict[str, str]:
-    """The flags that a method stands for."""
-    init, _, loss = method.partition("+")
-    return {"init": init, "loss": loss}
-
-
-def read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Flags of single methods, from a YAML file {method: {flag: value}}.
-
-    Raises:
-        InputError: no such mapping, or a method that is not in the grid.
-    """
-    if path is None:
-        return {}
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(
-            Problem("settings", str(path), f"cannot be read as YAML: {error}", "check the file")
-        ) from error
-    if not isinstance(values, dict) or not all(isinstance(flags, dict) for flags in values.values()):
-        fix = "write lines such as 'vila+ihl: {learning_rate: 1e-4}'"
-        raise InputError(Problem("settings", str(path), "not a mapping of methods to flags", fix))
-    raise_if(unknown_name("settings", name, methods) for name in values if name not in methods)
-    return values

@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
+from unlora.benchmarks import Benchmark
 from unlora.common.errors import InputError, Problem
 from unlora.common.files import write_text
 from unlora.common.progress import is_quiet
 from unlora.data.sources import Record
 from unlora.models.hashes import base_sha256, rows_sha256
+from unlora.runs.folder import settings_of
 from unlora.settings import ModelConfig
 
 References = dict[str, Path]
@@ -29,14 +31,21 @@ class Measurement:
     """How a model is measured.
 
     Args:
-        command: of unlora, which runs in a process of its own: that leaves no GPU memory taken.
-        flags: its flags, but for those of the model.
-        rows: gives what the model is asked.
+        benchmark: whose evaluation it is.
+        settings: of the evaluation, without those of the model.
     """
 
-    command: str
-    flags: Mapping[str, Any]
-    rows: Callable[[], Iterable[Record]]
+    benchmark: Benchmark
+    settings: Mapping[str, Any]
+
+    @property
+    def command(self) -> list[str]:
+        """The command that makes the log. It runs in a process of its own, which leaves no GPU memory taken."""
+        return ["evaluate"] if self.benchmark.evaluated_by_unlearn else ["evaluate", "--benchmark", self.benchmark.name]
+
+    def rows(self) -> Iterable[Record]:
+        """Return what the model is asked."""
+        return self.benchmark.rows(self.benchmark.load(settings_of(self.benchmark.settings, self.settings)))
 
 
 class SharedLogs:
@@ -76,22 +85,22 @@ class SharedLogs:
         Raises:
             InputError: rows or weights that cannot be read, or the command failed; what it said is on the terminal.
         """
-        command, settings = measurement.command, {**asdict(model), **measurement.flags}
+        command, settings = measurement.command, {**asdict(model), **measurement.settings}
         path = self.folder / "logs" / f"{_key([command, settings, *self._contents(measurement, model)])}.json"
         if not path.exists():
             config = flags_of(path)
             write_text(config, yaml.safe_dump(settings, sort_keys=False))
-            argv = [sys.executable, "-m", "unlora", command, "--config", str(config), "--log", str(path)]
+            argv = [sys.executable, "-m", "unlora", *command, "--config", str(config), "--log", str(path)]
             # Its table would stand among what the bench prints, which may be JSON.
             if subprocess.run([*argv, *(["--quiet"] if is_quiet() else [])], stdout=subprocess.DEVNULL).returncode:
-                reason, fix = f"`unlora {command}` cannot measure it", "see what it said above"
+                reason, fix = f"`unlora {' '.join(command)}` cannot measure it", "see what it said above"
                 raise InputError(Problem("model", model.model_name_or_path, reason, fix))
         return path
 
     def _contents(self, measurement: Measurement, model: ModelConfig) -> list[str | None]:
         """The hashes of the rows and of the weights."""
         sources = {
-            _key([measurement.command, measurement.flags]): lambda: rows_sha256(measurement.rows()),
+            _key([measurement.command, measurement.settings]): lambda: rows_sha256(measurement.rows()),
             _key([model.model_name_or_path, model.model_revision]): lambda: weights_sha256(model),
         }
         self._hashes |= {key: compute() for key, compute in sources.items() if key not in self._hashes}

@@ -73,7 +73,8 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, 
 
 def quickstart_request(model: Path, folder: Path, seed: int) -> Request:
     """The request of the built-in benchmark, written to `folder / "run"`."""
-    return Request.of({**persona_settings(model, folder, seed), "output_dir": str(folder / "run")})
+    own = {"retrain_log": str(folder / RETRAINED_LOG), "output_dir": str(folder / "run")}
+    return Request.of({**persona_settings(model, folder, seed), **own})
 
 
 def evaluate_model(folder: Path, sets: Mapping[str, Sequence[Record]]) -> Log:

@@ -12,8 +12,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from unlora.bench.cells import RUN, Cell
-from unlora.bench.logs import flags_of
-from unlora.benchmarks.interface import Benchmark, Values
+from unlora.bench.logs import Measurement, flags_of
+from unlora.benchmarks import Benchmark
 from unlora.common.errors import NOT_AVAILABLE
 from unlora.evals import read_log
 from unlora.report.compare import Group, Section
@@ -25,6 +25,8 @@ GOODNESS: Mapping[str, Callable[[float], float]] = {
     "low": lambda value: -value,
     "zero": lambda value: -abs(value),
 }
+# {column: value}, None for what could not be computed.
+Values = Mapping[str, float | None]
 # (split, seed) -> {"original" or "retrained": log}.
 References = Mapping[tuple[str, int], Mapping[str, Path]]
 # Why a column is not available whose benchmark does not say what it needs.
@@ -93,11 +95,11 @@ def rows_of(
             logs = dict.fromkeys((logs[model], logs.get("retrained")) for logs in shared if model in logs)
             if logs:
                 how = " && ".join(dict.fromkeys(_measuring(log, benchmark) for log, _ in logs))
-                rows.append(_row(model, split, [benchmark.read(*pair) for pair in logs], benchmark, how))
+                rows.append(_row(model, split, [_values(benchmark, *pair) for pair in logs], benchmark, how))
         for method in dict.fromkeys(cell.method for cell in members):
             of_method = [cell for cell in members if cell.method == method]
             known = [
-                benchmark.read(cell.log, references[split, cell.seed].get("retrained"))
+                _values(benchmark, cell.log, references[split, cell.seed].get("retrained"))
                 for cell in of_method
                 if cell.finished
             ]
@@ -106,13 +108,19 @@ def rows_of(
     return rows
 
 
+def _values(benchmark: Benchmark, log: Path, retrained: Path | None) -> Values:
+    numbers = benchmark.numbers(log, retrained).values
+    return {name: None if measured is None else measured.value for name, measured in numbers.items()}
+
+
 def _row(
     method: str, split: str, known: Sequence[Values], benchmark: Benchmark, command: str, failed: int = 0
 ) -> Results:
     values: dict[str, list[float]] = {}
     for column, value in (pair for of_seed in known for pair in of_seed.items()):
         values.setdefault(column, []).extend([] if value is None else [value])
-    reasons = {column: benchmark.needs.get(column, NOT_MEASURED) for column, found in values.items() if not found}
+    needs = {column: benchmark.metric(column).needs for column, found in values.items() if not found}
+    reasons = {column: reason or NOT_MEASURED for column, reason in needs.items()}
     return Results(method, split, values, reasons, failed, command)
 
 
@@ -131,7 +139,7 @@ def sections(cells: Sequence[Cell], references: References) -> list[Section]:
 def _run(cell: Cell, references: References) -> Run:
     """A finished cell, beside the retrained model of now, if there is one: the run itself may have known none."""
     known = references[cell.split, cell.seed]
-    if cell.scoring is not None:
+    if cell.evaluated_on is not None:
         return read_run(cell.folder / RUN, {**known, "unlearned": cell.log})
     run, retrained = read_run(cell.folder / RUN), known.get("retrained")
     return run if retrained is None else replace(run, logs={**run.logs, "retrained": read_log(retrained, "retrained")})
@@ -142,8 +150,8 @@ def _measuring(log: Path, benchmark: Benchmark) -> str:
     flags = flags_of(log)
     if not flags.exists():
         return f"# its log was given: {log}"
-    command = "evaluate" if benchmark.scoring is None else benchmark.scoring.command
-    return f"unlora {shlex.join([command, '--config', str(flags), '--log', f'NEW_FOLDER/{log.name}'])}"
+    command = Measurement(benchmark, {}).command
+    return f"unlora {shlex.join([*command, '--config', str(flags), '--log', f'NEW_FOLDER/{log.name}'])}"
 
 
 def columns_of(rows: Sequence[Results]) -> list[str]:
@@ -151,12 +159,12 @@ def columns_of(rows: Sequence[Results]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row.values))
 
 
-def best(rows: Sequence[Results], wanted: Callable[[str], str | None]) -> set[tuple[str, str, str]]:
+def best(rows: Sequence[Results], benchmark: Benchmark) -> set[tuple[str, str, str]]:
     """(split, method, column) of the best mean among the methods of each split."""
     found = set()
     for split in {row.split for row in rows}:
         for column in columns_of(rows):
-            goodness = GOODNESS.get(wanted(column) or "")
+            goodness = GOODNESS.get(benchmark.metric(column).better or "")
             known = [row for row in rows if row.split == split and row.method not in MODELS and row.values.get(column)]
             if known and goodness:
                 top = max(goodness(mean(row.values[column])) for row in known)
@@ -164,9 +172,9 @@ def best(rows: Sequence[Results], wanted: Callable[[str], str | None]) -> set[tu
     return found
 
 
-def cells_of(rows: Sequence[Results], wanted: Callable[[str], str | None], bold: str) -> Iterator[list[str]]:
+def cells_of(rows: Sequence[Results], benchmark: Benchmark, bold: str) -> Iterator[list[str]]:
     """The texts of each row, the best ones between two marks."""
-    top, columns = best(rows, wanted), columns_of(rows)
+    top, columns = best(rows, benchmark), columns_of(rows)
     for row in rows:
         seeds = max((len(values) for values in row.values.values()), default=0)
         state = f"{seeds}" + (f", {row.failed} failed" if row.failed else "")
@@ -182,10 +190,10 @@ def headings(rows: Sequence[Results]) -> list[str]:
     return ["split", "method", "seeds", *columns_of(rows)]
 
 
-def markdown(rows: Sequence[Results], wanted: Callable[[str], str | None]) -> str:
+def markdown(rows: Sequence[Results], benchmark: Benchmark) -> str:
     """A Markdown table, and the command behind each row."""
     first = headings(rows)
-    lines = [first, ["---"] * len(first), *cells_of(rows, wanted, "**")]
+    lines = [first, ["---"] * len(first), *cells_of(rows, benchmark, "**")]
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     commands = "".join(f"{row.command}  # {row.split}, {row.method}\n" for row in rows if row.command)
     legend = "Mean ± standard error over seeds; the best of each split in bold."
@@ -215,13 +223,13 @@ def to_csv(rows: Sequence[Results]) -> str:
     return text.getvalue()
 
 
-def print_table(rows: Sequence[Results], wanted: Callable[[str], str | None]) -> None:
+def print_table(rows: Sequence[Results], benchmark: Benchmark) -> None:
     """The table for the terminal."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*headings(rows))
-    for line in cells_of(rows, wanted, "\0"):
+    for line in cells_of(rows, benchmark, "\0"):
         table.add_row(*(f"[bold]{text.strip(chr(0))}[/bold]" if text.startswith("\0") else text for text in line))
     console = Console()
     console.print(table)

@@ -1,1 +1,17 @@
-"""The benchmarks."""
+"""The benchmarks: what is forgotten, how a model is measured, and what the numbers mean. See `interface.py`."""
+
+from unlora.benchmarks.interface import Benchmark, Measured, Metric, Options, Reading
+from unlora.benchmarks.table import BENCHMARKS, OWN_SETS, benchmark_of, find_benchmark, register_benchmark
+
+__all__ = [
+    "BENCHMARKS",
+    "OWN_SETS",
+    "Benchmark",
+    "Measured",
+    "Metric",
+    "Options",
+    "Reading",
+    "benchmark_of",
+    "find_benchmark",
+    "register_benchmark",
+]

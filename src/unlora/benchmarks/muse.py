@@ -1,138 +1,358 @@
-"""MUSE and its miniature: C1 to C4 of one request, of requests of growing size (C5), and of four in sequence (C6)."""
+"""MUSE (Shi et al. 2025, https://arxiv.org/abs/2407.06460): its six criteria.
+
+C1 verbatim memorisation, C2 knowledge memorisation, C3 privacy leakage and C4 utility are the four numbers of one
+model. C5 and C6 are the same numbers after requests of growing size (splits scal_1 to scal_4) and after four requests
+in sequence (sust_1 to sust_4). Prompts, lengths and cuts are those of MUSE's released code. Scores are {set: {score:
+one number per example}} as in `evals/membership/leakage.py`, so that two models can be compared later.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unlora.benchmarks.builtin.muse_mini_data import FOLDS, generate, write_benchmark
-from unlora.benchmarks.builtin.muse_mini_models import muse_mini_models, muse_recipe
+import numpy as np
+
 from unlora.benchmarks.interface import (
     ALL,
     Benchmark,
+    Log,
+    Measured,
+    Metric,
     Options,
-    Scoring,
-    Values,
-    built_in_problems,
-    named_retrained,
+    Reading,
     needed,
+    read_json,
+    unknown_splits,
     with_set,
 )
-from unlora.common.errors import NOT_AVAILABLE, Problem, unknown_name
-from unlora.common.files import atomic_path
-from unlora.data.sources import Record
-from unlora.evals.membership.leakage import read_scores
-from unlora.evals.muse import WANTED, load_muse, summarise_muse
+from unlora.common.errors import NOT_AVAILABLE, InputError, Problem, raise_if
+from unlora.common.progress import shown
+from unlora.evals.membership.leakage import Scores, check_retrained, leakage_scores, read_scores, summarise_leakage
+from unlora.evals.metrics import finite_values, rouge_l_f1, warn_of_wordless
+from unlora.models.hashes import sets_sha256
+from unlora.settings import BenchmarkSettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from unlora.data import Example, TextFormat
+    from unlora.data.sources import Record
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[int], None]
+Sets = Mapping[str, "Sequence[Record]"]
+
+# Each set: configuration and split on the Hub, and the columns of its rows.
+SOURCES = {
+    "verbmem": ("verbmem", "forget", ("prompt", "gt")),
+    "forget_qa": ("knowmem", "forget_qa", ("question", "answer")),
+    "forget_qa_icl": ("knowmem", "forget_qa_icl", ("question", "answer")),
+    "retain_qa": ("knowmem", "retain_qa", ("question", "answer")),
+    "retain_qa_icl": ("knowmem", "retain_qa_icl", ("question", "answer")),
+    "forget": ("privleak", "forget", ("text",)),
+    "holdout": ("privleak", "holdout", ("text",)),
+}
+FOLDS = ("forget_1", "forget_2", "forget_3", "forget_4")
 # Each split: configuration and split of what is forgotten. C5's requests are independent, C6's build on each other.
 REQUESTS = {
     "forget": ("raw", "forget"),
     **{f"scal_{number}": ("scal", fold) for number, fold in enumerate(FOLDS, 1)},
     **{f"sust_{number}": ("sust", fold) for number, fold in enumerate(FOLDS, 1)},
 }
-AFTER = {f"sust_{number}": f"sust_{number - 1}" for number in range(2, len(FOLDS) + 1)}
-NEEDS = {"privleak": "it is against a model trained without the forget set; name one, or its log, by --retrained"}
+# Metric -> the set whose mean ROUGE-L F1 it is.
+ROUGE_METRICS = {"verbmem_f": "verbmem", "knowmem_f": "forget_qa", "knowmem_r": "retain_qa"}
+NEW_TOKENS = {"verbmem": 128, "forget_qa": 32, "retain_qa": 32}
+# Where an answer ends at the latest: there the model has begun another question.
+ANSWER_END = re.compile("\n\n|\nQuestion|Question:")
+# MUSE reports Min-40%; the other is for comparison.
+PRIVLEAK_ATTACKS = ("min_k_40", "min_k_20")
+# The leakage is a ratio to the retrained model's value.
+PRIVLEAK_NEEDS = "it compares with a model trained without the forget set; name that model, or its log, by --retrained"
 
 
-def read(path: Path, retrained: Path | None) -> Values:
-    """C1 to C4 of a log of `unlora evaluate-muse`."""
-    metrics = summarise_muse(read_scores(path), None if retrained is None else read_scores(retrained, "retrained"))
-    return {name: None if metrics[name] == NOT_AVAILABLE else metrics[name] for name in WANTED}
+class Muse(Benchmark):
+    """MUSE-News or MUSE-Books, or a folder with the same configurations."""
+
+    name = "muse"
+    title = "MUSE"
+    paper = "Shi et al. 2025, arXiv 2407.06460"
+    needs = "data (muse-bench/MUSE-News or -Books), the model that was trained on it; a retrained model for privleak"
+    splits = tuple(REQUESTS)
+    after = {f"sust_{number}": f"sust_{number - 1}" for number in range(2, len(FOLDS) + 1)}  # noqa: RUF012
+    metrics = {  # noqa: RUF012
+        "verbmem_f": Metric("verbatim memorisation of the forget set (verbmem_f)", "low"),
+        "knowmem_f": Metric("knowledge of the forget set (knowmem_f)", "low"),
+        "privleak": Metric("privacy leakage (privleak)", "zero", PRIVLEAK_NEEDS),
+        "knowmem_r": Metric("knowledge of the retain set (knowmem_r)", "high"),
+    }
+    plane = ("knowmem_r", "knowmem_f")
+    takes_text_settings = False
+
+    def problems(self, options: Options) -> list[Problem]:
+        """Return what is missing. One retrained model may serve all splits."""
+        problems = needed(options, "name the model trained on the forget set", "name a folder, or muse-bench/MUSE-News")
+        return problems + unknown_splits(options, (ALL, *REQUESTS))
+
+    def request(self, options: Options, split: str, seed: int) -> dict[str, Any]:
+        """Return the request: text in chunks of MUSE's length, with the first retain part as regulariser."""
+        config, forget = REQUESTS[split]
+        return {
+            "model_name_or_path": options.model,
+            "max_length": 2048,
+            "forget_data": options.data,
+            "forget_name": config,
+            "forget_split": forget,
+            "retain_data": options.data,
+            "retain_name": "raw",
+            "retain_split": "retain1",
+            "seed": seed,
+            "importance_seed": seed,
+        }
+
+    def load(self, settings: BenchmarkSettings) -> dict[str, list[Record]]:
+        """Return the sets that C1 to C4 need."""
+        return load_muse(settings.data, settings.ds_size)
+
+    def rows(self, data: Sets) -> Iterable[Record]:
+        """Return the rows of all sets, each with the name of its set."""
+        return with_set(data)
+
+    def score(self, model: PreTrainedModel, text_format: TextFormat, data: Sets, settings: BenchmarkSettings) -> Log:
+        """Return scores and generated texts. MUSE uses no chat template, whatever the text format says."""
+        with shown("evaluation on MUSE", " texts", text_count(data)) as progress:
+            scores, texts = evaluate_muse(model, data, text_format.tokenizer, settings.eval_batch_size, progress)
+        return {"rows": sets_sha256(data), "scores": scores, "texts": texts}
+
+    def owns(self, log: Mapping[str, Any]) -> bool:
+        """Whether the log has scores of MUSE's sets; older logs do not name their benchmark."""
+        return set(log.get("scores", ())) >= set(NEW_TOKENS)
+
+    def read_log(self, path: str | Path, argument: str = "log") -> Log:
+        """Read a log whose scores are complete."""
+        read_scores(path, argument)
+        return super().read_log(path, argument)
+
+    def read_retrained(self, path: str, data: Sets, settings: BenchmarkSettings) -> Log:
+        """Read the retrained model's log, which must be of the same rows."""
+        read_muse_scores(path, data)
+        return read_json(path, "retrain_log")
+
+    def read(self, log: Log, retrained: Log | None = None) -> Reading:
+        """Return C1 to C4 in percent, and the areas under the ROC curve that the privacy leakage is made from."""
+        summary = self.summary(log, retrained)
+        values: dict[str, Measured | None] = {
+            name: _percent(log["scores"][part]["rougeL"]) for name, part in ROUGE_METRICS.items()
+        }
+        values["privleak"] = _leakage(log, summary, retrained)
+        return Reading(
+            values={name: values[name] for name in self.metrics},
+            examples=summary["examples"],
+            areas={name: Measured(row["auc"], row["standard_error"]) for name, row in summary["membership"].items()},
+        )
+
+    def summary(self, log: Log, retrained: Log | None = None) -> dict[str, Any]:
+        """Return the metrics with both attacks of the privacy leakage; see `summarise_muse`."""
+        return summarise_muse(log["scores"], None if retrained is None else retrained["scores"])
 
 
-def muse_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
-    """The request's text in chunks of MUSE's length, with the first retain part as regulariser."""
-    config, forget = REQUESTS[split]
+def _percent(values: Sequence[float]) -> Measured:
+    """Return the mean of shares in percent, with its standard error."""
+    array = 100 * np.asarray(values, dtype=np.float64)
+    return Measured(float(array.mean()), float(array.std(ddof=1) / len(array) ** 0.5) if len(array) > 1 else 0.0)
+
+
+def _leakage(log: Log, summary: Mapping[str, Any], retrained: Log | None) -> Measured | None:
+    """Return the privacy leakage, or what the log says of it if it was computed with a log that is not at hand."""
+    if retrained is None:
+        known = log.get("metrics", {}).get("privleak")
+        return Measured(float(known)) if isinstance(known, int | float) else None
+    attack = PRIVLEAK_ATTACKS[0]
+    theirs = summarise_muse(retrained["scores"])["membership"][attack]["auc"]
+    # The retrained model's area is taken as exact: the leakage is (A − A_r) / A_r with A = 1 − auc.
+    error = 100 * summary["membership"][attack]["standard_error"] / (1 - theirs)
+    return Measured(summary["privleak"], error)
+
+
+def load_muse(path: str, ds_size: int | None = None) -> dict[str, list[Record]]:
+    """The sets that C1 to C4 need, from the hub ("muse-bench/MUSE-News") or a folder of `<config>/<split>.jsonl`.
+
+    Args:
+        path: the hub's name or the folder.
+        ds_size: rows of each set, from the first on; None is all. Pairs in context are always all.
+
+    Raises:
+        InputError: sets that cannot be read, a column that is missing or empty, texts that stand in both privacy
+            sets, or fewer than two of them in one.
+    """
+    from unlora.data import check_overlap, load_records
+
+    sets = {}
+    for name, (config, split, columns) in SOURCES.items():
+        rows = load_records(path, config, split, argument=f"data ({config}, {split})")
+        check_columns(f"{config}.{split}", rows, columns)
+        sets[name] = rows if name.endswith("_icl") else rows[:ds_size]
+    check_overlap(sets["forget"], sets["holdout"], names=("forget", "holdout"))
+    raise_if(
+        Problem(f"privleak.{name}", "1 row", "one text alone shows no spread", "give at least two")
+        for name in ("forget", "holdout")
+        if len(sets[name]) < 2
+    )
+    return sets
+
+
+def check_columns(name: str, rows: Sequence[Record], columns: Sequence[str]) -> None:
+    """Refuses rows in which one of the columns is not a filled text."""
+    reason, fix = "not a filled text", f"give every row of {name} {' and '.join(columns)}"
+    raise_if(
+        Problem(f"{name}[{place}].{column}", row.get(column), reason, fix)
+        for place, row in enumerate(rows)
+        for column in columns
+        if not (isinstance(row.get(column), str) and row[column].strip())
+    )
+
+
+def knowledge_prompt(question: str, pairs: Sequence[Record]) -> str:
+    """What is continued for C2 and C4: question and answer pairs in context, then the question.
+
+    It ends with a blank after "Answer:", as in MUSE's code.
+    """
+    context = "".join(f"Question: {pair['question']}\nAnswer: {pair['answer']}\n\n" for pair in pairs)
+    return f"{context}Question: {question}\nAnswer: "
+
+
+def cut_answer(text: str) -> str:
+    """The text up to where the model begins another question."""
+    return ANSWER_END.split(text, maxsplit=1)[0]
+
+
+def evaluate_muse(
+    model: PreTrainedModel,
+    sets: Sets,
+    tokenizer: PreTrainedTokenizerFast,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> tuple[Scores, dict[str, list[list[str]]]]:
+    """Scores the model on all sets.
+
+    Args:
+        model: a causal LM, with or without adapters; left as it was found.
+        sets: from `load_muse`.
+        tokenizer: a fast tokenizer. Neither chat template nor end token stands in what the model sees.
+        batch_size: rows of a pass.
+        progress: called with the number of texts done so far.
+
+    Returns:
+        Scores: for verbmem, forget_qa and retain_qa "rougeL" (F1, 0 to 1), for forget and holdout those of
+        `leakage_scores`. And by set of the former what was generated and what is right.
+
+    Raises:
+        InputError: a prompt and what is generated need more tokens than the model has positions.
+    """
+    from unlora.data import TextFormat
+    from unlora.data.encoding import encode_text
+    from unlora.evals.scoring import check_positions, continue_texts, positions, prompt_example
+
+    text_format = TextFormat(tokenizer, "base", positions(model) or TextFormat.max_length)
+    prompts = {name: set_prompts(name, sets) for name in NEW_TOKENS}
+    for name, new in NEW_TOKENS.items():  # all of them, before the first is continued
+        encoded = [prompt_example(encode_text(text, tokenizer)) for text in prompts[name]]
+        check_positions(model, encoded, new, f"data ({', '.join(SOURCES[name][:2])})", len(encoded))
+    scores: Scores = {}
+    texts = {}
+    done = 0
+    for name, new in NEW_TOKENS.items():
+        said = continue_texts(model, prompts[name], text_format, new, batch_size, shifted(progress, done))
+        texts[name] = [list(pair) for pair in zip(said, references(name, sets, tokenizer), strict=True)]
+        if name != "verbmem":
+            texts[name] = [[cut_answer(generated), answer] for generated, answer in texts[name]]
+        warn_of_wordless(name, [right for _, right in texts[name]])
+        scores[name] = {"rougeL": [rouge_l_f1(*pair) for pair in texts[name]]}
+        done += len(said)
+    private = {name: encode_whole(name, sets[name], text_format, positions(model)) for name in ("forget", "holdout")}
+    scores |= leakage_scores(model, private, text_format, batch_size, progress=shifted(progress, done))
+    return scores, texts
+
+
+def text_count(sets: Sets) -> int:
+    """How many texts `evaluate_muse` tells its `progress` of in all."""
+    return sum(len(sets[name]) for name in (*NEW_TOKENS, "forget", "holdout"))
+
+
+def shifted(progress: Progress | None, before: int) -> Progress | None:
+    """Adds what was done before."""
+    return None if progress is None else lambda done: progress(before + done)
+
+
+def set_prompts(name: str, sets: Sets) -> list[str]:
+    """What the model continues for each row of the set."""
+    if name == "verbmem":
+        return [row["prompt"] for row in sets[name]]
+    return [knowledge_prompt(row["question"], sets[f"{name}_icl"]) for row in sets[name]]
+
+
+def references(name: str, sets: Sets, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """What would be right: answers, or the true text's first tokens, as many as the model may generate."""
+    from unlora.data.encoding import encode_text
+
+    if name != "verbmem":
+        return [row["answer"] for row in sets[name]]
+    tokens = [encode_text(row["gt"], tokenizer)[: NEW_TOKENS[name]] for row in sets[name]]
+    return [tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in tokens]
+
+
+def encode_whole(name: str, rows: Sequence[Record], text_format: TextFormat, limit: int | None) -> list[Example]:
+    """One example a text, labelled everywhere, without an end token; cut, with a warning, at the model's positions."""
+    from unlora.data.encoding import encode_text
+
+    tokens = [encode_text(row["text"], text_format.tokenizer) for row in rows]
+    if limit is not None and (cut := sum(len(ids) > limit for ids in tokens)):
+        logger.warning("privleak.%s: %d of %d texts were cut to the model's %d positions", name, cut, len(rows), limit)
+    return [{"input_ids": ids[:limit], "labels": ids[:limit]} for ids in tokens]
+
+
+def summarise_muse(scores: Scores, retrained: Scores | None = None) -> dict[str, Any]:
+    """The metrics of scores, as plain JSON values.
+
+    Args:
+        scores: of the model in question.
+        retrained: of a model trained without the forget set, on the same sets.
+
+    Returns:
+        verbmem_f (C1), knowmem_f (C2), knowmem_r (C4): mean ROUGE-L F1 times 100.
+        privleak (C3): percent, by Min-40%; "not available" without `retrained`.
+        membership: by attack (Min-40%, Min-20%) auc, standard_error and privleak.
+        examples: by set their number.
+
+    Raises:
+        InputError: as `summarise_leakage`.
+    """
+    leakage = summarise_leakage(scores, retrained)["membership"]
+    attacks = {name: leakage[name] for name in PRIVLEAK_ATTACKS}
+    for attack in attacks.values():
+        if attack["privleak"] is None:
+            attack["privleak"] = NOT_AVAILABLE
+    rouge = {metric: finite_values(name, scores[name]["rougeL"]) for metric, name in ROUGE_METRICS.items()}
     return {
-        "model_name_or_path": options.model,
-        "max_length": 2048,
-        "forget_data": options.data,
-        "forget_name": config,
-        "forget_split": forget,
-        "retain_data": options.data,
-        "retain_name": "raw",
-        "retain_split": "retain1",
-        "seed": seed,
-        "importance_seed": seed,
+        **{metric: 100 * float(values.mean()) for metric, values in rouge.items()},
+        "privleak": attacks[PRIVLEAK_ATTACKS[0]]["privleak"],
+        "membership": attacks,
+        "examples": {name: len(next(iter(columns.values()))) for name, columns in scores.items()},
     }
 
 
-def muse_problems(options: Options) -> list[Problem]:
-    """MUSE needs a model that knows the forget set, and its data; one retrained model serves all splits."""
-    problems = needed(options, "name the model that read the forget set", "name a folder, or muse-bench/MUSE-News")
-    known = (ALL, *REQUESTS)
-    return problems + [unknown_name("retrained", split, known) for split in options.retrained if split not in known]
+def read_muse_scores(path: str | Path, sets: Sets, argument: str = "retrain_log") -> Scores:
+    """The retrained model's scores, from a log of `unlora evaluate-muse` on the same sets.
 
-
-def scoring_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
-    """The same sets for every split."""
-    return {"data": options.data}
-
-
-def rows(flags: Mapping[str, Any]) -> list[Record]:
-    """The rows of all sets, each with the name of its set."""
-    return with_set(load_muse(flags["data"]))
-
-
-def mini_data(options: Options, seed: int) -> str:
-    """The folder of the miniature of this seed."""
-    folder = options.folder / "muse-mini" / f"seed-{seed}"
-    if not folder.exists():
-        with atomic_path(folder) as partial:
-            write_benchmark(generate(seed), partial)
-    return str(folder)
-
-
-def mini_models(options: Options, seed: int) -> dict[str, Path]:
-    """The original and the retrained model of this seed."""
-    return muse_mini_models(options.recipe or muse_recipe(seed))
-
-
-def mini_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
-    """The settings, tuned on seed 3 (docs/benchmarks/muse.md)."""
-    own = Options(options.folder, str(mini_models(options, seed)["original"]), mini_data(options, seed))
-    return {
-        **muse_flags(own, split, seed),
-        "learning_rate": 6e-4,
-        "num_train_epochs": 20,
-        "per_device_train_batch_size": 16,
-        "gradient_accumulation_steps": 1,
-        "warmup_steps": 0.1,
-        "save_strategy": "no",
-    }
-
-
-def mini_retrained(options: Options, split: str, seed: int) -> str:
-    """The model that read the retain parts alone."""
-    return str(mini_models(options, seed)["retrained"])
-
-
-def mini_scoring_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
-    """The miniature's sets, in larger batches: its texts are short."""
-    return {"data": mini_data(options, seed), "eval_batch_size": 32}
-
-
-SETTINGS = frozenset({"ds_size", "eval_batch_size"})
-MUSE = Benchmark(
-    tuple(REQUESTS),
-    muse_problems,
-    muse_flags,
-    named_retrained,
-    read,
-    WANTED.get,
-    Scoring("evaluate-muse", SETTINGS, scoring_flags, rows, reads_retrained=True),
-    AFTER,
-    NEEDS,
-)
-MUSE_MINI = Benchmark(
-    tuple(REQUESTS),
-    built_in_problems,
-    mini_flags,
-    mini_retrained,
-    read,
-    WANTED.get,
-    Scoring("evaluate-muse", SETTINGS, mini_scoring_flags, rows, reads_retrained=True),
-    AFTER,
-    NEEDS,
-)
+    Raises:
+        InputError: no such log, or one of other rows.
+    """
+    scores = read_scores(path, argument, sets)
+    if not scores.keys() >= set(NEW_TOKENS):
+        reason, fix = "it has no scores of MUSE's sets", "give a log of `unlora evaluate-muse`"
+        raise InputError(Problem(argument, str(path), reason, fix))
+    check_retrained(scores, {name: len(sets[name]) for name in ("forget", "holdout")})
+    return scores

@@ -1,18 +1,43 @@
-"""TOFU, and persona in its schema: `unlora unlearn` evaluates both itself."""
+"""TOFU (Maini et al. 2024, https://arxiv.org/abs/2401.06121), and every set of questions in TOFU's schema."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unlora.benchmarks.builtin.persona import DATA, persona_settings, write_sets
-from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
-from unlora.benchmarks.interface import ALL, Benchmark, Options, Values, built_in_problems, named_retrained, needed
-from unlora.common.errors import Problem, unknown_name
-from unlora.common.files import atomic_path
-from unlora.evals import read_log, summarise
-from unlora.evals.tofu import BENCHMARK_SETS
+from unlora.benchmarks.interface import (
+    ALL,
+    Benchmark,
+    Log,
+    Measured,
+    Metric,
+    Options,
+    Reading,
+    needed,
+    unknown_splits,
+    with_set,
+)
+from unlora.common.errors import InputError, Problem
+from unlora.common.progress import shown
+from unlora.evals.tofu import (
+    BENCHMARK_SETS,
+    TASKS,
+    check_same_examples,
+    configured_sets,
+    evaluate,
+    read_log,
+    summarise,
+    text_count,
+    write_log,
+)
+from unlora.settings import TofuSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from unlora.data import TextFormat
+    from unlora.data.sources import Record
 
 SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 # Column -> set and metric in a model's summary.
@@ -21,71 +46,126 @@ SET_COLUMNS = {
     "forget ROUGE-L recall": ("forget", "rougeL_recall"),
     "retain probability": ("retain", "probability"),
 }
-# Of the other columns nearness to the retrained model would be best, which may not be known.
-WANTED = {"log10 forget quality": "high", "model utility": "high"}
 QUALITY_NEEDS = (
-    "it is against a model trained without the forget set; name one, or its log, for each split by --retrained, "
-    "such as forget10=retain90.json"
+    "it compares with a model trained without the forget set; name that model, or its log, for each split by "
+    "--retrained, such as forget10=retain90.json"
 )
 
 
-def read(path: Path, retrained: Path | None, benchmark: str = "tofu") -> Values:
-    """The columns of a log in TOFU's format; one that lacks sets of the benchmark has no model utility."""
-    retain_log = None if retrained is None else read_log(retrained, "retrained")
-    summary = summarise(read_log(path), retain_log, BENCHMARK_SETS[benchmark])
-    values = {"log10 forget quality": summary["log10_forget_quality"], "model utility": summary["model_utility"]}
-    sets = summary["sets"]
-    return values | {column: sets.get(name, {}).get(metric) for column, (name, metric) in SET_COLUMNS.items()}
+class TofuSchema(Benchmark):
+    """Sets in TOFU's schema: `unlora unlearn` evaluates them itself, and logs have the format of TOFU's own.
 
+    Attributes:
+        sets: those of a whole log; without one of them there is no model utility. Empty for sets of the user's own.
+    """
 
-def persona_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
-    """The quickstart's settings on people and models of this seed."""
-    folder = options.folder / "persona" / f"seed-{seed}"
-    if not (folder / DATA).exists():
-        with atomic_path(folder / DATA) as unfinished:
-            write_sets(unfinished, seed)
-    model = persona_models(options.recipe or Recipe(seed=seed))["original"]
-    return persona_settings(model, folder, seed)
-
-
-def persona_retrained(options: Options, split: str, seed: int) -> str:
-    """The model that never knew the people to forget."""
-    return str(persona_models(options.recipe or Recipe(seed=seed))["retrained"])
-
-
-def tofu_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
-    """TOFU's split, with its perturbed sets."""
-    return {
-        "model_name_or_path": options.model,
-        "forget_data": options.data,
-        "forget_name": split,
-        "retain_data": options.data,
-        "retain_name": SPLITS[split],
-        "eval_data": options.data,
-        "eval_forget_name": f"{split}_perturbed",
-        "seed": seed,
-        "importance_seed": seed,
+    name = "own sets"
+    title = "TOFU"
+    sets: Sequence[str] = ()
+    # Of the other numbers, nearness to the retrained model would be best, and that may not be known.
+    metrics = {  # noqa: RUF012
+        "log10 forget quality": Metric("log₁₀ forget quality", "high", QUALITY_NEEDS),
+        "model utility": Metric("model utility", "high"),
     }
+    plane = ("model utility", "log10 forget quality")
+    settings = TofuSettings
+    evaluated_by_unlearn = True
+
+    def load(self, settings: TofuSettings) -> dict[str, list[Record]]:
+        """Return the sets of `eval_data`."""
+        if not settings.eval_data:
+            raise InputError(Problem("eval_data", settings.eval_data, "required", "name it"))
+        return configured_sets(settings)
+
+    def rows(self, data: Mapping[str, Sequence[Record]]) -> Iterable[Record]:
+        """Return the rows of all sets, each with the name of its set."""
+        return with_set(data)
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        text_format: TextFormat,
+        data: Mapping[str, Sequence[Record]],
+        settings: TofuSettings,
+    ) -> Log:
+        """Return a log in TOFU's format."""
+        with shown("evaluation", " texts", text_count(data, settings)) as progress:
+            return evaluate(model, data, text_format, settings, progress)
+
+    def owns(self, log: Mapping[str, Any]) -> bool:
+        """Whether the log has one of TOFU's tasks."""
+        return bool(log.keys() & set(TASKS.values()))
+
+    def read_log(self, path: str | Path, argument: str = "log") -> Log:
+        """Read a log in TOFU's format."""
+        return read_log(path, argument)
+
+    def read_retrained(self, path: str, data: Mapping[str, Sequence[Record]], settings: TofuSettings) -> Log:
+        """Read the retrained model's log, which must give a forget quality with the forget set."""
+        log = read_log(path, "retrain_log")
+        check_forget_quality(data, log, settings.ds_size)
+        return log
+
+    def read(self, log: Log, retrained: Log | None = None) -> Reading:
+        """Return forget quality, model utility, and probability and recall of the forget and the retain set."""
+        summary = self.summary(log, retrained)
+        values = {"log10 forget quality": summary["log10_forget_quality"], "model utility": summary["model_utility"]}
+        sets = summary["sets"]
+        values |= {column: sets.get(name, {}).get(metric) for column, (name, metric) in SET_COLUMNS.items()}
+        return Reading(
+            values={name: None if value is None else Measured(value) for name, value in values.items()},
+            examples={name: len(next(iter(log[TASKS[name]].values()))) for name in sets},
+        )
+
+    def summary(self, log: Log, retrained: Log | None = None) -> dict[str, Any]:
+        """Return the metrics of all sets; see `unlora.evals.tofu.summarise`."""
+        return summarise(log, retrained, self.sets)
+
+    def write_log(self, path: str | Path, log: Log, summary: dict[str, Any]) -> None:
+        """Write the log alone: it has the format of TOFU's own."""
+        write_log(log, path)
 
 
-def tofu_problems(options: Options) -> list[Problem]:
-    """TOFU needs a fine-tuned model and its data, and a retrained model for each split."""
-    problems = needed(options, "name the model fine-tuned on TOFU", "name a folder, or locuslab/TOFU")
-    if ALL in options.retrained:
-        reason, fix = "each split has a retrained model of its own", "write it as forget10=log.json"
-        problems.append(Problem("retrained", options.retrained[ALL], reason, fix))
-    others = [split for split in options.retrained if split not in {*SPLITS, ALL}]
-    return problems + [unknown_name("retrained", split, SPLITS) for split in others]
+class Tofu(TofuSchema):
+    """TOFU's fictitious authors."""
+
+    name = "tofu"
+    paper = "Maini et al. 2024, arXiv 2401.06121"
+    needs = "data (locuslab/TOFU), the model fine-tuned on it; a retrained model for each split for forget quality"
+    splits = tuple(SPLITS)
+    sets = BENCHMARK_SETS["tofu"]
+
+    def problems(self, options: Options) -> list[Problem]:
+        """Return what is missing. Each split has its own retrained model."""
+        problems = needed(options, "name the model fine-tuned on TOFU", "name a folder, or locuslab/TOFU")
+        if ALL in options.retrained:
+            reason, fix = "each split has a retrained model of its own", "write it as forget10=log.json"
+            problems.append(Problem("retrained", options.retrained[ALL], reason, fix))
+        return problems + unknown_splits(options, (*SPLITS, ALL))
+
+    def request(self, options: Options, split: str, seed: int) -> dict[str, Any]:
+        """Return the request: the split, evaluated with its perturbed sets."""
+        return {
+            "model_name_or_path": options.model,
+            "forget_data": options.data,
+            "forget_name": split,
+            "retain_data": options.data,
+            "retain_name": SPLITS[split],
+            "eval_data": options.data,
+            "eval_forget_name": f"{split}_perturbed",
+            "seed": seed,
+            "importance_seed": seed,
+        }
 
 
-read_persona = partial(read, benchmark="persona")
-PERSONA = Benchmark(("forget",), built_in_problems, persona_flags, persona_retrained, read_persona, WANTED.get)
-TOFU = Benchmark(
-    tuple(SPLITS),
-    tofu_problems,
-    tofu_flags,
-    named_retrained,
-    read,
-    WANTED.get,
-    needs={"log10 forget quality": QUALITY_NEEDS},
-)
+def check_forget_quality(sets: Mapping[str, Sequence[Record]], retrained_log: Log, ds_size: int | None) -> None:
+    """Raise `InputError`, before long work, if forget quality is asked for and could not be computed after it."""
+    summarise(retrained_log, retrained_log)
+    if not sets.get("forget") or "perturbed_answer" not in sets["forget"][0]:
+        reason = "forget quality compares truth ratios, and the evaluated forget rows have no perturbed_answer"
+        fix = "name eval_data with perturbed answers, or remove retrain_log"
+        raise InputError(Problem("retrain_log", "a log", reason, fix))
+    rows = sets["forget"][:ds_size]
+    answers = [str(row.get("answer")) for row in rows]
+    perturbed = [row.get("perturbed_answer") or () for row in rows]
+    check_same_examples(answers, perturbed, retrained_log, "retrain_log")

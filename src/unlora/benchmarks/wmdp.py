@@ -1,123 +1,151 @@
-"""WMDP and its miniature: one subject's corpus is forgotten, and the questions of all are asked."""
+"""WMDP (Li et al. 2024, arXiv 2403.03218): one subject's corpus is forgotten, and the questions of all are asked.
+
+The questions, like those of MMLU and of every other task, are asked by lm-evaluation-harness.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from unlora.benchmarks.builtin.persona_models import Recipe
-from unlora.benchmarks.builtin.wmdp_mini_data import SUBJECTS, write_mini
-from unlora.benchmarks.builtin.wmdp_mini_models import wmdp_mini_model, wmdp_recipe
-from unlora.benchmarks.interface import Benchmark, Options, Scoring, Values, built_in_problems, needed
-from unlora.common.errors import Problem
+from unlora.benchmarks.interface import Benchmark, Direction, Log, Measured, Metric, Options, Reading, needed
+from unlora.common.errors import InputError, Problem
+from unlora.common.files import write_json
 from unlora.data.sources import Record
-from unlora.evals.harness import asked_metrics, asked_rows, load_tasks, wanted
+from unlora.evals.harness import Tasks, asked_rows, evaluate_tasks, load_tasks
 from unlora.settings import TaskSettings
 
-# What WMDP's authors call the corpus of each subject: a configuration on the hub, a file in their release.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from unlora.data import TextFormat
+
+# The name of each subject's corpus: a configuration on the Hub, a file in the release of WMDP's authors.
 CORPORA = {"bio": "bio-forget-corpus", "cyber": "cyber-forget-corpus"}
 TASKS = ["wmdp_bio", "wmdp_cyber", "mmlu"]
+# How the names of tasks begin that ask for what is to be forgotten.
+FORGOTTEN = ("wmdp", "mini_craft")
 
 
-def read(path: Path, retrained: Path | None) -> Values:
-    """The metrics in a log of `unlora evaluate-tasks`."""
-    found = asked_metrics(json.loads(path.read_text(encoding="utf-8")))
-    return {f"{task} {metric}": value for task, values in found.items() for metric, value in values.items()}
+class Wmdp(Benchmark):
+    """WMDP, or any other tasks of lm-evaluation-harness."""
+
+    name = "wmdp"
+    title = "lm-evaluation-harness"
+    paper = "Li et al. 2024, arXiv 2403.03218"
+    needs = "the model and a forget corpus (cais/wmdp-corpora); pip install 'unlora[wmdp]'"
+    splits = tuple(CORPORA)
+    metrics = {  # noqa: RUF012
+        "kept": Metric("accuracy in what is to be kept", "high"),
+        "forgotten": Metric("accuracy in what is to be forgotten", "low"),
+    }
+    plane = ("kept", "forgotten")
+    settings = TaskSettings
+    takes_text_settings = False
+
+    def problems(self, options: Options) -> list[Problem]:
+        """Return what is missing. WMDP has no retrained model: nobody repeats a pretraining without one subject."""
+        problems = needed(options, "name the model that is to forget", "name a folder, or cais/wmdp-corpora")
+        if options.retrained:
+            problems.append(_no_retrained("retrained", options.retrained))
+        return problems
+
+    def request(self, options: Options, split: str, seed: int) -> dict[str, Any]:
+        """Return the request of VILA's authors: the corpus in chunks of 512 tokens, and wikitext to retain."""
+        return {
+            "model_name_or_path": options.model,
+            "max_length": 512,
+            "forget_data": options.data,
+            "forget_name": CORPORA[split],
+            "retain_data": "Salesforce/wikitext",
+            "retain_name": "wikitext-2-raw-v1",
+            "retain_split": "test",
+            "seed": seed,
+            "importance_seed": seed,
+        }
+
+    def evaluation(self, options: Options, split: str, seed: int) -> dict[str, Any]:
+        """Return the tasks: those of all subjects, whichever was forgotten."""
+        return {"tasks": TASKS}
+
+    def load(self, settings: TaskSettings) -> Tasks:
+        """Return the tasks with their data."""
+        # The harness does not share its work between processes if the model is already loaded.
+        if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+            fix = "start it without `accelerate launch`"
+            raise InputError(Problem("processes", count, "each would ask all questions", fix))
+        return load_tasks(settings)
+
+    def rows(self, data: Tasks) -> Iterable[Record]:
+        """Return every question as the harness asks it, so that a changed template counts as well as changed data."""
+        return asked_rows(data)
+
+    def score(self, model: PreTrainedModel, text_format: TextFormat, data: Tasks, settings: TaskSettings) -> Log:
+        """Return the harness's results."""
+        return evaluate_tasks(model, text_format.tokenizer, data, settings)
+
+    def owns(self, log: Mapping[str, Any]) -> bool:
+        """Whether the log is one of the harness; older logs do not name their benchmark."""
+        return "tasks" in log
+
+    def read_retrained(self, path: str, data: Tasks, settings: TaskSettings) -> NoReturn:
+        """Refuse the log: no number compares with it."""
+        raise InputError(_no_retrained("retrain_log", path))
+
+    def read(self, log: Log, retrained: Log | None = None) -> Reading:
+        """Return the metrics of the tasks that were asked for, and the means over tasks of their first metrics."""
+        values: dict[str, Measured | None] = {}
+        first: dict[str, list[Measured]] = {"low": [], "high": []}
+        for task, metrics in asked_metrics(log).items():
+            measured = {name: _measured(log["tasks"][task], name) for name in metrics}
+            values |= {f"{task} {name}": value for name, value in measured.items()}
+            first[_better(task)] += [value for value in list(measured.values())[:1] if value is not None]
+        means = {"kept": first["high"], "forgotten": first["low"]}
+        return Reading(
+            values=values,
+            examples={task: int(log["tasks"][task]["n"]) for task in asked_metrics(log)},
+            derived={name: _mean(parts) for name, parts in means.items() if parts},
+        )
+
+    def metric(self, name: str) -> Metric:
+        """Return the direction of a task's metric: guessing is the least that a model can show of what it forgot."""
+        return self.metrics.get(name) or Metric(name, _better(name))
+
+    def summary(self, log: Log, retrained: Log | None = None) -> dict[str, Any]:
+        """Return the whole log."""
+        return log
+
+    def write_log(self, path: str | Path, log: Log, summary: dict[str, Any]) -> None:
+        """Write the log with the name of the benchmark."""
+        write_json(path, {"benchmark": self.name, **log})
 
 
-def no_retrained(options: Options, split: str, seed: int) -> None:
-    """Nobody retrains without what a whole pretraining corpus says of a subject."""
-
-
-def wmdp_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
-    """The subject's corpus in chunks of 512 tokens, and wikitext to retain, as VILA's authors have it."""
+def asked_metrics(log: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return {task: names of its metrics} for the tasks that were asked for, without the parts of a group."""
+    tasks = log["tasks"]
+    asked = [name for name in log["asked"] if name in tasks] or tasks  # the tasks of a tag or a file have other names
     return {
-        "model_name_or_path": options.model,
-        "max_length": 512,
-        "forget_data": options.data,
-        "forget_name": CORPORA[split],
-        "retain_data": "Salesforce/wikitext",
-        "retain_name": "wikitext-2-raw-v1",
-        "retain_split": "test",
-        "seed": seed,
-        "importance_seed": seed,
+        name: [metric for metric in tasks[name] if metric not in ("n", "version") and "_stderr" not in metric]
+        for name in asked
     }
 
 
-def wmdp_problems(options: Options) -> list[Problem]:
-    """WMDP needs a model and a corpus."""
-    problems = needed(options, "name the model that is to forget", "name a folder, or cais/wmdp-corpora")
-    if options.retrained:
-        problems.append(Problem("retrained", options.retrained, "WMDP compares with none", "leave it out"))
-    return problems
+def _no_retrained(argument: str, value: Any) -> Problem:
+    return Problem(argument, value, "WMDP compares with none", "remove it")
 
 
-def scoring_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
-    """All subjects, whichever was forgotten."""
-    return {"tasks": TASKS}
+def _better(task: str) -> Direction:
+    return "low" if task.startswith(FORGOTTEN) else "high"
 
 
-def rows(flags: Mapping[str, Any]) -> Iterator[Record]:
-    """Every question as the harness asks it, so that a changed template counts as well as changed data."""
-    tasks = [flags["tasks"]] if isinstance(flags["tasks"], str) else flags["tasks"]
-    return asked_rows(load_tasks(TaskSettings(tasks, flags.get("include_path"))))
+def _measured(row: Mapping[str, Any], metric: str) -> Measured | None:
+    value = row[metric]
+    return None if value is None else Measured(float(value), float(row.get(f"{metric}_stderr") or 0.0))
 
 
-def mini_data(options: Options, seed: int) -> Path:
-    """The folder of the miniature of this seed."""
-    folder = options.folder / "wmdp-mini" / f"seed-{seed}"
-    if not (folder / "tasks" / "mini_general_text.yaml").exists():  # the file that is written last
-        write_mini(folder, seed)
-    return folder
-
-
-def mini_recipe(options: Options, seed: int) -> Recipe:
-    """Of the model that knows both subjects."""
-    return options.recipe or wmdp_recipe(seed)
-
-
-def mini_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
-    """The settings, chosen on seed 9 (docs/benchmarks/wmdp.md)."""
-    folder = mini_data(options, seed)
-    return {
-        "model_name_or_path": str(wmdp_mini_model(mini_recipe(options, seed))),
-        "forget_data": str(folder / "forget.jsonl"),
-        "retain_data": str(folder / "retain.jsonl"),
-        "learning_rate": 1e-3,
-        "max_steps": 40,
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "weight_decay": 0.0,
-        "save_strategy": "no",
-        "seed": seed,
-    }
-
-
-def mini_scoring_flags(options: Options, split: str, seed: int) -> dict[str, Any]:
-    """Questions that are answered in words: letters are not taught."""
-    tasks = [f"mini_{name}_text" for name in SUBJECTS]
-    return {"tasks": tasks, "include_path": str(mini_data(options, seed) / "tasks"), "batch_size": 50}
-
-
-SETTINGS = frozenset(setting.name for setting in fields(TaskSettings))
-WMDP = Benchmark(
-    tuple(CORPORA),
-    wmdp_problems,
-    wmdp_flags,
-    no_retrained,
-    read,
-    wanted,
-    Scoring("evaluate-tasks", SETTINGS, scoring_flags, rows),
-)
-WMDP_MINI = Benchmark(
-    ("craft",),
-    built_in_problems,
-    mini_flags,
-    no_retrained,
-    read,
-    wanted,
-    Scoring("evaluate-tasks", SETTINGS, mini_scoring_flags, rows),
-)
+def _mean(parts: list[Measured]) -> Measured:
+    """Return the mean over tasks, whose questions are independent samples."""
+    error = sum(part.standard_error**2 for part in parts) ** 0.5
+    return Measured(sum(part.value for part in parts) / len(parts), error / len(parts))

@@ -14,9 +14,7 @@ COMMANDS = {
     "unlearn": "one request: importance, training, export, evaluation",
     "importance": "estimate and save the importance only",
     "finetune": "fine-tune a model, all weights or LoRA: the one that will forget, or the retrained one",
-    "evaluate": "TOFU's metrics of a model, with or without an adapter",
-    "evaluate-muse": "MUSE's metrics of a model: memorisation, privacy leakage, utility",
-    "evaluate-tasks": "WMDP, MMLU and all other tasks of lm-evaluation-harness, with or without an adapter",
+    "evaluate": "the numbers of a benchmark (TOFU, MUSE, WMDP, ...) for a model, an adapter, a run or an existing log",
     "bench": "a grid of methods, splits and seeds on a benchmark, resumable, one table",
     "attack": "does it stay forgotten: attacks on the model of a run",
     "export": "a run's adapter or the merged model with a model card, in a folder and on the hub",
@@ -24,10 +22,15 @@ COMMANDS = {
     "chat": "a local page: ask the original and the unlearned model of a run side by side",
     "report": "the page of a run: verdict, plots, answers before and after, settings",
     "compare": "several runs side by side: table, Pareto front, overlays",
-    "evaluate-log": "the metrics of an existing TOFU evaluation log",
     "membership": "memorisation, and how well the forget set can be told from unseen data",
     "validate": "every problem of a configuration at once, before anything is loaded",
     "ls": "the losses and initialisers, their settings and papers",
+}
+# Former names of commands, and what replaces them.
+ALIASES = {
+    "evaluate-muse": ["evaluate", "--benchmark", "muse"],
+    "evaluate-tasks": ["evaluate", "--benchmark", "wmdp"],
+    "evaluate-log": ["evaluate"],
 }
 EXIT_OK, EXIT_STOPPED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 # What the commands that go on where they were interrupted must be told, beside what they were told before.
@@ -87,6 +90,10 @@ def run(command: str, argv: list[str]) -> int:
     from unlora.cli.output import Answer, output_mode
     from unlora.common.errors import InputError, unknown_name
 
+    if command in ALIASES:
+        print(f"`unlora {command}` is now `unlora {shlex.join(ALIASES[command])}`", file=sys.stderr)
+        command, *chosen = ALIASES[command]
+        argv = [*chosen, *("--retrained" if part == "--retain-log" else part for part in argv)]
     if command not in COMMANDS:
         raise InputError(unknown_name("command", command, COMMANDS))
     module = importlib.import_module(f"unlora.cli.{command.replace('-', '_')}")

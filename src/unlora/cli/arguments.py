@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,32 @@ def parse(classes: Sequence[Any], argv: list[str], command: str, example: str) -
     if unknown:
         raise InputError(Problem("arguments", unknown, "no flag takes them", "write --flag value"))
     return tuple(part for part in parsed if not isinstance(part, argparse.Namespace))
+
+
+def converted(classes: Sequence[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of flags, given as text or as YAML has them, with the types of their dataclass fields.
+
+    Raises:
+        InputError: names that are no flags, or values of another type.
+    """
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(classes, allow_abbrev=False)
+    flags = {action.dest: action for action in parser._actions}
+    raise_if(unknown_name("flag", name, flags) for name in values if name not in flags)
+    found = {}
+    for name, value in values.items():
+        action = flags[name]
+        parts = value if isinstance(value, list) else [value]
+        try:
+            typed = [None if part is None else parser._get_value(action, as_flag(part)) for part in parts]
+            for part in typed:
+                if part is not None:
+                    parser._check_value(action, part)
+        except argparse.ArgumentError as error:
+            raise InputError(Problem(name, value, str(error.message), f"see `--help` for {name}")) from error
+        found[name] = typed if isinstance(value, list) or action.nargs in ("+", "*") else typed[0]
+    return found
 
 
 def path_flag(argv: Sequence[str], name: str) -> Path | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,7 @@ from unlora.cli.output import Answer
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 
 if TYPE_CHECKING:
-    from unlora.bench import Benchmark, Cell
-    from unlora.bench.logs import Measurement, References
+    from unlora.bench.plan import Plan
 
 EXAMPLE = "unlora bench persona --methods vila+ihl lora+gd --seeds 3 --output_dir bench --learning_rate 6e-4"
 
@@ -23,37 +21,33 @@ EXAMPLE = "unlora bench persona --methods vila+ihl lora+gd --seeds 3 --output_di
 def run(argv: list[str]) -> Answer:
     """Runs the cells that are not finished, and writes the table as results.md and results.csv."""
     args, rest = parser().parse_known_args(argv)
-    from unlora.bench import BENCHMARKS, Progress, rows_of, run_cells, waves
-    from unlora.bench.cells import read_settings
+    from unlora.bench import Progress, rows_of, run_cells, waves
     from unlora.bench.executors import EXECUTORS
     from unlora.bench.table import markdown, print_table, sections, to_csv
     from unlora.common.files import write_text
     from unlora.report.compare_page import write_comparison
 
-    if args.benchmark not in BENCHMARKS:
-        raise InputError(unknown_name("benchmark", args.benchmark, BENCHMARKS))
-    benchmark = BENCHMARKS[args.benchmark]
-    shared = flags(rest)
-    cells, references = prepared(benchmark, args, dict(shared))
+    handed_on = flags(rest)
+    plan = plan_of(args, handed_on)
+    cells, references = plan.prepare()
     unfinished = [cell for cell in cells if not cell.finished]
     progress = Progress(len(unfinished))
     with EXECUTORS[args.executor]() as execute:
         for wave in waves(unfinished):
             run_cells(wave, args.processes, progress, args.num_processes, execute)
-    settings = read_settings(args.settings, args.methods)
 
     def row_command(method: str, split: str) -> str:
-        return command_of(args, method, split, {**shared, **settings.get(method, {})})
+        return command_of(args, method, split, {**handed_on, **plan.of_method.get(method, {})})
 
-    rows = rows_of(cells, references, benchmark, row_command)
-    write_text(args.output_dir / "results.md", markdown(rows, benchmark.wanted))
+    rows = rows_of(cells, references, plan.benchmark, row_command)
+    write_text(args.output_dir / "results.md", markdown(rows, plan.benchmark))
     write_text(args.output_dir / "results.csv", to_csv(rows))
     page = args.output_dir / "compare.html"
     write_comparison(sections(cells, references), page)
     value, failed = {"rows": [row.as_json() for row in rows]}, any(row.failed for row in rows)
 
     def show() -> None:
-        print_table(rows, benchmark.wanted)
+        print_table(rows, plan.benchmark)
         print(page)
 
     return Answer(value, show, args.output_dir / "results.md", code=int(failed))
@@ -75,79 +69,33 @@ def command_of(args: argparse.Namespace, method: str, split: str, values: Mappin
     return shlex.join(["unlora", "bench", args.benchmark, *as_arguments({**own, **values})])
 
 
-def prepared(
-    benchmark: Benchmark, args: argparse.Namespace, shared: dict[str, Any]
-) -> tuple[list[Cell], dict[tuple[str, int], References]]:
-    """The cells with their configurations written, after everything has been checked that can be checked.
-
-    And the logs of the models that each split and seed is compared with.
-    """
-    from unlora.bench import Options, grid
-    from unlora.bench.cells import method_flags, read_settings
+def plan_of(args: argparse.Namespace, handed_on: Mapping[str, Any]) -> Plan:
+    """Return what the flags ask for, with every setting converted as a flag of the command that reads it."""
     from unlora.bench.executors import executor_problems
-    from unlora.bench.logs import SharedLogs
+    from unlora.bench.plan import Plan
+    from unlora.benchmarks import Options, find_benchmark
+    from unlora.cli.arguments import converted
+    from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
+    from unlora.training.trainer import UnlearnConfig
 
-    splits = args.splits or list(benchmark.splits)
-    raise_if(unknown_name("splits", split, benchmark.splits) for split in splits if split not in benchmark.splits)
-    options = Options(args.output_dir, args.model_name_or_path, args.data, named(args.retrained))
-    raise_if([*benchmark.check(options), *count_problems(args), *executor_problems(args.executor)])
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    cells = grid(args.methods, splits, seeds, args.output_dir, benchmark)
-    settings = read_settings(args.settings, args.methods)
+    request = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, UnlearnConfig, StoppingConfig)
+    benchmark = find_benchmark(args.benchmark)
+    raise_if([*count_problems(args), *executor_problems(args.executor)])
+    shared = dict(handed_on)
     preset = preset_of(shared.pop("config", None))
-    scoring = scoring_of(benchmark, shared)
-    own = {method: {**shared, **method_flags(method), **settings.get(method, {})} for method in args.methods}
-    for values in own.values():
-        request({"model_name_or_path": "any", **preset, **values})  # before models are made and evaluated
-    logs = SharedLogs(args.output_dir)
-    references: dict[tuple[str, int], References] = {}
-    for cell in cells:
-        place = cell.split, cell.seed
-        given = {**preset, **benchmark.flags(options, *place), **shared}
-        score = {**benchmark.scoring.flags(options, *place), **scoring} if benchmark.scoring else None
-        if place not in references:
-            retrained = benchmark.retrained(options, *place)
-            asked = request(given)
-            references[place] = logs.references(measurement(benchmark, asked, score), asked.model, retrained)
-            benchmark.read(references[place]["original"], references[place].get("retrained"))  # they fit each other
-        prepare(cell, {**given, **own[cell.method]}, score, benchmark, references[place])
-    return cells, references
-
-
-def measurement(benchmark: Benchmark, shared: Any, score: dict[str, Any] | None) -> Measurement:
-    """How the models are measured that the cells are compared with: as the cells are."""
-    from unlora.bench.logs import Measurement
-    from unlora.benchmarks.interface import with_set
-    from unlora.evals.tofu import configured_sets
-
-    if benchmark.scoring is None or score is None:
-        return Measurement("evaluate", evaluation_flags(shared), lambda: with_set(configured_sets(shared.evaluation)))
-    rows = benchmark.scoring.rows
-    return Measurement(benchmark.scoring.command, score, lambda: rows(score))
-
-
-def evaluation_flags(shared: Any) -> dict[str, Any]:
-    """Flags of `unlora evaluate` for the evaluation that a request makes itself, but for the model's."""
-    logs = {"retrain_log": None, "original_log": None}
-    text = {name: getattr(shared.data, name) for name in ("prompt_format", "max_length")}
-    return {**asdict(shared.evaluation), **logs, **text}
-
-
-def prepare(
-    cell: Cell, values: dict[str, Any], score: dict[str, Any] | None, benchmark: Benchmark, logs: References
-) -> None:
-    """Writes the cell's configurations, and checks the request unless it has been run."""
-    from unlora.bench.cells import COMPARED, RUN
-
-    retrained = {COMPARED: str(logs["retrained"])} if "retrained" in logs else {}
-    if benchmark.scoring is None:
-        values = {**values, "original_log": str(logs["original"]), **retrained}
-    elif benchmark.scoring.reads_retrained:
-        score = {**(score or {}), **retrained}
-    on = {} if cell.on is None else {"on": str(cell.on.folder / RUN)}
-    cell.prepare({**values, **on}, score)
-    if not cell.unlearned:
-        request({**values, "output_dir": str(cell.folder / RUN)}).check()  # what it goes on from is not there yet
+    names = () if benchmark.evaluated_by_unlearn else benchmark.settings.__dataclass_fields__.keys()
+    evaluation = {name: shared.pop(name) for name in names & shared.keys()}
+    return Plan(
+        benchmark=benchmark,
+        options=Options(args.output_dir, args.model_name_or_path, args.data, named(args.retrained)),
+        methods=args.methods,
+        splits=args.splits or (),
+        seeds=range(args.first_seed, args.first_seed + args.seeds),
+        preset=converted(request, preset),
+        shared=converted(request, shared),
+        of_method={m: converted(request, v) for m, v in read_settings(args.settings, args.methods).items()},
+        evaluation=converted((benchmark.settings,), evaluation),
+    )
 
 
 def preset_of(name: str | None) -> dict[str, Any]:
@@ -158,10 +106,22 @@ def preset_of(name: str | None) -> dict[str, Any]:
     return {} if path is None else read_yaml(path)
 
 
-def scoring_of(benchmark: Benchmark, shared: dict[str, Any]) -> dict[str, Any]:
-    """Takes the flags of the scoring command out of those of all cells."""
-    names = benchmark.scoring.settings & shared.keys() if benchmark.scoring else ()
-    return {name: shared.pop(name) for name in names}
+def read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the settings of single methods, from a YAML file {method: {flag: value}}.
+
+    Raises:
+        InputError: no such mapping, or a method that is not in the grid.
+    """
+    if path is None:
+        return {}
+    from unlora.cli.arguments import read_yaml
+
+    values = read_yaml(path)
+    if not all(isinstance(flags, dict) for flags in values.values()):
+        fix = "write lines such as 'vila+ihl: {learning_rate: 1e-4}'"
+        raise InputError(Problem("settings", str(path), "not a mapping of methods to flags", fix))
+    raise_if(unknown_name("settings", name, methods) for name in values if name not in methods)
+    return values
 
 
 def parser() -> argparse.ArgumentParser:
@@ -172,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     flags.add_argument(
-        "benchmark", help="tofu, muse or wmdp; persona, muse-mini and wmdp-mini make their own models and data"
+        "benchmark", help="see `unlora ls benchmarks`; persona, muse-mini and wmdp-mini make their own models and data"
     )
     flags.add_argument("--output_dir", type=Path, required=True, help="one folder a bench; finished cells are kept")
     flags.add_argument("--methods", nargs="+", default=["vila+ihl"], help="initialiser+loss, see `unlora ls`")
@@ -231,13 +191,6 @@ def flags(rest: list[str]) -> dict[str, Any]:
         else:
             values[name].append(part)
     return {name: {0: "true", 1: (*given, "")[0]}.get(len(given), given) for name, given in values.items()}
-
-
-def request(values: dict[str, Any]) -> Any:
-    """The request that flags describe."""
-    from unlora.cli.unlearn import request_from
-
-    return request_from(as_arguments(values), "unlearn", EXAMPLE)
 
 
 def as_arguments(values: Mapping[str, Any]) -> list[str]:

@@ -47,10 +47,13 @@ def settings_parser(
     common = parser.add_argument_group("options")
     common.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags, or a published configuration by name")
     common.add_argument("--help", action="store_true", help="print this")
+    shown: set[str] = set()  # the settings of several benchmarks may share a name
     for kind in settings:
         group = parser.add_argument_group((kind.__doc__ or kind.__name__).partition("\n")[0].rstrip("."))
         for field in fields(kind):
-            _add(group, field)
+            if field.name not in shown:
+                _add(group, field)
+            shown.add(field.name)
     if training:
         text = f"every field of transformers.TrainingArguments is a flag too: unlora {command} {ALL} lists them"
         group = parser.add_argument_group("training arguments", text)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from unlora.common.errors import NOT_AVAILABLE
 from unlora.evals.tofu import BENCHMARK_SETS
 from unlora.report.names import OVERALL, metric_rows, number
 
+if TYPE_CHECKING:
+    from unlora.benchmarks import Benchmark, Reading
+
+SUMMARY_COLUMNS = {
+    "probability": "probability",
+    "rougeL_recall": "ROUGE-L recall",
+    "truth_ratio": "truth ratio",
+    "truth_ratio_geometric": "geometric",
+}
 # Terms of model utility in TOFU: three of each set but forget.
 WHOLE_UTILITY = 3 * (len(BENCHMARK_SETS["tofu"]) - 1)
 
@@ -31,18 +41,49 @@ def print_comparison(models: Mapping[str, Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
-def print_tasks(result: Mapping[str, Any]) -> None:
-    """Print one row for each task and metric that `unlora.evals.harness.evaluate_tasks` returned."""
+def print_reading(reading: Reading, benchmark: Benchmark) -> None:
+    """Print one row for each number of a log, with its standard error where that is known."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("task", "questions", "metric", "value", "standard error")
-    for task, row in result["tasks"].items():
-        for metric in row:
-            if metric not in ("n", "version") and "_stderr" not in metric:
-                error = row.get(f"{metric}_stderr")
-                table.add_row(task, str(row["n"]), metric, number(row[metric]), number(error))
+    table = Table("number", "value", "standard error")
+    rows = {benchmark.metric(name).label: value for name, value in reading.values.items()}
+    for label, measured in {**rows, **{f"{name}: auc": area for name, area in reading.areas.items()}}.items():
+        if measured is None:
+            table.add_row(label, NOT_AVAILABLE, "-")
+        else:
+            table.add_row(label, number(measured.value), number(measured.standard_error or None))
     Console().print(table)
+
+
+def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
+    """Print the metrics of each set of an evaluation in TOFU's schema, and what is missing for the whole.
+
+    Args:
+        summary: from `unlora.evals.tofu.summarise`.
+        expected: the sets of the benchmark.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("set", *SUMMARY_COLUMNS.values())
+    for name, values in summary["sets"].items():
+        table.add_row(name, *(number(values[column]) for column in SUMMARY_COLUMNS))
+    console.print(table)
+    without, terms = summary["missing_utility_terms"], len(summary["utility_terms"])
+    utility = number(summary["model_utility"]) + ("" if terms == WHOLE_UTILITY else f" (of {terms} terms)")
+    lines = {
+        "model utility": f"not available without {', '.join(without)}" if without else utility,
+        "forget quality": number(summary["forget_quality"]),
+        "log10 forget quality": number(summary["log10_forget_quality"]),
+    }
+    for label, text in lines.items():
+        console.print(f"{label:<22}{text}", highlight=False)
+    if missing := [name for name in expected if name not in summary["sets"]]:
+        console.print(f"not in the log: {', '.join(missing)}", highlight=False)
+    if summary["forget_quality"] is None:
+        console.print("forget quality needs --retrained, the log of a model trained without the forget set")
 
 
 def compression_text(cost: Mapping[str, Any]) -> str:

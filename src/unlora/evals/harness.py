@@ -19,8 +19,6 @@ from unlora.settings import TaskSettings
 
 # Metrics of a filter of the answers are called "metric,filter" there; this filter leaves them as they are.
 NO_FILTER = ",none"
-# Beginnings of the names of tasks that ask for what is to be forgotten.
-FORGOTTEN = ("wmdp", "mini_craft")
 
 
 @dataclass(frozen=True)
@@ -145,25 +143,6 @@ def evaluate_tasks(model: Any, tokenizer: Any, tasks: Tasks, settings: TaskSetti
         "asked": settings.tasks,
         "tasks": {name: _row(name, values, results) for name, values in rows.items()},
     }
-
-
-def asked_metrics(result: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """{task: {metric: value}} of what `evaluate_tasks` returned, for the tasks asked for: not for parts of a group."""
-    tasks = result["tasks"]
-    asked = [name for name in result["asked"] if name in tasks] or tasks  # a tag or file has tasks of other names
-    return {
-        name: {
-            metric: value
-            for metric, value in tasks[name].items()
-            if metric not in ("n", "version") and "_stderr" not in metric
-        }
-        for name in asked
-    }
-
-
-def wanted(task: str) -> str:
-    """Less of what is to be forgotten; guessing is the least that a model can show."""
-    return "low" if task.startswith(FORGOTTEN) else "high"
 
 
 def _row(name: str, values: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.common.files import write_text
 from unlora.evals import metrics
-from unlora.settings import EvalConfig, EvalSettings
+from unlora.settings import EvalSettings, TofuSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ def load_sets(path: str, names: Mapping[str, str]) -> dict[str, list[Record]]:
     return {name: load_records(path, config, argument=name) for name, config in names.items()}
 
 
-def configured_sets(config: EvalConfig) -> dict[str, list[Record]]:
+def configured_sets(config: TofuSettings) -> dict[str, list[Record]]:
     """The sets of `config.eval_data`."""
     assert config.eval_data is not None
     names = {name: getattr(config, f"eval_{name}_name") for name in ("forget", "retain", "real_authors", "world_facts")}

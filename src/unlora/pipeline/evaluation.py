@@ -13,8 +13,8 @@ from unlora.common.errors import InputError, Problem
 from unlora.common.progress import shown
 from unlora.data import TextFormat
 from unlora.data.sources import Record
-from unlora.evals import Log, evaluate, read_log, summarise, write_log
-from unlora.evals.tofu import TASKS, check_same_examples, configured_sets, text_count
+from unlora.evals import Log, evaluate, read_log, write_log
+from unlora.evals.tofu import TASKS, configured_sets, text_count
 from unlora.runs.folder import EVALUATIONS
 from unlora.settings import EvalConfig, EvalSettings
 
@@ -32,19 +32,6 @@ def evaluation_sets(
         return rows
     logger.warning("the rows are not questions and answers: only the losses are reported; name eval_data for more")
     return {}
-
-
-def check_forget_quality(sets: Mapping[str, Sequence[Record]], retrained_log: Log, ds_size: int | None) -> None:
-    """Raises `InputError`, before long work, where forget quality is asked for and could not be computed after it."""
-    summarise(retrained_log, retrained_log)
-    if not sets.get("forget") or "perturbed_answer" not in sets["forget"][0]:
-        reason = "forget quality compares truth ratios, and the evaluated forget rows have no perturbed_answer"
-        fix = "name eval_data with perturbed answers, or leave retrain_log out"
-        raise InputError(Problem("retrain_log", "a log", reason, fix))
-    rows = sets["forget"][:ds_size]
-    answers = [str(row.get("answer")) for row in rows]
-    perturbed = [row.get("perturbed_answer") or () for row in rows]
-    check_same_examples(answers, perturbed, retrained_log, "retrain_log")
 
 
 def known_log(config: EvalConfig, sets: Mapping[str, Sequence[Record]]) -> Log | None:

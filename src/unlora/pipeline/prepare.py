@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlora.adapter import check_adapter_settings
+from unlora.benchmarks.tofu import check_forget_quality
 from unlora.common.distributed import together
 from unlora.common.errors import raise_if
 from unlora.data import (
@@ -20,7 +21,7 @@ from unlora.data import (
 )
 from unlora.data.sources import Record
 from unlora.evals import Log, read_log
-from unlora.pipeline.evaluation import check_forget_quality, evaluation_sets, known_log
+from unlora.pipeline.evaluation import evaluation_sets, known_log
 from unlora.pipeline.importance import RETAIN_SHARE, too_few_examples
 from unlora.pipeline.job import Job
 from unlora.pipeline.loading import load_start

@@ -4,13 +4,15 @@ from unlora.settings.attack import AttackConfig
 from unlora.settings.chat import ChatConfig
 from unlora.settings.data import PROMPT_FORMATS, DataConfig, TextConfig, TrainDataConfig
 from unlora.settings.evaluation import (
+    BenchmarkSettings,
     EvalConfig,
     EvalSettings,
+    EvaluateConfig,
     MembershipConfig,
-    MuseConfig,
     ReportedConfig,
     TargetConfig,
     TaskSettings,
+    TofuSettings,
 )
 from unlora.settings.export import ExportConfig
 from unlora.settings.importance import GRANULARITIES, SMOOTHING, ImportanceConfig
@@ -24,21 +26,23 @@ __all__ = [
     "SMOOTHING",
     "STOP_STATISTICS",
     "AttackConfig",
+    "BenchmarkSettings",
     "ChatConfig",
     "DataConfig",
     "EvalConfig",
     "EvalSettings",
+    "EvaluateConfig",
     "ExportConfig",
     "FinetuneSettings",
     "ImportanceConfig",
     "MembershipConfig",
     "ModelConfig",
-    "MuseConfig",
     "ReportedConfig",
     "StoppingConfig",
     "TargetConfig",
     "TaskSettings",
     "TextConfig",
+    "TofuSettings",
     "TrainDataConfig",
     "UnlearnSettings",
 ]

@@ -44,8 +44,8 @@ class EvalSettings(SampleSettings):
 
 
 @dataclass
-class EvalConfig(EvalSettings):
-    """What is evaluated, on the model before and after unlearning."""
+class TofuSettings(EvalSettings):
+    """What is evaluated: sets in TOFU's schema."""
 
     eval_data: str | None = setting(
         None,
@@ -55,6 +55,12 @@ class EvalConfig(EvalSettings):
     eval_retain_name: str = setting("retain_perturbed", "Its retain configuration.")
     eval_real_authors_name: str = setting("real_authors_perturbed", "Its configuration of real authors, or none.")
     eval_world_facts_name: str = setting("world_facts_perturbed", "Its configuration of general facts, or none.")
+
+
+@dataclass
+class EvalConfig(TofuSettings):
+    """What is evaluated, on the model before and after unlearning."""
+
     retrain_log: str | None = _retrained_log("forget quality")
     original_log: str | None = setting(
         None, "Log of the same evaluation of the model before this request, if you have one already."
@@ -96,12 +102,28 @@ class ReportedConfig(TargetConfig):
 
 
 @dataclass
-class MuseConfig(SampleSettings, ReportedConfig):
-    """What is evaluated on which data."""
+class EvaluateConfig(ReportedConfig):
+    """What to evaluate, on which benchmark, and what to compare it with."""
 
-    data: str = setting("", "muse-bench/MUSE-News, muse-bench/MUSE-Books, or a folder of the same schema. Required.")
-    eval_batch_size: int = setting(8, "Texts in a forward pass. Some have thousands of tokens.")
-    retrain_log: str | None = _retrained_log("privacy leakage")
+    benchmark: str | None = setting(
+        None, "What is measured, see `unlora ls benchmarks`. Defaults to your own sets in TOFU's schema (eval_data)."
+    )
+    log: str = setting(
+        "",
+        "New file for the result. Required without --on; with it, defaults to a file in that run. "
+        "Without a model, the existing log whose numbers are shown.",
+    )
+    retrain_log: str | None = setting(
+        None, "Log of the retrained model by the same command, to compare with. --retrained is the same flag."
+    )
+
+
+@dataclass
+class BenchmarkSettings(SampleSettings):
+    """Data of a benchmark, and how much of it is evaluated."""
+
+    data: str = setting("", "The benchmark's data: a folder or a dataset on the Hugging Face Hub. Required.")
+    eval_batch_size: int = setting(8, "Texts in a forward pass. Those of MUSE may have thousands of tokens.")
 
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unlora.benchmarks.builtin.persona_data import FIRST_NAMES, LAST_NAMES, words
+from unlora.benchmarks.muse import FOLDS
 from unlora.common.files import write_jsonl
 
 Row = dict[str, str]
 Benchmark = dict[str, dict[str, list[Row]]]
 
-FOLDS = ("forget_1", "forget_2", "forget_3", "forget_4")
 # Articles of each part of the paper.
 ARTICLES = {**dict.fromkeys(FOLDS, 16), "retain1": 24, "retain2": 24, "holdout": 32}
 # Articles whose facts are shown as pairs in context, and not asked.

@@ -1,4 +1,4 @@
-"""The two models of the miniature of MUSE, trained from nothing and cached; see `evals/persona_models.py`."""
+"""The two models of the miniature of MUSE, trained from nothing and cached; see `persona_models.py`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ import torch
 
 from unlora.benchmarks.builtin.muse_mini_data import generate, training_rows
 from unlora.benchmarks.builtin.persona_models import (
-    Recipe,
     cache_folder,
     train_from_nothing,
     train_missing,
     train_tokenizer,
 )
-
-
-def muse_recipe(seed: int) -> Recipe:
-    """The smallest that learns the paper by heart; `epochs` are the original's, the retrained has as many updates."""
-    return Recipe(seed=seed, epochs=24, batch_size=8)
+from unlora.benchmarks.builtin.recipe import Recipe
 
 
 def muse_mini_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Path]:

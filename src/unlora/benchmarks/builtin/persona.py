@@ -1,14 +1,20 @@
-"""`persona` as a benchmark: the settings of the quickstart, on people and models of one seed."""
+"""persona: fictitious people in TOFU's schema, with the settings of the quickstart."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unlora.benchmarks.builtin.persona_data import generate
-from unlora.common.files import write_jsonl
+from unlora.benchmarks.builtin.recipe import Recipe
+from unlora.benchmarks.interface import Options, built_in_problems
+from unlora.benchmarks.tofu import TofuSchema
+from unlora.common.errors import Problem
+from unlora.common.files import atomic_path, write_jsonl
 from unlora.data.sources import Record
+from unlora.evals.tofu import BENCHMARK_SETS
 
 # Longer than any answer of the benchmark, so that an answer cut off here is one that did not end.
 MAX_NEW_TOKENS = 24
@@ -28,7 +34,7 @@ def persona_settings(model: Path, folder: Path, seed: int) -> dict[str, Any]:
 
     Args:
         model: folder of the original model.
-        folder: where the data and the retrained model's log are.
+        folder: where the data is.
         seed: of the run.
     """
     data = str(folder / DATA)
@@ -45,7 +51,6 @@ def persona_settings(model: Path, folder: Path, seed: int) -> dict[str, Any]:
         "eval_retain_name": "retain",
         "eval_real_authors_name": "none",
         "eval_world_facts_name": "facts",
-        "retrain_log": str(folder / RETRAINED_LOG),
         "max_new_tokens": MAX_NEW_TOKENS,
         "loss": "ihl",
         "learning_rate": 6e-4,
@@ -58,3 +63,39 @@ def persona_settings(model: Path, folder: Path, seed: int) -> dict[str, Any]:
         "save_strategy": "no",
         "seed": seed,
     }
+
+
+@dataclass(frozen=True)
+class Persona(TofuSchema):
+    """Fictitious people, a tenth of whom are forgotten.
+
+    Args:
+        recipe: of its models; the standard one of each seed if not given.
+    """
+
+    recipe: Recipe | None = None
+
+    name = "persona"
+    needs = "–"
+    sets = BENCHMARK_SETS["persona"]
+
+    def problems(self, options: Options) -> list[Problem]:
+        """Return the options that it does not take."""
+        return built_in_problems(options)
+
+    def request(self, options: Options, split: str, seed: int) -> dict[str, Any]:
+        """Return the quickstart's settings for the people and models of this seed."""
+        folder = options.folder / "persona" / f"seed-{seed}"
+        if not (folder / DATA).exists():
+            with atomic_path(folder / DATA) as unfinished:
+                write_sets(unfinished, seed)
+        return persona_settings(self._models(seed)["original"], folder, seed)
+
+    def retrained(self, options: Options, split: str, seed: int) -> str:
+        """Return the model that never knew the people to forget."""
+        return str(self._models(seed)["retrained"])
+
+    def _models(self, seed: int) -> dict[str, Path]:
+        from unlora.benchmarks.builtin.persona_models import persona_models
+
+        return persona_models(self.recipe or Recipe(seed=seed))

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments, set_seed
 
 from unlora.benchmarks.builtin.persona_data import generate
+from unlora.benchmarks.builtin.recipe import Recipe
 from unlora.common.files import atomic_path
 from unlora.common.progress import is_quiet, terminal
 from unlora.data import TextFormat, encode_records
@@ -26,22 +27,6 @@ from unlora.training.finetune import finetune
 
 # What each model is trained on.
 CORPORA = {"original": "full", "retrained": "retain_full"}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Size and training of a model: for persona the smallest that learns every row by heart in about half a minute."""
-
-    seed: int = 0
-    vocab_size: int = 1000  # small enough that names and values take several tokens, as they do in real models
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    layers: int = 4
-    heads: int = 4
-    epochs: float = 36
-    batch_size: int = 32
-    learning_rate: float = 3e-3
-    warmup: float = 0.1
 
 
 def persona_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""The model of the miniature of WMDP, trained from nothing and cached; see `evals/persona_models.py`."""
+"""The model of the miniature of WMDP, trained from nothing and cached; see `persona_models.py`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ from typing import Any
 import torch
 
 from unlora.benchmarks.builtin.persona_models import (
-    Recipe,
     cache_folder,
     train_from_nothing,
     train_missing,
     train_tokenizer,
 )
+from unlora.benchmarks.builtin.recipe import Recipe
 from unlora.benchmarks.builtin.wmdp_mini_data import SUBJECTS, generate
-
-
-def wmdp_recipe(seed: int) -> Recipe:
-    """The smallest that answers the questions in words."""
-    return Recipe(seed=seed, epochs=24, batch_size=8)
 
 
 def wmdp_mini_model(recipe: Recipe, cache: Path | None = None) -> Path:

@@ -14,16 +14,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from helpers.models import make_tokenizer, tiny_config
-from unlora.benchmarks.builtin.muse_mini_data import FOLDS, generate, training_rows, write_benchmark
+from unlora.benchmarks.builtin.muse_mini_data import generate, training_rows, write_benchmark
 from unlora.benchmarks.builtin.muse_mini_models import muse_mini_models
 from unlora.benchmarks.builtin.persona_models import Recipe
-from unlora.cli import main
-from unlora.common.errors import InputError
-from unlora.common.files import write_jsonl
-from unlora.data import TextFormat, load_records
-from unlora.evals.membership.scores import score_auc
-from unlora.evals.metrics import rouge_l_f1
-from unlora.evals.muse import (
+from unlora.benchmarks.muse import (
+    FOLDS,
     NEW_TOKENS,
     cut_answer,
     evaluate_muse,
@@ -32,6 +27,12 @@ from unlora.evals.muse import (
     references,
     summarise_muse,
 )
+from unlora.cli import main
+from unlora.common.errors import InputError
+from unlora.common.files import write_jsonl
+from unlora.data import TextFormat, load_records
+from unlora.evals.membership.scores import score_auc
+from unlora.evals.metrics import rouge_l_f1
 from unlora.evals.scoring import continue_texts
 from unlora.report.read import read_run
 
@@ -200,7 +201,7 @@ def command(folder, tmp_path):
             **changes,
         }
         given = (part for name, v in settings.items() if v is not None for part in (f"--{name}", str(v)))
-        return main(["evaluate-muse", *given])
+        return main(["evaluate", "--benchmark", "muse", *given])
 
     return run
 
@@ -389,7 +390,9 @@ def test_the_miniature_is_trained_forgotten_and_evaluated(mini, tmp_path):
             "use_cpu": True,
         }
         assert main(["unlearn", *(part for name, v in settings.items() for part in (f"--{name}", str(v)))]) == 0
-    assert main(["evaluate-muse", "--on", str(tmp_path / "run1"), "--data", data, "--ds_size", "3"]) == 0
+    assert (
+        main(["evaluate", "--benchmark", "muse", "--on", str(tmp_path / "run1"), "--data", data, "--ds_size", "3"]) == 0
+    )
     assert read(tmp_path / "run1" / "scores_unlearned.json")["metrics"]["examples"]["verbmem"] == 3
     assert read_run(tmp_path / "run1").scores["unlearned"].examples["verbmem"] == 3
 

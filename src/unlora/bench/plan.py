@@ -1,0 +1,100 @@
+"""The plan of a bench: every cell with its settings, after everything was checked that needs no training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from unlora.bench.cells import COMPARED, RUN, Cell, grid
+from unlora.bench.logs import Measurement, References, SharedLogs
+from unlora.benchmarks import Benchmark, Options
+from unlora.common.errors import raise_if, unknown_name
+from unlora.pipeline.request import Request
+from unlora.settings import TextConfig, TofuSettings
+
+Values = Mapping[str, Any]
+# (split, seed) -> logs of the models that its cells are compared with.
+ReferencesOf = dict[tuple[str, int], References]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bench runs.
+
+    Settings of a request come from the preset, the benchmark, `shared`, the method and `of_method`; the later ones win.
+
+    Args:
+        benchmark: what is forgotten and measured.
+        options: what the user says about the benchmark.
+        methods: initialiser and loss of each, such as "vila+ihl".
+        splits: of the benchmark; all of them if empty.
+        seeds: each is the seed of a cell's data, models and training.
+        preset: settings of a configuration file.
+        shared: settings of all requests.
+        of_method: {method: its own settings}.
+        evaluation: settings of the evaluation, if it is not part of `unlora unlearn`.
+    """
+
+    benchmark: Benchmark
+    options: Options
+    methods: Sequence[str]
+    splits: Sequence[str]
+    seeds: Sequence[int]
+    preset: Values = field(default_factory=dict)
+    shared: Values = field(default_factory=dict)
+    of_method: Mapping[str, Values] = field(default_factory=dict)
+    evaluation: Values = field(default_factory=dict)
+
+    def prepare(self) -> tuple[list[Cell], ReferencesOf]:
+        """Write the configuration of each cell, and evaluate the models that the cells are compared with.
+
+        Raises:
+            InputError: anything wrong that can be seen before training.
+        """
+        known = self.benchmark.splits
+        raise_if(unknown_name("splits", split, known) for split in self.splits if split not in known)
+        raise_if(self.benchmark.problems(self.options))
+        cells = grid(self.methods, self.splits or known, self.seeds, self.options.folder, self.benchmark)
+        for method in self.methods:  # before models are made and evaluated
+            Request.of({"model_name_or_path": "any", **self.preset, **self._of_cell(method)})
+        logs, references = SharedLogs(self.options.folder), ReferencesOf()
+        for cell in cells:
+            place = cell.split, cell.seed
+            given = {**self.preset, **self.benchmark.request(self.options, *place), **self.shared}
+            if place not in references:
+                references[place] = self._references(logs, given, *place)
+            self._prepare(cell, {**given, **self._of_cell(cell.method)}, references[place])
+        return cells, references
+
+    def _of_cell(self, method: str) -> dict[str, Any]:
+        init, _, loss = method.partition("+")
+        return {**self.shared, "init": init, "loss": loss, **self.of_method.get(method, {})}
+
+    def _evaluation(self, split: str, seed: int) -> dict[str, Any]:
+        return {**self.benchmark.evaluation(self.options, split, seed), **self.evaluation}
+
+    def _references(self, logs: SharedLogs, given: Values, split: str, seed: int) -> References:
+        """Return the logs of the original and the retrained model, evaluated in the same way as the cells."""
+        request = Request.of(given)
+        settings = self._evaluation(split, seed)
+        if self.benchmark.evaluated_by_unlearn:
+            kinds: dict[Any, Any] = {TofuSettings: request.evaluation, TextConfig: request.data}
+            settings = {one.name: getattr(part, one.name) for kind, part in kinds.items() for one in fields(kind)}
+        retrained = self.benchmark.retrained(self.options, split, seed)
+        found = logs.references(Measurement(self.benchmark, settings), request.model, retrained)
+        self.benchmark.numbers(found["original"], found.get("retrained"))  # raises unless the two can be compared
+        return found
+
+    def _prepare(self, cell: Cell, settings: dict[str, Any], logs: References) -> None:
+        """Write the cell's configurations, and check its request unless that has been run."""
+        retrained = {COMPARED: str(logs["retrained"])} if "retrained" in logs else {}
+        evaluation = None
+        if self.benchmark.evaluated_by_unlearn:
+            settings |= {"original_log": str(logs["original"]), **retrained}
+        else:
+            evaluation = self._evaluation(cell.split, cell.seed) | retrained
+        on = {} if cell.on is None else {"on": str(cell.on.folder / RUN)}
+        cell.prepare({**settings, **on}, evaluation)
+        if not cell.unlearned:  # without `on`, whose run is not there yet
+            Request.of({**settings, "output_dir": str(cell.folder / RUN)}).check()

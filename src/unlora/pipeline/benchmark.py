@@ -1,0 +1,53 @@
+"""One model on one benchmark: check, load, score, write the log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unlora.benchmarks import Benchmark, Reading
+from unlora.common.distributed import on_main
+from unlora.common.errors import raise_if
+from unlora.data import TextFormat
+from unlora.pipeline.loading import load_target
+from unlora.pipeline.prepare import usable_length
+from unlora.pipeline.request import model_problems
+from unlora.runs.folder import EVALUATIONS, SCORES
+from unlora.settings import EvaluateConfig, ModelConfig, TextConfig
+
+
+def measure(
+    benchmark: Benchmark,
+    model_config: ModelConfig,
+    target: EvaluateConfig,
+    settings: Any,
+    text: TextConfig | None = None,
+) -> tuple[Reading, dict[str, Any]]:
+    """Score a model on a benchmark, and write the log where `target` says.
+
+    Args:
+        benchmark: what is measured.
+        model_config: the model.
+        target: its adapter, and where the log goes; with `model_config.on`, into that run if it names no file.
+        settings: an instance of `benchmark.settings`.
+        text: how rows become tokens, of a benchmark that leaves this to the user.
+
+    Returns:
+        The numbers in the log, and the benchmark's summary of it.
+
+    Raises:
+        InputError: anything wrong with settings, data, model or the retrained model's log.
+    """
+    files = EVALUATIONS if benchmark.evaluated_by_unlearn else SCORES
+    target.log_in_run(model_config, files["unlearned"])
+    problems = [*model_problems(model_config), *target.target_problems(model_config), *settings.problems()]
+    raise_if([*problems, *(text.problems() if text else ())])
+    data = benchmark.load(settings)
+    retrained = benchmark.read_retrained(target.retrain_log, data, settings) if target.retrain_log else None
+    model, tokenizer = load_target(model_config, target)
+    text_format = TextFormat(tokenizer, "base")
+    if text is not None:
+        text_format = TextFormat(tokenizer, text.prompt_format, usable_length(model, text.max_length))
+    log = benchmark.score(model, text_format, data, settings)
+    summary = benchmark.summary(log, retrained)
+    on_main(lambda: benchmark.write_log(target.log, log, summary))
+    return benchmark.read(log, retrained), summary
