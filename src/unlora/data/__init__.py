@@ -1,4 +1,4 @@
-"""From forget and retain records to padded batches of tokens and labels."""
+"""Turn forget and retain rows into padded batches of tokens and labels."""
 
 from unlora.data.alternates import alternate_rows
 from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_records, encode_turns

@@ -1,4 +1,4 @@
-"""Answers to give instead of the true ones, for losses that teach another answer: the user's own, or refusals."""
+"""Answers to give instead of the true ones, for losses that teach another answer: the user's own or refusals."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ REFUSALS = (
 
 
 def alternate_rows(rows: Sequence[Record], key: str | None, seed: int) -> list[Record]:
-    """The questions of the forget set with other answers.
+    """Return the questions of the forget set with other answers.
 
     Args:
         rows: rows of question and answer.
-        key: the column with the answer to give instead; refusals are dealt in a random order if None.
-        seed: of that order.
+        key: the column with the answer to give instead. None takes built-in refusals in a random order.
+        seed: the seed of that order.
 
     Raises:
-        InputError: a row that is not question and answer, or whose alternate is missing or is the true answer.
+        InputError: a row is not a question with an answer, or its other answer is missing or is the true one.
     """
     alternates: list[Record] = []
     for index, row in enumerate(rows):
@@ -53,18 +53,18 @@ def alternate_rows(rows: Sequence[Record], key: str | None, seed: int) -> list[R
             reason = "another answer can be given to a question only"
             fix = "give rows of question and answer, or choose a loss that needs no alternate answers"
             raise InputError(Problem(f"forget_data[{index}]", sorted(row), reason, fix))
-        answer = _own(row, key, index) if key else REFUSALS[deal(len(REFUSALS), seed, index)]
+        answer = _other_answer(row, key, index) if key else REFUSALS[deal(len(REFUSALS), seed, index)]
         alternates.append({"question": row["question"], "answer": answer})
     return alternates
 
 
-def _own(row: Record, key: str, index: int) -> str:
+def _other_answer(row: Record, key: str, index: int) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         reason = f"forget_data[{index}] has no text in that column"
-        fix = "fill the column in every row, or leave alternate_key out for built-in refusals"
+        fix = "fill the column in every row, or remove alternate_key to use built-in refusals"
         raise InputError(Problem("alternate_key", key, reason, fix))
     if value.strip() == str(row["answer"]).strip():
         reason = f"in forget_data[{index}] it holds the answer to be forgotten"
-        raise InputError(Problem("alternate_key", key, reason, "name a column of other answers"))
+        raise InputError(Problem("alternate_key", key, reason, "name a column with other answers"))
     return value

@@ -1,25 +1,30 @@
-"""Examples to rectangular batches.
+"""Pad examples to rectangular batches.
 
-The mask comes from lengths, never from ids: where pad equals eos, real end tokens stay visible.
+The attention mask is made from the lengths of the examples and never from their ids. Many tokenizers pad with the end
+token, and a mask from ids would hide the real end token of each answer too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from unlora.common.errors import InputError, Problem
 from unlora.data.encoding import IGNORE_INDEX, Example, count_labels
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Batch = dict[str, Tensor]
 
 
-def padding_id(tokenizer: Any) -> int:
-    """The id that fills short rows: the pad token, or the eos token where there is none.
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id to pad with: that of the pad token, or of the end token if there is no pad token.
 
     Raises:
         InputError: the tokenizer has neither.
@@ -32,65 +37,67 @@ def padding_id(tokenizer: Any) -> int:
 
 
 def pad_batch(examples: Sequence[Example], pad_id: int, side: str = "right") -> Batch:
-    """Pads to the longest row.
+    """Pad examples to the longest of them.
 
     Returns:
-        input_ids, attention_mask and labels, each [examples, longest]; padding has mask 0 and label -100.
+        input_ids, attention_mask and labels, each [examples, longest]. Padding has mask 0 and label -100.
     """
-    longest = max(len(example["input_ids"]) for example in examples)
 
-    def rows(values: Sequence[list[int]], fill: int) -> Tensor:
-        gaps = [[fill] * (longest - len(value)) for value in values]
-        pairs = zip(values, gaps, strict=True)
-        return torch.tensor([gap + value if side == "left" else value + gap for value, gap in pairs])
+    def padded(rows: Sequence[list[int]], value: int) -> Tensor:
+        tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
     ids = [example["input_ids"] for example in examples]
     return {
-        "input_ids": rows(ids, pad_id),
-        "attention_mask": rows([[1] * len(row) for row in ids], 0),
-        "labels": rows([example["labels"] for example in examples], IGNORE_INDEX),
+        "input_ids": padded(ids, pad_id),
+        "attention_mask": padded([[1] * len(row) for row in ids], 0),
+        "labels": padded([example["labels"] for example in examples], IGNORE_INDEX),
     }
 
 
 def iter_batches(examples: Sequence[Example], batch_size: int, pad_id: int, *, sort: bool = True) -> Iterator[Batch]:
-    """All examples once, in batches of similar length (the longest first, so that too large a batch fails at once).
+    """Yield all examples once, in padded batches of similar length.
 
-    Without `sort` the batches keep the given order.
+    The longest examples come first, so that a batch size that needs too much memory fails at once. Without `sort` the
+    examples keep their order.
     """
-    order = list(range(len(examples)))
-    if sort:
-        order.sort(key=lambda i: -len(examples[i]["input_ids"]))
-    for start in range(0, len(order), batch_size):
-        yield pad_batch([examples[i] for i in order[start : start + batch_size]], pad_id)
+    ordered = sorted(examples, key=lambda example: -len(example["input_ids"])) if sort else examples
+    for start in range(0, len(ordered), batch_size):
+        yield pad_batch(ordered[start : start + batch_size], pad_id)
 
 
 @dataclass(frozen=True)
 class UnlearnCollator:
-    """Collates pairs of a forget and a retain example into one batch: the forget rows first, then the retain rows.
+    """Collate pairs of a forget and a retain example into one batch: all forget rows, then all retain rows.
 
-    One batch means one forward pass for both losses. `forget_examples` says where the retain rows begin; `ref_logp`
-    (the reference model's log-probability of each row before that) is passed on where the dataset has it. `pairs`,
-    `forget_tokens` and `retain_tokens` say how many pairs and labelled tokens count. Fillers are left out; in a batch
-    of nothing else one stays, and all three are 0.
+    One batch means one forward pass for both losses. Besides the tensors of `pad_batch`, a batch has
+
+    - `forget_examples`: the number of forget rows, and so where the retain rows begin;
+    - `pairs`, `forget_tokens` and `retain_tokens`: how many pairs and labelled tokens count. Fillers do not count and
+      are removed, except for one in a batch of fillers only, which needs a row: there all three are 0;
+    - `ref_logp`: [forget rows], the reference model's log-probability of each, if the dataset has it.
 
     Args:
-        pad_id: fills short rows.
-        reads: the columns that the forget rows are taken from, one after the other: "forget", "alternate" or both.
+        pad_id: the id to pad with.
+        reads: the columns that the forget rows come from, one after the other: "forget", "alternate" or both.
     """
 
     pad_id: int
     reads: tuple[str, ...] = ("forget",)
 
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Pads the pairs of one step: tensors as in `pad_batch`, of [2 × pairs, longest] if one column is read."""
+        """Collate the pairs of one step. The tensors are [2 × pairs, longest] if one column is read."""
         real = [pair for pair in pairs if not pair.get("filler")]
         pairs = real or pairs[:1]
         forget = [pair[column] for column in self.reads for pair in pairs]
         retain = [pair["retain"] for pair in pairs if pair["retain"] is not None]
-        tokens = {"forget_tokens": forget, "retain_tokens": retain}
-        counts = {name: count_labels(rows) if real else 0 for name, rows in tokens.items()}
-        numbers = {"forget_examples": len(forget), "pairs": len(real), **counts}
-        batch: dict[str, Any] = {**pad_batch(forget + retain, self.pad_id), **numbers}
+        batch: dict[str, Any] = {
+            **pad_batch(forget + retain, self.pad_id),
+            "forget_examples": len(forget),
+            "pairs": len(real),
+            "forget_tokens": count_labels(forget) if real else 0,
+            "retain_tokens": count_labels(retain) if real else 0,
+        }
         if pairs[0]["ref_logp"]:
             batch["ref_logp"] = torch.tensor([pair["ref_logp"][column] for column in self.reads for pair in pairs])
         return batch

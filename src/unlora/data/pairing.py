@@ -1,4 +1,4 @@
-"""Each forget example meets another retain example in every epoch."""
+"""Pair each forget example with a different retain example in every epoch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch.utils.data import Dataset, Sampler
 
 from unlora.data.encoding import Example
 
-# Number of a pair that only fills a batch.
-FILLER = -1
+# The number of a pair that only fills up a batch.
+_FILLER = -1
 
 
 class PairSampler(Sampler[int]):
-    """Counts the pairs of `ForgetRetainDataset` through the epochs: e·size to (e + 1)·size − 1 in epoch e.
+    """Number the pairs of `ForgetRetainDataset` through all epochs: epoch e has e·size to (e + 1)·size − 1.
 
     Args:
-        size: pairs of an epoch.
-        multiple: fillers make each epoch a multiple of this long, so that all of several processes get as many batches.
+        size: pairs in an epoch.
+        multiple: fillers make the length of each epoch a multiple of this, so that several processes all get the same
+            number of batches.
     """
 
     def __init__(self, size: int, multiple: int = 1) -> None:
@@ -29,7 +30,7 @@ class PairSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the start of each epoch."""
+        """Set the epoch. The data loader calls this at the start of each."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -37,25 +38,25 @@ class PairSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         yield from range(self.epoch * self.size, (self.epoch + 1) * self.size)
-        yield from [FILLER] * self.fillers
+        yield from [_FILLER] * self.fillers
 
 
 class ForgetRetainDataset(Dataset):
     """Pairs of a forget and a retain example, numbered through all epochs.
 
-    Both are dealt by that number from decks of their own, shuffled anew when they run out: each forget example comes
-    once an epoch, and no retain example comes twice before all came once. What is dealt depends on seed and number
-    alone, so a resumed run sees the pairs that the whole run would have seen.
+    Both examples of a pair are dealt from shuffled decks, which are shuffled again when they run out: each forget
+    example comes once per epoch, and no retain example comes twice before all came once. The pair depends on the seed
+    and its number only, so a resumed run sees the pairs that it would have seen without the interruption.
 
-    `FILLER` is the first pair once more, which says that it only fills a batch.
+    A filler, with which `PairSampler` fills up an epoch, is a copy of the first pair that is marked as "filler".
 
     Args:
-        forget: the examples to forget; they set the length of an epoch.
+        forget: the examples to forget. Their number is the length of an epoch.
         retain: the examples to keep, or None for losses without a retain term.
-        seed: of both decks.
-        alternates: other answers to the questions of `forget`, in its order, for losses that read them.
-        ref_logp: the reference model's summed log-probability of each answer, by column ("forget", "alternate"), for
-            losses that need it.
+        seed: the seed of both decks.
+        alternates: other answers to the questions of `forget`, in the same order, for losses that read them.
+        ref_logp: column ("forget" or "alternate") -> the reference model's summed log-probability of each answer, in
+            nats, for losses that need it.
     """
 
     def __init__(
@@ -76,10 +77,10 @@ class ForgetRetainDataset(Dataset):
         return len(self.forget)
 
     def __getitem__(self, pair: int) -> dict[str, Any]:
-        if pair == FILLER:
+        if pair == _FILLER:
             return {**self[0], "filler": True}
         index = deal(len(self.forget), self.seed, pair)
-        # A seed of its own: were both decks shuffled alike, equal sets would always meet in the same pairs.
+        # The retain deck has a seed of its own. With the same one, sets of equal size would always form the same pairs.
         return {
             "forget": self.forget[index],
             "alternate": None if self.alternates is None else self.alternates[index],
@@ -89,7 +90,7 @@ class ForgetRetainDataset(Dataset):
 
 
 def deal(size: int, seed: int, number: int) -> int:
-    """Card `number` of an endless row of decks of `size` cards, each shuffled by its own seed."""
+    """Return card `number` of an endless row of decks of `size` cards, each of which is shuffled on its own."""
     deck, place = divmod(number, size)
     return _shuffled(size, seed, deck)[place]
 

@@ -1,4 +1,7 @@
-"""Where records come from: a hub dataset, a local folder of `<config>.jsonl` or `<config>/<split>.jsonl`, or a file."""
+"""Load rows from a dataset on the Hugging Face Hub, a local folder or a file.
+
+A folder holds `<configuration>.jsonl` or `<configuration>/<split>.jsonl`, or files of the other formats.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,22 @@ from typing import Any
 from unlora.common.errors import InputError, Problem
 
 Record = Mapping[str, Any]
-LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-# What the hub appends to the split in the name of a file that holds all of it.
-WHOLE = "-00000-of-00001"
-# What a hub dataset is called: "name" or "owner/name".
+# A dataset's or model's name on the Hub: "name" or "owner/name".
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# Ending of a file -> the loader of `datasets` that reads it.
+_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+# What the Hub adds to a split in the name of a file that holds all of it.
+_WHOLE = "-00000-of-00001"
 
 
 @dataclass(frozen=True)
 class Stream:
-    """How rows are drawn from a dataset whose length nobody knows, or that does not fit in memory.
+    """How rows are drawn from a dataset whose length is unknown or that does not fit in memory.
 
     Args:
-        rows: the most rows that are read.
-        seed: of their order.
-        buffer_size: rows among which each next one is drawn: so far apart are rows mixed, and so many are in memory.
+        rows: the maximum number of rows to read.
+        seed: the seed of their order.
+        buffer_size: the number of rows in memory, among which the next one is drawn.
     """
 
     rows: int
@@ -43,22 +47,22 @@ def load_records(
     argument: str = "data",
     stream: Stream | None = None,
 ) -> list[Record]:
-    """Reads the records of one dataset.
+    """Load the rows of one dataset.
 
     Args:
-        path: a file (.jsonl, .json, .csv, .parquet), a folder that holds `<name>.jsonl` or, where configurations have
-            several splits, `<name>/<split>.jsonl` (or one of the other endings), or a dataset's name on the Hugging
-            Face hub; what is downloaded from there is such a folder.
-        name: the configuration: the file's stem or the folder's name in a folder, its name on the hub.
-        split: as in `datasets.load_dataset`, slices included ("train[:160]"); "train" if not given.
+        path: a file (.jsonl, .json, .csv, .parquet), a folder, or a dataset's name on the Hugging Face Hub. A folder
+            holds `<name>.jsonl` or, if configurations have several splits, `<name>/<split>.jsonl` (or files of the
+            other formats). A dataset downloaded from the Hub is such a folder.
+        name: the configuration. In a folder, the file without its ending, or the folder inside it.
+        split: as in `datasets.load_dataset`, slices such as "train[:160]" included. Defaults to "train".
         argument: what the user calls this dataset, for error messages.
-        stream: read only so many rows, one after the other; all if not given.
+        stream: draw only some of the rows. None reads all of them.
 
     Returns:
         The rows, at least one.
 
     Raises:
-        InputError: nothing there, an unknown kind of file, or no rows.
+        InputError: there is no such dataset, its format is unknown, or it has no rows.
     """
     rows = _load(path, name, split or "train", argument, stream)
     if not rows:
@@ -79,22 +83,44 @@ def load_set(settings: Any, name: str, stream: Stream | None = None) -> list[Rec
 
 
 def _load(path: str, name: str | None, split: str, argument: str, stream: Stream | None) -> list[Record]:
-    import datasets
-
     local = Path(path)
     if local.is_dir() and name is not None and (local / name).is_dir():
         stem, bracket, cut = split.partition("[")
+        # `datasets` calls the whole of a single file "train", whatever split the file holds.
         local, split = _file_in_folder(local / name, stem, argument, "split"), f"train{bracket}{cut}"
     elif local.is_dir():
-        local = _file_in_folder(local, name, argument)
+        local = _file_in_folder(local, name, argument, "configuration")
     if local.is_file():
         return _load_file(local, split, argument, stream)
-    if not HUB_ID.fullmatch(path) or local.suffix in LOADERS:
+    if not HUB_ID.fullmatch(path) or local.suffix in _LOADERS:
         raise InputError(Problem(argument, path, "no such file or folder", "check the path"))
+    return _load_from_hub(path, name, split, argument, stream)
+
+
+def _load_file(file: Path, split: str, argument: str, stream: Stream | None) -> list[Record]:
+    import datasets
+
+    if file.suffix not in _LOADERS:
+        fix = f"use one of {', '.join(_LOADERS)}"
+        raise InputError(Problem(argument, str(file), f"files of type {file.suffix!r} are not read", fix))
+    if file.stat().st_size == 0:
+        return []
+    try:
+        with _without_telemetry():
+            return _rows(stream, _LOADERS[file.suffix], data_files=str(file), split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = f"split {split!r} cannot be read: {error.__cause__ or error}"  # the cause is what the reader said
+        fix = f"check the split, and that the file is valid {file.suffix[1:]}"
+        raise InputError(Problem(argument, str(file), reason, fix)) from error
+
+
+def _load_from_hub(path: str, name: str | None, split: str, argument: str, stream: Stream | None) -> list[Record]:
+    import datasets
+
     try:
         return _rows(stream, path, name, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = f"neither a local path nor a dataset that the hub gave ({type(error).__name__}: {error})"
+        reason = f"it is no local path, and the Hub gave no such dataset ({type(error).__name__}: {error})"
         raise InputError(Problem(argument, path, reason, "check the path, the hub name, or the network")) from error
 
 
@@ -107,27 +133,9 @@ def _rows(stream: Stream | None, *args: Any, **kwargs: Any) -> list[Record]:
     return list(rows.shuffle(seed=stream.seed, buffer_size=stream.buffer_size).take(stream.rows))
 
 
-def _load_file(file: Path, split: str, argument: str, stream: Stream | None) -> list[Record]:
-    import datasets
-
-    if file.suffix not in LOADERS:
-        fix = f"use one of {', '.join(LOADERS)}"
-        raise InputError(Problem(argument, str(file), f"files of kind {file.suffix!r} are not read", fix))
-    if file.stat().st_size == 0:
-        return []
-    try:
-        with _not_counted():
-            return _rows(stream, LOADERS[file.suffix], data_files=str(file), split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error  # datasets wraps what the reader said
-        reason = f"split {split!r} cannot be read: {cause}"
-        fix = f"check the split, and that the file is valid {file.suffix[1:]}"
-        raise InputError(Problem(argument, str(file), reason, fix)) from error
-
-
 @contextmanager
-def _not_counted() -> Iterator[None]:
-    """Within, `datasets` does not tell a server of its makers that a file was read: local files stay local."""
+def _without_telemetry() -> Iterator[None]:
+    """Keep `datasets` from reporting to Hugging Face that it read a local file."""
     import datasets
 
     before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
@@ -138,8 +146,8 @@ def _not_counted() -> Iterator[None]:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
 
 
-def _file_in_folder(folder: Path, name: str | None, argument: str, kind: str = "configuration") -> Path:
-    known = {file.stem.removesuffix(WHOLE): file for file in sorted(folder.iterdir()) if file.suffix in LOADERS}
+def _file_in_folder(folder: Path, name: str | None, argument: str, kind: str) -> Path:
+    known = {file.stem.removesuffix(_WHOLE): file for file in sorted(folder.iterdir()) if file.suffix in _LOADERS}
     if name in known:
         return known[name]
     names = ", ".join(known) or "none"
@@ -148,12 +156,17 @@ def _file_in_folder(folder: Path, name: str | None, argument: str, kind: str = "
 
 
 def has_keys(row: Record, *keys: str) -> bool:
-    """Whether the row has them all; a missing value counts as a missing key, since tables fill gaps with None."""
+    """Return whether the row has all keys. A None counts as a missing key, because tables fill their gaps with it."""
     return all(row.get(key) is not None for key in keys)
 
 
+def is_text(row: Record) -> bool:
+    """Return whether the row is plain text, and not a question or a conversation with a column of text beside it."""
+    return has_keys(row, "text") and not has_keys(row, "question", "answer") and not has_keys(row, "messages")
+
+
 def without_short_texts(rows: Sequence[Record], min_characters: int, argument: str = "data") -> list[Record]:
-    """The rows but for plain texts of fewer characters; questions and conversations all stay.
+    """Return the rows without plain texts of fewer characters. Questions and conversations of any length stay.
 
     Raises:
         InputError: nothing is left.
@@ -165,15 +178,10 @@ def without_short_texts(rows: Sequence[Record], min_characters: int, argument: s
     return kept
 
 
-def is_text(row: Record) -> bool:
-    """Whether a row is plain text, which a question or a conversation beside it rules out."""
-    return has_keys(row, "text") and not has_keys(row, "question", "answer") and not has_keys(row, "messages")
-
-
 def check_overlap(
     one: Iterable[Record], other: Iterable[Record], names: tuple[str, str] = ("forget", "retain")
 ) -> None:
-    """Raises `InputError` if rows of one set stand in the other: the forget and retain losses would fight over them."""
+    """Raise `InputError` if rows of the first set are in the second: the forget and the retain loss would conflict."""
     known = {fingerprint(row) for row in other}
     rows = [fingerprint(row) for row in one]
     shared = sum(row in known for row in rows)
@@ -184,7 +192,7 @@ def check_overlap(
 
 
 def fingerprint(row: Record) -> str:
-    """What a row teaches: its text alone, whatever other columns stand beside it."""
+    """Return what a row teaches, as a string that ignores all other columns."""
     if has_keys(row, "question", "answer"):
         return json.dumps([str(row["question"]).strip(), str(row["answer"]).strip()])
     return json.dumps([row.get(key) for key in ("messages", "text")], sort_keys=True)
