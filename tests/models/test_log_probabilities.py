@@ -22,10 +22,10 @@ def test_by_hand():
     torch.testing.assert_close(logits.grad, torch.tensor([[-0.5, 0.5], [0.5, -0.5]]))
 
 
-@pytest.mark.parametrize("block", [1, 30, logp.CPU_BLOCK])  # one token, a few, all at once
+@pytest.mark.parametrize("block", [1, 30, logp._CPU_BLOCK])  # one token, a few, all at once
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_value_and_gradient_are_those_of_cross_entropy(dtype, block, monkeypatch):
-    monkeypatch.setattr(logp, "CPU_BLOCK", block)
+    monkeypatch.setattr(logp, "_CPU_BLOCK", block)
     drawn = torch.Generator().manual_seed(0)
     targets = torch.randint(11, (7,), generator=drawn)
     weights = torch.randn(7, generator=drawn)

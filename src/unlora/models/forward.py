@@ -1,4 +1,8 @@
-"""What the model says at labelled positions, and nothing else: the head never sees a prompt or a pad."""
+"""Run a model, and keep what it says at labelled positions only.
+
+The logits of a batch are often its largest tensor: [examples, length, vocabulary]. No loss reads those of prompts and
+padding, so the output head is given the hidden states of the labelled positions and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from unlora.common.errors import InputError, Problem
 from unlora.data.encoding import IGNORE_INDEX
@@ -21,15 +28,16 @@ from unlora.models.packing import is_packing, packed_inputs
 
 @dataclass(frozen=True)
 class LabelledTokens:
-    """What a model says of the labelled tokens of a batch. Tokens stand in the order of their examples.
+    """What a model predicts for the labelled tokens of a batch, in the order of the batch's rows.
 
     Args:
-        logits: [tokens, vocabulary], of the position before each labelled token.
+        logits: [tokens, vocabulary], at the position before each labelled token.
         targets: [tokens], the labelled tokens.
-        example: [tokens], the row of the batch that each belongs to.
-        examples: how many rows the batch has.
-        ref_logp: [examples], the reference model's summed log-probability of each row's labels, for losses that ask.
-        ref_logits: [tokens, vocabulary] of the reference model, for losses that ask.
+        example: [tokens], the row of the batch that each token belongs to.
+        examples: the number of rows in the batch.
+        ref_logp: [examples], the reference model's summed log-probability of each row's labels in nats, for losses that
+            ask for it.
+        ref_logits: [tokens, vocabulary] of the reference model, for losses that ask for it.
     """
 
     logits: Tensor
@@ -41,39 +49,39 @@ class LabelledTokens:
 
     @cached_property
     def logp(self) -> Tensor:
-        """[tokens] log-probability of each labelled token, in nats, at least float32."""
+        """[tokens], the log-probability of each labelled token in nats, at least float32."""
         return token_logp(self.logits, self.targets)
 
     @cached_property
     def counts(self) -> Tensor:
-        """[examples] number of labelled tokens."""
+        """[examples], the number of labelled tokens in each row."""
         counts = self.example.new_zeros(self.examples)
-        return counts.index_add(0, self.example, torch.ones_like(self.example))  # bincount waits for the device
+        return counts.index_add(0, self.example, torch.ones_like(self.example))  # bincount would wait for the GPU
 
     @cached_property
     def example_logp(self) -> Tensor:
-        """[examples] log-probability of each row's labels, summed over its tokens."""
+        """[examples], the log-probability of each row's labels in nats, summed over its tokens."""
         return self.logp.new_zeros(self.examples).index_add(0, self.example, self.logp)
 
     def rows(self, start: int, stop: int) -> LabelledTokens:
-        """The part that belongs to rows start..stop-1 of the batch, without references."""
+        """Return the part that belongs to the rows start..stop-1 of the batch, without the reference model's values."""
         cut = _tokens_of(self.example, start, stop)
         return LabelledTokens(self.logits[cut], self.targets[cut], self.example[cut] - start, stop - start)
 
     def with_reference(self, reference: LabelledTokens) -> LabelledTokens:
-        """The same beside what the reference model says of the same tokens."""
+        """Return a copy with what the reference model says of the same tokens."""
         return replace(self, ref_logits=reference.logits)
 
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Hidden states of a batch at one layer. Tokens stand in the order of their examples.
+    """Hidden states of the labelled tokens of a batch at one layer, in the order of the batch's rows.
 
     Args:
         states: [tokens, hidden], at the position before each labelled token.
-        example: [tokens], the row of the batch that each belongs to.
-        examples: how many rows the batch has.
-        ref_states: [tokens, hidden] of the reference model, for losses that ask.
+        example: [tokens], the row of the batch that each token belongs to.
+        examples: the number of rows in the batch.
+        ref_states: [tokens, hidden] of the reference model, for losses that ask for it.
     """
 
     states: Tensor
@@ -82,12 +90,12 @@ class HiddenStates:
     ref_states: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> HiddenStates:
-        """The part that belongs to rows start..stop-1 of the batch, without references."""
+        """Return the part that belongs to the rows start..stop-1 of the batch, without the reference model's values."""
         cut = _tokens_of(self.example, start, stop)
         return HiddenStates(self.states[cut], self.example[cut] - start, stop - start)
 
     def with_reference(self, reference: HiddenStates) -> HiddenStates:
-        """The same beside the reference model's states of the same tokens."""
+        """Return a copy with the reference model's states of the same tokens."""
         return replace(self, ref_states=reference.states)
 
 
@@ -95,49 +103,58 @@ Outputs = LabelledTokens | HiddenStates
 
 
 def _tokens_of(example: Tensor, start: int, stop: int) -> slice:
-    """Where the tokens of rows start..stop-1 stand."""
+    """Return the slice of tokens that belong to the rows start..stop-1."""
     first, last = torch.searchsorted(example, example.new_tensor([start, stop])).tolist()
     return slice(first, last)
 
 
 def labelled_tokens(model: nn.Module, batch: Mapping[str, Any]) -> LabelledTokens:
-    """Runs the model on `input_ids` and `attention_mask` and returns its predictions of `labels`.
+    """Run the model on `input_ids` and `attention_mask` [examples, length], and return its predictions of `labels`.
 
     Labels are shifted here: the label at position t is predicted from position t - 1. Positions count from each row's
-    first real token, so left and right padding give the same numbers. Of a batch on the CPU it is found out there which
-    positions those are, so that nothing waits for the model's device.
+    first real token, so left and right padding give the same numbers. The labelled positions are looked up on the
+    device of the batch, usually the CPU, because looking them up on a GPU would make the CPU wait for it.
     """
     core = causal_lm(model)
     labels, chosen = _labelled(batch)
     inputs, places = _arranged(core, batch, chosen)
-    with head_sees_only(core, places):
-        logits = model(**inputs).logits.squeeze(0)  # `[0]` would copy their gradient
+    with _head_sees_only(core, places):
+        logits = model(**inputs).logits.squeeze(0)  # the backward pass of `[0]` would copy the gradient
     targets, example = (values.to(logits.device) for values in (labels[chosen], chosen.nonzero()[:, 0]))
     return LabelledTokens(logits, targets, example, len(labels))
 
 
 def hidden_states(model: nn.Module, batch: Mapping[str, Any], layer: int = 7) -> HiddenStates:
-    """The output of decoder layer `layer` (from 0) at the positions that predict `labels`; later layers are not run."""
+    """Return the output of decoder layer `layer` (from 0) where `labels` are predicted. Later layers are not run."""
     core = causal_lm(model)
     labels, chosen = _labelled(batch)
     inputs, places = _arranged(core, batch, chosen)
-    with layers_up_to(core, layer) as last, head_sees_only(core, places[:0]):
+    with _layers_up_to(core, layer) as last, _head_sees_only(core, places[:0]):
         model(**inputs)
         states = last.output
     return HiddenStates(_at(states, places), chosen.nonzero()[:, 0].to(states.device), len(labels))
 
 
 def _labelled(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """[rows, length - 1] the labels, each at the position that predicts it, and which of them are predicted at all."""
+    """Return the labels [examples, length - 1] at the positions that predict them, and a mask of those that count."""
     labels = batch["labels"][:, 1:]
-    # A row's first real token is predicted from nothing, also where padding on the left stands before it.
+    # The first real token of a row has nothing that it could be predicted from, even if padding stands before it.
     return labels, (labels != IGNORE_INDEX) & batch["attention_mask"][:, :-1].bool()
 
 
-def _arranged(core: nn.Module, batch: Mapping[str, Any], chosen: Tensor) -> tuple[dict[str, Any], Tensor]:
-    """The model's arguments on its device, packed or padded, and the places [chosen] of either, row by row."""
-    device = core.get_input_embeddings().weight.device  # type: ignore[operator]
-    positions = F.pad(chosen, (0, 1))  # a trailing column for the last position, which predicts nothing
+def _arranged(core: PreTrainedModel, batch: Mapping[str, Any], chosen: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """Return the model's arguments, packed or padded, and where the chosen positions are in them.
+
+    Args:
+        core: the model.
+        batch: as for `labelled_tokens`.
+        chosen: [examples, length - 1], whether a position predicts a label.
+
+    Returns:
+        The arguments on the model's device, and the [tokens] indices of the chosen positions among all, row by row.
+    """
+    device = core.get_input_embeddings().weight.device
+    positions = F.pad(chosen, (0, 1))  # the last position predicts nothing
     if is_packing(core):
         inputs, positions = packed_inputs(batch, device), positions[batch["attention_mask"].bool()]
     else:
@@ -145,7 +162,7 @@ def _arranged(core: nn.Module, batch: Mapping[str, Any], chosen: Tensor) -> tupl
     return inputs, positions.flatten().nonzero()[:, 0].to(device)
 
 
-def _padded_inputs(core: nn.Module, batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def _padded_inputs(core: PreTrainedModel, batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     mask = batch["attention_mask"]
     inputs = {"input_ids": batch["input_ids"].to(device), "attention_mask": mask.to(device), "use_cache": False}
     if "position_ids" in inspect.signature(core.forward).parameters:
@@ -154,27 +171,24 @@ def _padded_inputs(core: nn.Module, batch: Mapping[str, Any], device: torch.devi
 
 
 def _at(states: Tensor, places: Tensor) -> Tensor:
-    """[places, hidden] of [rows, length, hidden]."""
+    """Return the states [places, hidden] at some places of [rows, length, hidden], counted row by row."""
     return states.flatten(0, 1).index_select(0, places.to(states.device))
 
 
-def causal_lm(model: nn.Module) -> Any:
-    """The transformers model inside wrappers such as DistributedDataParallel and PeftModel."""
-    from accelerate.utils import extract_model_from_parallel
-    from peft import PeftModel
-
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside wrappers such as DistributedDataParallel and PeftModel."""
     model = extract_model_from_parallel(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @contextmanager
-def head_sees_only(core: nn.Module, places: Tensor) -> Iterator[None]:
-    """Within, the output embedding gets the hidden states at `places`, counted row by row, as one row.
+def _head_sees_only(core: PreTrainedModel, places: Tensor) -> Iterator[None]:
+    """Give the output head the hidden states at `places`, counted row by row, as a single row [1, places, hidden].
 
-    A hook, not a head of our own, so that whatever a model does to its logits afterwards (scaling, soft-capping)
-    is still done.
+    This is a hook on the model's own head. Calling the head ourselves would miss what some models do to their logits
+    afterwards, such as scaling and soft-capping.
     """
-    head = core.get_output_embeddings()  # type: ignore[operator]
+    head = core.get_output_embeddings()
 
     def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (_at(args[0], places)[None], *args[1:])
@@ -186,13 +200,15 @@ def head_sees_only(core: nn.Module, places: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def decoder_layers(core: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The list of decoder layers, the module that holds it, and its name there.
+def decoder_layers(core: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
+    """Return the module that holds the list of decoder layers, the list's name there, and the list.
+
+    Architectures name this list differently, so it is found by its length.
 
     Raises:
-        InputError: the model has no list of that many modules as its configuration has layers.
+        InputError: the model has no list with as many modules as its configuration has layers.
     """
-    depth = core.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
+    depth = core.config.get_text_config().num_hidden_layers
     for owner in core.modules():
         for name, child in owner.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == depth:
@@ -202,7 +218,7 @@ def decoder_layers(core: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
 
 
 def check_layer(model: nn.Module, layer: int) -> list[Problem]:
-    """What is wrong with `layer` as an index of the model's decoder layers."""
+    """Check that `layer` is an index of the model's decoder layers."""
     depth = len(decoder_layers(causal_lm(model))[2])
     if 0 <= layer < depth:
         return []
@@ -211,9 +227,10 @@ def check_layer(model: nn.Module, layer: int) -> list[Problem]:
 
 
 class _Recorder(nn.Module):
-    """Runs a decoder layer and keeps its output.
+    """Run a decoder layer and keep its output.
 
-    A hook on the layer would run inside its gradient checkpoint, where a re-entrant one records no gradient.
+    A forward hook on the layer would run inside its gradient checkpoint. A re-entrant checkpoint records no gradient
+    there, so the output would be kept without one.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -221,7 +238,7 @@ class _Recorder(nn.Module):
         self.layer = layer
 
     def __getattr__(self, name: str) -> Any:
-        # Models ask their layers for more than a forward pass, such as the kind of their attention.
+        # Models also read attributes of their layers, such as the type of attention.
         return super().__getattr__(name) if name == "layer" else getattr(self.layer, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -231,8 +248,8 @@ class _Recorder(nn.Module):
 
 
 @contextmanager
-def layers_up_to(core: nn.Module, layer: int) -> Iterator[_Recorder]:
-    """Within, decoder layers after `layer` are not there; yields what keeps the output of `layer`."""
+def _layers_up_to(core: PreTrainedModel, layer: int) -> Iterator[_Recorder]:
+    """Remove the decoder layers after `layer` from the model, and yield the module that keeps the output of `layer`."""
     owner, name, layers = decoder_layers(core)
     last = _Recorder(layers[layer])
     setattr(owner, name, nn.ModuleList([*layers[:layer], last]))

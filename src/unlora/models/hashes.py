@@ -1,4 +1,4 @@
-"""SHA-256 of rows, of a model's weights and of an adapter: the same for the same content, however it is stored."""
+"""SHA-256 hashes of rows, weights and adapters. Equal content has the same hash, however it is stored."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ADAPTER_WEIGHTS, ADAPTER_SETTINGS = "adapter_model.safetensors", "adapter_config
 
 
 def rows_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Of the rows in their order, each as JSON with sorted keys.
+    """Return the hash of the rows in their order, each as JSON with sorted keys.
 
-    Missing values count as missing keys, since tables fill gaps with None: a jsonl file and the same rows from a
-    table have one hash.
+    Missing values count as missing keys, because tables fill gaps with None. So a jsonl file and the same rows from a
+    table have the same hash.
     """
     digest = hashlib.sha256()
     for row in rows:
@@ -33,46 +33,49 @@ def rows_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Of a file's bytes, as `sha256sum` has it."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    """Return the hash of a file's bytes, as `sha256sum` prints it."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sets_sha256(sets: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, str]:
-    """By name the `rows_sha256` of each set."""
+    """Return the `rows_sha256` of each set, by name."""
     return {name: rows_sha256(rows) for name, rows in sets.items()}
 
 
-def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> Any:
-    """The running SHA-256 over name, type, shape and bytes of each tensor; to be given sorted by name."""
+def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> hashlib._Hash:
+    """Return the unfinished hash of name, type, shape and bytes of each tensor. They must come sorted by name."""
     import torch
 
     digest = hashlib.sha256()
     for name, tensor in tensors:
-        tensor = whole(tensor)  # called by all processes, if it is sharded
+        tensor = whole(tensor)  # every process must call this if the model is sharded
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest
 
 
 def base_sha256(name: str, revision: str = "main") -> str | None:
-    """Of a model's saved weights, tensor by tensor: neither their distribution over files nor `dtype` changes it.
+    """Return the hash of a model's saved weights, tensor by tensor.
+
+    It does not depend on how the weights are distributed over files, nor on the `dtype` that they are loaded in.
 
     Args:
-        name: a folder, or a name on the hub.
-        revision: branch, tag or commit on the hub.
+        name: a folder, or a name on the Hub.
+        revision: branch, tag or commit on the Hub.
 
     Returns:
-        None where there are no safetensors of a whole model, as with an adapter in place of a model.
+        The hash, or None if there are no safetensors of a whole model, for example in the folder of an adapter.
 
     Raises:
-        OSError: no such folder, or a hub that cannot be reached.
+        OSError: there is no such folder, or the Hub cannot be reached.
     """
-    files = weight_files(name, revision)
-    return weights_digest(saved_tensors(files)).hexdigest() if files else None
+    files = _weight_files(name, revision)
+    return weights_digest(_saved_tensors(files)).hexdigest() if files else None
 
 
-def weight_files(name: str, revision: str) -> list[str]:
-    """The safetensors files of a saved model, downloaded if need be."""
+def _weight_files(name: str, revision: str) -> list[str]:
+    """Return the safetensors files of a saved model, and download them if necessary."""
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
     def find(file: str) -> str | None:
@@ -88,8 +91,8 @@ def weight_files(name: str, revision: str) -> list[str]:
     return [path for shard in shards if (path := cached_file(name, shard, revision=revision)) is not None]
 
 
-def saved_tensors(files: Sequence[str | Path]) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of the files by name, one in memory at a time, with a progress bar."""
+def _saved_tensors(files: Sequence[str | Path]) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors of the files sorted by name, with one in memory at a time and a progress bar."""
     with ExitStack() as stack:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
         places = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -98,21 +101,23 @@ def saved_tensors(files: Sequence[str | Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def adapter_sha256(folder: str | Path) -> str:
-    """Of a PEFT adapter's weights and settings, but for what its base is called and the order of its modules' names.
+    """Return the hash of a PEFT adapter's weights and settings.
+
+    It does not depend on the name of the base model, nor on the order of the names of the adapted modules.
 
     Raises:
-        OSError: files that are missing.
+        OSError: a file is missing.
     """
-    digest = weights_digest(saved_tensors([Path(folder) / ADAPTER_WEIGHTS]))
+    digest = weights_digest(_saved_tensors([Path(folder) / ADAPTER_WEIGHTS]))
     settings = json.loads((Path(folder) / ADAPTER_SETTINGS).read_text(encoding="utf-8"))
-    # PEFT keeps modules' names in sets, and writes them in an order that differs from process to process.
+    # PEFT keeps the names of modules in sets, so it writes them in an order that differs between processes.
     unordered = {key: sorted(value, key=str) for key, value in settings.items() if isinstance(value, list)}
     digest.update(_canonical({**settings, **unordered, "base_model_name_or_path": None}))
-    return str(digest.hexdigest())
+    return digest.hexdigest()
 
 
 def _canonical(value: Any) -> bytes:
-    # Dates have no place in JSON, and tables read some texts as such.
+    # `default=str` is for dates: JSON has none, but tables read some texts as dates.
     return json.dumps(_without_gaps(value), sort_keys=True, ensure_ascii=False, default=str).encode()
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens, without a copy of the whole distribution."""
+"""Log-probabilities of chosen tokens, without keeping the distribution over the vocabulary."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits taken at once: on a CPU few enough for its cache (2 MiB), elsewhere enough to keep the device busy (128 MiB).
-CPU_BLOCK, BLOCK = 2**19, 2**25
+# The number of logits in a block: on a CPU few enough for its cache (2 MiB), on a GPU enough to keep it busy (128 MiB).
+_CPU_BLOCK, _BLOCK = 2**19, 2**25
 
 
 def upcast(tensor: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
+    """Return half precision as float32, and float32 and float64 unchanged."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def token_logp(logits: Tensor, targets: Tensor) -> Tensor:
-    """log softmax(logits)[target] of each token, in nats.
+    """Return log softmax(logits)[target] of each token, in nats.
 
-    Nothing but the logits is kept for the backward pass, where `F.cross_entropy` keeps a distribution in float32 too.
+    Only the logits are kept for the backward pass, which computes the probabilities again. `F.cross_entropy` would also
+    keep the whole distribution in float32, three times the memory with bfloat16 logits.
 
     Args:
         logits: [tokens, vocabulary].
         targets: [tokens], int64.
 
     Returns:
-        [tokens], at least float32. It has a first derivative only.
+        [tokens], at least float32. It can be differentiated once.
     """
     result: Tensor = _TokenLogp.apply(logits, targets)
     return result
@@ -45,7 +46,7 @@ class _TokenLogp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The derivative by the logits: one at the target, minus the probabilities."""
+        """Return the gradient of the logits: gradient · (1 at the target − softmax(logits))."""
         logits, targets = ctx.saved_tensors
         result = torch.empty_like(logits)
         for out, block, target, factor in _blocks(result, logits, targets[:, None], gradient[:, None]):
@@ -55,5 +56,5 @@ class _TokenLogp(torch.autograd.Function):
 
 
 def _blocks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    size = max(1, (CPU_BLOCK if first.device.type == "cpu" else BLOCK) // first.shape[-1])
+    size = max(1, (_CPU_BLOCK if first.device.type == "cpu" else _BLOCK) // first.shape[-1])
     return zip(*(tensor.split(size) for tensor in (first, *others)), strict=True)

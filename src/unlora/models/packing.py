@@ -1,7 +1,10 @@
-"""Rows one behind the other instead of one below the other: no padding, where the model's attention keeps them apart.
+"""Run a batch without padding: all rows packed into one long row.
 
-Every layer but attention treats tokens one by one. So the real tokens of a batch are run as one long row, with
-positions that begin anew in each example, and only attention sees them one below the other.
+Packed rows give the same numbers as padded ones. In a transformer only attention mixes tokens. All other layers
+(embeddings, norms, feed-forward layers, LoRA) treat every token on its own, so they can run on one long row of all real
+tokens, and save the work on padding. Positions restart at 0 in each example, so position embeddings are the same too.
+For attention alone, the tokens are put back into padded rows [examples, heads, longest, size]. With padding on the
+right, causal attention never looks at it, so attention needs no mask and can use PyTorch's fastest kernels.
 """
 
 from __future__ import annotations
@@ -14,23 +17,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-PACKED = "unlora_packed"
-# Kinds of layers in which nothing but attention mixes the tokens of a row.
-ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+_PACKED = "unlora_packed"
+# Types of layers in which only attention mixes tokens. Convolutions and state space models mix them elsewhere.
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the tokens of packed rows would stand, one row below the other.
+    """Where the tokens of packed rows would be if the rows were padded to the longest.
 
     Args:
-        count: of the rows.
-        longest: tokens of the longest.
-        slots: [tokens] row · longest + place in the row.
+        count: the number of rows.
+        longest: the number of tokens in the longest row.
+        slots: [tokens], row · longest + place in the row.
     """
 
     count: int
@@ -38,14 +41,14 @@ class Rows:
     slots: Tensor
 
     def apart(self, states: Tensor) -> Tensor:
-        """[1, heads, tokens, size] as [rows, heads, longest, size], with zeros where a row has ended."""
+        """Return packed states [1, heads, tokens, size] as zero-padded rows [rows, heads, longest, size]."""
         _, heads, _, size = states.shape
         places = states.new_zeros(self.count * self.longest, heads, size)
         places = places.index_copy(0, self.slots.to(states.device), states[0].transpose(0, 1))
         return places.view(self.count, self.longest, heads, size).transpose(1, 2)
 
     def together(self, states: Tensor) -> Tensor:
-        """[rows, longest, heads, size] as [1, tokens, heads, size]."""
+        """Return padded rows [rows, longest, heads, size] as packed states [1, tokens, heads, size]."""
         return states.flatten(0, 1).index_select(0, self.slots.to(states.device))[None]
 
 
@@ -58,11 +61,14 @@ def packed_attention(
     rows: Rows | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot product attention [1, heads, tokens, size] within each of the `rows`.
+    """Return scaled dot-product attention [1, tokens, heads, size] within each of the `rows`.
 
-    They end, and do not begin, with what is no token: looking back only keeps it out, and no mask is needed. Without
-    `rows` (a batch that is not packed, or a model that does not hand them on), and where a layer looks at fewer tokens
-    than a row has, `attention_mask` does it: transformers makes one that keeps packed rows apart.
+    The states of queries, keys and values are [1, heads, tokens, size].
+
+    The padding is at the end of each row, where causal attention does not look, so no mask is needed. In three cases
+    `attention_mask` is used instead, which transformers makes from the positions so that packed rows do not see each
+    other: without `rows` (the batch is not packed, or the model does not pass them on), with a bias for positions, and
+    with a sliding window that is shorter than a row.
     """
     window = kwargs.get("sliding_window")
     if rows is None or kwargs.get("position_bias") is not None or (window and window < rows.longest):
@@ -71,44 +77,45 @@ def packed_attention(
     return rows.together(sdpa_attention_forward(module, *parts, None, **kwargs)[0]), None
 
 
-AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, sdpa_mask)
+AttentionInterface.register(_PACKED, packed_attention)
+AttentionMaskInterface.register(_PACKED, sdpa_mask)
 
 
-def can_pack(core: Any) -> bool:
-    """Whether the model takes positions, runs on PyTorch's attention, and mixes tokens nowhere else."""
-    layers = getattr(core.config, "layer_types", None) or ATTENTION_LAYERS
+def can_pack(core: PreTrainedModel) -> bool:
+    """Return whether the model takes positions, uses PyTorch's attention, and mixes tokens nowhere else."""
+    layers = getattr(core.config, "layer_types", None) or _ATTENTION_LAYERS
     return (
         core.config._attn_implementation == "sdpa"
         and core._supports_attention_backend
         and not core._is_stateful
-        and set(layers) <= ATTENTION_LAYERS
+        and set(layers) <= _ATTENTION_LAYERS
         and "position_ids" in inspect.signature(core.forward).parameters
     )
 
 
 @contextmanager
-def packing(core: Any) -> Iterator[None]:
-    """Within, `unlora.models.forward` packs the batches of this model, if it can be.
+def packing(core: PreTrainedModel) -> Iterator[None]:
+    """Make `unlora.models.forward` pack the batches of this model inside the block, if the model allows it.
 
-    Not switched for single passes: a gradient checkpoint runs its layers again in the backward pass.
+    The whole training step has to be inside, and not only the forward pass: a gradient checkpoint runs its layers again
+    during the backward pass, and must find the same attention.
     """
     before = core.config._attn_implementation
     if can_pack(core):
-        core.config._attn_implementation = PACKED
+        core.config._attn_implementation = _PACKED
     try:
         yield
     finally:
         core.config._attn_implementation = before
 
 
-def is_packing(core: Any) -> bool:
-    """Whether batches of this model are packed."""
-    return bool(core.config._attn_implementation == PACKED)
+def is_packing(core: PreTrainedModel) -> bool:
+    """Return whether batches of this model are packed now."""
+    return bool(core.config._attn_implementation == _PACKED)
 
 
 def packed_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """The model's arguments on its `device`: ids and positions [1, tokens] of the batch's real tokens."""
+    """Return the model's arguments on its device: ids and positions [1, tokens] of the real tokens, and their rows."""
     real = batch["attention_mask"].bool()
     places = batch["attention_mask"].cumsum(-1) - 1
     longest = int(places.max()) + 1

@@ -1,7 +1,9 @@
-"""A frozen base that no process holds whole: PyTorch's FSDP2, or DeepSpeed's ZeRO-3.
+"""Shard a frozen base model, so that no process holds it whole: by PyTorch's FSDP2 or DeepSpeed's ZeRO-3.
 
-Only the base is spread. The adapters are small, every process has them whole, and training stays that of
-`UnlearnTrainer`, so checkpoints and the exported adapter are those of one process.
+Only the base is sharded. The adapters are small, so every process holds them whole and `UnlearnTrainer` averages their
+gradients as it does without sharding. Checkpoints, resuming and export therefore do not differ from those of one
+process. That would not hold if the trainer's own FSDP or DeepSpeed support sharded the model: it also shards the
+adapters, and only when training starts, after importance and SVD have needed the whole model.
 """
 
 from __future__ import annotations
@@ -16,28 +18,41 @@ from unlora.common.distributed import keep_in_step, processes
 from unlora.settings.sharding import SECTION, zero3_section
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
 
 def zero3_settings(path: str, dtype: str) -> dict[str, Any]:
-    """What DeepSpeed is told: the user's section, and the type of the weights ("float32", "bfloat16", "float16")."""
+    """Return DeepSpeed's configuration.
+
+    Args:
+        path: the user's configuration, of which only the section about ZeRO is used.
+        dtype: the type of the weights: "float32", "bfloat16" or "float16".
+    """
     return {
         SECTION: zero3_section(path),
-        "train_micro_batch_size_per_gpu": 1,  # asked for by DeepSpeed, used for nothing
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed requires it, and does not use it here
         "bf16": {"enabled": dtype == "bfloat16"},
         "fp16": {"enabled": dtype == "float16"},
     }
 
 
-def shard_fsdp(model: Any, layers: Iterable[Any], device: Any) -> None:
-    """Spreads the weights of a model on the CPU over the processes; each layer is whole only while it runs.
+def shard_fsdp(model: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
+    """Shard a model on the CPU over the processes. Each layer is gathered only while it runs.
 
     Source: Zhao et al. 2023 (arXiv 2304.11277).
+
+    Args:
+        model: the whole model.
+        layers: its decoder layers, each of which is gathered at once.
+        device: this process's device.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (processes()[1],))
+    # Each layer moves to the device alone and is sharded at once, so the device never holds the whole model. What is
+    # not in a layer (embeddings, head) is sharded with `model`, last.
     for module in (*layers, model):
         fully_shard(module.to(device), mesh=mesh)
     keep_in_step()
@@ -45,23 +60,24 @@ def shard_fsdp(model: Any, layers: Iterable[Any], device: Any) -> None:
 
 @contextmanager
 def zero3_reading(settings: dict[str, Any]) -> Iterator[None]:
-    """Within, `from_pretrained` spreads each weight as it reads it; `hold_zero3` must follow.
+    """Make `from_pretrained` shard each weight as it reads it. `hold_zero3` must follow.
 
     Source: Rajbhandari et al. 2020 (arXiv 1910.02054).
     """
     with redirect_stdout(sys.stderr):  # results go to stdout, and DeepSpeed prints there
-        log_to_stderr()
+        _log_to_stderr()
         from transformers.integrations import HfDeepSpeedConfig
 
-        # transformers takes ZeRO-3 to be on while this object lives: not beyond loading, since adapters are whole.
+        # transformers treats ZeRO-3 as enabled as long as this object exists. It must not exist beyond loading, because
+        # the adapters, which are created later, are not sharded.
         reading = HfDeepSpeedConfig(settings)
         yield
         del reading
 
 
-def log_to_stderr() -> None:
-    """Has DeepSpeed's logger, whose handlers keep the stdout that they found, speak on stderr."""
-    import deepspeed  # noqa: F401 - makes the handlers
+def _log_to_stderr() -> None:
+    """Redirect DeepSpeed's logger to stderr. Its handlers hold on to the stdout that existed at import time."""
+    import deepspeed  # noqa: F401 - creates the handlers
 
     logger = logging.getLogger("DeepSpeed")
     logger.disabled = False
@@ -70,8 +86,8 @@ def log_to_stderr() -> None:
             handler.setStream(sys.stderr)
 
 
-def hold_zero3(model: Any, settings: dict[str, Any]) -> None:
-    """Has DeepSpeed gather each layer's weights when it runs, and let go of them after it."""
+def hold_zero3(model: nn.Module, settings: dict[str, Any]) -> None:
+    """Make DeepSpeed gather the weights of each layer before it runs, and release them afterwards."""
     import deepspeed
 
     with redirect_stdout(sys.stderr):
@@ -79,15 +95,15 @@ def hold_zero3(model: Any, settings: dict[str, Any]) -> None:
     keep_in_step()
 
 
-def is_sharded(model: Any) -> bool:
-    """Whether the processes hold the model between them."""
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether the model is sharded over the processes."""
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(parameter, DTensor) or _in_zero3(parameter) for parameter in model.parameters())
 
 
 def whole(weight: Tensor) -> Tensor:
-    """A weight, from all processes if it is sharded; called by all."""
+    """Return the whole weight, gathered from all processes if it is sharded. All of them must call this."""
     from torch.distributed.tensor import DTensor
 
     if isinstance(weight, DTensor):

@@ -138,9 +138,8 @@ def chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[R
 
 def check_tokens(model: ModelConfig, retrained: str) -> None:
     """Refuses a retrained model with another tokenizer: probabilities of other tokens cannot be compared."""
-    settings = {"revision": model.model_revision, "trust_remote_code": model.trust_remote_code}
-    one, other = load_tokenizer(model.model_name_or_path, settings), load_tokenizer(retrained)
-    if one.get_vocab() != other.get_vocab():
+    other = replace(model, model_name_or_path=retrained, model_revision="main")
+    if load_tokenizer(model).get_vocab() != load_tokenizer(other).get_vocab():
         reason = f"its tokens are not those of {model.model_name_or_path}"
         raise InputError(Problem("retrained", retrained, reason, "give a model with the same tokenizer"))
 

@@ -21,7 +21,7 @@ from unlora.adapter.settings import UNLEARN
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.common.files import atomic_path, write_json, write_text
 from unlora.models.hashes import ADAPTER_SETTINGS
-from unlora.models.load import load_adapter, load_model, load_tokenizer, source_settings
+from unlora.models.load import load_adapter, load_model, load_tokenizer
 from unlora.pipeline.card import CARD, model_card, read_facts
 from unlora.runs.folder import ADAPTER, check_adapter, saved_settings, settings_of
 from unlora.runs.record import check_base
@@ -101,7 +101,7 @@ def write_model(run: str, model: ModelConfig, config: ExportConfig, folder: Path
                 *(config.max_rank, 100 * cost["relative_error"], config.output_dir),
             )
     else:
-        tokenizer = load_tokenizer(model.model_name_or_path, source_settings(model))
+        tokenizer = load_tokenizer(model)
         shutil.copytree(adapter, folder)
     if config.base_model is not None and not config.merge:
         settings = json.loads((folder / ADAPTER_SETTINGS).read_text(encoding="utf-8"))

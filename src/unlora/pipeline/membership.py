@@ -18,7 +18,7 @@ from unlora.data.sources import Record
 from unlora.evals.membership.leakage import Scores, check_retrained, leakage_scores, read_scores, summarise_leakage
 from unlora.evals.scoring import example_nll
 from unlora.models.hashes import sets_sha256
-from unlora.models.load import load_model, load_tokenizer, source_settings
+from unlora.models.load import load_model, load_tokenizer
 from unlora.pipeline.loading import load_target
 from unlora.pipeline.request import model_problems
 from unlora.settings import MembershipConfig, ModelConfig, TextConfig
@@ -40,7 +40,7 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
     raise_if([*model_problems(model_config), *settings])
     rows = load_rows(config)
     retrained = None if config.retrain_log is None else read_scores(config.retrain_log, sets=rows)
-    tokenizer = load_tokenizer(model_config.model_name_or_path, source_settings(model_config))
+    tokenizer = load_tokenizer(model_config)
     text_format = TextFormat(tokenizer, text.prompt_format, text.max_length)
     sets = encode_sets(rows, text_format)
     if retrained is not None:
@@ -99,10 +99,7 @@ def reference_nll(
 ) -> dict[str, NDArray[np.float64]]:
     """By set the mean-token loss of each example under the reference model, which is gone again afterwards."""
     other = replace(model_config, model_name_or_path=str(config.reference_model), model_revision="main", on=None)
-    if (
-        load_tokenizer(other.model_name_or_path, source_settings(other)).get_vocab()
-        != text_format.tokenizer.get_vocab()
-    ):
+    if load_tokenizer(other).get_vocab() != text_format.tokenizer.get_vocab():
         reason = "it has another vocabulary, so its losses a token are not those of the same tokens"
         raise InputError(Problem("reference_model", other.model_name_or_path, reason, "use a model of the same family"))
     model, _ = load_model(other)
