@@ -37,7 +37,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name on first use, so that the command line answers before torch is loaded."""
+    """Import a public name when it is first used, so that the command line answers before torch is loaded."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(module), name)

@@ -1,1 +1,1 @@
-"""What every other room may use: errors, files, progress and the processes of one job."""
+"""What all other packages may use: errors, files, progress, and several processes on one job."""

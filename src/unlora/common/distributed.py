@@ -1,7 +1,7 @@
-"""Several processes on one job, as `accelerate launch` starts them: who does what, and what they tell each other.
+"""Several processes that work on one job, as `accelerate launch` starts them.
 
-Every process runs the same code. In a single process all of this does nothing. What is said to be called by all
-processes waits for all of them.
+Every process runs the same code. In a single process all functions here are trivial. Some functions have to be called by
+all processes: they wait for the others, so a call in only some of them would never return.
 """
 
 from __future__ import annotations
@@ -9,7 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from unlora.common.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -17,14 +22,14 @@ V = TypeVar("V")
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and prints; known before torch is loaded."""
+    """Return whether this process is the one that writes and prints. It is known before torch is loaded."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def on_cpu() -> bool:
-    """Whether the processes of this job work on the CPU: asked for, or there is nothing else.
+    """Return whether the job runs on the CPU, because the user asked for it or there is no other device.
 
-    Said to accelerate by its environment variable, since without a device it would take each process for the only one.
+    Without a device, accelerate would take each process for the only one. Its environment variable prevents that.
     """
     if "LOCAL_RANK" in os.environ:
         import torch
@@ -35,38 +40,38 @@ def on_cpu() -> bool:
 
 
 def processes() -> tuple[int, int]:
-    """This process's number, and how many there are."""
+    """Return the rank of this process and the number of processes."""
     import torch.distributed as dist
 
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-# Whether the processes hold one model between them, so that each forward pass is one of all.
 _lockstep = False
 
 
 def in_lockstep() -> bool:
-    """Whether no process may run a model without the others: what could be shared is done by all, alike.
+    """Return whether no process may run the model without the others.
 
-    So it is where they hold one model between them (`unlora.models.sharding`).
+    If the model is sharded over the processes (`unlora.models.sharding`), each forward pass needs all of them. Work that
+    they could share is then done by all of them alike.
     """
     return _lockstep
 
 
 def keep_in_step() -> None:
-    """From now on, `in_lockstep`."""
+    """Make `in_lockstep` return True from now on."""
     global _lockstep
     _lockstep = True
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's part: every n-th item of n processes; all of them in lockstep."""
+    """Return this process's share of the items: every n-th of n processes, or all items in lockstep."""
     index, count = (0, 1) if in_lockstep() else processes()
     return items[index::count]
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, in their order; called by all."""
+    """Return the values of all processes, in the order of their ranks. All processes must call this."""
     import torch.distributed as dist
 
     count = processes()[1]
@@ -77,25 +82,25 @@ def gather(value: T) -> list[T]:
 
 
 def merge(part: Mapping[K, V]) -> dict[K, V]:
-    """The entries that all processes have made; called by all."""
+    """Return the entries of all processes in one dictionary. All processes must call this."""
     return {key: value for values in gather(dict(part)) for key, value in values.items()}
 
 
 def add_columns(rows: Sequence[Sequence[float]]) -> list[Any]:
-    """The sum of each column over the rows of all processes, as numbers; called by all."""
+    """Return the sum of each column over the rows of all processes. All processes must call this."""
     return [sum(column) for column in zip(*(row for part in gather(rows) for row in part), strict=True)]
 
 
-def copy_from_main(tensors: Iterable[Any]) -> None:
-    """Replaces each tensor by that of the main process; called by all."""
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by that of the main process. All processes must call this."""
     import torch.distributed as dist
 
     for tensor in tensors:
         dist.broadcast(tensor, 0)
 
 
-def add_up(tensors: Iterable[Any]) -> None:
-    """Replaces each tensor by its sum over all processes; called by all, with tensors of the same shapes."""
+def add_up(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its sum over all processes. All must call this, with tensors of the same shapes."""
     import torch.distributed as dist
 
     if processes()[1] > 1:
@@ -105,9 +110,10 @@ def add_up(tensors: Iterable[Any]) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """An error that one process meets within is raised by all of them, and none goes on before all are done.
+    """Raise an error of one process in all of them, and let none continue before all have finished the block.
 
-    Entered by all processes; what is within must not wait for others itself.
+    Without this, the others would wait forever for the process that failed. All processes must enter the block, and
+    nothing inside may wait for other processes.
     """
     error: Exception | None = None
     try:
@@ -123,16 +129,14 @@ def together() -> Iterator[None]:
 
 
 def _sendable(error: Exception | None) -> Exception | None:
-    """The error as the other processes raise it."""
-    from unlora.common.errors import InputError
-
+    """Return the error that the other processes raise. Most errors cannot be pickled, so they become a text."""
     if error is None or isinstance(error, InputError):
         return error
     return RuntimeError(f"process {processes()[0]} failed: {type(error).__name__}: {error}")
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """What `function` gives in the main process, which alone calls it; called by all."""
+    """Call `function` in the main process only, and return its result in all. All processes must call this."""
     result: Any = None
     with together():
         if processes()[0] == 0:

@@ -1,4 +1,4 @@
-"""Errors a user can act on: each names the argument, its value, the reason and the fix."""
+"""Errors that a user can act on. Each names the argument, its value, the reason and the fix."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# What stands in results in place of a number that there cannot be, with the reason as its value.
+# The key in results that replaces a number which cannot be computed. Its value is the reason.
 NOT_AVAILABLE = "not available"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with what the user gave.
+    """One thing that is wrong with the user's input.
 
     Args:
         argument: the argument's name, as the user writes it.
-        value: what was given.
+        value: the given value.
         reason: why it cannot work.
-        fix: what to do about it.
+        fix: what the user can do about it.
     """
 
     argument: str
@@ -31,14 +31,14 @@ class Problem:
 
 
 class InputError(ValueError):
-    """Wrong input, found before long work starts. `problems` lists everything that is wrong at once."""
+    """Wrong input, found before long work starts. `problems` lists everything that is wrong."""
 
     def __init__(self, *problems: Problem) -> None:
         self.problems = problems
         super().__init__("\n".join(str(problem) for problem in problems))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[Problem, ...]]:
-        """So that the processes of one job can tell each other."""
+        """Make the error picklable, so that one process can send it to the others."""
         return type(self), self.problems
 
 
@@ -47,14 +47,14 @@ class DivergenceError(RuntimeError):
 
 
 def raise_if(problems: Iterable[Problem]) -> None:
-    """Raises one `InputError` that lists all `problems`, if there are any."""
+    """Raise one `InputError` that lists all problems, if there are any."""
     found = list(problems)
     if found:
         raise InputError(*found)
 
 
 def unknown_name(argument: str, value: object, options: Iterable[str]) -> Problem:
-    """The problem of a name that is not among `options`, with the nearest ones suggested."""
+    """Return the problem of a name that is not among `options`, with the nearest one as a suggestion."""
     options = sorted(options)
     close = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
     fix = f"did you mean {close[0]!r}? Known: {', '.join(options)}" if close else f"use one of {', '.join(options)}"

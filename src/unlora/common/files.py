@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Write files and folders atomically: they appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path` for a file or a folder; renames it to `path` if the block succeeds.
+    """Yield a temporary path beside `path` for a file or a folder, and rename it to `path` if the block succeeds.
 
-    An existing file is replaced; an existing folder is an error of the operating system.
+    An existing file is replaced. A folder that is not empty raises `OSError`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -31,16 +31,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Write a text file atomically."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
-    """Writes one JSON value a line, whole or not at all."""
+    """Write one JSON value per line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes JSON whole or not at all; not-a-number and infinity are refused, since JSON has none."""
+    """Write JSON atomically. NaN and infinity raise `ValueError`, because JSON does not have them."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Progress with time left: bars on a terminal, now and then a line where there is none, nothing if so wished."""
+"""Progress with the time left: bars on a terminal, a line now and then elsewhere, or nothing if the user wants none."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Any, TextIO
 
 from unlora.common.distributed import is_main
 
-# Seconds that a step may take without progress, and between two lines where there is no terminal.
+# Seconds before the progress of a step is shown, and between two lines if there is no terminal.
 DELAY, INTERVAL = 2.0, 10.0
 # tqdm's line: "name:  33%|###   | 20/60 [00:10<00:20,  2.00 steps/s]".
-BAR = re.compile(
+_BAR = re.compile(
     r"(?P<name>.*?):? *(?P<percent>\d+%)\|[^|]*\| *(?P<done>\S+/\S+) \[[^<]*<(?P<left>[^,]*), *(?P<rest>.*)\]"
 )
-UP = "\x1b[A"  # a bar below others goes up again
+# What tqdm writes after a bar that is drawn below others, to move the cursor up again.
+_UP = "\x1b[A"
 
 
 def bar(iterable: Iterable[Any] | None = None, **settings: Any) -> Any:
-    """A progress bar with tqdm's arguments, that shows when its step takes longer than two seconds."""
+    """Return a progress bar with tqdm's arguments. It is shown if its step takes longer than two seconds."""
     from transformers.utils.logging import tqdm
 
     return tqdm(iterable, **{"delay": DELAY, "dynamic_ncols": True, "disable": not is_main(), **settings})
@@ -30,7 +31,7 @@ def bar(iterable: Iterable[Any] | None = None, **settings: Any) -> Any:
 
 @contextmanager
 def shown(name: str, unit: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A progress bar; yields what tells it how much has been done so far."""
+    """Show a progress bar, and yield a function that takes how much has been done so far."""
     before = 0
     with bar(desc=name, unit=unit, total=total) as shown_bar:
 
@@ -44,7 +45,7 @@ def shown(name: str, unit: str, total: int | None = None) -> Iterator[Callable[[
 
 @contextmanager
 def terminal(quiet: bool = False) -> Iterator[None]:
-    """Within it all bars, those of other libraries too, suit stderr: lines where it is no terminal, or nothing."""
+    """Make all progress bars suit stderr, those of other libraries too: lines if it is no terminal, or nothing."""
     from transformers.utils.logging import set_tqdm_hook
 
     stream: Any = sys.stderr
@@ -61,41 +62,42 @@ def terminal(quiet: bool = False) -> Iterator[None]:
 
 
 def is_quiet() -> bool:
-    """Whether stderr is silenced; what a process that is started must be told."""
+    """Return whether stderr is silenced. Processes that we start must be told."""
     return isinstance(sys.stderr, Silence)
 
 
 class Silence(io.TextIOBase):
-    """A stream that nothing comes out of."""
+    """A stream that drops everything."""
 
     def write(self, text: str) -> int:
-        """Drops the text."""
+        """Drop the text."""
         return len(text)
 
 
 class PlainLines(io.TextIOBase):
-    """Passes text on, but turns what a bar draws over and over into a line every `INTERVAL` seconds.
+    """A stream that passes text on, but turns a bar that is drawn again and again into one line per `INTERVAL`.
 
-    A bar's first line comes after `DELAY` seconds, and its last when it is full, unless it took less time.
+    The first line of a bar comes after `DELAY` seconds, and the last one when it is full. A bar that takes less than
+    `DELAY` has no line.
 
     Args:
-        stream: where lines go.
-        now: seconds on a clock.
+        stream: where the lines go.
+        now: the clock, in seconds.
     """
 
     def __init__(self, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream
         self.now = now
-        self._due: dict[str, float] = {}  # by bar: when its next line may come
-        self._told: set[str] = set()  # the bars that have had a line
+        self._due: dict[str, float] = {}  # bar -> when its next line may come
+        self._told: set[str] = set()  # bars that have had a line
         self._drawn = False
 
     def write(self, text: str) -> int:
-        """Takes text, or a bar's state, which begins with a carriage return."""
-        if "\r" in text or UP in text:
+        """Write text, or the state of a bar, which begins with a carriage return."""
+        if "\r" in text or _UP in text:
             self._drawn = True
-            self._draw(text.replace(UP, "").strip())
-        elif text != "\n" or not self._drawn:  # a bar ends its line
+            self._draw(text.replace(_UP, "").strip())
+        elif text != "\n" or not self._drawn:  # otherwise it is the end of a bar's line
             self._drawn = False
             self.stream.write(text)
         return len(text)
@@ -103,7 +105,7 @@ class PlainLines(io.TextIOBase):
     def _draw(self, text: str) -> None:
         if not text:
             return
-        found = BAR.match(text)
+        found = _BAR.match(text)
         name = found["name"] if found else text.partition(":")[0]
         full = found is not None and found["percent"] == "100%"
         now = self.now()
@@ -123,5 +125,5 @@ class PlainLines(io.TextIOBase):
         return f"{found['name']}: {found['done']} ({found['percent']}), {found['left']} left, {found['rest']}"
 
     def flush(self) -> None:
-        """Passes it on."""
+        """Flush the stream below."""
         self.stream.flush()
