@@ -1,7 +1,7 @@
 """Several processes that work on one job, as `accelerate launch` starts them.
 
-Every process runs the same code. In a single process all functions here are trivial. Some functions have to be called by
-all processes: they wait for the others, so a call in only some of them would never return.
+Every process runs the same code. In a single process all functions here are trivial. Some functions have to be called
+by all processes: they wait for the others, so a call in only some of them would never return.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _lockstep = False
 def in_lockstep() -> bool:
     """Return whether no process may run the model without the others.
 
-    If the model is sharded over the processes (`unlora.models.sharding`), each forward pass needs all of them. Work that
-    they could share is then done by all of them alike.
+    If the model is sharded over the processes (`unlora.models.sharding`), each forward pass needs all of them. Work
+    that they could share is then done by all of them alike.
     """
     return _lockstep
 
