@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unlora.data import load_records
-from unlora.importance import importance_key
 from unlora.models.hashes import adapter_sha256, base_sha256, rows_sha256, weights_digest
 
 ROWS = [{"question": "Who?", "answer": "Ada Lövelace", "wrong": ["Bob", "Eve"]}, {"question": "Where?", "answer": "x"}]
@@ -79,11 +78,3 @@ def test_the_hash_of_an_adapter_is_of_weights_and_settings_but_not_of_the_base_s
 
     assert write() == write(base="elsewhere") == write(modules=["q", "k"])
     assert len({write(), write(alpha=32), write(weight=2.0), write(modules=["k"])}) == 4
-
-
-def test_the_key_of_an_importance_is_that_of_weights_data_and_settings(tiny_model):
-    model, data, settings = tiny_model("llama"), [[{"input_ids": [1]}]], {"r": 4}
-    key = importance_key(model, data, settings)
-    assert key == importance_key(tiny_model("llama"), data, settings)
-    others = [(tiny_model("llama", 1), data, settings), (model, [[]], settings), (model, data, {"r": 5})]
-    assert key not in {importance_key(*other) for other in others}

@@ -1,13 +1,13 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, MistralConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, BloomConfig, MambaConfig, MistralConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from helpers.models import ARCHITECTURES
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.models.forward import hidden_states, labelled_tokens
-from unlora.models.packing import Rows, can_pack, is_packing, packed_attention, packing
+from unlora.models.packing import Rows, is_packing, packing
 
 ROWS = [
     {"question": "Where was Ada Lovelace born?", "answer": "London."},
@@ -78,13 +78,12 @@ def test_models_hand_the_rows_on_to_their_attention_in_every_layer(tiny_model, e
 @pytest.fixture
 def recorded(monkeypatch):
     """The rows that the attention of packed batches was called with."""
-    from transformers import AttentionInterface
-
     calls = []
+    attention = AttentionInterface()["unlora_packed"]
 
     def record(*args, rows=None, **kwargs):
         calls.append(rows)
-        return packed_attention(*args, rows=rows, **kwargs)
+        return attention(*args, rows=rows, **kwargs)
 
     monkeypatch.setitem(AttentionInterface._global_mapping, "unlora_packed", record)
     return calls
@@ -109,7 +108,7 @@ def test_attention_of_packed_rows_is_that_of_each_row(tiny_model):
     query, key, value = torch.randn(3, 1, 4, 7, 8)
     key, value = key[:, :2], value[:, :2]
     rows = Rows(2, 4, torch.tensor([0, 1, 2, 4, 5, 6, 7]))  # three tokens and four
-    whole, _ = packed_attention(layer, query, key, value, None, rows=rows, scaling=0.5)
+    whole, _ = AttentionInterface()["unlora_packed"](layer, query, key, value, None, rows=rows, scaling=0.5)
     for part in (slice(0, 3), slice(3, 7)):
         own, _ = sdpa_attention_forward(layer, *(x[:, :, part] for x in (query, key, value)), None, scaling=0.5)
         torch.testing.assert_close(whole[:, part], own)
@@ -121,6 +120,5 @@ def test_models_that_mix_tokens_outside_attention_or_take_no_positions_are_not_p
     eager = tiny_model("llama")
     eager.set_attn_implementation("eager")
     for model in (bloom, mamba, eager):
-        assert not can_pack(model)
         with packing(model):
             assert not is_packing(model)

@@ -52,7 +52,7 @@ class Rows:
         return states.flatten(0, 1).index_select(0, self.slots.to(states.device))[None]
 
 
-def packed_attention(
+def _packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -77,11 +77,11 @@ def packed_attention(
     return rows.together(sdpa_attention_forward(module, *parts, None, **kwargs)[0]), None
 
 
-AttentionInterface.register(_PACKED, packed_attention)
+AttentionInterface.register(_PACKED, _packed_attention)
 AttentionMaskInterface.register(_PACKED, sdpa_mask)
 
 
-def can_pack(core: PreTrainedModel) -> bool:
+def _can_pack(core: PreTrainedModel) -> bool:
     """Return whether the model takes positions, uses PyTorch's attention, and mixes tokens nowhere else."""
     layers = getattr(core.config, "layer_types", None) or _ATTENTION_LAYERS
     return (
@@ -101,7 +101,7 @@ def packing(core: PreTrainedModel) -> Iterator[None]:
     during the backward pass, and must find the same attention.
     """
     before = core.config._attn_implementation
-    if can_pack(core):
+    if _can_pack(core):
         core.config._attn_implementation = _PACKED
     try:
         yield

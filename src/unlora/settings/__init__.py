@@ -1,8 +1,11 @@
-"""Everything that a user sets, as dataclasses: each default, help text and check once. Imports only `common`."""
+"""Everything that a user sets, as dataclasses. Each default, help text and check is here, and only here.
+
+This package imports only `common`, so that the help of a command does not wait for torch.
+"""
 
 from unlora.settings.attack import AttackConfig
 from unlora.settings.chat import ChatConfig
-from unlora.settings.data import PROMPT_FORMATS, DataConfig, TextConfig, TrainDataConfig
+from unlora.settings.data import DataConfig, TextConfig, TrainDataConfig
 from unlora.settings.evaluation import (
     BenchmarkSettings,
     EvalConfig,
@@ -22,7 +25,6 @@ from unlora.settings.training import FinetuneSettings, UnlearnSettings
 
 __all__ = [
     "GRANULARITIES",
-    "PROMPT_FORMATS",
     "SMOOTHING",
     "STOP_STATISTICS",
     "AttackConfig",

@@ -9,7 +9,7 @@ from unlora.common.errors import Problem
 from unlora.settings.checks import at_least, choice_problems, missing, number_problems
 from unlora.settings.setting import setting
 
-PROMPT_FORMATS = ("auto", "base", "tofu", "chat")
+_PROMPT_FORMATS = ("auto", "base", "tofu", "chat")
 _SOURCE = "a file, a folder or a dataset on the Hugging Face Hub"
 _NO_DATASET = ("no dataset is named", f"name {_SOURCE}")
 _RANGES = {
@@ -43,7 +43,7 @@ class TextConfig:
 
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""
-        return [*choice_problems(self, {"prompt_format": PROMPT_FORMATS}), *number_problems(self, _RANGES)]
+        return [*choice_problems(self, {"prompt_format": _PROMPT_FORMATS}), *number_problems(self, _RANGES)]
 
 
 @dataclass

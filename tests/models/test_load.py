@@ -1,4 +1,4 @@
-"""Bases of 4 and 8 bits: the start from dequantised weights, and one request whole."""
+"""Loading a model, and base models in 4 and 8 bits: the start from dequantised weights, and one whole request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -14,10 +14,11 @@ from helpers.models import make_tokenizer
 from unlora.adapter import attach_adapters, weighted_low_rank
 from unlora.adapter.offset import base_weight, lora_layers
 from unlora.cli import main
+from unlora.common.errors import InputError
 from unlora.common.files import write_jsonl
 from unlora.data import pad_batch
 from unlora.models.forward import labelled_tokens
-from unlora.models.load import load_model
+from unlora.models.load import load_adapter, load_model
 from unlora.settings import ModelConfig
 
 FORGET = [{"question": f"Who keeps cat {i}?", "answer": f"Ada {i} does."} for i in range(4)]
@@ -100,3 +101,29 @@ def test_a_quantised_model_is_not_fine_tuned(inputs, tmp_path, capsys, monkeypat
     train = ["--train_data", str(inputs / "forget.jsonl"), "--output_dir", str(tmp_path / "x"), "--use_cpu", "true"]
     assert main(["finetune", "--model_name_or_path", str(inputs / "model"), "--load_in_4bit", "true", *train]) == 2
     assert "fine-tuning changes the weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [{}, {"config.json": "{}"}], ids=["no folder", "no model"])
+def test_what_transformers_cannot_load_is_refused_with_its_path(tmp_path, content):
+    path = tmp_path / "model"
+    for name, text in content.items():
+        path.mkdir()
+        (path / name).write_text(text)
+    with pytest.raises(InputError, match=f"model_name_or_path='{path}': transformers cannot load it"):
+        load_model(ModelConfig(str(path)))
+
+
+def test_pickled_weights_are_not_read(inputs, tmp_path):
+    model, tokenizer = load_model(ModelConfig(str(inputs / "model")))
+    model.config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="transformers cannot load it with safetensors weights"):
+        load_model(ModelConfig(str(tmp_path)))
+
+
+def test_an_adapter_of_another_model_is_refused_by_the_users_name_for_it(inputs, tiny_model, tmp_path):
+    get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    model, _ = load_model(ModelConfig(str(inputs / "model")))
+    with pytest.raises(InputError, match=f"RUN='{tmp_path}': PEFT cannot load it on this model"):
+        load_adapter(model, str(tmp_path), argument="RUN")
