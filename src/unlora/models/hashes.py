@@ -77,18 +77,15 @@ def base_sha256(name: str, revision: str = "main") -> str | None:
 def _weight_files(name: str, revision: str) -> list[str]:
     """Return the safetensors files of a saved model, and download them if necessary."""
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+    from transformers.utils.hub import get_checkpoint_shard_files
 
-    def find(file: str) -> str | None:
-        return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-
-    single = find(SAFE_WEIGHTS_NAME)
+    single, index = (
+        cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+        for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    )
     if single is not None:
         return [single]
-    index = find(SAFE_WEIGHTS_INDEX_NAME)
-    if index is None:
-        return []
-    shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    return [path for shard in shards if (path := cached_file(name, shard, revision=revision)) is not None]
+    return [] if index is None else get_checkpoint_shard_files(name, index, revision=revision)[0]
 
 
 def _saved_tensors(files: Sequence[str | Path]) -> Iterator[tuple[str, Tensor]]:
