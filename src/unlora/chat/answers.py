@@ -1,19 +1,20 @@
-"""What the original and the unlearned model say, side by side: one model in memory, its adapter off and on."""
+"""Answers of the original and the unlearned model: a single model in memory, with its adapter off and on."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records
@@ -28,6 +29,7 @@ from unlora.evals.scoring import (
     prompt_example,
     score_tokens,
 )
+from unlora.settings.checks import at_least, number_problems
 
 SIDES = ("original", "unlearned")
 
@@ -37,65 +39,77 @@ class Sampling:
     """How an answer is generated.
 
     Args:
-        max_new_tokens: its longest length.
-        temperature: 0 is greedy, as in the evaluation; above, tokens are drawn.
+        max_new_tokens: its maximum length.
+        temperature: 0 is greedy decoding, as in the evaluation; otherwise tokens are sampled.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
 
     def problems(self) -> list[Problem]:
-        """What cannot be."""
-        problems = []
-        if self.max_new_tokens < 1:
-            problems.append(Problem("max_new_tokens", self.max_new_tokens, "an answer needs a token", "use at least 1"))
-        if self.temperature < 0:
-            problems.append(Problem("temperature", self.temperature, "it is negative", "use 0 (greedy) or more"))
-        return problems
+        """Return what is wrong with these values."""
+        ranges = {
+            "max_new_tokens": at_least(1, "an answer needs a token"),
+            "temperature": at_least(0, "it is negative"),
+        }
+        return number_problems(self, ranges)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """An answer's tokens, and how likely each is to each model after the question and the tokens before it.
+    """The tokens of an answer, and how likely each one is after the question and the tokens before it.
 
     Args:
         tokens: the text that each token adds.
-        logp: by side, [tokens] log-probability in nats.
+        logp: by side the log-probabilities in nats, [tokens].
     """
 
     tokens: list[str]
     logp: dict[str, NDArray[np.float32]]
 
     def probability(self, side: str) -> float:
-        """The probability of the answer, normalised for its length: exp(mean log p), as the evaluation has it."""
+        """Return the probability of the answer, normalised for its length as in the evaluation: exp(mean log p)."""
         return float(np.exp(self.logp[side].mean()))
 
 
+class TokenStreamer(TextIteratorStreamer):
+    """Iterate over the ids of generated tokens. The base class gives text, from which tokens cannot be scored."""
+
+    def put(self, value: Tensor) -> None:
+        """Pass on one new token, [1]; the prompt comes first, as [1, length]."""
+        if value.dim() == 1:
+            self.text_queue.put(int(value))
+
+    def end(self) -> None:
+        """End the iteration."""
+        self.text_queue.put(self.stop_signal)
+
+
 class SideBySide:
-    """Asks both models, one at a time; may be called from several threads.
+    """Ask both models, one at a time. Several threads may use one instance.
 
     Args:
-        model: the base with the adapter of a run as its only one.
-        text_format: how a question becomes a prompt: that of the run.
+        model: the original model with the run's adapter as its only one.
+        text_format: how the run turns a question into a prompt.
     """
 
-    def __init__(self, model: Any, text_format: TextFormat) -> None:
+    def __init__(self, model: PeftModel, text_format: TextFormat) -> None:
         self.model = model
         self.text_format = text_format
         self._lock = Lock()
 
     @property
     def longest(self) -> int | None:
-        """How many tokens question and answer may have; None if the model sets no limit."""
+        """The number of tokens that question and answer may have together; None if the model sets no limit."""
         return positions(self.model)
 
     def answers(self, question: str, sampling: Sampling) -> Generator[dict[str, list[int]], None, None]:
-        """The tokens of both answers by side, again after every new token; the original answers first.
+        """Yield the tokens of both answers by side after every new token; the original model answers first.
 
-        Closing the iterator ends the generation after the token that is being made.
+        Closing the iterator stops the generation after the token that is being generated.
 
         Raises:
-            InputError: an empty question, or one that leaves the model no positions for the answer.
+            InputError: the question is empty, or leaves the model no positions for the answer.
         """
         raise_if(sampling.problems())
         prompt = self._prompt(question)
@@ -109,16 +123,18 @@ class SideBySide:
                 yield tokens
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of generated tokens, as the evaluation reads it."""
+        """Return the text of generated tokens, as the evaluation reads it."""
         return generated_text(tokens, self.text_format).strip()
 
     def score(self, question: str, answer: str | Sequence[int]) -> Scored:
-        """How likely each token of an answer, given as text or as generated tokens, is to both models.
+        """Return how likely each token of an answer is under both models.
 
-        An answer given as text ends with the end token.
+        Args:
+            question: what was asked.
+            answer: a text, which is scored with its end token, or generated tokens.
 
         Raises:
-            InputError: an empty question or answer, or more tokens than the model has positions.
+            InputError: the question or the answer is empty, or the model has too few positions for both.
         """
         prompt = self._prompt(question)
         if isinstance(answer, str):
@@ -139,53 +155,38 @@ class SideBySide:
 
     @contextmanager
     def _as(self, side: str) -> Iterator[None]:
-        """Within, the model is that side, and no other thread's."""
+        """Make the model that side, for this thread alone."""
         with self._lock, nullcontext() if side == "unlearned" else self.model.disable_adapter():
             yield
 
     def _stream(self, side: str, prompt: list[int], config: GenerationConfig) -> Iterator[int]:
-        """The generated tokens as they come.
+        """Yield the generated tokens as they come.
 
-        Generation has a thread of its own, because what switches gradients off holds for one thread, and the reader of
-        an iterator may change threads between two tokens.
+        The generation has a thread of its own: gradients are switched off per thread, and the reader of an iterator may
+        change threads between two tokens.
         """
-        watcher = Watcher()
+        streamer, closed, done = TokenStreamer(self.text_format.tokenizer), Event(), Future[None]()
+
+        def stop(ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+            return torch.full((len(ids),), closed.is_set(), device=ids.device)
 
         def work() -> None:
             try:
                 ids = torch.tensor([prompt], device=next(self.model.parameters()).device)
-                mask = torch.ones_like(ids)
+                settings = {"generation_config": config, "stopping_criteria": StoppingCriteriaList([stop])}
                 with self._as(side), generating(self.model) as core:
-                    core.generate(ids, attention_mask=mask, generation_config=config, stopping_criteria=[watcher])
-                watcher.seen.put(None)
+                    core.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **settings)
+                done.set_result(None)
             except Exception as error:
-                watcher.seen.put(error)
+                done.set_exception(error)
+            finally:
+                streamer.end()  # a failed generation does not end it
 
         worker = Thread(target=work, daemon=True)
         worker.start()
         try:
-            while (token := watcher.seen.get()) is not None:
-                if isinstance(token, Exception):
-                    raise token
-                yield token
+            yield from streamer
+            done.result()
         finally:
-            watcher.closed = True
+            closed.set()
             worker.join()
-
-
-class Watcher(StoppingCriteria):
-    """Passes on every generated token, and ends the generation when it is closed.
-
-    Attributes:
-        seen: the tokens; at last None, or what went wrong.
-        closed: whether anybody still wants them.
-    """
-
-    def __init__(self) -> None:
-        self.seen: SimpleQueue[int | Exception | None] = SimpleQueue()
-        self.closed = False
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """After each token: [1] whether it was the last."""
-        self.seen.put(int(input_ids[0, -1]))
-        return torch.tensor([self.closed], device=input_ids.device)

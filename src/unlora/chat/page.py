@@ -1,4 +1,4 @@
-"""The page itself: a question, both answers, and on demand the probability of every token."""
+"""The page itself: a question, both answers, and the probability of every token if wanted."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from unlora.chat.tokens import token_sections
 from unlora.common.errors import InputError
 from unlora.pipeline.attack import Target
 
-# Fonts of the system: those of the themes may be fetched from elsewhere.
+# System fonts: Gradio's themes may fetch theirs from the network.
 SANS, MONO = ("ui-sans-serif", "system-ui", "sans-serif"), ("ui-monospace", "Consolas", "monospace")
 LOOK = {
     "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=SANS, font_mono=MONO),
     "css_paths": Path(__file__).with_name("page.css"),
 }
-LONGEST_ANSWER = 1024  # tokens, where the model has that many positions
+LONGEST_ANSWER = 1024  # tokens, if the model has that many positions
 PROMPTS_A_PAGE = 5
-# There is one model, and it is one side at a time.
+# There is a single model, and it can only be one side at a time.
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 
 
@@ -36,13 +36,13 @@ class Asked(NamedTuple):
 
 
 class Handlers:
-    """What happens on the page."""
+    """The event handlers of the page."""
 
     def __init__(self, models: SideBySide) -> None:
         self.models = models
 
     def ask(self, question: str, max_new_tokens: float, temperature: float) -> Iterator[tuple[str, str, Asked]]:
-        """Both answers as they grow."""
+        """Yield both answers as they grow."""
         yield "", "", Asked(question, {side: [] for side in SIDES})
         with shown_errors(), closing(self.models.answers(question, Sampling(int(max_new_tokens), temperature))) as news:
             for tokens in news:
@@ -50,7 +50,7 @@ class Handlers:
                 yield original, unlearned, Asked(question, {side: list(tokens[side]) for side in SIDES})
 
     def probabilities(self, wanted: bool, question: str, reference: str, asked: Asked | None) -> str:
-        """Every token of the reference and of the answers, if that is wanted."""
+        """Return every token of the reference and of the answers as HTML, or nothing if that is not wanted."""
         if not wanted:
             return ""
         answers: dict[str, str | list[int]] = {"Reference answer": reference} if reference.strip() else {}
@@ -64,7 +64,7 @@ class Handlers:
 
 @contextmanager
 def shown_errors() -> Iterator[None]:
-    """Wrong input becomes a message on the page, which would read it as HTML."""
+    """Show wrong input as a message on the page. Gradio would read the message as HTML, so it is escaped."""
     try:
         yield
     except InputError as error:
@@ -72,7 +72,7 @@ def shown_errors() -> Iterator[None]:
 
 
 def build(models: SideBySide, target: Target, prompts: Prompts) -> gr.Blocks:
-    """The page, not served yet."""
+    """Return the page, which is not served yet."""
     with gr.Blocks(title="unlora chat", analytics_enabled=False) as page:
         gr.HTML(heading(target, prompts))
         question = gr.Textbox(label="Question", placeholder="Ask both models", max_lines=8, render=False)
@@ -105,20 +105,20 @@ def build(models: SideBySide, target: Target, prompts: Prompts) -> gr.Blocks:
 
 
 def heading(target: Target, prompts: Prompts) -> str:
-    """What is asked here, and which prompts there are not."""
+    """Return the heading: which models are asked, and why a set has no prompts."""
     notes = "".join(
-        f'<p class="note">No prompts from the {escape(name)} set: {escape(reason)}</p>'
+        f'<p class="note">There are no prompts from the {escape(name)} set: {escape(reason)}</p>'
         for name, reason in prompts.missing.items()
     )
     return (
         f'<header class="unlora"><h1>Original and unlearned, side by side</h1>'
         f"<p>{escape(target.model.model_name_or_path)}, without and with the adapter of {escape(target.run)}. "
-        f"Each question stands alone. Nothing leaves this computer.</p>{notes}</header>"
+        f"Each question starts a new conversation. Nothing leaves this computer.</p>{notes}</header>"
     )
 
 
 def prompt_list(name: str, prompts: list[Prompt], filled: list[gr.Textbox]) -> Any:
-    """The questions of one set; a click on one fills in question and reference."""
+    """Add the questions of one set. A click on one fills in question and reference, and is returned as an event."""
     with gr.Column(min_width=300):
         questions = gr.Dataset(
             label=f"{name.capitalize()} set",
@@ -133,24 +133,24 @@ def prompt_list(name: str, prompts: list[Prompt], filled: list[gr.Textbox]) -> A
 
 
 def answer_box(side: str) -> gr.Textbox:
-    """Where one model's answer appears: as plain text, whatever it holds."""
+    """Return the box for one model's answer, which is shown as plain text whatever it contains."""
     return gr.Textbox(
         label=side.capitalize(),
         lines=3,
         max_lines=16,
         min_width=280,
         interactive=False,
-        buttons=[],  # a button within the label would take the label from the text
+        buttons=[],  # with a button inside, the label would no longer belong to the text
         elem_id=f"{side}-answer",
     )
 
 
 def sampling_settings(models: SideBySide, target: Target) -> list[gr.Slider]:
-    """The settings that `Handlers.ask` takes after the question."""
+    """Add the settings that `Handlers.ask` takes after the question."""
     longest = min(models.longest or LONGEST_ANSWER, LONGEST_ANSWER)
     usual = min(target.evaluation.max_new_tokens, longest)
     with gr.Accordion("Settings", open=False):
         return [
-            gr.Slider(1, longest, usual, step=1, label="Longest answer, in tokens"),
-            gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is greedy, as in the evaluation."),
+            gr.Slider(1, longest, usual, step=1, label="Maximum answer length in tokens"),
+            gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is greedy decoding, as in the evaluation."),
         ]

@@ -1,4 +1,4 @@
-"""Serves a page to this computer alone."""
+"""Serve a page to this computer only."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     import gradio as gr
 
 HOST = "127.0.0.1"
-# A page elsewhere whose own name is made to lead here would else read along (DNS rebinding).
+# Other names are refused: a website could make its own name resolve to this computer, and read along (DNS rebinding).
 NAMES = (HOST, "localhost")
 
 
 def free_port(port: int) -> int:
-    """The port itself if nothing listens on it; for 0 any free one.
+    """Return the port if it is free; for 0 return any free one.
 
     Raises:
-        InputError: the port cannot be had.
+        InputError: the port cannot be used.
     """
     try:
         with socket.create_server((HOST, port)) as found:
@@ -32,12 +32,12 @@ def free_port(port: int) -> int:
 
 
 def check_gradio() -> None:
-    """Imports gradio, with its reports to its makers off.
+    """Import gradio with its analytics switched off.
 
     Raises:
-        InputError: it is not installed.
+        InputError: gradio is not installed.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at import time
     try:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
@@ -46,13 +46,13 @@ def check_gradio() -> None:
 
 
 def serve(page: gr.Blocks, port: int, open_browser: bool) -> None:
-    """Serves the page until Ctrl-C, and prints its address when it can be opened."""
+    """Print the address of the page once it can be opened, and serve the page until Ctrl-C."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from unlora.chat.page import LOOK
 
-    for name in ("no_proxy", "NO_PROXY"):  # the page is checked over HTTP before its address is given out
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio requests the page once before it returns the address
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST)))
     _, address, _ = page.queue().launch(
         server_name=HOST,

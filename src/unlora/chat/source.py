@@ -1,4 +1,4 @@
-"""What the page is about: a run, its two models, and questions of its forget and retain set."""
+"""What the page shows: the two models of a run, and questions from its forget and retain set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETS = ("forget", "retain")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question of the data, and the answer there."""
+    """A question and its answer in the data."""
 
     question: str
     answer: str
@@ -28,17 +28,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prompts:
-    """By set its questions, each once, and why a set has none."""
+    """The questions by set, each once, and by set the reason why it has none."""
 
     sets: dict[str, list[Prompt]]
     missing: dict[str, str]
 
 
 def load_side_by_side(target: Target) -> SideBySide:
-    """The run's base with its exported adapter, which holds those of earlier requests too.
+    """Load the original model with the run's exported adapter, which includes those of earlier requests.
 
     Raises:
-        InputError: a base or an adapter that cannot be loaded.
+        InputError: the model or the adapter cannot be loaded.
     """
     model, tokenizer = load_model(target.model)
     text_format = TextFormat(tokenizer, target.data.prompt_format, usable_length(model, target.data.max_length))
@@ -46,7 +46,7 @@ def load_side_by_side(target: Target) -> SideBySide:
 
 
 def load_prompts(target: Target) -> Prompts:
-    """The questions of the rows that the run evaluates. A page without them is of use still, so nothing is raised."""
+    """Return the questions of the evaluated rows. The page is useful without them, so this does not raise."""
     sets: dict[str, list[Prompt]] = {}
     missing = {}
     for name in SETS:
@@ -61,7 +61,7 @@ def load_prompts(target: Target) -> Prompts:
 
 
 def prompts_of(rows: Sequence[Record]) -> list[Prompt]:
-    """Question and answer of each row: its columns, or the first two turns of its conversation."""
+    """Return question and answer of each row: its columns, or the first two turns of its conversation."""
     found = []
     for row in rows:
         if has_keys(row, "question", "answer"):

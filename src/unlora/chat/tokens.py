@@ -8,13 +8,13 @@ from html import escape
 
 from unlora.chat.answers import SIDES, Scored
 
-CAPTION = "Under each token: its probability after the question and the tokens before it, for"
+CAPTION = "Below each token is its probability, given the question and the tokens before it, for"
 
 
 def token_sections(answers: Mapping[str, Scored]) -> str:
-    """HTML of several answers under their titles, equal ones once; all text in it is escaped."""
+    """Return the HTML of several answers under their titles, equal ones once. All text in it is escaped."""
     if not answers:
-        return '<div class="tokens"><p>Ask a question, or write one with a reference answer.</p></div>'
+        return '<div class="tokens"><p>Ask a question, or write one together with a reference answer.</p></div>'
     together: dict[tuple[str, ...], list[str]] = {}
     for title, scored in answers.items():
         together.setdefault(tuple(scored.tokens), []).append(title)
@@ -24,17 +24,17 @@ def token_sections(answers: Mapping[str, Scored]) -> str:
 
 
 def section(title: str, scored: Scored) -> str:
-    """HTML of one answer."""
+    """Return the HTML of one answer."""
     whole = ", ".join(f"{side} {scored.probability(side):.3f}" for side in SIDES)
     items = "".join(item(place, scored) for place in range(len(scored.tokens)))
     return (
-        f"<section><h3>{escape(title)}</h3><p>Probability, as the evaluation has it: {whole}</p>"
+        f"<section><h3>{escape(title)}</h3><p>Probability, normalised for length as in the evaluation: {whole}</p>"
         f'<ol aria-label="{escape(title)}, token by token">{items}</ol></section>'
     )
 
 
 def item(place: int, scored: Scored) -> str:
-    """HTML of one token."""
+    """Return the HTML of one token."""
     values = {side: math.exp(scored.logp[side][place]) for side in SIDES}
     cells = "".join(
         f'<span class="p {side}" style="--p:{value:.3f}" title="{side}: {value:.3g}">'
@@ -45,7 +45,7 @@ def item(place: int, scored: Scored) -> str:
 
 
 def percent(value: float) -> str:
-    """A probability in whole percents, without claiming 0 or 100 for what is neither."""
+    """Return a probability in whole percent, without claiming 0 or 100 for what is neither."""
     if 0 < value < 0.005:
         return "<1%"
     if 0.995 <= value < 1:
@@ -54,5 +54,5 @@ def percent(value: float) -> str:
 
 
 def visible(token: str) -> str:
-    """The token with marks for blanks, and for one that only begins a character."""
+    """Return the token with marks for whitespace, and a mark for a token that only starts a character."""
     return token.translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥"}) or "⋯"

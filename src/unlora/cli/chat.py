@@ -1,4 +1,4 @@
-"""`unlora chat`: the original and the unlearned model of a run side by side, on a local page."""
+"""`unlora chat`: ask the original and the unlearned model of a run side by side, on a local web page."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def run(argv: list[str]) -> int:
     target = read_run(argv[0])
     prompts = load_prompts(target)
     for name, reason in prompts.missing.items():
-        print(f"no prompts from the {name} set: {reason}")
+        print(f"There are no prompts from the {name} set: {reason}")
     serve(build(load_side_by_side(target), target, prompts), config.port, config.open_browser)
     return 0
