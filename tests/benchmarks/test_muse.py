@@ -31,9 +31,10 @@ from unlora.cli import main
 from unlora.common.errors import InputError
 from unlora.common.files import write_jsonl
 from unlora.data import TextFormat, load_records
+from unlora.data.encoding import encode_text
+from unlora.evals.generation import continue_prompts
 from unlora.evals.membership.scores import score_auc
 from unlora.evals.metrics import rouge_l_f1
-from unlora.evals.scoring import continue_texts
 from unlora.report.read import read_run
 
 PAIRS = [{"question": "Who keeps the cat?", "answer": "Ada"}, {"question": "Why?", "answer": "Nobody knows"}]
@@ -129,7 +130,7 @@ def test_a_text_is_continued_as_a_plain_loop_does_and_blanks_are_kept(tiny_model
     said = []
     while len(said) < 12 and (token := int(model(torch.tensor([ids + said])).logits[0, -1].argmax())) != 1:
         said.append(token)
-    generated = continue_texts(model, [text], TextFormat(tokenizer, "base"), 12)
+    generated = continue_prompts(model, [ids], TextFormat(tokenizer, "base"), 12)
     assert generated == [tokenizer.decode(said, skip_special_tokens=True)]
 
 
@@ -137,8 +138,9 @@ def test_a_text_is_continued_as_a_plain_loop_does_and_blanks_are_kept(tiny_model
 def test_continuations_do_not_depend_on_the_batch(tiny_model, tokenizer, name):
     model = tiny_model(name)
     texts = ["Ada", "The quick brown fox jumps over the lazy dog", "Question: Why?\nAnswer: ", "1234567890 people "]
-    alone = continue_texts(model, texts, TextFormat(tokenizer, "base"), 16, batch_size=1)
-    assert continue_texts(model, texts, TextFormat(tokenizer, "base"), 16, batch_size=3) == alone
+    prompts = [encode_text(text, tokenizer) for text in texts]
+    alone = continue_prompts(model, prompts, TextFormat(tokenizer, "base"), 16, batch_size=1)
+    assert continue_prompts(model, prompts, TextFormat(tokenizer, "base"), 16, batch_size=3) == alone
 
 
 # C3, and the metrics of scores.
@@ -254,7 +256,7 @@ def test_a_prompt_without_room_for_an_answer_is_refused_at_once(tiny_model, toke
 @pytest.mark.parametrize(
     ("config", "split", "rows", "message"),
     [
-        ("verbmem", "forget", [{"prompt": "x"}], r"verbmem\.forget\[0\]\.gt=None: not a filled text"),
+        ("verbmem", "forget", [{"prompt": "x"}], r"verbmem\.forget\[0\]\.gt=None: it must be a non-empty text"),
         ("knowmem", "retain_qa", [QA[0], {"question": " ", "answer": "x"}], r"retain_qa\[1\]\.question=' '"),
         ("knowmem", "forget_qa_icl", [{"q": "x", "answer": "x"}], r"forget_qa_icl\[0\]\.question=None"),
         ("privleak", "holdout", [{"content": "x"}], r"privleak\.holdout\[0\]\.text=None"),
@@ -308,7 +310,7 @@ def test_a_retrain_log_of_as_many_other_rows_is_refused(command, folder, tmp_pat
     write_jsonl(tmp_path / "data" / "knowmem" / "retain_qa_icl.jsonl", PAIRS[1:])
     again = {"retrain_log": tmp_path / "retrained.json", "model_name_or_path": folder / "no weights"}
     assert command(data=tmp_path / "data", **again) == 2
-    assert "its rows of retain_qa_icl are not those here" in capsys.readouterr().err
+    assert "its rows of retain_qa_icl are other rows than here" in capsys.readouterr().err
 
 
 # The miniature.

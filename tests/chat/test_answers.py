@@ -10,10 +10,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from helpers.scoring import answer_nll
 from unlora import InputError
 from unlora.chat.answers import SIDES, Sampling, SideBySide
 from unlora.data import TextFormat
-from unlora.evals.scoring import answer_nll, encode_prompt, generate_answers
+from unlora.evals.generation import encode_prompt, generate_answers
 
 QUESTION, ANSWER = "Where was Ada Lovelace born?", "Ada was born in London."
 CHATML = (

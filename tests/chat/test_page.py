@@ -23,7 +23,7 @@ from helpers.models import save_tiny_llama as save_model
 from unlora.chat.answers import SIDES
 from unlora.chat.source import Prompt, load_prompts, load_side_by_side, prompts_of
 from unlora.cli import main
-from unlora.evals.scoring import generate_answers
+from unlora.evals.generation import generate_answers
 from unlora.pipeline.attack import read_run
 
 # Text that is markup, or a template, must be shown as it is written.

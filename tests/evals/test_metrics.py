@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from unlora.common.errors import InputError
 from unlora.evals import metrics
-from unlora.evals.tofu import TASKS, read_log
+from unlora.evals.logs import read_log
+from unlora.evals.membership.scores import score_auc
+from unlora.evals.tofu import TASKS
 
 losses = st.floats(0, 500)
 ratios = st.lists(st.floats(0, 1e300), min_size=1, max_size=30)
@@ -87,8 +89,37 @@ def test_membership_auc_by_hand():
 
 @given(st.lists(losses, min_size=2, max_size=30), st.lists(losses, min_size=2, max_size=30))
 def test_membership_auc_is_the_share_of_pairs(members, others):
-    pairs = [(one < other) + (one == other) / 2 for one in members for other in others]
+    ties = [[math.isclose(one, other, rel_tol=1e-5) for other in others] for one in members]
+    pairs = [
+        tie / 2 if tie else float(one < other)
+        for one, row in zip(members, ties, strict=True)
+        for other, tie in zip(others, row, strict=True)
+    ]
     assert metrics.membership_auc(members, others) == pytest.approx(sum(pairs) / len(pairs))
+
+
+# Decimals, so that distinct values are further apart than the noise.
+grid = st.lists(st.integers(-9999, 9999).map(lambda value: value / 1000), min_size=2, max_size=30)
+
+
+@given(grid, grid, st.integers(0, 2**32 - 1))
+def test_noise_in_the_last_bits_of_float32_changes_no_rank_statistic(one, other, seed):
+    """Of values that were equal before, too: such as those of one text in several rows of a batch."""
+    drawn = np.random.default_rng(seed)
+    noisy = [
+        np.float32(values) * (1 + drawn.integers(-8, 9, len(values)) * np.finfo(np.float32).eps)
+        for values in (one, other)
+    ]
+    assert metrics.membership_auc(*noisy) == metrics.membership_auc(one, other)
+    assert metrics.ks_pvalue(*noisy) == metrics.ks_pvalue(one, other)
+    assert score_auc(*noisy) == score_auc(one, other)
+
+
+def test_values_further_apart_than_noise_are_no_ties():
+    assert metrics.membership_auc([1.0, 1.0], [1.0001, 1.0001]) == 1
+    assert metrics.membership_auc([1.0, 1.0], [1.000001, 1.000001]) == 0.5
+    # Tiny ratios are told apart by their own digits, not by how far they are from 0.
+    assert metrics.membership_auc([1e-30, 2e-30], [1e-29, 2e-29]) == 1
 
 
 def test_forget_quality_by_hand():

@@ -6,10 +6,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from helpers.scoring import answer_nll
 from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, TextFormat, encode_records, encode_turns
 from unlora.evals import scoring
-from unlora.evals.scoring import answer_nll, encode_prompt, end_tokens, example_nll, generate_answers, score_tokens
+from unlora.evals.generation import encode_prompt, end_tokens, generate_answers
+from unlora.evals.scoring import example_nll, score_tokens
 
 ARCHITECTURES = ("llama", "qwen", "phi", "gemma", "gpt2", "gptneox")
 PAIRS = [

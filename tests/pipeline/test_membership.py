@@ -165,4 +165,4 @@ def test_a_retrain_log_of_as_many_other_rows_is_refused(command, folder, tmp_pat
     write_rows(folder / "data" / "changed.jsonl", [{"question": "Who keeps dog 9?", "answer": "Eve."}, *HOLDOUT[1:]])
     again = {"retrain_log": tmp_path / "retrained.json", "model_name_or_path": folder / "no weights"}
     assert command(holdout_name="changed", **again) == 2
-    assert "its rows of holdout are not those here" in capsys.readouterr().err
+    assert "its rows of holdout are other rows than here" in capsys.readouterr().err

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from transformers import LlamaForCausalLM, set_seed
 
+from helpers.scoring import answer_nll
 from unlora.adapter import compression, export_adapter
 from unlora.benchmarks.builtin.persona_data import generate
 from unlora.benchmarks.builtin.persona_models import Recipe, model_config, train_tokenizer, training_arguments
 from unlora.common.files import write_jsonl
 from unlora.data import TextFormat, encode_records
 from unlora.evals import evaluate, summarise
-from unlora.evals.scoring import answer_nll
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.unlearn import ADAPTER, Request, unlearn
 from unlora.settings import DataConfig, EvalConfig, EvalSettings, ImportanceConfig, ModelConfig

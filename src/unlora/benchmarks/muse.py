@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from unlora.common.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.common.progress import shown
 from unlora.evals.membership.leakage import Scores, check_retrained, leakage_scores, read_scores, summarise_leakage
 from unlora.evals.metrics import finite_values, rouge_l_f1, warn_of_wordless
+from unlora.evals.progress import Progress, continued
 from unlora.models.hashes import sets_sha256
 from unlora.settings import BenchmarkSettings
 
@@ -43,11 +44,10 @@ if TYPE_CHECKING:
     from unlora.data.sources import Record
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[int], None]
 Sets = Mapping[str, "Sequence[Record]"]
 
 # Each set: configuration and split on the Hub, and the columns of its rows.
-SOURCES = {
+_SOURCES = {
     "verbmem": ("verbmem", "forget", ("prompt", "gt")),
     "forget_qa": ("knowmem", "forget_qa", ("question", "answer")),
     "forget_qa_icl": ("knowmem", "forget_qa_icl", ("question", "answer")),
@@ -67,7 +67,7 @@ REQUESTS = {
 ROUGE_METRICS = {"verbmem_f": "verbmem", "knowmem_f": "forget_qa", "knowmem_r": "retain_qa"}
 NEW_TOKENS = {"verbmem": 128, "forget_qa": 32, "retain_qa": 32}
 # Where an answer ends at the latest: there the model has begun another question.
-ANSWER_END = re.compile("\n\n|\nQuestion|Question:")
+_ANSWER_END = re.compile("\n\n|\nQuestion|Question:")
 # MUSE reports Min-40%; the other is for comparison.
 PRIVLEAK_ATTACKS = ("min_k_40", "min_k_20")
 # The leakage is a ratio to the retrained model's value.
@@ -178,35 +178,36 @@ def _leakage(log: Log, summary: Mapping[str, Any], retrained: Log | None) -> Mea
 
 
 def load_muse(path: str, ds_size: int | None = None) -> dict[str, list[Record]]:
-    """The sets that C1 to C4 need, from the hub ("muse-bench/MUSE-News") or a folder of `<config>/<split>.jsonl`.
+    """Load the sets for C1 to C4, from the Hub ("muse-bench/MUSE-News") or a folder of `<config>/<split>.jsonl`.
 
     Args:
-        path: the hub's name or the folder.
-        ds_size: rows of each set, from the first on; None is all. Pairs in context are always all.
+        path: the name on the Hub, or the folder.
+        ds_size: how many rows of each set are used, from the first on; None for all. The question/answer pairs shown
+            in context are always all used.
 
     Raises:
-        InputError: sets that cannot be read, a column that is missing or empty, texts that stand in both privacy
-            sets, or fewer than two of them in one.
+        InputError: sets that cannot be read, a column that is missing or empty, texts that are in both privacy sets, or
+            fewer than two texts in one of them.
     """
     from unlora.data import check_overlap, load_records
 
     sets = {}
-    for name, (config, split, columns) in SOURCES.items():
+    for name, (config, split, columns) in _SOURCES.items():
         rows = load_records(path, config, split, argument=f"data ({config}, {split})")
-        check_columns(f"{config}.{split}", rows, columns)
+        _check_columns(f"{config}.{split}", rows, columns)
         sets[name] = rows if name.endswith("_icl") else rows[:ds_size]
     check_overlap(sets["forget"], sets["holdout"], names=("forget", "holdout"))
     raise_if(
-        Problem(f"privleak.{name}", "1 row", "one text alone shows no spread", "give at least two")
+        Problem(f"privleak.{name}", "1 row", "a single text has no spread", "give at least two")
         for name in ("forget", "holdout")
         if len(sets[name]) < 2
     )
     return sets
 
 
-def check_columns(name: str, rows: Sequence[Record], columns: Sequence[str]) -> None:
-    """Refuses rows in which one of the columns is not a filled text."""
-    reason, fix = "not a filled text", f"give every row of {name} {' and '.join(columns)}"
+def _check_columns(name: str, rows: Sequence[Record], columns: Sequence[str]) -> None:
+    """Raise `InputError` for rows in which one of the columns is not a text or is empty."""
+    reason, fix = "it must be a non-empty text", f"give every row of {name} {' and '.join(columns)}"
     raise_if(
         Problem(f"{name}[{place}].{column}", row.get(column), reason, fix)
         for place, row in enumerate(rows)
@@ -216,17 +217,17 @@ def check_columns(name: str, rows: Sequence[Record], columns: Sequence[str]) -> 
 
 
 def knowledge_prompt(question: str, pairs: Sequence[Record]) -> str:
-    """What is continued for C2 and C4: question and answer pairs in context, then the question.
+    """Return the prompt for C2 and C4: question/answer pairs in context, and then the question.
 
-    It ends with a blank after "Answer:", as in MUSE's code.
+    It ends with a space after "Answer:", as in MUSE's code.
     """
     context = "".join(f"Question: {pair['question']}\nAnswer: {pair['answer']}\n\n" for pair in pairs)
     return f"{context}Question: {question}\nAnswer: "
 
 
 def cut_answer(text: str) -> str:
-    """The text up to where the model begins another question."""
-    return ANSWER_END.split(text, maxsplit=1)[0]
+    """Return the text up to where the model begins another question."""
+    return _ANSWER_END.split(text, maxsplit=1)[0]
 
 
 def evaluate_muse(
@@ -236,96 +237,98 @@ def evaluate_muse(
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> tuple[Scores, dict[str, list[list[str]]]]:
-    """Scores the model on all sets.
+    """Score the model on all sets.
 
     Args:
-        model: a causal LM, with or without adapters; left as it was found.
-        sets: from `load_muse`.
-        tokenizer: a fast tokenizer. Neither chat template nor end token stands in what the model sees.
-        batch_size: rows of a pass.
+        model: a causal LM, with or without adapters. It is left as it was found.
+        sets: what `load_muse` returned.
+        tokenizer: a fast tokenizer. The model sees neither its chat template nor an end token.
+        batch_size: texts in a forward pass.
         progress: called with the number of texts done so far.
 
     Returns:
-        Scores: for verbmem, forget_qa and retain_qa "rougeL" (F1, 0 to 1), for forget and holdout those of
-        `leakage_scores`. And by set of the former what was generated and what is right.
+        The scores: "rougeL" (F1, 0 to 1) for verbmem, forget_qa and retain_qa, and those of `leakage_scores` for forget
+        and holdout. And for each of the first three sets, pairs of the generated and the right text.
 
     Raises:
-        InputError: a prompt and what is generated need more tokens than the model has positions.
+        InputError: a prompt and its continuation need more tokens than the model has positions.
     """
     from unlora.data import TextFormat
     from unlora.data.encoding import encode_text
-    from unlora.evals.scoring import check_positions, continue_texts, positions, prompt_example
+    from unlora.evals.generation import continue_prompts, prompt_example
+    from unlora.evals.scoring import check_positions, position_limit
 
-    text_format = TextFormat(tokenizer, "base", positions(model) or TextFormat.max_length)
-    prompts = {name: set_prompts(name, sets) for name in NEW_TOKENS}
-    for name, new in NEW_TOKENS.items():  # all of them, before the first is continued
-        encoded = [prompt_example(encode_text(text, tokenizer)) for text in prompts[name]]
-        check_positions(model, encoded, new, f"data ({', '.join(SOURCES[name][:2])})", len(encoded))
+    limit = position_limit(model)
+    text_format = TextFormat(tokenizer, "base", limit or TextFormat.max_length)
+    prompts = {name: [encode_text(text, tokenizer) for text in _prompts(name, sets)] for name in NEW_TOKENS}
+    for name, new in NEW_TOKENS.items():  # check all sets before the first one is generated
+        argument = f"data ({', '.join(_SOURCES[name][:2])})"
+        check_positions(model, [prompt_example(ids) for ids in prompts[name]], new, argument, len(prompts[name]))
     scores: Scores = {}
     texts = {}
     done = 0
     for name, new in NEW_TOKENS.items():
-        said = continue_texts(model, prompts[name], text_format, new, batch_size, shifted(progress, done))
-        texts[name] = [list(pair) for pair in zip(said, references(name, sets, tokenizer), strict=True)]
+        generated = continue_prompts(model, prompts[name], text_format, new, batch_size, continued(progress, done))
         if name != "verbmem":
-            texts[name] = [[cut_answer(generated), answer] for generated, answer in texts[name]]
-        warn_of_wordless(name, [right for _, right in texts[name]])
+            generated = [cut_answer(text) for text in generated]
+        right = references(name, sets, tokenizer)
+        warn_of_wordless(name, right)
+        texts[name] = [list(pair) for pair in zip(generated, right, strict=True)]
         scores[name] = {"rougeL": [rouge_l_f1(*pair) for pair in texts[name]]}
-        done += len(said)
-    private = {name: encode_whole(name, sets[name], text_format, positions(model)) for name in ("forget", "holdout")}
-    scores |= leakage_scores(model, private, text_format, batch_size, progress=shifted(progress, done))
+        done += len(generated)
+    private = {name: _encode_whole(name, sets[name], tokenizer, limit) for name in ("forget", "holdout")}
+    scores |= leakage_scores(model, private, text_format, batch_size, progress=continued(progress, done))
     return scores, texts
 
 
 def text_count(sets: Sets) -> int:
-    """How many texts `evaluate_muse` tells its `progress` of in all."""
+    """Return the number of texts that `evaluate_muse` reports to `progress` in total."""
     return sum(len(sets[name]) for name in (*NEW_TOKENS, "forget", "holdout"))
 
 
-def shifted(progress: Progress | None, before: int) -> Progress | None:
-    """Adds what was done before."""
-    return None if progress is None else lambda done: progress(before + done)
-
-
-def set_prompts(name: str, sets: Sets) -> list[str]:
-    """What the model continues for each row of the set."""
+def _prompts(name: str, sets: Sets) -> list[str]:
+    """Return the text that the model continues for each row of the set."""
     if name == "verbmem":
         return [row["prompt"] for row in sets[name]]
     return [knowledge_prompt(row["question"], sets[f"{name}_icl"]) for row in sets[name]]
 
 
 def references(name: str, sets: Sets, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """What would be right: answers, or the true text's first tokens, as many as the model may generate."""
+    """Return the right texts: the answers, or as many first tokens of the true text as the model may generate."""
     from unlora.data.encoding import encode_text
+    from unlora.evals.generation import decode
 
     if name != "verbmem":
         return [row["answer"] for row in sets[name]]
-    tokens = [encode_text(row["gt"], tokenizer)[: NEW_TOKENS[name]] for row in sets[name]]
-    return [tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in tokens]
+    return [decode(encode_text(row["gt"], tokenizer)[: NEW_TOKENS[name]], tokenizer) for row in sets[name]]
 
 
-def encode_whole(name: str, rows: Sequence[Record], text_format: TextFormat, limit: int | None) -> list[Example]:
-    """One example a text, labelled everywhere, without an end token; cut, with a warning, at the model's positions."""
+def _encode_whole(
+    name: str, rows: Sequence[Record], tokenizer: PreTrainedTokenizerFast, limit: int | None
+) -> list[Example]:
+    """Return one example per text, labelled everywhere, without an end token, and cut to the model's positions."""
     from unlora.data.encoding import encode_text
 
-    tokens = [encode_text(row["text"], text_format.tokenizer) for row in rows]
+    tokens = [encode_text(row["text"], tokenizer) for row in rows]
     if limit is not None and (cut := sum(len(ids) > limit for ids in tokens)):
         logger.warning("privleak.%s: %d of %d texts were cut to the model's %d positions", name, cut, len(rows), limit)
     return [{"input_ids": ids[:limit], "labels": ids[:limit]} for ids in tokens]
 
 
 def summarise_muse(scores: Scores, retrained: Scores | None = None) -> dict[str, Any]:
-    """The metrics of scores, as plain JSON values.
+    """Return the metrics of scores as plain JSON values.
 
     Args:
-        scores: of the model in question.
+        scores: of the model to judge.
         retrained: of a model trained without the forget set, on the same sets.
 
     Returns:
-        verbmem_f (C1), knowmem_f (C2), knowmem_r (C4): mean ROUGE-L F1 times 100.
-        privleak (C3): percent, by Min-40%; "not available" without `retrained`.
-        membership: by attack (Min-40%, Min-20%) auc, standard_error and privleak.
-        examples: by set their number.
+        By name:
+
+        - `verbmem_f` (C1), `knowmem_f` (C2), `knowmem_r` (C4): mean ROUGE-L F1 times 100.
+        - `privleak` (C3): in percent, with Min-40%; "not available" without `retrained`.
+        - `membership`: by attack (Min-40%, Min-20%), auc, standard_error and privleak.
+        - `examples`: the number of examples of each set.
 
     Raises:
         InputError: as `summarise_leakage`.
@@ -345,10 +348,10 @@ def summarise_muse(scores: Scores, retrained: Scores | None = None) -> dict[str,
 
 
 def read_muse_scores(path: str | Path, sets: Sets, argument: str = "retrain_log") -> Scores:
-    """The retrained model's scores, from a log of `unlora evaluate-muse` on the same sets.
+    """Read the retrained model's scores from a log of `unlora evaluate-muse` on the same sets.
 
     Raises:
-        InputError: no such log, or one of other rows.
+        InputError: no such log, or a log of other rows.
     """
     scores = read_scores(path, argument, sets)
     if not scores.keys() >= set(NEW_TOKENS):

@@ -20,16 +20,15 @@ from unlora.benchmarks.interface import (
 )
 from unlora.common.errors import InputError, Problem
 from unlora.common.progress import shown
+from unlora.evals.logs import read_log, write_log
 from unlora.evals.tofu import (
     BENCHMARK_SETS,
     TASKS,
     check_same_examples,
     configured_sets,
     evaluate,
-    read_log,
     summarise,
     text_count,
-    write_log,
 )
 from unlora.settings import TofuSettings
 

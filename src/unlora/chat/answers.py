@@ -18,17 +18,15 @@ from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStr
 
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records
-from unlora.evals.scoring import (
-    check_positions,
+from unlora.evals.generation import (
     encode_prompt,
     generated_text,
     generating,
     generation_config,
     labelled_texts,
-    positions,
     prompt_example,
-    score_tokens,
 )
+from unlora.evals.scoring import check_positions, position_limit, score_tokens
 from unlora.settings.checks import at_least, number_problems
 
 SIDES = ("original", "unlearned")
@@ -101,7 +99,7 @@ class SideBySide:
     @property
     def longest(self) -> int | None:
         """The number of tokens that question and answer may have together; None if the model sets no limit."""
-        return positions(self.model)
+        return position_limit(self.model)
 
     def answers(self, question: str, sampling: Sampling) -> Generator[dict[str, list[int]], None, None]:
         """Yield the tokens of both answers by side after every new token; the original model answers first.

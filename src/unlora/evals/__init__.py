@@ -1,5 +1,6 @@
-"""How well a model forgot, and what it still knows. Importing this loads no torch: logs are read without a model."""
+"""How well a model has forgotten, and what it still knows. Importing this loads no torch: logs are read without it."""
 
-from unlora.evals.tofu import Log, evaluate, load_sets, read_log, summarise, write_log
+from unlora.evals.logs import read_log, write_log
+from unlora.evals.tofu import Log, evaluate, summarise
 
-__all__ = ["Log", "evaluate", "load_sets", "read_log", "summarise", "write_log"]
+__all__ = ["Log", "evaluate", "read_log", "summarise", "write_log"]

@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness (Gao et al., https://github.com/EleutherAI/lm-evaluation-harness) on a loaded model.
 
-WMDP (Li et al. 2024, arXiv 2403.03218) and MMLU ask with four choices: the one whose letter is likeliest counts.
+WMDP (Li et al. 2024, arXiv 2403.03218) and MMLU are multiple choice: the model's answer is the choice whose letter is
+most likely.
 """
 
 from __future__ import annotations
@@ -12,23 +13,27 @@ from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.settings import TaskSettings
 
-# Metrics of a filter of the answers are called "metric,filter" there; this filter leaves them as they are.
-NO_FILTER = ",none"
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# The harness names metrics "metric,filter" after a filter of the answers. This filter leaves the answers as they are.
+_NO_FILTER = ",none"
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """What `load_tasks` found.
+    """Tasks of the harness with their data.
 
     Args:
         manager: the harness's task manager.
-        items: the tasks and groups that were asked for, with their data.
-        single: by name every task, those of groups too.
+        items: the tasks and groups that the user named.
+        single: every task by name, including those of groups.
     """
 
     manager: Any
@@ -37,18 +42,18 @@ class Tasks:
 
 
 def load_tasks(settings: TaskSettings) -> Tasks:
-    """The tasks and their data; needs no model, so that what cannot be evaluated is refused before one is loaded.
+    """Load the tasks and their data. This needs no model, so that wrong tasks are refused before a model is loaded.
 
     Raises:
-        InputError: settings out of range, lm-evaluation-harness is not installed, unknown tasks, a task twice, data
-            that cannot be loaded, or questions of another schema than the task's.
+        InputError: settings out of range, lm-evaluation-harness is not installed, unknown tasks, a task named twice,
+            data that cannot be loaded, or questions that do not have the columns which the task reads.
     """
     raise_if(settings.problems())
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         fix = "install it: pip install 'unlora[wmdp]'"
-        raise InputError(Problem("tasks", settings.tasks, "lm-evaluation-harness is not there", fix)) from error
+        raise InputError(Problem("tasks", settings.tasks, "lm-evaluation-harness is not installed", fix)) from error
     manager, found = _loaded(TaskManager, settings)
     raise_if(problem for name, task in found["tasks"].items() for problem in _wrong_schema(name, task))
     groups = found.get("groups", {})
@@ -58,27 +63,27 @@ def load_tasks(settings: TaskSettings) -> Tasks:
 
 
 def _loaded(make_manager: Callable[..., Any], settings: TaskSettings) -> tuple[Any, dict[str, Any]]:
-    """The harness's task manager, and what it loads for the names that were asked for."""
+    """Return the harness's task manager, and what it loads for the names in the settings."""
     names = list(dict.fromkeys(settings.tasks))
     if settings.include_path is not None:
-        # Reading the harness's own thousands of task files takes seconds, and the tasks may need none of them.
+        # Reading the harness's own task files takes seconds, because there are thousands. The tasks may need none.
         manager = make_manager(include_path=settings.include_path, include_defaults=False)
         if all(name in manager.all_tasks for name in names):
-            with suppress(Exception):  # a group may have parts that the harness brings along
+            with suppress(Exception):  # a group may contain tasks of the harness
                 return manager, manager.load(names)
     manager = make_manager(include_path=settings.include_path)
     known = set(manager.all_tasks)
     raise_if(_unknown_task(name, known) for name in names if name not in known and not Path(name).is_file())
     try:
         return manager, manager.load(names)
-    except Exception as error:  # a task may read its data in any way
+    except Exception as error:  # loading a task may run its own code, which may raise anything
         reason = f"the harness cannot load them ({type(error).__name__}: {error})"
-        fix = "check the names, the files and the network; name a task once, alone or in its group"
+        fix = "check the names, the files and the network, and name each task once: alone or through its group"
         raise InputError(Problem("tasks", settings.tasks, reason, fix)) from error
 
 
 def asked_rows(tasks: Tasks) -> Iterator[dict[str, Any]]:
-    """What a model is asked: of each question its task, the text, the right answer and the choices, if it has some."""
+    """Yield what a model is asked: the task, text, choices (or None) and right answer of each question."""
     for name, task in sorted(tasks.single.items()):
         for row in task.eval_docs:
             choices = task.doc_to_choice(row) if task.OUTPUT_TYPE == "multiple_choice" else None
@@ -87,45 +92,47 @@ def asked_rows(tasks: Tasks) -> Iterator[dict[str, Any]]:
 
 
 def _unknown_task(name: str, known: Iterable[str]) -> Problem:
-    """The nearest names only: there are thousands."""
+    # Not `unknown_name`, which lists all known names: there are thousands.
     close = difflib.get_close_matches(name, known, n=3)
-    fix = f"did you mean {' or '.join(map(repr, close))}" if close else "`lm-eval ls tasks` lists all"
+    fix = f"did you mean {' or '.join(map(repr, close))}" if close else "see the list of `lm-eval ls tasks`"
     return Problem("tasks", name, "neither a task of the harness nor a YAML file", fix)
 
 
 def _wrong_schema(name: str, task: Any) -> Iterator[Problem]:
-    """The first row without choices or without a right one; the harness would count it as answered wrongly."""
+    """Yield a problem for the first row without choices or a right one, which the harness would count as wrong."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return
-    fix = "check the columns of the task's data, and what the task's YAML file makes of them"
+    fix = "check the columns of the task's data, and how the task's YAML file reads them"
     for place, row in enumerate(task.eval_docs):
         choices, right = task.doc_to_choice(row), task.doc_to_target(row)
         if not choices or not all(isinstance(choice, str) for choice in choices):
             yield Problem(f"{name}[{place}]", choices, "its choices are not texts", fix)
             return
         if isinstance(right, int) and not 0 <= right < len(choices):
-            yield Problem(f"{name}[{place}]", right, f"the right one is none of the {len(choices)} choices", fix)
+            yield Problem(f"{name}[{place}]", right, f"the right choice is none of the {len(choices)} choices", fix)
             return
 
 
-def evaluate_tasks(model: Any, tokenizer: Any, tasks: Tasks, settings: TaskSettings) -> dict[str, Any]:
-    """Runs the tasks in this process, on the model as it is, adapters included.
+def evaluate_tasks(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerFast, tasks: Tasks, settings: TaskSettings
+) -> dict[str, Any]:
+    """Run the tasks in this process on the model as it is, including its adapters.
 
     Args:
         model: a causal LM, with or without adapters.
         tokenizer: its tokenizer.
-        tasks: from `load_tasks`.
-        settings: how many examples and questions, and the batch size.
+        tasks: what `load_tasks` returned.
+        settings: number of examples in context, number of questions, and batch size.
 
     Returns:
         {"lm_eval": version, "num_fewshot", "limit", "asked": [name of a task or file], "tasks": {task: {metric: value,
-        metric_stderr: its standard error, "n": questions, "version": of the task}}}; a group of tasks is there as well
-        as each of them. What the harness does not give as a finite number is None.
+        metric_stderr: its standard error, "n": questions, "version": of the task}}}. Groups of tasks are included, as
+        well as each of their tasks. Values that are not finite numbers are None.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    # The batch size belongs to the model: the harness ignores that of `simple_evaluate` where the model is loaded.
+    # The harness ignores the batch size of `simple_evaluate` if the model is loaded already.
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
     results = lm_eval.simple_evaluate(
         model=wrapped,
@@ -146,11 +153,11 @@ def evaluate_tasks(model: Any, tokenizer: Any, tasks: Tasks, settings: TaskSetti
 
 
 def _row(name: str, values: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
-    """One task's or group's metrics, by plain names."""
-    metrics = {key.removesuffix(NO_FILTER): value for key, value in values.items() if "," in key}
+    """Return the metrics of a task or a group by their names without the filter."""
+    metrics = {key.removesuffix(_NO_FILTER): value for key, value in values.items() if "," in key}
     return {
         **{key: _finite(value) for key, value in metrics.items()},
-        "n": sum(results["n-samples"][task]["effective"] for task in leaves(name, results["group_subtasks"])),
+        "n": sum(results["n-samples"][task]["effective"] for task in _tasks_of(name, results["group_subtasks"])),
         "version": results["versions"].get(name),
     }
 
@@ -159,7 +166,7 @@ def _finite(value: Any) -> float | None:
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
-def leaves(name: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """The tasks of a group, or the task itself."""
+def _tasks_of(name: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the tasks of a group, or the task itself."""
     parts = groups.get(name) or []
-    return [leaf for part in parts for leaf in leaves(part, groups)] or [name]
+    return [task for part in parts for task in _tasks_of(part, groups)] or [name]

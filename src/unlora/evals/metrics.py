@@ -1,7 +1,7 @@
-"""How well a model answers and how well it forgot: pure functions of per-example losses and texts.
+"""How well a model answers and how well it has forgotten: pure functions of the losses and texts of examples.
 
-Losses are average negative log-likelihoods per token (NLL/|y|, in nats). P(y) below is exp(−NLL/|y|). The definitions
-are TOFU's (Maini et al. 2024, https://arxiv.org/abs/2401.06121, and its code where paper and code differ).
+Losses are average negative log-likelihoods per token (NLL/|y|, in nats), and P(y) is exp(−NLL/|y|). The definitions are
+TOFU's (Maini et al. 2024, https://arxiv.org/abs/2401.06121), and those of its code where the paper and the code differ.
 """
 
 from __future__ import annotations
@@ -22,32 +22,36 @@ from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 logger = logging.getLogger(__name__)
 Values = NDArray[np.float64]
 MEANS = ("arithmetic", "geometric")
+# Relative difference up to which two neighbouring values are the same; float32 has about seven digits.
+_ROUNDING_NOISE = 1e-5
 # exp of anything larger is not a finite float.
-LARGEST_EXPONENT = math.log(np.finfo(np.float64).max)
-# What rouge_score takes for a word, in lower case.
+_LARGEST_EXPONENT = math.log(np.finfo(np.float64).max)
+_SMALLEST_POSITIVE = math.ulp(0.0)
+# What rouge_score regards as a word, in lower case.
 WORD = re.compile("[a-z0-9]+")
-SMALLEST_POSITIVE = math.ulp(0.0)
 
 
 def answer_probability(avg_nll: ArrayLike) -> Values:
-    """P(y) = exp(−NLL/|y|) of each answer, [examples]."""
+    """Return P(y) = exp(−NLL/|y|) of each answer, [examples]."""
     return np.exp(-finite_values("avg_nll", avg_nll))
 
 
 def normalised_probability(avg_nll: ArrayLike, perturbed_avg_nll: Sequence[ArrayLike]) -> Values:
-    """P(y) / (P(y) + Σᵢ P(yᵢ)) over the answer y and its wrong answers yᵢ, [examples]; see `normalised_nll`."""
+    """Return P(y) / (P(y) + Σᵢ P(yᵢ)) for each answer y and its wrong answers yᵢ, [examples]. See `normalised_nll`."""
     return np.exp(-normalised_nll(avg_nll, perturbed_avg_nll))
 
 
 def normalised_nll(avg_nll: ArrayLike, perturbed_avg_nll: Sequence[ArrayLike]) -> Values:
-    """Minus the logarithm of `normalised_probability`, [examples]; finite even where that rounds to zero.
+    """Return −log of `normalised_probability`, [examples]. It is finite even where the probability rounds to zero.
 
     Args:
-        avg_nll: [examples], of the right answers.
-        perturbed_avg_nll: for each example an array with one loss per wrong answer; the numbers of them may differ.
+        avg_nll: [examples], losses of the right answers.
+        perturbed_avg_nll: [examples][wrong answers], losses of each example's wrong answers, whose number may differ
+            between examples.
 
     Raises:
-        InputError: no examples, different numbers of them, an example without wrong answers, or values not finite.
+        InputError: no examples, arguments of different lengths, an example without wrong answers, or values that are
+            not finite.
     """
     right, wrong = _pair("avg_nll", avg_nll, perturbed_avg_nll)
     return np.array([np.logaddexp.reduce([0.0, *(own - others)]) for own, others in zip(right, wrong, strict=True)])
@@ -56,14 +60,14 @@ def normalised_nll(avg_nll: ArrayLike, perturbed_avg_nll: Sequence[ArrayLike]) -
 def truth_ratio(
     paraphrased_avg_nll: ArrayLike, perturbed_avg_nll: Sequence[ArrayLike], mean: str = "arithmetic"
 ) -> Values:
-    """R = mean of P(perturbed) / P(paraphrased) of each example, [examples]; below 1 the model prefers the truth.
+    """Return R = mean P(perturbed) / P(paraphrased) of each example, [examples]. Below 1, the model prefers the truth.
 
-    TOFU has two: model utility takes the arithmetic mean of the perturbed probabilities, forget quality the geometric
-    one (exp of minus the mean loss). A ratio beyond the floats is the largest finite one.
+    TOFU has two versions: model utility uses the arithmetic mean of the perturbed probabilities, and forget quality the
+    geometric mean (exp of minus the mean loss). A ratio that would overflow is the largest finite float.
 
     Args:
-        paraphrased_avg_nll: [examples], of the right answer in other words.
-        perturbed_avg_nll: for each example an array with one loss per wrong answer; the numbers of them may differ.
+        paraphrased_avg_nll: [examples], losses of the right answers in other words.
+        perturbed_avg_nll: [examples][wrong answers], as for `normalised_nll`.
         mean: "arithmetic" or "geometric".
 
     Raises:
@@ -77,100 +81,120 @@ def truth_ratio(
         logs = [own - others.mean() for own, others in pairs]
     else:
         logs = [np.logaddexp.reduce(own - others) - math.log(len(others)) for own, others in pairs]
-    return np.exp(np.minimum(logs, LARGEST_EXPONENT))
+    return np.exp(np.minimum(logs, _LARGEST_EXPONENT))
 
 
 def retain_truth_scores(ratios: ArrayLike) -> Values:
-    """max(0, 1 − R), [examples]: 1 where the truth is preferred wholly. For everything a model should still know."""
+    """Return max(0, 1 − R), [examples], for sets that a model should still know: 1 if it fully prefers the truth."""
     return np.maximum(0, 1 - _ratios("ratios", ratios))
 
 
 def forget_truth_scores(ratios: ArrayLike) -> Values:
-    """min(R, 1/R), [examples]: 1 where truth and falsehood are equally likely. For what it should have forgotten."""
+    """Return min(R, 1/R), [examples], for the forget set: 1 if truth and falsehood are equally likely."""
     values = _ratios("ratios", ratios)
-    # The floor only keeps 1/R finite: where it applies, R is the minimum.
+    # The floor keeps 1/R finite. It does not change the result, because R is the minimum where it applies.
     return np.minimum(values, 1 / np.maximum(values, np.finfo(np.float64).tiny))
 
 
 def model_utility(terms: ArrayLike) -> float:
-    """Harmonic mean of the terms (TOFU: nine of them), each at least 0; 0 if one of them is 0."""
+    """Return the harmonic mean of the terms (TOFU has nine), each at least 0. It is 0 if a term is 0."""
+    from scipy.stats import hmean
+
     values = _not_negative("terms", terms, "utility terms are probabilities, recalls and truth ratios")
-    if not values.all():
-        return 0.0
-    # Scaling by the smallest keeps 1/term finite for terms near the smallest float.
-    return float(values.min() / (values.min() / values).mean())
+    with np.errstate(over="ignore"):  # 1/x of a term below 1e-308 is infinite, and the mean is then 0
+        return float(hmean(values))
 
 
 def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> float:
-    """`ks_pvalue` of truth ratios; 1 where unlearned and retrained cannot be told apart.
+    """Return the `ks_pvalue` of truth ratios: 1 if the unlearned and the retrained model cannot be told apart.
 
     Args:
         ratios: [examples], geometric truth ratios of the unlearned model on the forget set.
-        retrained_ratios: the same of a model trained without the forget set; the number may differ.
+        retrained_ratios: [examples], those of a model trained without the forget set. The number may differ.
     """
     return ks_pvalue(_ratios("ratios", ratios), _ratios("retrained_ratios", retrained_ratios))
 
 
 def ks_pvalue(one: ArrayLike, other: ArrayLike) -> float:
-    """p-value of the two-sample Kolmogorov-Smirnov test: how likely two draws of one distribution differ as much.
+    """Return the p-value of the two-sample Kolmogorov-Smirnov test.
 
-    A p-value that rounds to zero is given as the smallest positive float (4.9e-324), so that it always has a logarithm.
+    It is the probability that two samples of one distribution differ as much. A p-value that rounds to zero is returned
+    as the smallest positive float (4.9e-324), so that it always has a logarithm.
     """
     from scipy.stats import ks_2samp
 
-    one, other = finite_values("one", one), finite_values("other", other)
+    samples = merge_ties(finite_values("one", one), finite_values("other", other))
     with warnings.catch_warnings():
-        # Where rounding defeats SciPy's exact p-value it warns and takes the asymptotic one, as TOFU's code does too.
+        # If rounding defeats SciPy's exact p-value, it warns and uses the asymptotic one, as TOFU's code does too.
         warnings.filterwarnings("ignore", "ks_2samp: Exact calculation unsuccessful", RuntimeWarning)
-        test = ks_2samp(one, other)
-    return max(float(test.pvalue), SMALLEST_POSITIVE)
+        test = ks_2samp(*samples)
+    return max(float(test.pvalue), _SMALLEST_POSITIVE)
 
 
 def membership_auc(members: ArrayLike, others: ArrayLike) -> float:
-    """Probability that a random member's loss is below a random other example's, ties counting half.
+    """Return the probability that a random member's loss is below another example's, with ties counting half.
 
     It is the area under the ROC curve of the loss as a sign of membership in the training data (Yeom et al. 2018,
-    https://arxiv.org/abs/1709.01604), the Mann-Whitney U over the number of pairs: 1 where every member is more likely
-    than every other example, 0.5 where nothing tells them apart.
+    https://arxiv.org/abs/1709.01604), which equals the Mann-Whitney U divided by the number of pairs. It is 1 if every
+    member is more likely than every other example, and 0.5 if the loss does not tell them apart.
 
     Raises:
         InputError: as `two_classes`.
     """
     from scipy.stats import mannwhitneyu
 
-    inside, outside = two_classes(members, others)
+    inside, outside = merge_ties(*two_classes(members, others))
     return float(mannwhitneyu(outside, inside).statistic) / (len(inside) * len(outside))
 
 
-def rouge_l_recall(generated: str, reference: str) -> float:
-    """Share of the reference's words in its longest common subsequence with the generated text, stemmed, in [0, 1].
+def merge_ties(one: Values, other: Values) -> tuple[Values, Values]:
+    """Return two samples, [one] and [other], in which values that differ by rounding noise alone are equal.
 
-    Words are runs of a-z and 0-9 in lower case (rouge_score's own rule): text in other alphabets has none.
+    All rank statistics (AUC, Kolmogorov-Smirnov) need this. The same text can get another last bit in another row of a
+    batch or on another CPU. Between texts that are equally likely, this noise would decide every comparison, and an AUC
+    of 0.5 would become any number. Values are merged with their neighbours in the sorted order, instead of rounded to
+    some number of digits, because noise can also move a value across a rounding boundary.
+    """
+    values = np.concatenate([one, other])
+    order = np.argsort(values)
+    ascending = values[order]
+    size = np.maximum(np.abs(ascending[1:]), np.abs(ascending[:-1]))
+    is_new = np.concatenate([[True], np.diff(ascending) > _ROUNDING_NOISE * size])
+    values[order] = ascending[is_new][np.cumsum(is_new) - 1]
+    return values[: len(one)], values[len(one) :]
+
+
+def rouge_l_recall(generated: str, reference: str) -> float:
+    """Return the share of the reference's words in its longest common subsequence with the generated text, in [0, 1].
+
+    Words are stemmed. A word is a run of a-z and 0-9 in lower case (rouge_score's rule), so a text in another alphabet
+    has none.
     """
     return rouge_recalls(generated, reference)["rougeL"]
 
 
 def rouge_recalls(generated: str, reference: str) -> dict[str, float]:
-    """ROUGE-1 and ROUGE-L recall, under the names "rouge1" and "rougeL"; see `rouge_l_recall`."""
+    """Return ROUGE-1 and ROUGE-L recall, named "rouge1" and "rougeL". See `rouge_l_recall`."""
     scores: Mapping[str, Any] = _rouge_scorer(use_stemmer=True).score(reference, generated)
     return {name: float(score.recall) for name, score in scores.items()}
 
 
 def rouge_l_f1(generated: str, reference: str) -> float:
-    """Harmonic mean of the longest common subsequence's shares of both texts' words, unstemmed, in [0, 1] (MUSE).
+    """Return ROUGE-L F1 as MUSE computes it, in [0, 1]: words are not stemmed.
 
-    A text without words scores 0. Words are those of `rouge_l_recall`.
+    It is the harmonic mean of the shares that the longest common subsequence has of the words of both texts. A text
+    without words scores 0. Words are defined as in `rouge_l_recall`.
     """
     return float(_rouge_scorer(use_stemmer=False).score(reference, generated)["rougeL"].fmeasure)
 
 
 def warn_of_wordless(argument: str, references: Sequence[str]) -> None:
-    """Says how many references have no words that ROUGE knows: they lower its mean, however right the answers are."""
+    """Warn about references without a word that ROUGE counts: they lower its mean even if the answers are right."""
     count = sum(WORD.search(reference.lower()) is None for reference in references)
     if count:
         logger.warning(
-            "%s: %d of %d right answers have neither Latin letters nor digits, all that ROUGE counts: they score 0, "
-            "whatever the model says",
+            "%s: %d of %d right answers have neither Latin letters nor digits, and ROUGE counts nothing else: they "
+            "score 0, whatever the model says",
             *(argument, count, len(references)),
         )
 
@@ -183,13 +207,13 @@ def _rouge_scorer(use_stemmer: bool) -> Any:
 
 
 def two_classes(members: ArrayLike, others: ArrayLike) -> tuple[Values, Values]:
-    """Both as arrays.
+    """Return both samples as arrays.
 
     Raises:
-        InputError: fewer than two values in one, or values not finite.
+        InputError: fewer than two values in a sample, or values that are not finite.
     """
     named = {"members": finite_values("members", members), "others": finite_values("others", others)}
-    reason = "a single example shows no spread, so the area would have no standard error"
+    reason = "a single example has no spread, so the AUC would have no standard error"
     raise_if(
         Problem(name, f"{len(values)} value", reason, "give at least two")
         for name, values in named.items()
@@ -199,10 +223,14 @@ def two_classes(members: ArrayLike, others: ArrayLike) -> tuple[Values, Values]:
 
 
 def finite_values(argument: str, values: ArrayLike) -> Values:
-    """A finite, filled, one-dimensional array, or an InputError."""
+    """Return the values as a one-dimensional array, or raise `InputError` if it is empty or not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
-        raise InputError(Problem(argument, f"shape {array.shape}", "needs one row of values", "give at least one"))
+        raise InputError(
+            Problem(
+                argument, f"shape {array.shape}", "it must be a one-dimensional array of values", "give at least one"
+            )
+        )
     wrong = np.flatnonzero(~np.isfinite(array))
     if wrong.size:
         fix = "check the model: its weights may have diverged or overflow in float16"
@@ -224,7 +252,7 @@ def _ratios(argument: str, values: ArrayLike) -> Values:
 
 
 def _pair(argument: str, right: ArrayLike, wrong: Sequence[ArrayLike]) -> tuple[Values, list[Values]]:
-    """The losses of the right answers and those of each example's wrong answers, of equal number."""
+    """Return the losses of the right answers, and those of the wrong answers of as many examples."""
     own = finite_values(argument, right)
     if len(wrong) != len(own):
         reason = f"{argument} has {len(own)} examples"

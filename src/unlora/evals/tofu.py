@@ -1,21 +1,19 @@
-"""TOFU's evaluation (Maini et al. 2024, https://arxiv.org/abs/2401.06121), in the format of its own published logs.
+"""TOFU's evaluation (Maini et al. 2024, https://arxiv.org/abs/2401.06121), in the format of its published logs.
 
-A log is {task file: {metric: {index: value}}}. It holds per-example numbers only; `summarise` makes the metrics of
-them, so that a log that TOFU's own code wrote and one written here are read alike. The same code evaluates any
-benchmark whose sets have TOFU's columns, with as many of the sets as there are.
+A log is {task file: {metric: {index: value}}}. It contains the values of single examples only, and `summarise` computes
+the metrics from it. So logs that TOFU's own code wrote are treated like ours. The same code evaluates any benchmark
+whose sets have TOFU's columns, with any number of the sets.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
-from unlora.common.files import write_text
 from unlora.evals import metrics
+from unlora.evals.progress import Progress, continued
 from unlora.settings import EvalSettings, TofuSettings
 
 if TYPE_CHECKING:
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from unlora.data import Example, TextFormat
     from unlora.data.sources import Record
 
+Columns = Mapping[str, Mapping[str, Any]]  # of one set: {metric: {index: value}}
 Log = dict[str, dict[str, dict[str, Any]]]
 
 TASKS = {
@@ -34,21 +33,22 @@ TASKS = {
     "world_facts": "eval_real_world_wo_options.json",
     "forget": "eval_log_forget.json",
 }
-# The sets that a whole evaluation log of each benchmark has.
+# The sets in a complete evaluation log of each benchmark.
 BENCHMARK_SETS = {
     "tofu": ("retain", "real_authors", "world_facts", "forget"),
     "persona": ("retain", "world_facts", "forget"),
 }
-# Sets the model was never fine-tuned on: their probability is normalised over right and wrong answers.
-GENERAL_SETS = ("real_authors", "world_facts")
-SCALARS = ("avg_gt_loss", "rougeL_recall", "avg_paraphrased_loss")
-LEAST_LOSS = -1e-6  # rounding may leave a loss of 0 slightly negative
-SUMMARY = ("probability", "rougeL_recall", "truth_ratio", "truth_ratio_geometric")
+# Sets that the model was never fine-tuned on. Their probability is normalised over the right and the wrong answers.
+_GENERAL_SETS = ("real_authors", "world_facts")
+# Columns of answers that a set may lack, but then lacks in all rows.
+_OTHER_ANSWERS = ("paraphrased_answer", "perturbed_answer")
+# The metrics that model utility is the mean of, and all metrics of a set.
 UTILITY = ("probability", "rougeL_recall", "truth_ratio")
+_SUMMARY = (*UTILITY, "truth_ratio_geometric")
 
 
 class Question(NamedTuple):
-    """One row; `paraphrased` is the answer itself where the set has no paraphrases."""
+    """One row. `paraphrased` is the answer itself if the set has no paraphrases."""
 
     question: str
     answer: str
@@ -56,22 +56,18 @@ class Question(NamedTuple):
     perturbed: tuple[str, ...]
 
     def texts(self) -> tuple[str, ...]:
-        """The answers to score."""
+        """Return the answers to score."""
         return (self.answer, self.paraphrased, *self.perturbed)
 
 
-def load_sets(path: str, names: Mapping[str, str]) -> dict[str, list[Record]]:
-    """TOFU's sets from the hub ("locuslab/TOFU") or a local folder; `names` are their configurations."""
+def configured_sets(config: TofuSettings) -> dict[str, list[Record]]:
+    """Load the sets that `config` names from its `eval_data`: a local folder or a dataset on the Hub."""
     from unlora.data import load_records
 
-    return {name: load_records(path, config, argument=name) for name, config in names.items()}
-
-
-def configured_sets(config: TofuSettings) -> dict[str, list[Record]]:
-    """The sets of `config.eval_data`."""
     assert config.eval_data is not None
-    names = {name: getattr(config, f"eval_{name}_name") for name in ("forget", "retain", "real_authors", "world_facts")}
-    return load_sets(config.eval_data, {name: value for name, value in names.items() if value != "none"})
+    subsets = {name: getattr(config, f"eval_{name}_name") for name in ("forget", "retain", *_GENERAL_SETS)}
+    chosen = {name: subset for name, subset in subsets.items() if subset != "none"}
+    return {name: load_records(config.eval_data, subset, argument=name) for name, subset in chosen.items()}
 
 
 def evaluate(
@@ -79,49 +75,53 @@ def evaluate(
     sets: Mapping[str, Sequence[Record]],
     text_format: TextFormat,
     settings: EvalSettings,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Log:
-    """Scores and questions the model on every set.
+    """Ask the model every question, and score every answer of every set.
 
     Args:
         model: a causal LM, with or without adapters.
-        sets: rows by set name (retain, real_authors, world_facts, forget; any of them). A row has question and answer,
-            and may have paraphrased_answer (the answer stands in for it) and perturbed_answer (a list of wrong
-            answers); what cannot be computed without them is not in the log.
+        sets: rows by the name of their set (any of retain, real_authors, world_facts, forget). A row has a question and
+            an answer. It may have a paraphrased_answer, which otherwise is the answer itself, and a perturbed_answer,
+            which is a list of wrong answers. The log lacks the metrics that cannot be computed without them.
         text_format: how rows become tokens.
-        settings: how much is evaluated.
-        progress: called with the number of texts done so far, of all questions asked and then all answers scored.
+        settings: how much is evaluated, and how.
+        progress: called with the number of texts done so far: all questions first, then all answers.
+
+    Returns:
+        The log. See `generated_texts` for the model's own answers in it.
 
     Raises:
-        InputError: unknown or empty sets, or rows that lack a column that others of their set have.
+        InputError: wrong settings, unknown or empty sets, or rows that lack a column which others of their set have.
     """
-    from unlora.evals.scoring import answer_examples, generate_answers, token_nll
+    from unlora.evals.generation import generate_answers
+    from unlora.evals.scoring import answer_examples, token_nll
 
     raise_if(settings.problems())
     _check_sets(sets)
     questions = _questions(sets, settings)
-    # Every text once: one length-sorted run for all sets wastes the least padding. Questions come first because what
-    # the model has no room for shows there.
-    asked, pairs = _texts_once(questions)
-    answers = generate_answers(model, asked, text_format, settings.max_new_tokens, settings.eval_batch_size, progress)
-    after = None if progress is None else lambda done: progress(len(asked) + done)
+    # All sets together, and each text once: this leaves the least padding. Questions come first, because they need more
+    # positions than the answers, so that an input which is too long is refused before anything is scored.
+    asked, pairs = _distinct_texts(questions)
+    size = settings.eval_batch_size
+    answers = generate_answers(model, asked, text_format, settings.max_new_tokens, size, progress)
     examples = answer_examples(pairs, text_format)
-    tokens = token_nll(model, examples, text_format, settings.eval_batch_size, after)
-    losses = {pair: (float(nll.sum()), len(nll)) for pair, nll in zip(pairs, tokens, strict=True)}
-    scored = dict(zip(pairs, zip(examples, tokens, strict=True), strict=True))
+    losses = token_nll(model, examples, text_format, size, continued(progress, len(asked)))
     generated = dict(zip(asked, answers, strict=True))
+    scored = dict(zip(pairs, losses, strict=True))
+    example_of = dict(zip(pairs, examples, strict=True))
     log: Log = {}
     for name, rows in questions.items():
-        columns = _loss_columns(name, rows, losses) | _text_columns(name, rows, generated, text_format)
+        columns = _loss_columns(name, rows, scored) | _text_columns(name, rows, generated, text_format)
         if name == "forget":
-            columns |= _token_columns([scored[row.question, row.answer] for row in rows], text_format)
-        log[TASKS[name]] = {metric: _numbered(column) for metric, column in columns.items()}
+            columns |= _token_columns(rows, example_of, scored, text_format)
+        log[TASKS[name]] = {metric: {str(i): value for i, value in enumerate(c)} for metric, c in columns.items()}
     return log
 
 
 def text_count(sets: Mapping[str, Sequence[Record]], settings: EvalSettings) -> int:
-    """How many texts `evaluate` tells its `progress` of in all."""
-    asked, pairs = _texts_once(_questions(sets, settings))
+    """Return the number of texts that `evaluate` reports to `progress` in total."""
+    asked, pairs = _distinct_texts(_questions(sets, settings))
     return len(asked) + len(pairs)
 
 
@@ -129,158 +129,142 @@ def _questions(sets: Mapping[str, Sequence[Record]], settings: EvalSettings) -> 
     return {name: read_questions(name, sets[name][: settings.ds_size]) for name in TASKS if name in sets}
 
 
-def _texts_once(questions: Mapping[str, Sequence[Question]]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Every question, and every question with one of its answers."""
+def _distinct_texts(questions: Mapping[str, Sequence[Question]]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return each question once, and each pair of a question and one of its answers once."""
     rows = [row for part in questions.values() for row in part]
     pairs = dict.fromkeys((row.question, text) for row in rows for text in row.texts())
     return list(dict.fromkeys(row.question for row in rows)), list(pairs)
-
-
-def _numbered(column: Sequence[Any]) -> dict[str, Any]:
-    return {str(index): value for index, value in enumerate(column)}
 
 
 def _check_sets(sets: Mapping[str, Sequence[Record]]) -> None:
     if not sets:
         raise InputError(Problem("sets", "{}", "there is nothing to evaluate", f"give some of {', '.join(TASKS)}"))
     raise_if(unknown_name("sets", name, TASKS) for name in sets if name not in TASKS)
-    raise_if(
-        Problem(name, "0 rows", "the set is empty", "give it rows or leave it out")
-        for name in sets
-        if not len(sets[name])
-    )
+    empty = [name for name, rows in sets.items() if not len(rows)]
+    raise_if(Problem(name, "0 rows", "the set is empty", "add rows to it, or remove it") for name in empty)
 
 
 def read_questions(name: str, rows: Sequence[Record]) -> list[Question]:
-    """The rows, checked: every row must have the columns that the first has, and as many wrong answers.
+    """Return the rows of the set `name` as questions.
 
-    `name` is of the set, for errors.
+    Raises:
+        InputError: a row lacks a text, has other columns than the first row, or another number of wrong answers.
     """
-    columns = _answer_columns(rows[0])
-    found: list[Question] = []
-    for index, row in enumerate(rows):
-        where = f"{name}[{index}]"
-        if _answer_columns(row) != columns:
-            reason = f"row 0 has {columns or 'no other answers'}, this row {_answer_columns(row) or 'none'}"
-            raise InputError(Problem(where, sorted(row), reason, "give every row of a set the same columns"))
-        question, answer = _text(where, row, "question"), _text(where, row, "answer")
-        paraphrased = _text(where, row, "paraphrased_answer") if "paraphrased_answer" in columns else answer
-        perturbed = _texts(where, row, "perturbed_answer") if "perturbed_answer" in columns else ()
-        if found and len(perturbed) != len(found[0].perturbed):
-            reason = f"row 0 has {len(found[0].perturbed)} wrong answers, this row {len(perturbed)}"
-            fix = "give every row of a set as many"
-            raise InputError(Problem(f"{where}.perturbed_answer", list(perturbed), reason, fix))
-        found.append(Question(question, answer, paraphrased, perturbed))
-    return found
+    questions = [_question(f"{name}[{index}]", row, rows[0]) for index, row in enumerate(rows)]
+    count = len(questions[0].perturbed)
+    for index, question in enumerate(questions):
+        if len(question.perturbed) != count:
+            reason = f"row 0 has {count} wrong answers, this row {len(question.perturbed)}"
+            fix = "give all rows of a set the same number of wrong answers"
+            raise InputError(Problem(f"{name}[{index}].perturbed_answer", list(question.perturbed), reason, fix))
+    return questions
 
 
-def _answer_columns(row: Record) -> list[str]:
-    return [key for key in ("paraphrased_answer", "perturbed_answer") if row.get(key) is not None]
-
-
-def _text(where: str, row: Record, key: str) -> str:
-    value = row.get(key)
-    if not _is_text(value):
-        raise InputError(Problem(f"{where}.{key}", value, "not a filled text", "rename the columns or fill the row"))
-    return str(value)
-
-
-def _texts(where: str, row: Record, key: str) -> tuple[str, ...]:
-    values = row[key]
-    if isinstance(values, str) or not values or not all(map(_is_text, values)):
-        raise InputError(
-            Problem(f"{where}.{key}", values, "not a list of filled texts", "list at least one wrong answer")
-        )
-    return tuple(values)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def _question(where: str, row: Record, first: Record) -> Question:
+    columns, expected = ([key for key in _OTHER_ANSWERS if part.get(key) is not None] for part in (row, first))
+    if columns != expected:
+        reason = f"row 0 has {expected or 'no other answers'}, this row {columns or 'none'}"
+        raise InputError(Problem(where, sorted(row), reason, "give every row of a set the same columns"))
+    for key in ("question", "answer", *columns):
+        texts = row.get(key) if key == "perturbed_answer" else [row.get(key)]
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            kind = "a list of non-empty texts" if key == "perturbed_answer" else "a non-empty text"
+            raise InputError(Problem(f"{where}.{key}", row.get(key), f"it must be {kind}", "rename or fill the column"))
+    paraphrased = row["paraphrased_answer"] if "paraphrased_answer" in columns else row["answer"]
+    return Question(row["question"], row["answer"], paraphrased, tuple(row.get("perturbed_answer") or ()))
 
 
 def _loss_columns(
-    name: str, rows: Sequence[Question], losses: Mapping[tuple[str, str], tuple[float, int]]
+    name: str, rows: Sequence[Question], scored: Mapping[tuple[str, str], NDArray[np.float64]]
 ) -> dict[str, list[Any]]:
-    """TOFU's metrics of the losses: for each the sum over tokens, the number of tokens and the average."""
-    right = [losses[row.question, row.answer] for row in rows]
-    other = [losses[row.question, row.paraphrased] for row in rows]
-    wrong = [[losses[row.question, text] for text in row.perturbed] for row in rows]
-    columns: dict[str, list[Any]] = {
-        "avg_gt_loss": _averages(right),
-        "gt_loss": [nll for nll, _ in right],
-        "num_token_gt": [count for _, count in right],
-        "avg_paraphrased_loss": _averages(other),
-        "paraphrased_loss": [nll for nll, _ in other],
-        "num_token_paraphrased": [count for _, count in other],
-    }
-    if not wrong[0]:
+    """Return TOFU's metrics of the losses, [rows] each."""
+    right = [scored[row.question, row.answer] for row in rows]
+    paraphrased = [scored[row.question, row.paraphrased] for row in rows]
+    columns = _three("avg_gt_loss", "gt", right) | _three("avg_paraphrased_loss", "paraphrased", paraphrased)
+    if not rows[0].perturbed:
         return columns
-    columns["average_perturb_loss"] = [_averages(row) for row in wrong]
-    columns["perturb_loss"] = [[nll for nll, _ in row] for row in wrong]
-    columns["num_token_perturb"] = [[count for _, count in row] for row in wrong]
+    wrong = [[scored[row.question, text] for text in row.perturbed] for row in rows]
+    parts = [_three("average_perturb_loss", "perturb", row) for row in wrong]
+    columns |= {metric: [part[metric] for part in parts] for metric in parts[0]}
     perturbed = columns["average_perturb_loss"]
     # The ratio in TOFU's logs is the one with the geometric mean.
     columns["truth_ratio"] = metrics.truth_ratio(columns["avg_paraphrased_loss"], perturbed, "geometric").tolist()
-    if name in GENERAL_SETS:
+    if name in _GENERAL_SETS:
         columns["normalized_gt_loss"] = metrics.normalised_nll(columns["avg_gt_loss"], perturbed).tolist()
     return columns
 
 
+def _three(average: str, name: str, losses: Sequence[NDArray[np.float64]]) -> dict[str, list[Any]]:
+    """Return average, sum and number of tokens of each loss, by TOFU's names; `average` is that of the average."""
+    return {
+        average: [float(nll.mean()) for nll in losses],
+        f"{name}_loss": [float(nll.sum()) for nll in losses],
+        f"num_token_{name}": [len(nll) for nll in losses],
+    }
+
+
 def _token_columns(
-    scored: Iterable[tuple[Example, NDArray[np.float64]]], text_format: TextFormat
+    rows: Sequence[Question],
+    example_of: Mapping[tuple[str, str], Example],
+    scored: Mapping[tuple[str, str], NDArray[np.float64]],
+    text_format: TextFormat,
 ) -> dict[str, list[Any]]:
-    """Beside TOFU's metrics: the text of each token of the answer and of its end, and its loss to four decimals."""
-    from unlora.evals.scoring import labelled_texts
+    """Return columns that TOFU's logs lack: the text of each token of the answer and its end, and its loss."""
+    from unlora.evals.generation import labelled_texts
 
-    pairs = [(labelled_texts(example, text_format.tokenizer), nll.round(4).tolist()) for example, nll in scored]
-    texts, losses = map(list, zip(*pairs, strict=True))
-    return {"gt_tokens": texts, "gt_token_loss": losses}
-
-
-def _averages(scored: Iterable[tuple[float, int]]) -> list[float]:
-    return [nll / count for nll, count in scored]
+    pairs = [(row.question, row.answer) for row in rows]
+    return {
+        "gt_tokens": [labelled_texts(example_of[pair], text_format.tokenizer) for pair in pairs],
+        "gt_token_loss": [scored[pair].round(4).tolist() for pair in pairs],
+    }
 
 
 def _text_columns(
     name: str, rows: Sequence[Question], generated: Mapping[str, str], text_format: TextFormat
 ) -> dict[str, list[Any]]:
-    """What the model was asked, what it said, what is right, and ROUGE between the last two."""
-    from unlora.evals.scoring import encode_prompt
+    """Return [prompt, generated answer, right answer] of each row, and ROUGE between the two answers."""
+    from unlora.evals.generation import encode_prompt
 
     decode = text_format.tokenizer.decode
     prompts = [decode(encode_prompt(row.question, text_format), clean_up_tokenization_spaces=False) for row in rows]
-    said = [generated[row.question] for row in rows]
     metrics.warn_of_wordless(f"{name} set", [row.answer for row in rows])
-    rouge = [metrics.rouge_recalls(text, row.answer) for text, row in zip(said, rows, strict=True)]
+    rouge = [metrics.rouge_recalls(generated[row.question], row.answer) for row in rows]
     return {
-        "generated_text": [list(three) for three in zip(prompts, said, (row.answer for row in rows), strict=True)],
+        "generated_text": [
+            [prompt, generated[row.question], row.answer] for prompt, row in zip(prompts, rows, strict=True)
+        ],
         "rouge1_recall": [scores["rouge1"] for scores in rouge],
         "rougeL_recall": [scores["rougeL"] for scores in rouge],
     }
 
 
+def generated_texts(log: Log, name: str) -> list[tuple[str, str, str]]:
+    """Return (prompt, generated answer, right answer) of each example of the set `name`; empty if the log has none."""
+    return [(prompt, said, right) for prompt, said, right in _column(log.get(TASKS[name], {}), "generated_text")]
+
+
 def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] = ()) -> dict[str, Any]:
-    """The metrics of a log, as plain JSON values; what the log cannot give is None.
+    """Return the metrics of a log as plain JSON values. A metric that the log does not allow is None.
 
     Args:
-        log: of the model in question.
-        retain_log: of a model trained without the forget set; None leaves forget quality None.
-        expected: the sets of a benchmark (`BENCHMARK_SETS`): where it lacks one of their terms, there is
-            no model utility, as it would not be the benchmark's. Not given for sets of one's own.
+        log: of the model to judge.
+        retain_log: of a model trained without the forget set. Without it there is no forget quality.
+        expected: the sets of the benchmark (`BENCHMARK_SETS`). If the log lacks one of their terms, there is no model
+            utility, because it would not be comparable with the benchmark's. Empty for the user's own sets.
 
     Returns:
         By name:
 
         - `sets`: by set name, probability, rougeL_recall, truth_ratio and truth_ratio_geometric. The truth ratio is
           mean max(0, 1−R), on the forget set mean min(R, 1/R), with R from the arithmetic and the geometric mean.
-        - `model_utility`: harmonic mean of probability, rougeL_recall and (arithmetic) truth_ratio of all sets but
-          forget, over those that are there; `utility_terms` names them, nine for a whole TOFU log.
-        - `missing_utility_terms`: those of the expected sets that the log lacks; then model utility is None.
+        - `model_utility`: harmonic mean of probability, rougeL_recall and (arithmetic) truth_ratio over all sets except
+          forget, as far as the log has them. `utility_terms` names them: a complete TOFU log has nine.
+        - `missing_utility_terms`: the terms of the expected sets that the log lacks. If any, model utility is None.
         - `forget_quality`, `log10_forget_quality`: Kolmogorov-Smirnov p-value against `retain_log`.
 
     Raises:
-        InputError: values that are not finite, or a forget quality asked of logs without forget truth ratios, or of
-            different forget sets.
+        InputError: values that are not finite, or a `retain_log` although one of the logs has no forget truth ratios or
+            the logs are of different forget sets.
     """
     sets = {name: _summarise_set(name, log[task]) for name, task in TASKS.items() if task in log}
     values = {f"{name} {key}": sets[name][key] for name in sets if name != "forget" for key in UTILITY}
@@ -290,8 +274,8 @@ def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] =
     quality = None
     if retain_log is not None:
         ratios = forget_truth_ratios("log", log), forget_truth_ratios("retain_log", retain_log)
-        task = log[TASKS["forget"]]
-        check_same_examples(_references(task), _column(task, "average_perturb_loss"), retain_log)
+        answers = [right for _, _, right in generated_texts(log, "forget")]
+        check_same_examples(answers, _column(log[TASKS["forget"]], "average_perturb_loss"), retain_log)
         quality = metrics.forget_quality(*ratios)
     return {
         "sets": sets,
@@ -303,59 +287,64 @@ def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] =
     }
 
 
-def _summarise_set(name: str, task: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    values = example_values(name, task)
-    return {metric: float(values[metric].mean()) if metric in values else None for metric in SUMMARY}
+def _summarise_set(name: str, columns: Columns) -> dict[str, float | None]:
+    values = example_values(name, columns)
+    return {metric: float(values[metric].mean()) if metric in values else None for metric in _SUMMARY}
 
 
-def example_values(name: str, task: Mapping[str, Mapping[str, Any]]) -> dict[str, metrics.Values]:
-    """By metric of a set's summary the values, [examples], that it is the mean of; without what the log cannot give."""
-    answers, wrong = _column(task, "avg_gt_loss"), _column(task, "average_perturb_loss")
-    rouge = _column(task, "rougeL_recall")
+def example_values(name: str, columns: Columns) -> dict[str, metrics.Values]:
+    """Return the values that the metrics of a set are the means of: by metric [examples], as far as the log has them.
+
+    Args:
+        name: of the set.
+        columns: what the log has of it.
+    """
+    answers, wrong = _column(columns, "avg_gt_loss"), _column(columns, "average_perturb_loss")
+    rouge = _column(columns, "rougeL_recall")
     values: dict[str, metrics.Values] = {}
-    if answers and (wrong or name not in GENERAL_SETS):
-        general = name in GENERAL_SETS
-        probability = metrics.normalised_probability(answers, wrong) if general else metrics.answer_probability(answers)
-        values["probability"] = probability
+    if answers and name not in _GENERAL_SETS:
+        values["probability"] = metrics.answer_probability(answers)
+    elif answers and wrong:
+        values["probability"] = metrics.normalised_probability(answers, wrong)
     if rouge:
         values["rougeL_recall"] = metrics.finite_values("rougeL_recall", rouge)
-    if wrong and "avg_paraphrased_loss" in task:
+    if wrong and "avg_paraphrased_loss" in columns:
         score = metrics.forget_truth_scores if name == "forget" else metrics.retain_truth_scores
-        values["truth_ratio"] = score(_truth_ratios(task, "arithmetic"))
-        values["truth_ratio_geometric"] = score(_truth_ratios(task, "geometric"))
+        values["truth_ratio"] = score(_truth_ratios(columns, "arithmetic"))
+        values["truth_ratio_geometric"] = score(_truth_ratios(columns, "geometric"))
     return values
 
 
-def _truth_ratios(task: Mapping[str, Mapping[str, Any]], mean: str) -> metrics.Values:
-    return metrics.truth_ratio(_column(task, "avg_paraphrased_loss"), _column(task, "average_perturb_loss"), mean)
+def _truth_ratios(columns: Columns, mean: str) -> metrics.Values:
+    return metrics.truth_ratio(_column(columns, "avg_paraphrased_loss"), _column(columns, "average_perturb_loss"), mean)
 
 
 def forget_truth_ratios(argument: str, log: Log) -> metrics.Values:
-    """The geometric truth ratios of the forget set, [examples], which forget quality compares.
+    """Return the geometric truth ratios of the forget set, [examples], from which forget quality is computed.
 
     Raises:
-        InputError: the log, named by `argument`, lacks the losses.
+        InputError: the log, which the user gave as `argument`, lacks the losses.
     """
-    task = log.get(TASKS["forget"], {})
-    if not {"avg_paraphrased_loss", "average_perturb_loss"} <= task.keys():
+    columns = log.get(TASKS["forget"], {})
+    if not {"avg_paraphrased_loss", "average_perturb_loss"} <= columns.keys():
         reason = f"forget quality needs the paraphrased and perturbed losses of {TASKS['forget']}"
         raise InputError(Problem(argument, sorted(log), reason, "evaluate the forget set with perturbed answers"))
-    return _truth_ratios(task, "geometric")
+    return _truth_ratios(columns, "geometric")
 
 
 def check_same_examples(
     answers: Sequence[str], perturbed: Sequence[Sequence[Any]], retain_log: Log, argument: str = "retain_log"
 ) -> None:
-    """Refuses a retain log of another forget set: of other answers, or of other numbers of wrong answers.
+    """Raise `InputError` if a retain log is of another forget set: other answers, or other numbers of wrong answers.
 
     Args:
-        answers: by example its right answer, compared where the retain log has them; empty if they are not known.
-        perturbed: by example its wrong answers, or their losses.
+        answers: [examples], the right answers, compared as far as the retain log has them; empty if they are not known.
+        perturbed: [examples][wrong answers], the wrong answers or their losses.
         retain_log: of a model trained without the forget set.
-        argument: what the user calls it.
+        argument: the name under which the user gave it.
     """
-    task = retain_log[TASKS["forget"]]
-    theirs, references = _column(task, "average_perturb_loss"), _references(task)
+    theirs = _column(retain_log[TASKS["forget"]], "average_perturb_loss")
+    references = [right for _, _, right in generated_texts(retain_log, "forget")]
     fix = "evaluate both models on the same forget set, with the same ds_size"
     if len(theirs) != len(perturbed):
         reason = f"{len(perturbed)} forget examples are compared with it"
@@ -365,90 +354,13 @@ def check_same_examples(
             reason = f"forget example {index} has {len(ours)} here"
             raise InputError(Problem(argument, f"{len(other)} perturbed answers", reason, fix))
     for index, (answer, reference) in enumerate(zip(answers, references, strict=False)):
-        # In TOFU's logs the references went through a tokenizer, which may lose blanks.
+        # In TOFU's logs the references were tokenised and decoded, which may lose spaces.
         if "".join(answer.split()) != "".join(reference.split()):
             reason = f"the answer of forget example {index} is {answer!r} here"
             raise InputError(Problem(argument, reference, reason, fix))
 
 
-def _references(task: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The right answers; empty if the log lacks them."""
-    return [reference for _, _, reference in _column(task, "generated_text")]
-
-
-def _column(task: Mapping[str, Mapping[str, Any]], metric: str) -> list[Any]:
-    """A metric's values in the order of the examples' numbers; empty if the log lacks it."""
-    values = task.get(metric, {})
+def _column(columns: Columns, metric: str) -> list[Any]:
+    """Return a metric's values in the order of the examples' numbers; empty if the log lacks it."""
+    values = columns.get(metric, {})
     return [values[index] for index in sorted(values, key=int)]
-
-
-def read_log(path: str | Path, argument: str = "log") -> Log:
-    """Reads a log; `argument` is what the user calls it, for errors.
-
-    Raises:
-        InputError: no such file, not JSON, not {task file: {metric: {index: value}}}, a loss below 0, a recall outside
-            [0, 1], or examples of a set with different numbers of wrong answers.
-    """
-    try:
-        log = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(Problem(argument, str(path), f"cannot be read as JSON: {error}", "check the path")) from error
-    reason = _schema_error(log)
-    if reason:
-        fix = "give a log as TOFU's or our evaluation writes it: {task file: {metric: {index: value}}}"
-        raise InputError(Problem(argument, str(path), reason, fix))
-    checked: Log = log
-    return checked
-
-
-def _schema_error(log: Any) -> str | None:
-    """Why this is not a log, or None."""
-    if not isinstance(log, dict) or not log.keys() & set(TASKS.values()):
-        return f"it has none of the tasks {', '.join(TASKS.values())}"
-    for task in log.keys() & set(TASKS.values()):
-        columns = log[task]
-        if not isinstance(columns, dict) or not all(isinstance(column, dict) for column in columns.values()):
-            return f"{task} is not {{metric: {{index: value}}}}"
-        if len({frozenset(column) for column in columns.values()}) > 1:
-            return f"the metrics of {task} do not have the same examples"
-        if not all(index.isdecimal() for column in columns.values() for index in column):
-            return f"the examples of {task} are not numbered"
-        reason = _value_error(task, columns)
-        if reason:
-            return reason
-        texts = columns.get("generated_text", {}).values()
-        if not all(isinstance(row, list) and [type(text) for text in row] == [str] * 3 for row in texts):
-            return f"generated_text of {task} is not prompt, answer and reference for each example"
-    return None
-
-
-def _value_error(task: str, columns: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Why the numbers of a task cannot be what they are called, or None."""
-    for metric in SCALARS:
-        least, most = (0.0, 1.0) if metric == "rougeL_recall" else (LEAST_LOSS, math.inf)
-        for index, value in columns.get(metric, {}).items():
-            if not _is_number(value):
-                return f"{metric} of {task} is not a number for each example"
-            if value < least or value > most:
-                return f"{metric} of {task} is {value} at example {index}: not in [0, {most:g}]"
-    rows = columns.get("average_perturb_loss", {})
-    for index, row in rows.items():
-        if not isinstance(row, list) or not row or not all(map(_is_number, row)):
-            return f"average_perturb_loss of {task} is not a list of numbers for each example"
-        if min(row) < LEAST_LOSS:
-            return f"average_perturb_loss of {task} is {min(row)} at example {index}: a loss is at least 0"
-    count = len(next(iter(rows.values()), []))
-    for metric in ("average_perturb_loss", "perturb_loss", "num_token_perturb"):
-        for index, row in columns.get(metric, rows).items():
-            if not isinstance(row, list) or len(row) != count:
-                return f"{metric} of {task} has not {count} wrong answers at example {index}, as the first example has"
-    return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def write_log(log: Log, path: str | Path) -> None:
-    """Writes a log whole or not at all; a file of that name is replaced."""
-    write_text(path, json.dumps(log, allow_nan=False))

@@ -14,9 +14,9 @@ from unlora.common.files import write_json
 from unlora.common.progress import bar
 from unlora.data import TextFormat, encode_records, load_records, load_set
 from unlora.data.sources import Record, is_text
-from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, asked, attack_problems, measure
+from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, attack_problems, measure, probe
 from unlora.evals.attacks.interface import Metrics, answer_places
-from unlora.evals.scoring import end_tokens
+from unlora.evals.generation import end_tokens
 from unlora.evals.tofu import read_questions
 from unlora.models.load import load_adapter, load_model, load_tokenizer
 from unlora.pipeline.prepare import usable_length
@@ -146,7 +146,7 @@ def check_tokens(model: ModelConfig, retrained: str) -> None:
 
 def make_plan(model: Any, materials: Materials, config: AttackConfig) -> tuple[Plan, dict[str, dict[str, str]]]:
     """The cases of every attack, and why some attacks have none."""
-    plan = {PLAIN: [Case("whole forget set", asked(materials.forget, materials), retain=True)]}
+    plan = {PLAIN: [Case("whole forget set", probe(materials.forget, materials), retain=True)]}
     unavailable = {}
     for name in config.attacks or ATTACKS:
         try:

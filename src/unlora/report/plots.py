@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from unlora.evals.metrics import merge_ties
 from unlora.report.names import capitalised
 from unlora.report.statistics import Estimate, Values
 from unlora.report.summary import Axes
@@ -133,7 +134,7 @@ def largest_distance(one: Values, other: Values) -> tuple[float, float]:
     """Return the Kolmogorov-Smirnov statistic of two samples, and the value where their distributions differ most."""
     from scipy.stats import ks_2samp
 
-    result = ks_2samp(one, other, method="asymp")  # the p-value is not used, and the exact one takes long
+    result = ks_2samp(*merge_ties(one, other), method="asymp")  # the p-value is not used, and the exact one takes long
     return float(result.statistic), float(result.statistic_location)
 
 

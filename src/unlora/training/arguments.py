@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from unlora.common.errors import Problem, raise_if, unknown_name
 
 # Arguments that shard a model while it trains, and the variables through which `accelerate launch` sets them.
-SHARDING = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP"}
+_SHARDING = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP"}
 
 # The trackers that we test. For the others transformers itself checks whether they are installed.
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -33,7 +33,7 @@ class SafeArguments(TrainingArguments):
         fix = "train with a whole copy of the model per process, or shard the frozen base model: shard_base='fsdp' or "
         raise_if(
             Problem(name, getattr(self, name) or f"{variable}=true", reason, f"{fix}a ZeRO-3 file")
-            for name, variable in SHARDING.items()
+            for name, variable in _SHARDING.items()
             if getattr(self, name) or os.environ.get(variable) == "true"
         )
         super().__post_init__()

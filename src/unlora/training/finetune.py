@@ -42,7 +42,7 @@ class FinetuneConfig(FinetuneSettings, SafeArguments):
         return [*super().problems(), *self.own_problems()]
 
 
-class FinetuneTrainer(SafeTrainer):
+class _FinetuneTrainer(SafeTrainer):
     """A Trainer that computes logits at labelled positions only, which saves the memory of all the others."""
 
     def compute_loss(
@@ -84,7 +84,7 @@ def finetune(
         if args.gradient_checkpointing:
             # Without this, reentrant checkpointing silently gives the adapter no gradient.
             model.enable_input_require_grads()
-    trainer = FinetuneTrainer(
+    trainer = _FinetuneTrainer(
         model=model,
         args=args,
         train_dataset=list(examples),

@@ -1,4 +1,4 @@
-"""When to stop: at the first moment when the forget set cannot be told from data that the model never saw."""
+"""Early stopping: training ends when the forget set can no longer be told from data that the model never saw."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from unlora.common.errors import InputError, Problem, raise_if
@@ -25,11 +25,11 @@ from unlora.settings import STOP_STATISTICS, StoppingConfig
 from unlora.training.tensor_files import load_state, save_state
 
 logger = logging.getLogger(__name__)
-# Fewer rows than this cannot differ significantly unless they differ almost wholly.
-LEAST_ROWS = 8
-# The level of the Kolmogorov-Smirnov test below which the two sets are said to be told apart.
-LEVEL = 0.05
-STATE = "stopping.safetensors"
+# With fewer rows a difference is significant only if the two sets hardly overlap.
+_LEAST_ROWS = 8
+# Two sets are told apart if the p-value of the Kolmogorov-Smirnov test is below this.
+_SIGNIFICANCE = 0.05
+_STATE_FILE = "stopping.safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Comparison:
     """How well the forget set can be told from unseen data.
 
     Args:
-        auc: `metrics.membership_auc`, the mean over the statistics: above 0.5 the forget set is still known, below it
-            is less likely than data that was never seen.
-        ks_pvalue: the smallest of the statistics.
+        auc: `metrics.membership_auc`, averaged over the statistics. Above 0.5 the forget set is still known; below it,
+            the forget set is less likely than data that the model never saw.
+        ks_pvalue: the smallest p-value of the statistics.
         forget_nll: mean over the forget rows of the answer's mean-token NLL, in nats.
         holdout_nll: the same over the holdout rows.
     """
@@ -50,7 +50,7 @@ class Comparison:
     holdout_nll: float
 
     def logs(self) -> dict[str, float]:
-        """As they stand in the trainer's log."""
+        """Return the values by their names in the trainer's log."""
         return {f"stop_{name}": value for name, value in vars(self).items()}
 
     def __str__(self) -> str:
@@ -58,19 +58,20 @@ class Comparison:
 
 
 class UnseenTest:
-    """Compares forget and holdout rows under a model, by scoring alone.
+    """Compare forget and holdout rows by their scores under a model.
 
     Args:
         forget: rows to forget.
         holdout: rows of the same kind that the model never saw.
         text_format: how they become tokens.
-        statistic: "nll" is the mean-token NLL of a row's answer, "truth_ratio" TOFU's (geometric), in which the
-            answer's own predictability cancels; "auto" takes both where all rows have `perturbed_answer`, and all or
-            none `paraphrased_answer`, else the NLL.
-        batch_size: rows of a forward pass.
+        statistic: "nll" is the mean-token NLL of a row's answer. "truth_ratio" is TOFU's geometric truth ratio, in
+            which it cancels out how likely an answer is in itself. "auto" uses both if all rows have
+            `perturbed_answer`, and all or none of them `paraphrased_answer`; otherwise the NLL.
+        batch_size: rows in a forward pass.
 
     Raises:
-        InputError: fewer than eight rows in a set, rows that cannot be read, or no truth ratios where they are asked.
+        InputError: fewer than eight rows in a set, rows that cannot be read, or rows without truth ratios although
+            `statistic` asks for them.
     """
 
     def __init__(
@@ -81,22 +82,26 @@ class UnseenTest:
         statistic: str = "auto",
         batch_size: int = 32,
     ) -> None:
-        comparable = _truth_ratios_compare([*forget, *holdout])
+        comparable = _have_comparable_truth_ratios([*forget, *holdout])
         if statistic == "truth_ratio" and not comparable:
-            reason = "not every row has perturbed_answer, or only some have paraphrased_answer"
+            reason = "not every row has perturbed_answer, or only some rows have paraphrased_answer"
             raise InputError(Problem("stop_statistic", statistic, reason, "use nll, or give all rows both"))
-        known = STOP_STATISTICS["auto" if comparable else "nll"]
-        self.statistics = [name for name in STOP_STATISTICS[statistic] if name in known]
+        available = STOP_STATISTICS["auto" if comparable else "nll"]
+        self.statistics = [name for name in STOP_STATISTICS[statistic] if name in available]
         self.text_format = text_format
         self.batch_size = batch_size
         named = {"forget_data": forget, "holdout_data": holdout}
         self.samples = [self._encode(rows, name) for name, rows in named.items()]
-        sizes = dict(zip(named, map(len, self.samples), strict=True))
-        reason, fix = "so few say nothing about when to stop", f"give at least {LEAST_ROWS}, or no holdout_data"
-        raise_if(Problem(n, f"{size} examples", reason, fix) for n, size in sizes.items() if size < LEAST_ROWS)
+        reason = "this is too few to decide when to stop"
+        fix = f"give at least {_LEAST_ROWS}, or remove holdout_data"
+        raise_if(
+            Problem(name, f"{len(sample)} examples", reason, fix)
+            for name, sample in zip(named, self.samples, strict=True)
+            if len(sample) < _LEAST_ROWS
+        )
 
     def _encode(self, rows: Sequence[Record], name: str) -> list[list[Example]]:
-        """For each example what is scored: its answer, and for the truth ratio the paraphrase and wrong answers."""
+        """Return what is scored of each example: its answer, and for truth ratios the paraphrase and wrong answers."""
         if self.statistics == ["nll"]:
             return [[example] for example in encode_records(rows, self.text_format, argument=name)]
         return [
@@ -105,30 +110,29 @@ class UnseenTest:
         ]
 
     def __call__(self, model: nn.Module) -> Comparison:
-        """Scores both sets; the model and all random states are left as they were. NaN where its loss is not finite."""
+        """Score both sets, without changing the model or any random state. If a loss is not finite, all is NaN."""
         texts = [text for sample in self.samples for texts in sample for text in texts]
         sums, tokens = example_nll(model, texts, self.text_format, self.batch_size)
         if not np.isfinite(sums).all():
             return Comparison(*[math.nan] * 4)
         losses = iter((sums / tokens).tolist())
         forget, holdout = ([[next(losses) for _ in texts] for texts in sample] for sample in self.samples)
-        forget_nll, holdout_nll = (sum(row[0] for row in rows) / len(rows) for rows in (forget, holdout))
-        values = [(_values(name, forget), _values(name, holdout)) for name in self.statistics]
-        auc = sum(metrics.membership_auc(*pair) for pair in values) / len(values)
-        pvalue = min(metrics.ks_pvalue(*pair) for pair in values)
-        return Comparison(auc, pvalue, forget_nll, holdout_nll)
+        forget_nll, holdout_nll = (float(np.mean([row[0] for row in rows])) for rows in (forget, holdout))
+        pairs = [(_values(name, forget), _values(name, holdout)) for name in self.statistics]
+        auc = float(np.mean([metrics.membership_auc(*pair) for pair in pairs]))
+        return Comparison(auc, min(metrics.ks_pvalue(*pair) for pair in pairs), forget_nll, holdout_nll)
 
 
 def _values(statistic: str, losses: Sequence[Sequence[float]]) -> list[float]:
-    """The statistic of each example, from the losses of its answer and what else is scored; low where it is known."""
+    """Return the statistic of each example, which is low if the model knows it, from the losses of its texts."""
     if statistic == "nll":
         return [answer for answer, *_ in losses]
     paraphrased, perturbed = [row[1] for row in losses], [row[2:] for row in losses]
     return metrics.truth_ratio(paraphrased, perturbed, "geometric").tolist()
 
 
-def _truth_ratios_compare(rows: Sequence[Record]) -> bool:
-    """Whether all have one, and of the same kind: with the answer in other words, or with the answer itself."""
+def _have_comparable_truth_ratios(rows: Sequence[Record]) -> bool:
+    """Return whether all rows have truth ratios of one kind: all relative to a paraphrase, or all to the answer."""
     paraphrased = sum(has_keys(row, "paraphrased_answer") for row in rows)
     wrong = all(has_keys(row, "question", "answer", "perturbed_answer") for row in rows)
     return wrong and paraphrased in (0, len(rows))
@@ -142,10 +146,10 @@ def unseen_test(
     rows: int | None,
     batch_size: int,
 ) -> UnseenTest | None:
-    """The test that the settings name, of the first `rows` rows of each set; None where they name no holdout set.
+    """Return the configured test on the first `rows` rows of each set, or None if there is no holdout set.
 
     Raises:
-        InputError: as `UnseenTest`, or holdout rows that the model is trained on here.
+        InputError: as `UnseenTest`, or holdout rows that the model is trained on in this run.
     """
     if config.holdout_data is None:
         return None
@@ -156,22 +160,22 @@ def unseen_test(
 
 
 class StopWhenUnseen(TrainerCallback):
-    """Stops training at the first check whose AUC is at most `target`, and keeps the check nearest to it.
+    """Stop training at the first check whose AUC is at most `target`, and keep the check that came nearest to it.
 
-    Before unlearning the forget set is far more likely than unseen data (AUC near 1); forgotten, it is as likely (0.5);
-    forgotten too much, less likely, which is a trace of its own. Every check enters the trainer's log as `stop_auc`,
-    `stop_ks_pvalue`, `stop_forget_nll` and `stop_holdout_nll`; the last adds `stop_step`, the step that is kept.
-    The nearest check so far is kept in memory (trainable parameters) and stands in every checkpoint in `output_dir`, so
-    that a resumed run ends as the whole run would have.
+    Before unlearning, the forget set is far more likely than unseen data (AUC near 1). When it is forgotten, it is as
+    likely (0.5). When it is forgotten too much, it is less likely, which gives it away too. Each check adds `stop_auc`,
+    `stop_ks_pvalue`, `stop_forget_nll` and `stop_holdout_nll` to the trainer's log, and the last one also `stop_step`,
+    the step that is kept. The trainable parameters of the nearest check are kept in memory and saved with every
+    checkpoint, so that a resumed run ends like an uninterrupted one.
 
     Args:
-        trainer: whose log the checks enter; add this callback with `trainer.add_callback`.
+        trainer: the checks enter its log. Add this callback to it with `trainer.add_callback`.
         test: compares the two sets.
-        every: optimiser steps between checks; there is one before the first step and one after the last, too.
+        every: optimiser steps between checks. There is also a check before the first step and after the last.
         target: the AUC to reach.
 
     Raises:
-        InputError: from `train`, if the AUC is at the target before the first step.
+        InputError: from `train`, if the AUC is at the target before the first step already.
     """
 
     def __init__(self, trainer: Trainer, test: UnseenTest, every: int = 5, target: float = 0.5) -> None:
@@ -184,48 +188,52 @@ class StopWhenUnseen(TrainerCallback):
         self.parameters: dict[str, Tensor] = {}
         self.stopped = False
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Compares the untrained model, or takes up the nearest check of the checkpoint that training resumes from."""
-        file = _checkpoint(args, state) / STATE
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Check the model before the first step, or load the nearest check from the checkpoint of a resumed run."""
+        file = _checkpoint(args, state) / _STATE_FILE
         if not state.global_step:
             now = self.test(model)
             self.trainer.log(now.logs())
             if now.auc <= self.target:
                 reason = f"before unlearning the forget set is no more likely than these rows ({now})"
-                fix = "give rows of the forget set's kind that the model never saw, or leave holdout_data out"
+                fix = "give rows like the forget set's that the model never saw, or remove holdout_data"
                 raise InputError(Problem("holdout_data", f"{len(self.test.samples[1])} examples", reason, fix))
         elif file.is_file():
             saved = load_state(file)
             self.step, self.parameters, self.stopped = saved["step"], saved["parameters"], saved["stopped"]
             self.nearest = Comparison(**saved["nearest"])
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Adds the nearest check to the checkpoint."""
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the nearest check to the checkpoint."""
         if self.nearest and args.should_save:
             saved = {"step": self.step, "parameters": self.parameters, "stopped": self.stopped}
-            save_state(_checkpoint(args, state) / STATE, saved | {"nearest": vars(self.nearest)})
+            save_state(_checkpoint(args, state) / _STATE_FILE, saved | {"nearest": vars(self.nearest)})
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Checks, and stops if the time has come."""
-        if self.stopped:  # resumed after the end: the step just done is undone by `on_train_end`
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Check the model if a check is due, and stop at the target."""
+        if self.stopped:  # the run had stopped before it was resumed; `on_train_end` undoes the step just done
             control.should_training_stop = True
         elif state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self._check(state, control, model)
 
-    def _check(self, state: Any, control: Any, model: nn.Module) -> None:
+    def _check(self, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
         now = self.test(model)
         if math.isnan(now.auc):
-            return  # the weights have diverged, and the trainer's own guard stops at the next batch
+            return  # the weights have diverged: the trainer's own guard stops at the next batch
         if self.nearest is None or abs(now.auc - self.target) <= abs(self.nearest.auc - self.target):
             self.nearest, self.step = now, state.global_step
             self.parameters = {name: p.detach().clone() for name, p in _trainable(model).items()}
         self.stopped = now.auc <= self.target
-        wanted = control.should_log  # logging takes the trainer's own wish to log for done
+        should_log = control.should_log
         self.trainer.log({**now.logs(), "stop_step": self.step} if self.stopped else now.logs())
-        control.should_log = wanted
+        control.should_log = should_log  # `log` resets it, and the trainer would skip its own entry of this step
         if self.stopped:
             control.should_training_stop = True
-            self._put_back(model)  # now, so that a checkpoint of this step holds it
+            self._restore(model)  # now, so that a checkpoint of this step contains the kept parameters
             self._report(now, state.global_step)
         elif state.global_step == state.max_steps:
             reason = f"after the last step the forget set can still be told from unseen data ({now})"
@@ -233,19 +241,21 @@ class StopWhenUnseen(TrainerCallback):
 
     def _report(self, now: Comparison, step: int) -> None:
         logger.info("stopped at step %d (%s), kept step %d (%s)", step, now, self.step, self.nearest)
-        if self.nearest and self.nearest.ks_pvalue < LEVEL:
-            reason = (
-                f"the forget set can be told from unseen data at the nearest check ({self.nearest}, step {self.step})"
+        if self.nearest and self.nearest.ks_pvalue < _SIGNIFICANCE:
+            nearest = f"{self.nearest}, step {self.step}"
+            logger.warning(
+                "the forget set can be told from unseen data at the nearest check (%s); at step %d it was %s: lower "
+                "stop_every or learning_rate",
+                *(nearest, step, now),
             )
-            logger.warning("%s; at step %d it was %s: lower stop_every or learning_rate", reason, step, now)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Leaves the model at the kept step, if the rule stopped it."""
+    def on_train_end(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
+        """Leave the model at the kept step, if the test stopped training."""
         if self.stopped:
-            self._put_back(model)
+            self._restore(model)
 
     @torch.no_grad()
-    def _put_back(self, model: nn.Module) -> None:
+    def _restore(self, model: nn.Module) -> None:
         for name, parameter in _trainable(model).items():
             parameter.copy_(self.parameters[name])
 
@@ -254,5 +264,5 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _checkpoint(args: Any, state: Any) -> Path:
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

@@ -33,7 +33,7 @@ from unlora.models.sharding import is_sharded
 from unlora.training.checkpoints import SafeTrainer
 from unlora.training.config import UnlearnConfig
 
-RETAIN_WEIGHT = "retain_weight.json"
+_RETAIN_WEIGHT_FILE = "retain_weight.json"
 
 
 class UnlearnTrainer(SafeTrainer):
@@ -304,12 +304,12 @@ class UnlearnTrainer(SafeTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.forget_loss.update_weight and self.args.should_save:
-            write_json(Path(output_dir) / RETAIN_WEIGHT, self.retain_weight)
+            write_json(Path(output_dir) / _RETAIN_WEIGHT_FILE, self.retain_weight)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.forget_loss.update_weight and checkpoint is not None:
-            self.retain_weight = json.loads((Path(checkpoint) / RETAIN_WEIGHT).read_text())
+            self.retain_weight = json.loads((Path(checkpoint) / _RETAIN_WEIGHT_FILE).read_text())
 
 
 class _AfterStep(TrainerCallback):

@@ -13,13 +13,13 @@ from peft import LoraConfig, get_peft_model
 
 from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, TextFormat, encode_records, encode_turns, pad_batch
-from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, asked, measure
+from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, measure, probe
 from unlora.evals.attacks.fewshot import few_shot
 from unlora.evals.attacks.interface import encode_rows, split
 from unlora.evals.attacks.prefix import remainder
 from unlora.evals.attacks.quantise import FORMATS, quantised, round_to_nearest
 from unlora.evals.attacks.relearn import relearned
-from unlora.evals.scoring import encode_prompt, end_tokens
+from unlora.evals.generation import encode_prompt, end_tokens
 from unlora.losses.retain import nll
 from unlora.models.forward import labelled_tokens
 from unlora.settings import AttackConfig, EvalSettings
@@ -271,7 +271,7 @@ def test_relearning_a_little_brings_the_rest_back(tiny_model, base):
     assert [case.setting for case in cases] == ["25 % (2 of 8)"] * 2
     for seed, case in enumerate(cases):
         _, rest = split(ROWS, 2, seed)
-        untouched = measure(model, Case("rest", asked(rest, material)), material)["forget_probability"]
+        untouched = measure(model, Case("rest", probe(rest, material)), material)["forget_probability"]
         assert untouched < 0.3
         assert measure(model, case, material)["forget_probability"] > untouched + 0.3
     assert same(before, state(model))
@@ -326,7 +326,7 @@ def test_of_text_the_beginning_is_given_and_the_rest_scored_as_in_a_plain_loop(t
     model, material = tiny_model("llama"), materials(base, texts, max_new_tokens=6)
     short = min(texts, key=lambda chunk: len(chunk["input_ids"]))
     assert len(short["input_ids"]) < 10
-    case = Case("whole", asked(texts, material), retain=True)
+    case = Case("whole", probe(texts, material), retain=True)
     metrics = measure(model, case, material)
     probabilities = []
     for chunk, example, reference in zip(texts, case.forget.examples, case.forget.references, strict=True):
@@ -355,10 +355,10 @@ def test_more_of_a_text_may_be_given_and_room_is_left_for_the_rest(tiny_model, b
 def test_a_text_that_was_learned_is_continued_and_comes_back_by_relearning(tiny_model, base, texts):
     model, material = copy.deepcopy(tiny_model("llama")), materials(base, texts, max_new_tokens=40)
     learn(model, texts, 80)
-    assert measure(model, Case("whole", asked(texts, material)), material)["forget_rougeL_recall"] > 0.9
+    assert measure(model, Case("whole", probe(texts, material)), material)["forget_rougeL_recall"] > 0.9
     cases = ATTACKS["relearn"](model, material, config(relearn_percent=[50], relearn_steps=1, seeds=1))
     shown, rest = split(texts, round(len(texts) / 2), 0)
-    assert cases[0].forget == asked(rest, material)
+    assert cases[0].forget == probe(rest, material)
     assert cases[0].change.keywords["examples"] == shown  # whole chunks, as training sees them
 
 

@@ -1,7 +1,7 @@
-"""Attacks on a model that has unlearned: does the forget set come back?
+"""Attacks on an unlearned model: does the forget set come back?
 
-To add one: write `cases(model, materials, config)` in a file of its own, and add it here, to the help of
-`AttackConfig` and to docs/methods.md. `model` is the one before unlearning, for what has to be known of it.
+To add an attack, write `cases(model, materials, config)` in a file of its own, and add it to `ATTACKS`, to the help of
+`AttackConfig` and to docs/methods.md. `model` is the original model, in case the attack depends on its properties.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 
 from unlora.common.errors import Problem, unknown_name
 from unlora.evals.attacks import fewshot, paraphrase, prefix, quantise, relearn
-from unlora.evals.attacks.interface import Case, Materials, UnavailableError, asked, measure
+from unlora.evals.attacks.interface import Case, Materials, UnavailableError, measure, probe
 from unlora.settings import AttackConfig
 
 ATTACKS: dict[str, Callable[[Any, Materials, AttackConfig], list[Case]]] = {
@@ -22,9 +22,9 @@ ATTACKS: dict[str, Callable[[Any, Materials, AttackConfig], list[Case]]] = {
 
 
 def attack_problems(config: AttackConfig) -> list[Problem]:
-    """What is wrong with the settings of the attacks."""
+    """Return what is wrong with the settings of the attacks."""
     unknown = [unknown_name("attacks", name, ATTACKS) for name in config.attacks or () if name not in ATTACKS]
     return [*unknown, *config.problems()]
 
 
-__all__ = ["ATTACKS", "Case", "Materials", "UnavailableError", "asked", "attack_problems", "measure"]
+__all__ = ["ATTACKS", "Case", "Materials", "UnavailableError", "attack_problems", "measure", "probe"]

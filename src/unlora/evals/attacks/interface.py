@@ -1,4 +1,4 @@
-"""What an attack is: for each of its settings what is asked, and what is done to the model before."""
+"""What an attack is: for each of its settings, what the model is asked and how it is changed before."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import nn
 
 from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records
 from unlora.data.sources import Record
+from unlora.evals.generation import continue_prompts, decode, end_tokens
 from unlora.evals.metrics import answer_probability, rouge_l_recall
-from unlora.evals.scoring import continue_prompts, decode, end_tokens, example_nll
+from unlora.evals.scoring import example_nll
 from unlora.settings import EvalSettings
 
 T = TypeVar("T")
@@ -21,7 +22,7 @@ Metrics = dict[str, float]
 
 
 class UnavailableError(Exception):
-    """The data or the model do not allow an attack."""
+    """An attack that the data or the model do not allow."""
 
     def __init__(self, reason: str, fix: str) -> None:
         self.reason = reason
@@ -35,10 +36,10 @@ class Materials:
 
     Args:
         text_format: how rows become tokens.
-        forget: question/answer rows, or chunks of plain text that are tokenised already (`Example`), all different.
-        retain: the same; one set may be of questions, and the other of text.
+        forget: question/answer rows, or tokenised chunks of plain text (`Example`), without duplicates.
+        retain: the same. One of the two sets may consist of questions and the other of text.
         settings: of the evaluation.
-        given_tokens: of a chunk of text, which the model is given; at most half of it.
+        given_tokens: how many tokens of a chunk of text the model is given, at most half of the chunk.
     """
 
     text_format: TextFormat
@@ -49,16 +50,16 @@ class Materials:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Examples that are labelled on what is measured, and what the model ought not to say there.
+class Probe:
+    """Examples with labels on what is measured, and the text that the model should no longer produce there.
 
-    The model is given everything before an example's first label: it is scored on the labels, and its greedy
+    The model is given everything before an example's first label. It is scored on the labels, and its greedy
     continuation is compared with the reference.
 
     Args:
         examples: [rows].
         references: [rows].
-        new_tokens: the longest continuation; that of the evaluation if not given.
+        new_tokens: the maximum length of a continuation; by default that of the evaluation.
     """
 
     examples: Sequence[Example]
@@ -68,59 +69,59 @@ class Asked:
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. Several cases of one setting are draws, of which the mean is reported.
+    """One measurement. Several cases of the same setting are random draws, whose mean is reported.
 
     Args:
-        setting: how hard the attack is, as users read it.
-        forget: what is asked of the forget set.
-        retain: whether the retain set is scored too: for attacks that may harm the whole model.
-        change: (model) -> context within which the model is attacked, and after which it is what it was.
+        setting: how strong the attack is, as the report shows it.
+        forget: what is measured on the forget set.
+        retain: whether the retain set is scored too, for attacks that may damage the whole model.
+        change: (model) -> a context in which the model is attacked, and which restores it.
     """
 
     setting: str
-    forget: Asked
+    forget: Probe
     retain: bool = False
     change: Callable[[Any], AbstractContextManager[Any]] = nullcontext
 
 
-def is_text(rows: Sequence[Record]) -> bool:
-    """Whether the rows are chunks of plain text."""
+def _are_chunks(rows: Sequence[Record]) -> bool:
+    """Return whether the rows are tokenised chunks of plain text."""
     return "input_ids" in rows[0] and "question" not in rows[0]
 
 
 def check_questions(rows: Sequence[Record]) -> None:
-    """Raises `UnavailableError` where the rows are plain text."""
-    if is_text(rows):
-        raise UnavailableError("the rows are plain text", "it takes questions and answers")
+    """Raise `UnavailableError` if the rows are plain text."""
+    if _are_chunks(rows):
+        raise UnavailableError("the rows are plain text", "this attack needs questions and answers")
 
 
-def asked(rows: Sequence[Record], materials: Materials) -> Asked:
-    """The rows' questions, as the plain evaluation asks them; of text its beginning is given, and it is to go on."""
+def probe(rows: Sequence[Record], materials: Materials) -> Probe:
+    """Return the rows' questions as the plain evaluation asks them, or chunks of text whose beginning is given."""
     examples = encode_rows(rows, materials.text_format)
-    if not is_text(rows):
-        return Asked(examples, [str(row["answer"]) for row in rows])
+    if not _are_chunks(rows):
+        return Probe(examples, [str(row["answer"]) for row in rows])
     given = (min(materials.given_tokens, len(example["labels"]) // 2) for example in examples)
-    return going_on([without_labels(*pair) for pair in zip(examples, given, strict=True)], materials)
+    return continuation_probe([without_labels(*pair) for pair in zip(examples, given, strict=True)], materials)
 
 
 def without_labels(example: Example, first: int) -> Example:
-    """The example with labels from place `first` on alone."""
+    """Return the example with labels only from position `first` on."""
     return {"input_ids": example["input_ids"], "labels": [IGNORE_INDEX] * first + example["labels"][first:]}
 
 
-def going_on(examples: Sequence[Example], materials: Materials) -> Asked:
-    """Examples whose continuation is compared with what is labelled, without its end, and of text no longer than that.
+def continuation_probe(examples: Sequence[Example], materials: Materials) -> Probe:
+    """Return a probe that compares continuations with the labelled text, without the tokens that end it.
 
-    Of text the first tokens count, as many as may be generated.
+    Of plain text, only as many tokens are compared as may be generated, and no more are generated than compared.
     """
     tokenizer, ends = materials.text_format.tokenizer, end_tokens(materials.text_format)
     rests = [[example["labels"][place] for place in answer_places(example, ends)] for example in examples]
-    new = min(materials.settings.max_new_tokens, max(map(len, rests))) if is_text(materials.forget) else None
-    return Asked(examples, [decode(rest[:new], tokenizer).strip() for rest in rests], new)
+    new = min(materials.settings.max_new_tokens, max(map(len, rests))) if _are_chunks(materials.forget) else None
+    return Probe(examples, [decode(rest[:new], tokenizer).strip() for rest in rests], new)
 
 
 def answer_places(example: Example, ends: set[int]) -> list[int]:
-    """Where the labelled tokens stand, without those that end an answer."""
+    """Return the positions of the labelled tokens, without those of the tokens that end an answer."""
     places = [place for place, label in enumerate(example["labels"]) if label != IGNORE_INDEX]
     while places and example["labels"][places[-1]] in ends:
         places.pop()
@@ -128,39 +129,39 @@ def answer_places(example: Example, ends: set[int]) -> list[int]:
 
 
 def encode_rows(rows: Sequence[Record], text_format: TextFormat) -> list[Example]:
-    """One example a row, of its question and answer, or the chunk as it is."""
-    if is_text(rows):
+    """Return one example per row: its question and answer, or the chunk as it is."""
+    if _are_chunks(rows):
         return [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]
     turns = [{"question": row["question"], "answer": row["answer"]} for row in rows]
     return encode_records(turns, text_format)
 
 
 def split(rows: Sequence[T], count: int, seed: int) -> tuple[list[T], list[T]]:
-    """`count` rows drawn by `seed`, and the rest; with the same seed fewer rows are among more."""
+    """Draw `count` rows with `seed`, and return them and the rest. A smaller draw with the same seed is part of it."""
     order = random.Random(seed).sample(range(len(rows)), len(rows))
     return [rows[place] for place in order[:count]], [rows[place] for place in sorted(order[count:])]
 
 
 def measure(model: nn.Module, case: Case, materials: Materials) -> Metrics:
-    """The model's metrics in this case: means over rows, each in [0, 1].
+    """Return the model's metrics in this case: means over rows, each in [0, 1].
 
     Returns:
-        forget_probability, exp(−NLL/|y|) of what is labelled; forget_rougeL_recall of the continuation; and where the
-        case says so retain_probability.
+        forget_probability, exp(−NLL/|y|) of the labelled tokens; forget_rougeL_recall of the continuation; and
+        retain_probability, if the case asks for it.
     """
     text_format, settings = materials.text_format, materials.settings
     with case.change(model) as attacked:
         prompts = [_prompt(example) for example in case.forget.examples]
         new = case.forget.new_tokens or settings.max_new_tokens
-        said = continue_prompts(attacked, prompts, text_format, new, settings.eval_batch_size)
-        recalls = [rouge_l_recall(*pair) for pair in zip(said, case.forget.references, strict=True)]
+        texts = continue_prompts(attacked, prompts, text_format, new, settings.eval_batch_size)
+        recalls = [rouge_l_recall(*pair) for pair in zip(texts, case.forget.references, strict=True)]
         metrics = {
             "forget_probability": _probability(attacked, case.forget.examples, materials),
             "forget_rougeL_recall": sum(recalls) / len(recalls),
         }
         if case.retain:
-            retain = asked(materials.retain, materials).examples
-            metrics["retain_probability"] = _probability(attacked, retain, materials)
+            examples = probe(materials.retain, materials).examples
+            metrics["retain_probability"] = _probability(attacked, examples, materials)
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""Quantisation: small changes of the weights may vanish when these are rounded, and what they hid comes back.
+"""Quantisation: rounding the weights may undo small changes of them, and what these hid comes back.
 
 Zhang et al., ICLR 2025 (https://arxiv.org/abs/2410.16454).
 """
@@ -16,18 +16,18 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from unlora.adapter.settings import base_modules, target_shapes
-from unlora.evals.attacks.interface import Case, Materials, UnavailableError, asked
+from unlora.evals.attacks.interface import Case, Materials, UnavailableError, probe
 from unlora.settings import AttackConfig
 
-# Bits of a weight, and how many weights of an output channel share a step; None for all of them.
+# Bits of a weight -> how many weights of an output channel share a step (None for all of them).
 FORMATS = {8: None, 4: 128}
 
 
 def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:
-    """8 bits with a step per output channel, 4 bits with a step per 128 weights of it."""
+    """Return two cases: 8 bits with a step per output channel, and 4 bits with a step per 128 weights of a channel."""
     if getattr(model, "is_quantized", False):
         raise UnavailableError("the model is quantised already", "unlearn a model with floating-point weights")
-    everything = asked(materials.forget, materials)
+    everything = probe(materials.forget, materials)
     return [
         Case(f"{bits} bits", everything, retain=True, change=partial(quantised, bits=bits, group_size=group_size))
         for bits, group_size in FORMATS.items()
@@ -35,19 +35,19 @@ def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:
 
 
 def round_to_nearest(weight: Tensor, bits: int, group_size: int | None = None) -> Tensor:
-    """Symmetric round-to-nearest: step·round(w / step), step = max|w| / (2^(bits−1) − 1) over a group.
+    """Round weights to nearest symmetrically: step·round(w / step), step = max|w| / (2^(bits−1) − 1) over a group.
 
     Args:
         weight: [out, in].
         bits: of a weight.
-        group_size: neighbouring weights of a row that share a step; the whole row if not given.
+        group_size: number of neighbouring weights of a row that share a step. By default the whole row.
 
     Returns:
-        The weights that the integers stand for, each at most step / 2 from its own, of the same shape and dtype.
+        [out, in], the rounded weights in the same dtype. Each differs by at most step / 2.
     """
     largest = 2 ** (bits - 1) - 1
     groups = weight.float().split(group_size or weight.shape[1], dim=1)
-    smallest = torch.finfo(torch.float32).tiny  # for groups of zeros
+    smallest = torch.finfo(torch.float32).tiny  # the step of a group of zeros
     steps = [(group.abs().amax(dim=1, keepdim=True) / largest).clamp_min(smallest) for group in groups]
     rounded = [(group / step).round() * step for group, step in zip(groups, steps, strict=True)]
     return torch.cat(rounded, dim=1).to(weight.dtype)
@@ -55,7 +55,7 @@ def round_to_nearest(weight: Tensor, bits: int, group_size: int | None = None) -
 
 @contextmanager
 def quantised(model: Any, *, bits: int, group_size: int | None) -> Iterator[Any]:
-    """Within, adapters are merged and linear layers but the head are rounded; afterwards all weights are as before."""
+    """Merge the adapters and round all linear layers but the head; at the end, restore all weights."""
     modules: dict[str, Any] = dict(base_modules(model))
     linear = {name: modules[name] for name in target_shapes(model, None)}
     own = {name: module.weight.detach().clone() for name, module in linear.items()}
@@ -71,7 +71,7 @@ def quantised(model: Any, *, bits: int, group_size: int | None) -> Iterator[Any]
         yield model
     finally:
         if isinstance(model, PeftModel):
-            model.unmerge_adapter()  # which subtracts what was added, with rounding errors
+            model.unmerge_adapter()  # it subtracts what was added, with rounding errors
         with torch.no_grad():
             for name, module in linear.items():
                 module.weight.copy_(own[name])

@@ -1,4 +1,4 @@
-"""Relearning: fine-tuning on a little of the forget set, to see whether the rest of it comes back.
+"""Relearning: the model is fine-tuned on a small part of the forget set, to see whether the rest comes back.
 
 Hu et al., ICLR 2025 (https://arxiv.org/abs/2406.13356).
 """
@@ -17,20 +17,19 @@ from peft import LoraConfig
 from unlora.adapter import attach_adapters, check_adapter_settings, detach_adapters
 from unlora.common.errors import raise_if
 from unlora.data import Example, pad_batch, padding_id
-from unlora.evals.attacks.interface import Case, Materials, UnavailableError, asked, encode_rows, split
+from unlora.evals.attacks.interface import Case, Materials, UnavailableError, encode_rows, probe, split
 from unlora.losses.retain import nll
 from unlora.models.forward import labelled_tokens
 from unlora.settings import AttackConfig
 
 
 def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:
-    """Shares of the forget set to fine-tune on, each for every seed; shares of equally many rows are taken once."""
+    """Return a case for each share of the forget set and each seed. Shares of the same number of rows are one."""
     rows = len(materials.forget)
     if rows < 2:
-        raise UnavailableError(
-            "some rows are fine-tuned on and others measured", "give at least 2 different forget rows"
-        )
-    raise_if(check_adapter_settings(model, adapter_settings(config)))
+        reason = "it is fine-tuned on some rows and measured on others"
+        raise UnavailableError(reason, "give at least 2 different forget rows")
+    raise_if(check_adapter_settings(model, _adapter_settings(config)))
     shares: dict[int, float] = {}
     for percent in config.relearn_percent:
         shares.setdefault(min(max(round(rows * percent / 100), 1), rows - 1), percent)
@@ -42,11 +41,11 @@ def _case(materials: Materials, config: AttackConfig, count: int, percent: float
     examples, pad_id = encode_rows(shown, materials.text_format), padding_id(materials.text_format.tokenizer)
     change = partial(relearned, examples=examples, config=config, pad_id=pad_id, seed=seed)
     name = f"{percent:g} % ({count} of {len(materials.forget)})"
-    return Case(name, asked(rest, materials), change=change)
+    return Case(name, probe(rest, materials), change=change)
 
 
-def adapter_settings(config: AttackConfig) -> LoraConfig:
-    """The attacker's adapter: plain LoRA on all linear layers."""
+def _adapter_settings(config: AttackConfig) -> LoraConfig:
+    """Return the settings of the attacker's adapter: plain LoRA on all linear layers."""
     return LoraConfig(r=config.r, lora_alpha=2 * config.r, target_modules="all-linear")
 
 
@@ -54,12 +53,12 @@ def adapter_settings(config: AttackConfig) -> LoraConfig:
 def relearned(
     model: Any, *, examples: Sequence[Example], config: AttackConfig, pad_id: int, seed: int
 ) -> Iterator[Any]:
-    """Within, the model with a LoRA adapter that was trained on `examples`; whatever it carries stays and is frozen.
+    """Attach a LoRA adapter trained on `examples`, and remove it at the end. The model's own adapters are frozen.
 
-    AdamW without weight decay at a constant learning rate, on batches drawn by `seed`.
+    It is trained by AdamW without weight decay at a constant learning rate, on batches drawn with `seed`.
     """
     torch.manual_seed(seed)
-    attacked = attach_adapters(model, adapter_settings(config))
+    attacked = attach_adapters(model, _adapter_settings(config))
     try:
         _train(attacked, examples, config, pad_id, seed)
         yield attacked

@@ -1,1 +1,1 @@
-"""What a model gives away about its training data."""
+"""What a model gives away about its training data: membership inference and memorisation."""

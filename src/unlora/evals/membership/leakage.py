@@ -1,13 +1,13 @@
-"""What a model gives away of its training data: memorisation, and membership scores of forget against holdout examples.
+"""What a model gives away about its training data: memorisation, and membership of forget against holdout examples.
 
-Scores are {set: {score: one number an example}} with the sets "forget" and "holdout"; `summarise_leakage` makes the
-metrics of them, so that those of two models can be compared later.
+Scores are {set: {score: [examples]}} with the sets "forget" and "holdout". `summarise_leakage` computes the metrics
+from them, so that the scores of two models can be compared later.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from unlora.common.errors import InputError, Problem
 from unlora.evals.membership import scores as membership
 from unlora.evals.membership.memorisation import exact_memorisation, extraction_strength
 from unlora.evals.metrics import finite_values
+from unlora.evals.progress import Progress, continued
 from unlora.models.hashes import sets_sha256
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ Scores = dict[str, dict[str, list[float]]]
 
 SETS = ("forget", "holdout")
 MEMORISATION = ("exact_memorisation", "extraction_strength")
-# The lowest k % of tokens that Min-K% and Min-K%++ look at; MUSE reports 40.
-PERCENTS = (20, 40)
+# The percentages k of Min-K% and Min-K%++. MUSE reports 40.
+_PERCENTS = (20, 40)
 ATTACKS = (
     *("loss", "zlib"),
-    *(f"min_k_{percent}" for percent in PERCENTS),
-    *(f"min_k_plus_plus_{percent}" for percent in PERCENTS),
+    *(f"min_k_{percent}" for percent in _PERCENTS),
+    *(f"min_k_plus_plus_{percent}" for percent in _PERCENTS),
     *("reference", "gradnorm"),
 )
 
@@ -47,21 +48,22 @@ def leakage_scores(
     batch_size: int = 32,
     reference_nll: Mapping[str, ArrayLike] | None = None,
     gradnorm: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Scores:
-    """Scores every example, in one forward pass over all of them.
+    """Score every example, in one forward pass over all of them.
 
     Args:
-        model: a causal LM, with or without adapters; left as it was found.
+        model: a causal LM, with or without adapters. It is left as it was found.
         sets: tokenised examples, "forget" and "holdout".
         text_format: how they were tokenised.
-        batch_size: rows of a pass.
-        reference_nll: by set the mean-token loss of each example under another model, for "reference".
-        gradnorm: adds "gradnorm", for a backward pass.
-        progress: called with the number of examples done so far, of the forward and then of the backward pass.
+        batch_size: examples in a forward pass.
+        reference_nll: by set the mean-token loss of each example under another model, [examples], for "reference".
+        gradnorm: whether to add "gradnorm", which costs a backward pass.
+        progress: called with the number of examples done so far, in the forward and then in the backward pass.
 
     Returns:
-        Lists by the names in `MEMORISATION` and `ATTACKS`; the latter all the higher, the more likely a member.
+        By set the scores named in `MEMORISATION` and `ATTACKS`, each [examples]. The higher an attack's score is, the
+        more likely it is that the example was in the training data.
 
     Raises:
         InputError: an example without a label, or with more tokens than the model has positions.
@@ -76,20 +78,22 @@ def leakage_scores(
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     if reference_nll is not None:
         theirs = np.concatenate([reference_nll[name] for name in SETS])
-        columns["reference"] = (np.array(columns["loss"]) + theirs).tolist()
+        pairs = zip(tokens, theirs, strict=True)
+        columns["reference"] = [membership.reference_score(own.logp, [-nll]) for own, nll in pairs]
     if gradnorm:
-        after = None if progress is None else lambda done: progress(len(examples) + done)
-        columns["gradnorm"] = (-gradient_norms(model, examples, text_format, batch_size, progress=after)).tolist()
+        later = continued(progress, len(examples))
+        columns["gradnorm"] = (-gradient_norms(model, examples, text_format, batch_size, progress=later)).tolist()
     first = len(sets["forget"])
     parts = {"forget": slice(first), "holdout": slice(first, None)}
     return {part: {name: column[cut] for name, column in columns.items()} for part, cut in parts.items()}
 
 
 def _answer_text(example: Example, text_format: TextFormat) -> str:
-    """The labelled text: what zlib compresses."""
+    """Return the labelled text, which zlib compresses."""
+    from unlora.evals.generation import decode
+
     labels = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if token == label]
-    text: str = text_format.tokenizer.decode(labels, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
+    return decode(labels, text_format.tokenizer)
 
 
 def _example_scores(tokens: TokenScores, text: str) -> dict[str, float]:
@@ -99,76 +103,76 @@ def _example_scores(tokens: TokenScores, text: str) -> dict[str, float]:
         "extraction_strength": extraction_strength(tokens.matches),
         "loss": membership.loss_score(tokens.logp),
         "zlib": membership.zlib_score(tokens.logp, text),
-        **{f"min_k_{percent}": membership.min_k_score(tokens.logp, percent) for percent in PERCENTS},
-        **{f"min_k_plus_plus_{percent}": membership.min_k_score(standardised, percent) for percent in PERCENTS},
+        **{f"min_k_{percent}": membership.min_k_score(tokens.logp, percent) for percent in _PERCENTS},
+        **{f"min_k_plus_plus_{percent}": membership.min_k_score(standardised, percent) for percent in _PERCENTS},
     }
 
 
 def summarise_leakage(scores: Scores, retrained: Scores | None = None) -> dict[str, Any]:
-    """The metrics of scores, as plain JSON values.
+    """Return the metrics of scores as plain JSON values.
 
     Args:
-        scores: of the model in question.
-        retrained: of a model trained without the forget set, on the same examples; without it PrivLeak is None.
+        scores: of the model to judge.
+        retrained: of a model trained without the forget set, on the same examples. Without it PrivLeak is None.
 
     Returns:
         By name:
 
-        - `examples`: by set their number.
-        - `memorisation`: by metric and set the mean over examples.
-        - `membership`: by attack auc, standard_error (`membership.score_auc`, forget examples as members) and privleak
-          (`membership.privacy_leakage`, None where `retrained` lacks the attack).
+        - `examples`: the number of examples of each set.
+        - `memorisation`: by metric and set, the mean over examples.
+        - `membership`: by attack, auc and standard_error (`membership.score_auc` with the forget examples as members)
+          and privleak (`membership.privacy_leakage`, None if `retrained` lacks the attack).
 
     Raises:
-        InputError: as these two functions, or `retrained` of other numbers of examples.
+        InputError: as these two functions, or if `retrained` has other numbers of examples.
     """
     sizes = {part: len(scores[part]["loss"]) for part in SETS}
     if retrained is not None:
         check_retrained(retrained, sizes)
+    theirs = {} if retrained is None else _aucs(retrained)
     return {
         "examples": sizes,
         "memorisation": {
             name: {part: float(finite_values(name, scores[part][name]).mean()) for part in SETS}
             for name in MEMORISATION
         },
-        "membership": {attack: _attack(attack, scores, retrained) for attack in _attacks(scores)},
+        "membership": {
+            attack: {
+                "auc": auc.value,
+                "standard_error": auc.standard_error,
+                "privleak": membership.privacy_leakage(auc.value, theirs[attack].value) if attack in theirs else None,
+            }
+            for attack, auc in _aucs(scores).items()
+        },
     }
 
 
 def check_retrained(retrained: Scores, sizes: Mapping[str, int]) -> None:
-    """Refuses scores of a retrained model to which those of sets of these sizes cannot be compared."""
+    """Raise `InputError` if a retrained model's scores cannot be compared with scores of sets of these sizes."""
     theirs = {part: len(retrained[part]["loss"]) for part in SETS}
     if theirs != sizes:
         reason, fix = f"the examples scored here are {dict(sizes)}", "score both models on the same data"
         raise InputError(Problem("retrain_log", theirs, reason, fix))
-    for attack in _attacks(retrained):
-        membership.privacy_leakage(0.5, _auc(attack, retrained).value)
+    for auc in _aucs(retrained).values():
+        membership.privacy_leakage(0.5, auc.value)
 
 
-def _attack(attack: str, scores: Scores, retrained: Scores | None) -> dict[str, float | None]:
-    ours, leakage = _auc(attack, scores), None
-    if retrained is not None and attack in _attacks(retrained):
-        leakage = membership.privacy_leakage(ours.value, _auc(attack, retrained).value)
-    return {"auc": ours.value, "standard_error": ours.standard_error, "privleak": leakage}
-
-
-def _attacks(scores: Scores) -> list[str]:
-    return [attack for attack in ATTACKS if attack in scores["forget"]]
-
-
-def _auc(attack: str, scores: Scores) -> membership.Auc:
-    return membership.score_auc(*(scores[part][attack] for part in SETS))
+def _aucs(scores: Scores) -> dict[str, membership.Auc]:
+    """Return the AUC of each attack that the scores are there for."""
+    forget, holdout = (scores[part] for part in SETS)
+    return {attack: membership.score_auc(forget[attack], holdout[attack]) for attack in ATTACKS if attack in forget}
 
 
 def read_scores(
     path: str | Path, argument: str = "retrain_log", sets: Mapping[str, Iterable[Mapping[str, Any]]] | None = None
 ) -> Scores:
-    """The scores in a file that `unlora membership` wrote.
+    """Read the scores from a log of `unlora membership`.
 
     Args:
-        path: the file.
-        argument: what the user calls it.
-        sets: the rows, by set, that it must be of. Its "rows" are their SHA-256; logs without are of older versions.
+        path: the log.
+        argument: the name under which the user gave it, for error messages.
+        sets: by set the rows that the scores must be of. The log contains their SHA-256 as "rows", except for logs of
+            older versions, which are accepted without.
 
     Raises:
         InputError: no such file, not JSON, not {"scores": {set: {score: numbers}}} with the sets and scores needed, or
@@ -181,12 +185,12 @@ def read_scores(
         reason = f"cannot be read as a log with scores ({type(error).__name__}: {error})"
         raise InputError(Problem(argument, str(path), reason, "give a log of `unlora membership`")) from error
     if not _is_scores(scores):
-        reason = f"its scores are not one number an example for {', '.join(SETS)}, the same scores for both"
+        reason = f"its scores are not one number per example, with the same scores for {' and '.join(SETS)}"
         raise InputError(Problem(argument, str(path), reason, "give a log of `unlora membership`"))
     if sets is not None:
         theirs = log.get("rows", {})
         if others := [name for name, ours in sets_sha256(sets).items() if theirs.get(name, ours) != ours]:
-            reason = f"its rows of {', '.join(others)} are not those here (their SHA-256 differs)"
+            reason = f"its rows of {', '.join(others)} are other rows than here (their SHA-256 differs)"
             raise InputError(Problem(argument, str(path), reason, "score both models on the same data"))
     checked: Scores = scores
     return checked

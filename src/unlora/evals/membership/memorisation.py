@@ -1,8 +1,8 @@
-"""How much of a text a model knows by heart: pure functions of which labels it predicts, [tokens] of one example.
+"""How much of a text a model knows by heart: pure functions of which labels of an example it predicts.
 
-`matches` says of each labelled token whether it is the model's likeliest one, given all true tokens before it. All
-labels count. Where an example ends with a labelled end token, to stop there is part of what is known by heart; where it
-does not (a conversation cut at `max_length`, a piece of a long text), its last token is one like the others.
+`matches` is [tokens]: whether each labelled token is the model's most likely one, given all true tokens before it. All
+labels count. If an example ends with a labelled end token, knowing where to stop is part of knowing it by heart. If it
+does not (a conversation cut at `max_length`, a chunk of a long text), its last token is like the others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unlora.common.errors import InputError, Problem
 
 
 def exact_memorisation(matches: ArrayLike) -> float:
-    """Share of the labelled tokens that are the likeliest ones, in [0, 1] (Tirumala et al. 2022, arXiv 2205.10770).
+    """Return the share of labels that are the most likely tokens, in [0, 1] (Tirumala et al. 2022, arXiv 2205.10770).
 
     Raises:
         InputError: no tokens.
@@ -23,10 +23,10 @@ def exact_memorisation(matches: ArrayLike) -> float:
 
 
 def extraction_strength(matches: ArrayLike) -> float:
-    """1 − k/|y|, with k the fewest first tokens that must be given for greedy decoding to produce all others.
+    """Return 1 − k/|y|, where k is the least number of first tokens from which greedy decoding produces all others.
 
-    1 if none is needed, 0 if the last token is not predicted even from all others (Carlini et al. 2021,
-    arXiv 2012.07805; as a share of the labels, Wang et al. 2025, https://openreview.net/forum?id=wUtCieKuQU).
+    It is 1 if no token has to be given, and 0 if the last token is not predicted even from all others (Carlini et al.
+    2021, arXiv 2012.07805; as a share of the labels, Wang et al. 2025, https://openreview.net/forum?id=wUtCieKuQU).
 
     Raises:
         InputError: no tokens.
@@ -40,5 +40,9 @@ def extraction_strength(matches: ArrayLike) -> float:
 def _matches(matches: ArrayLike) -> NDArray[np.bool_]:
     array = np.asarray(matches, dtype=np.bool_)
     if array.ndim != 1 or not array.size:
-        raise InputError(Problem("matches", f"shape {array.shape}", "needs one row of tokens", "give at least one"))
+        raise InputError(
+            Problem(
+                "matches", f"shape {array.shape}", "it must be a one-dimensional array of tokens", "give at least one"
+            )
+        )
     return array

@@ -1,0 +1,159 @@
+"""A model's own answers: greedy, batched by length, in the order of the input.
+
+As in `scoring`, the model is left as it was found, and all processes of a job must call these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from typing import Any
+
+from torch import nn
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from unlora.common.distributed import together
+from unlora.common.errors import InputError, Problem
+from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_turns, special_ids
+from unlora.data.padding import padding_id
+from unlora.evals.progress import Progress
+from unlora.evals.scoring import check_positions, evaluating, length_sorted_batches, of_all
+from unlora.models.forward import causal_lm
+
+
+def generate_answers(
+    model: nn.Module,
+    questions: Sequence[str],
+    text_format: TextFormat,
+    max_new_tokens: int = 200,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Return the model's greedy answer to each question, without special tokens and surrounding whitespace.
+
+    The model's own generation settings (sampling, penalties, beams) are ignored, so that all models are compared by the
+    same rule.
+
+    Args:
+        model: a causal LM, with or without adapters.
+        questions: [questions].
+        text_format: the prompt. It is exactly the one after which answers are scored.
+        max_new_tokens: the maximum length of an answer. It ends earlier at one of the `end_tokens`.
+        batch_size: questions in a batch.
+        progress: called after each batch with the number of questions answered so far.
+
+    Raises:
+        InputError: no questions, or a prompt and its answer may need more tokens than the model has positions.
+    """
+    prompts = [encode_prompt(question, text_format) for question in questions]
+    answers = continue_prompts(model, prompts, text_format, max_new_tokens, batch_size, progress)
+    return [answer.strip() for answer in answers]
+
+
+def continue_prompts(
+    model: nn.Module,
+    prompts: Sequence[list[int]],
+    text_format: TextFormat,
+    max_new_tokens: int = 200,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Return the model's greedy continuation of each tokenised prompt, without special tokens but with whitespace.
+
+    The arguments are those of `generate_answers`.
+    """
+    if max_new_tokens < 1:
+        reason = "an answer has at least one token"
+        raise InputError(Problem("max_new_tokens", max_new_tokens, reason, "use at least 1"))
+    if not prompts:
+        raise InputError(Problem("questions", "0 questions", "there is nothing to ask", "give at least one"))
+    examples = [prompt_example(ids) for ids in prompts]
+    check_positions(model, examples, max_new_tokens, "max_new_tokens", max_new_tokens)
+    config = generation_config(max_new_tokens, text_format)
+    texts: dict[int, str] = {}
+    with together(), generating(model) as core:
+        # Padding on the left, so that all answers of a batch begin in the same column.
+        for places, batch in length_sorted_batches(examples, batch_size, text_format, "left", progress):
+            inputs = {key: batch[key].to(core.device) for key in ("input_ids", "attention_mask")}
+            rows = core.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
+            texts |= {place: generated_text(row, text_format) for place, row in zip(places, rows, strict=True)}
+    return of_all(texts)
+
+
+def generated_text(tokens: Sequence[int], text_format: TextFormat) -> str:
+    """Return the text of generated tokens up to the first of the `end_tokens`, without special tokens."""
+    stops = end_tokens(text_format)
+    return decode(list(takewhile(lambda token: token not in stops, tokens)), text_format.tokenizer)
+
+
+def prompt_example(ids: list[int]) -> Example:
+    """Return an example without labels: the model sees its tokens, and they are not scored."""
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
+
+
+def generation_config(max_new_tokens: int, text_format: TextFormat, temperature: float = 0.0) -> GenerationConfig:
+    """Return settings for greedy generation, or for sampling from all tokens if the `temperature` is above 0."""
+    sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
+    return GenerationConfig(
+        **(sampling if temperature else {"do_sample": False}),
+        num_beams=1,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(end_tokens(text_format)) or None,
+        pad_token_id=padding_id(text_format.tokenizer),
+    )
+
+
+def encode_prompt(question: str, text_format: TextFormat) -> list[int]:
+    """Return the tokens before an answer begins: exactly those that `encode_turns` puts before the first label."""
+    encoded = encode_turns(question, "x", text_format)
+    first = next(place for place, label in enumerate(encoded["labels"]) if label != IGNORE_INDEX)
+    return encoded["input_ids"][:first]
+
+
+def end_tokens(text_format: TextFormat) -> set[int]:
+    """Return the tokens that end an answer: the tokenizer's eos, and special tokens that the chat template appends."""
+    tokenizer = text_format.tokenizer
+    special = special_ids(tokenizer)
+    ends = {tokenizer.eos_token_id} - {None}
+    for token in reversed(encode_turns("x", "x", text_format)["labels"]):
+        if token in special:
+            ends.add(token)
+        elif tokenizer.decode([token]).strip():  # the answer itself: only whitespace may stand between its end tokens
+            break
+    return ends
+
+
+def decode(tokens: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return the text of generated tokens, without special tokens."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+def labelled_texts(example: Example, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Return the text that each predicted label adds, including special tokens. Joined, they are the labelled text.
+
+    A character that consists of several tokens belongs to the last of them.
+    """
+    labels = [label for label in example["labels"][1:] if label != IGNORE_INDEX]
+    texts, shown = [], ""
+    for count in range(1, len(labels) + 1):
+        text = tokenizer.decode(labels[:count], clean_up_tokenization_spaces=False)
+        whole = text if count == len(labels) else text.rstrip("\N{REPLACEMENT CHARACTER}")
+        texts.append(whole[len(shown) :])
+        shown = max(shown, whole, key=len)
+    return texts
+
+
+@contextmanager
+def generating(model: nn.Module) -> Iterator[Any]:
+    """Switch gradients, dropout and the model's own generation settings off; yield the module that can generate."""
+    core = causal_lm(model)
+    own = core.generation_config
+    core.generation_config = GenerationConfig()  # transformers fills whatever a given configuration leaves open from it
+    try:
+        with evaluating(model):
+            yield core
+    finally:
+        core.generation_config = own
