@@ -86,8 +86,10 @@ def stamps(out):
 def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path, capsys):
     out = tmp_path / "bench"
     argv = arguments(tofu, out)
+    endless = tmp_path / "endless.yaml"  # the second cell cannot end before the bench is killed
+    endless.write_text("lora+gd: {max_steps: 1000000}\n")
     process = subprocess.Popen(
-        [sys.executable, "-m", "unlora", *argv],
+        [sys.executable, "-m", "unlora", *argv, "--settings", str(endless)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -100,7 +102,7 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
     assert len(before) == 1  # the second cell was cut off
     assert main(argv) == 0
     shown = capsys.readouterr().out
-    assert "1/1 forget01 lora+gd seed 0: done; 0 min left" in shown
+    assert "1/1 forget01 lora+gd seed 0: done" in shown
     assert before.items() < stamps(out).items()
     assert len(stamps(out)) == 2
 

@@ -81,8 +81,9 @@ def program(argv: list[str]) -> tuple[str, str, list[str]] | None:
             return "module", name, arguments
         case ["-c", code, *arguments] if code.startswith("from multiprocessing.spawn import spawn_main"):
             return "spawned", code, arguments
-        case [name, *arguments] if name.endswith(".py") and "TORCHELASTIC_RUN_ID" in os.environ:
-            return "script", name, arguments
+        case [name, *arguments] if name.endswith(".py"):
+            with open(name, encoding="utf-8") as script:
+                return ("script", name, arguments) if "unlora" in script.read() else None
     return None
 
 
@@ -109,7 +110,8 @@ def client(python: str, path: str, owner: int) -> None:
     connection.sendall(text)
     status = struct.unpack("!i", connection.recv(4))[0]
     if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # of SIGKILL
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.waitstatus_to_exitcode(status))
 
@@ -205,10 +207,12 @@ def supervise(connection) -> None:  # type: ignore[no-untyped-def]
     while ended not in (ready := select.select([ended, connection], [], [])[0]):
         if connection in ready:
             numbers = connection.recv(16)
-            for number in numbers or (signal.SIGKILL,):
+            for number in numbers:
+                os.kill(worker, number)  # it has not been waited for, so that its number is its own
+            if not numbers:  # the client was killed: so are the process and all that it has started
+                os.kill(worker, signal.SIGKILL)
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker, number)
-            if not numbers:
+                    os.killpg(worker, signal.SIGKILL)
                 break
     status = os.waitpid(worker, 0)[1]
     with contextlib.suppress(OSError):

@@ -89,7 +89,7 @@ def interrupted_when_there_is(file, argv):
 @pytest.mark.parametrize("file", ["eval_original.json", "checkpoint-2"])
 @pytest.mark.usefixtures("heard_interrupts")
 def test_a_run_that_was_interrupted_goes_on_with_the_command_it_names(model_folder, data, tmp_path, file):
-    settings = {"max_steps": 150, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
+    settings = {"max_steps": 60, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
     run = tmp_path / "a run"
     error = interrupted_when_there_is(run / file, ["unlearn", *flags(model_folder, data, run, **settings)])
     assert not (run / "adapter").exists()
