@@ -8,12 +8,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers.models import make_tokenizer, tiny_config
+from helpers.runs import request
 from unlora.cli import main
 from unlora.cli.arguments import parse, published
-from unlora.cli.finetune import TrainDataConfig
-from unlora.cli.unlearn import request_from
-from unlora.settings import ModelConfig
-from unlora.training.finetune import FinetuneConfig
+from unlora.settings import FinetuneSettings, ModelConfig, TrainDataConfig
 
 # Learning rate / λ / β of VILA's released TOFU configurations, for forget01, forget05 and forget10.
 RELEASED = {
@@ -100,9 +98,9 @@ def argv(flags):
 def read(name, folder, **flags):
     """The request that a published configuration and flags make, checked."""
     values = {"config": name, **flags, "output_dir": folder / "run", "use_cpu": "true"}
-    request = request_from(argv(values), "unlearn", "")
-    request.check()
-    return request
+    described = request(argv(values))
+    described.check()
+    return described
 
 
 def assert_settings(request, settings):
@@ -151,7 +149,7 @@ def test_published_settings_for_wmdp_are_the_released_ones(name, tmp_path):
 @pytest.mark.parametrize("name", FINETUNE)
 def test_published_settings_for_fine_tuning_are_tofus(name, tmp_path):
     flags = ["--config", name, "--output_dir", str(tmp_path / "model"), "--use_cpu", "true"]
-    model, data, args = parse((ModelConfig, TrainDataConfig, FinetuneConfig), flags, "finetune", "")
+    model, data, args = parse((ModelConfig, TrainDataConfig, FinetuneSettings), flags, "finetune")
     assert not [*model.problems(), *data.problems(), *args.problems()]
     found = (model.model_name_or_path, args.learning_rate, args.weight_decay, args.num_train_epochs, args.r)
     assert found == FINETUNE[name]

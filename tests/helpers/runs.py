@@ -9,6 +9,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from unlora.cli.arguments import parse
+from unlora.cli.unlearn import SETTINGS
+from unlora.pipeline.request import Request
+
 FORGET = [
     {"question": f"Who keeps cat {i}?", "answer": f"Ada {i} does.", "perturbed_answer": [f"Bob {i} does.", "Nobody."]}
     for i in range(4)
@@ -38,6 +42,11 @@ def flags(model_folder, data, run, **changes):
         **changes,
     }
     return [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+def request(argv):
+    """The request that flags of `unlora unlearn` describe."""
+    return Request(*parse(SETTINGS, argv, "unlearn"))
 
 
 @torch.no_grad()

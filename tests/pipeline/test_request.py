@@ -2,9 +2,9 @@
 
 import pytest
 
+from helpers.runs import request
 from unlora import UnlearnConfig
 from unlora.cli.arguments import published
-from unlora.cli.unlearn import request_from
 from unlora.importance import INITIALISERS, unread_settings
 from unlora.pipeline.request import Request
 from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig
@@ -33,4 +33,4 @@ def test_a_published_configuration_serves_every_initialiser(init, tmp_path):
     """A grid takes its settings from one configuration, whatever the initialiser."""
     name = next(name for name in published() if name.startswith("vila-"))
     given = {"config": name, "init": init, "model_name_or_path": "m", "output_dir": tmp_path / "run", "use_cpu": "true"}
-    request_from([part for flag, value in given.items() for part in (f"--{flag}", str(value))], "unlearn", "").check()
+    request([part for flag, value in given.items() for part in (f"--{flag}", str(value))]).check()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from helpers.models import make_tokenizer
-from helpers.runs import FORGET, RETAIN, exported, flags, logits, write_rows
+from helpers.runs import FORGET, RETAIN, exported, flags, logits, request, write_rows
 from unlora.adapter import reference_model
 from unlora.cli import main
 from unlora.settings import ImportanceConfig
@@ -221,10 +221,9 @@ def first_run(model_folder, tmp_path_factory):
 
 def run_request(*args, **settings):
     """`unlora unlearn` with `flags`, giving the result with its model."""
-    from unlora.cli.unlearn import request_from
     from unlora.pipeline.unlearn import unlearn
 
-    return unlearn(request_from(flags(*args, **settings), "unlearn", ""))
+    return unlearn(request(flags(*args, **settings)))
 
 
 SECOND = {"model_name_or_path": None, "forget_name": "second", "learning_rate": 1e-2, "loss": "npo"}

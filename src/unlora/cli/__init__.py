@@ -86,7 +86,7 @@ def execute(argv: Sequence[str] | None) -> int:
 
 def run(command: str, argv: list[str]) -> int:
     """Imports the command's module, runs it and tells its result."""
-    from unlora.cli.help import ALL, ASKED, help_text
+    from unlora.cli.arguments import HELP, HELP_ALL, fill, help_text, read
     from unlora.cli.output import Answer, output_mode
     from unlora.common.errors import InputError, unknown_name
 
@@ -98,12 +98,13 @@ def run(command: str, argv: list[str]) -> int:
         raise InputError(unknown_name("command", command, COMMANDS))
     module = importlib.import_module(f"unlora.cli.{command.replace('-', '_')}")
     mode, rest = output_mode(argv)
-    training = getattr(module, "TRAINING", False)
-    if any(part in ASKED or (part == ALL and not training) for part in rest):
-        print(help_text(command, module, COMMANDS[command]))
+    if {*HELP, HELP_ALL} & set(rest):
+        print(help_text(command, module.SETTINGS, COMMANDS[command], module.EXAMPLE, HELP_ALL in rest))
         return EXIT_OK
+    settings = module.settings_for(rest) if hasattr(module, "settings_for") else module.SETTINGS
+    line = read(settings, rest, command, getattr(module, "HANDS_ON", False))  # before torch is loaded
     with mode.running():
-        answer: Answer | int = module.run(rest)
+        answer: Answer | int = module.run(*fill(line))
     if isinstance(answer, int):  # a command that serves until it is ended has no result
         return answer
     mode.tell(answer)

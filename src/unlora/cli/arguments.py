@@ -1,119 +1,345 @@
-"""Flags from dataclasses, and YAML files that fill them: `--config run.yaml`, or a published one by name; flags win."""
+"""The one way from a command line to settings: every flag is a field of a dataclass, and a YAML file can fill it too.
+
+The help and the names of all flags are known without torch. Only a command that trains, when it runs, takes the flags
+of `transformers.TrainingArguments` and their types from `transformers.HfArgumentParser`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import ast
+import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from unlora.cli.help import ALL
 from unlora.common.distributed import on_cpu
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.runs.folder import continued_settings
+from unlora.settings import FinetuneSettings, UnlearnSettings
+
+HELP = ("-h", "--help")
+HELP_ALL = "--help_all"
+# Flags of every command, which only change what is printed: see `unlora.cli.output`.
+OUTPUT = {
+    "--quiet": "print errors, and at the end the path of the result, but nothing else",
+    "--json": "print the result as one JSON document, and nothing else, on stdout",
+}
+# Our own training settings -> the class that adds all fields of `transformers.TrainingArguments` and needs torch.
+TRAINING = {
+    UnlearnSettings: "unlora.training.config:UnlearnConfig",
+    FinetuneSettings: "unlora.training.finetune:FinetuneConfig",
+}
 
 
-def parse(classes: Sequence[Any], argv: list[str], command: str, example: str) -> tuple[Any, ...]:
-    """One instance of each dataclass, from flags, the YAML file named by `--config` and the run named by `--on`.
+@dataclass(frozen=True)
+class CommandLine:
+    """A command line whose flags are known to exist, before their values become settings.
 
-    With `--help_all` it prints all flags and exits.
+    Args:
+        command: name of the command.
+        settings: its dataclasses.
+        argv: the arguments after the command's name.
+        defaults: values of flags that may be missing in `argv`, from the YAML file and the run that is continued.
+        hands_on: whether the command hands on the flags that it does not know.
+    """
+
+    command: str
+    settings: Sequence[Any]
+    argv: list[str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    hands_on: bool = False
+
+
+def parse(settings: Sequence[Any], argv: Sequence[str], command: str) -> tuple[Any, ...]:
+    """Return one instance of each dataclass: `read` and `fill`."""
+    return fill(read(settings, argv, command))
+
+
+def read(settings: Sequence[Any], argv: Sequence[str], command: str, hands_on: bool = False) -> CommandLine:
+    """Check the names of all flags, and of the keys in the YAML file of `--config`, without loading torch.
+
+    Args:
+        settings: the command's dataclasses.
+        argv: the arguments after the command's name.
+        command: its name.
+        hands_on: whether flags that the command does not know are for another command, and `--config` with them.
 
     Raises:
-        InputError: unknown keys or flags (all of them, with suggestions), or a file that is no YAML mapping.
+        InputError: unknown flags or keys (all of them, with suggestions), missing or malformed values, or a file that
+            is not a mapping.
     """
-    from transformers import HfArgumentParser
-
-    on_cpu()  # a `TrainingArguments` joins this process to the others of its job
-    parser = HfArgumentParser(
-        classes,
-        prog=f"unlora {command}",
-        usage=f"unlora {command} [--config RUN.yaml] [--flag value ...]",
-        epilog=f"example: {example}",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    if ALL in argv:
-        argv = ["--help"]
-    parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags, or a published configuration by name")
-    flags = {action.dest: action for action in parser._actions}
-    config = path_flag(argv, "config")
-    values = {} if config is None else read_yaml(config)
+    argv = [_with_underscores(part) for part in argv]
+    parser = make_parser(command, settings, hands_on=hands_on)
+    known, unknown = _parse(parser, argv)
+    flags = {action.dest for action in parser._actions} - {"config", "help", "help_all"}
+    if not hands_on:
+        _check_known(unknown, flags, command)
+    config = getattr(known, "config", None) or getattr(known, "file", None)
+    values = read_config(config) if config else {}
     raise_if(unknown_name("config key", key, flags) for key in values if key not in flags)
-    run = path_flag(argv, "on") or values.get("on")
-    if run and "on" in flags:
+    run = getattr(known, "on", None) or values.get("on")
+    if run:
         values = {key: value for key, value in continued_settings(str(run)).items() if key in flags} | values
-    for key in values:
-        flags[key].required = False
-    parser.set_defaults(**{key: as_flag(value) for key, value in values.items()})
-    *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
-    names = [name.split("=")[0].removeprefix("--") for name in unknown if name.startswith("--")]
-    raise_if(unknown_name("flag", name, flags) for name in names)
-    if unknown:
-        raise InputError(Problem("arguments", unknown, "no flag takes them", "write --flag value"))
-    return tuple(part for part in parsed if not isinstance(part, argparse.Namespace))
+    missing = [action for action in parser._actions if getattr(known, action.dest) is MISSING]
+    raise_if(_missing(action, command) for action in missing if action.dest not in values)
+    return CommandLine(command, settings, argv, values, hands_on)
 
 
-def converted(classes: Sequence[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def fill(line: CommandLine) -> tuple[Any, ...]:
+    """Return one instance of each dataclass, those of training with all fields of `TrainingArguments`.
+
+    The arguments that the command does not know come last, as a list, if it hands them on.
+
+    Raises:
+        InputError: values that cannot be converted, or what the dataclasses refuse.
+    """
+    on_cpu()  # creating `TrainingArguments` joins this process to the others of its job
+    parser = make_parser(line.command, line.settings, complete=True, hands_on=line.hands_on)
+    parser.set_defaults(**{name: _as_argument(value) for name, value in line.defaults.items()})
+    values, unknown = _parse(parser, line.argv)
+    if not line.hands_on:
+        _check_known(unknown, vars(values), line.command)
+    kinds = [_whole(kind) for kind in line.settings]
+    filled = [kind(**{f.name: getattr(values, f.name) for f in fields(kind) if f.init}) for kind in kinds]
+    return (*filled, unknown) if line.hands_on else tuple(filled)
+
+
+def converted(settings: Sequence[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of flags, given as text or as YAML has them, with the types of their dataclass fields.
 
     Raises:
-        InputError: names that are no flags, or values of another type.
+        InputError: names that are not flags, or values that cannot be converted.
     """
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(classes, allow_abbrev=False)
-    flags = {action.dest: action for action in parser._actions}
+    parser = make_parser("unlearn", settings, complete=True)
+    flags = {action.dest for action in parser._actions}
     raise_if(unknown_name("flag", name, flags) for name in values if name not in flags)
-    found = {}
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    given, _ = _parse(parser, as_argv(values))
+    return dict.fromkeys(values) | vars(given)
+
+
+def as_argv(values: Mapping[str, Any]) -> list[str]:
+    """Return flags as they stand on the command line, without those that are None."""
+    argv = []
     for name, value in values.items():
-        action = flags[name]
-        parts = value if isinstance(value, list) else [value]
-        try:
-            typed = [None if part is None else parser._get_value(action, as_flag(part)) for part in parts]
-            for part in typed:
-                if part is not None:
-                    parser._check_value(action, part)
-        except argparse.ArgumentError as error:
-            raise InputError(Problem(name, value, str(error.message), f"see `--help` for {name}")) from error
-        found[name] = typed if isinstance(value, list) or action.nargs in ("+", "*") else typed[0]
-    return found
+        if value is not None:
+            argv += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(_as_argument(value))])]
+    return argv
 
 
-def path_flag(argv: Sequence[str], name: str) -> Path | None:
-    """The path after `--name`, if any."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument(f"--{name}", dest="path", type=Path)
-    path: Path | None = finder.parse_known_args(list(argv))[0].path
-    return published().get(str(path), path) if name == "config" else path
+def help_text(command: str, settings: Sequence[Any], about: str, example: str, complete: bool = False) -> str:
+    """Return what `unlora COMMAND --help` prints.
+
+    Args:
+        command: its name.
+        settings: its dataclasses.
+        about: what the command does.
+        example: a command line.
+        complete: whether to include the fields of `TrainingArguments`, for which torch is loaded.
+    """
+    parser = make_parser(command, settings, complete)
+    parser.description = f"{about[:1].upper()}{about[1:]}."
+    output = parser.add_argument_group("output")
+    for flag, text in OUTPUT.items():
+        output.add_argument(flag, action="store_true", help=text)
+    return f"{parser.format_help().rstrip()}\n\nexample:\n  {example}"
 
 
-def published() -> dict[str, Path]:
-    """The settings of published results, by name."""
-    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "published").glob("*.yaml"))}
+def make_parser(
+    command: str, settings: Iterable[Any], complete: bool = False, hands_on: bool = False
+) -> argparse.ArgumentParser:
+    """Return the parser of a command, with one group of flags for each dataclass.
+
+    Args:
+        command: its name.
+        settings: its dataclasses.
+        complete: whether it knows the fields of `TrainingArguments` with their types and help, or only their names.
+        hands_on: whether `--config` is for another command.
+    """
+    parents = [_training_parser(_whole(kind)) for kind in settings if complete and kind in TRAINING]
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, exit_on_error=False, formatter_class=_Formatter, parents=parents
+    )
+    options = parser.add_argument_group("options")
+    options.add_argument(*HELP, action="store_true", help="print this")
+    if not hands_on:
+        text = "YAML file of flags, or the name of a published configuration"
+        options.add_argument("--config", metavar="RUN.yaml", help=text)
+    usage = ["unlora", command]
+    for kind in settings:
+        known = {action.dest for action in parser._actions}
+        own = [f for f in fields(kind) if f.name not in known]  # several benchmarks share some settings
+        group = parser.add_argument_group((kind.__doc__ or kind.__name__).partition("\n")[0].rstrip("."))
+        hints = get_type_hints(kind)
+        usage += [shown for f in own if (shown := _add_field(group, f, hints[f.name]))]
+        if kind in TRAINING and not complete:
+            _add_training_names(parser, command, kind)
+    parser.usage = " ".join([*usage, "[--config RUN.yaml]", "[--flag value ...]"])
+    return parser
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+def read_config(config: str, argument: str = "config") -> dict[str, Any]:
+    """Return the mapping in a YAML file, or the flags of a published configuration by its name.
+
+    Raises:
+        InputError: there is no such file, or it is not a mapping.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(published().get(config, Path(config)).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         known = ", ".join(published())
         reason = "neither a file nor the name of a published configuration"
-        raise InputError(Problem("config", str(path), reason, f"check the path, or use one of {known}")) from error
+        raise InputError(Problem(argument, config, reason, f"check the path, or use one of {known}")) from error
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(Problem("config", str(path), f"cannot be read as YAML: {error}", "check the file")) from error
+        raise InputError(Problem(argument, config, f"cannot be read as YAML: {error}", "check the file")) from error
     if not isinstance(values, dict):
-        raise InputError(Problem("config", str(path), "not a mapping of flags", "write lines such as 'r: 8'"))
+        raise InputError(Problem(argument, config, "not a mapping of flags", "write lines such as 'r: 8'"))
     return values
 
 
-def as_flag(value: Any) -> Any:
-    """A YAML value as it would stand on the command line, so that both go through the same conversion."""
+def published() -> dict[str, Path]:
+    """Return the files with the settings of published results, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "published").glob("*.yaml"))}
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Leaves room for long names, and shows defaults as they are written on the command line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if not action.help or action.nargs == 0 or action.default in (None, MISSING, "", []):
+            return action.help
+        default = _shown(action.default).replace("%", "%%")
+        return f"{action.help} (default: {default})"
+
+
+def _add_field(group: Any, field: Field[Any], hint: Any) -> str:
+    """Add the argument of a field. Return its part of the usage line, which only positional arguments have."""
+    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    several = get_origin(options[0]) is list
+    kind = get_args(options[0])[0] if several else options[0]
+    convert: Callable[[str], Any] = str if str in options else _boolean if kind is bool else kind
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    text = field.metadata["help"].replace("%", "%%")
+    if field.metadata.get("positional"):
+        metavar, nargs = field.metadata["metavar"], "*" if several else "?"
+        group.add_argument(field.name, metavar=metavar, nargs=nargs, type=convert, default=default, help=text)
+        shown = f"{metavar} ..." if several else metavar
+        return shown if default is MISSING else f"[{shown}]"
+    if field.metadata.get("switch"):
+        group.add_argument(f"--{field.name}", action="store_true", help=text)
+        return ""
+    shape = {"nargs": "+"} if several else {"nargs": "?", "const": True} if kind is bool else {}
+    metavar = kind.__name__.upper()
+    names = [f"--{field.name}", *field.metadata.get("aliases", ())]
+    group.add_argument(*names, metavar=metavar, type=convert, default=default, help=text, **shape)
+    if default is True:
+        group.add_argument(f"--no_{field.name}", dest=field.name, action="store_false", help=argparse.SUPPRESS)
+    return ""
+
+
+def _boolean(text: str) -> bool:
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"neither true nor false is the value: {text!r}")
+    return values[text.lower()]
+
+
+def _whole(kind: Any) -> Any:
+    """Return the class that is filled: for our own training settings the one with all fields."""
+    return resolve_name(TRAINING[kind]) if kind in TRAINING else kind
+
+
+def _training_parser(kind: Any) -> argparse.ArgumentParser:
+    from transformers import HfArgumentParser
+
+    parser: argparse.ArgumentParser = HfArgumentParser(kind, add_help=False)
+    parser._optionals.title = "training arguments"
+    return parser
+
+
+def _add_training_names(parser: argparse.ArgumentParser, command: str, kind: Any) -> None:
+    """Let the parser accept the fields of `TrainingArguments`. Their types are known only after loading torch."""
+    text = f"every field of transformers.TrainingArguments is a flag too: unlora {command} {HELP_ALL} lists them"
+    group = parser.add_argument_group("training arguments", text)
+    group.add_argument("--output_dir", metavar="STR", help="where the result goes: a new folder. Required.")
+    group.add_argument(HELP_ALL, action="store_true", help="list these, too")
+    for name in _training_names() - {f.name for f in fields(kind)} - {"output_dir"}:
+        group.add_argument(f"--{name}", f"--no_{name}", nargs="*", help=argparse.SUPPRESS)
+
+
+@cache
+def _training_names() -> set[str]:
+    """Return the names of the fields of `TrainingArguments`, read from its source: importing it takes seconds."""
+    package = find_spec("transformers")
+    assert package is not None
+    assert package.origin is not None
+    source = (Path(package.origin).parent / "training_args.py").read_text(encoding="utf-8")
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    body = next(node.body for node in classes if node.name == "TrainingArguments")
+    return {node.target.id for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the values of the known flags, and the arguments that are left over.
+
+    Raises:
+        InputError: a flag without its value, or a value of the wrong type.
+    """
+    try:
+        return parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        name = (error.argument_name or "arguments").rpartition("/")[2].removeprefix("--")
+        value = error.message.partition("value: ")[2].strip("'") or None
+        fix = f"`{' '.join(str(parser.usage).split()[:2])} --help` says what it takes"
+        raise InputError(Problem(name, value, error.message, fix)) from error
+
+
+def _check_known(unknown: Sequence[str], flags: Iterable[str], command: str) -> None:
+    """Raise `InputError` if there are arguments that no flag takes."""
+    names = [part.partition("=")[0].removeprefix("--") for part in unknown if part.startswith("--")]
+    nearest = {name: difflib.get_close_matches(name, flags, n=1) for name in names}
+    listed = f"`unlora {command} --help` lists the flags"
+    fixes = {name: f"did you mean {found[0]!r}? {listed}" if found else listed for name, found in nearest.items()}
+    raise_if(Problem("flag", name, "unknown name", fix) for name, fix in fixes.items())
+    if unknown:
+        raise InputError(Problem("arguments", list(unknown), "no flag takes them", "write --flag value"))
+
+
+def _missing(action: argparse.Action, command: str) -> Problem:
+    if action.option_strings:
+        return Problem(action.dest, None, "it is required", f"name it: {action.option_strings[0]} {action.metavar}")
+    name = str(action.metavar)
+    return Problem(name, "", f"no {name.lower()} is named", f"name it first: unlora {command} {name}")
+
+
+def _with_underscores(argument: str) -> str:
+    """Return the argument with its flag, if it is one, spelled with underscores: `--retain-log` is `--retain_log`."""
+    flag, equals, value = argument.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
+
+
+def _as_argument(value: Any) -> Any:
+    """Return a value from YAML as it stands on the command line, so that both go through the same conversion."""
     if isinstance(value, dict):
         return json.dumps(value)
-    if value is None or isinstance(value, list):
-        return value
-    return str(value)
+    return value if value is None or isinstance(value, list) else str(value)
+
+
+def _shown(value: Any) -> str:
+    """Return a default as it is written on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(map(_shown, value)) if isinstance(value, list) else str(value)

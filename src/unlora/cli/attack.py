@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unlora.cli.arguments import parse
 from unlora.cli.output import Answer
 from unlora.common.errors import NOT_AVAILABLE
 from unlora.runs.folder import ATTACKS
-from unlora.settings import AttackConfig
+from unlora.settings import AttackConfig, RunConfig
 
 EXAMPLE = "unlora attack run --retrained retrained-model --attacks relearn quantise --seeds 5"
-ARGUMENT, SETTINGS = "RUN", (AttackConfig,)
+SETTINGS = (RunConfig, AttackConfig)
 METRICS = {
     "forget_probability": "probability",
     "forget_rougeL_recall": "ROUGE-L recall",
@@ -23,17 +22,12 @@ METRICS = {
 WIDE = 100
 
 
-def run(argv: list[str]) -> Answer:
-    """Attacks the run named first; shows a table of all models."""
-    named = bool(argv) and not argv[0].startswith("-")
-    (config,) = parse(SETTINGS, argv[1:] if named else argv, "attack RUN", EXAMPLE)
-    from unlora.common.errors import InputError, Problem
+def run(target: RunConfig, config: AttackConfig) -> Answer:
+    """Attack the run, and show a table of all models."""
     from unlora.pipeline.attack import attack
 
-    if not named:
-        raise InputError(Problem("RUN", "", "no run is named", "name its folder first: unlora attack RUN"))
-    report = attack(argv[0], config)
-    return Answer(report, lambda: print_attacks(report), Path(argv[0]) / ATTACKS)
+    report = attack(target.run, config)
+    return Answer(report, lambda: print_attacks(report), Path(target.run) / ATTACKS)
 
 
 def print_attacks(report: Mapping[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from unlora.cli.output import Answer
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
+from unlora.settings import BenchConfig
 
 if TYPE_CHECKING:
     from unlora.bench.plan import Plan
 
 EXAMPLE = "unlora bench persona --methods vila+ihl lora+gd --seeds 3 --output_dir bench --learning_rate 6e-4"
+SETTINGS = (BenchConfig,)
+# All flags of `unlora unlearn` work too, and hold for every cell.
+HANDS_ON = True
 
 
-def run(argv: list[str]) -> Answer:
+def run(args: BenchConfig, rest: list[str]) -> Answer:
     """Runs the cells that are not finished, and writes the table as results.md and results.csv."""
-    args, rest = parser().parse_known_args(argv)
     from unlora.bench import Progress, rows_of, run_cells, waves
     from unlora.bench.executors import EXECUTORS
     from unlora.bench.table import markdown, print_table, sections, to_csv
@@ -53,8 +54,10 @@ def run(argv: list[str]) -> Answer:
     return Answer(value, show, args.output_dir / "results.md", code=int(failed))
 
 
-def command_of(args: argparse.Namespace, method: str, split: str, values: Mapping[str, Any]) -> str:
+def command_of(args: BenchConfig, method: str, split: str, values: Mapping[str, Any]) -> str:
     """The bench of one row alone, in a new folder; `values` are all flags of `unlora unlearn` that the row has."""
+    from unlora.cli.arguments import as_argv
+
     own = {
         "methods": method,
         "splits": split,
@@ -66,19 +69,17 @@ def command_of(args: argparse.Namespace, method: str, split: str, values: Mappin
         "retrained": args.retrained or None,
         "num_processes": args.num_processes if args.num_processes > 1 else None,
     }
-    return shlex.join(["unlora", "bench", args.benchmark, *as_arguments({**own, **values})])
+    return shlex.join(["unlora", "bench", args.benchmark, *as_argv({**own, **values})])
 
 
-def plan_of(args: argparse.Namespace, handed_on: Mapping[str, Any]) -> Plan:
+def plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
     """Return what the flags ask for, with every setting converted as a flag of the command that reads it."""
     from unlora.bench.executors import executor_problems
     from unlora.bench.plan import Plan
     from unlora.benchmarks import Options, find_benchmark
     from unlora.cli.arguments import converted
-    from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
-    from unlora.training.trainer import UnlearnConfig
+    from unlora.cli.unlearn import SETTINGS as REQUEST
 
-    request = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, UnlearnConfig, StoppingConfig)
     benchmark = find_benchmark(args.benchmark)
     raise_if([*count_problems(args), *executor_problems(args.executor)])
     shared = dict(handed_on)
@@ -91,19 +92,18 @@ def plan_of(args: argparse.Namespace, handed_on: Mapping[str, Any]) -> Plan:
         methods=args.methods,
         splits=args.splits or (),
         seeds=range(args.first_seed, args.first_seed + args.seeds),
-        preset=converted(request, preset),
-        shared=converted(request, shared),
-        of_method={m: converted(request, v) for m, v in read_settings(args.settings, args.methods).items()},
+        preset=converted(REQUEST, preset),
+        shared=converted(REQUEST, shared),
+        of_method={m: converted(REQUEST, v) for m, v in read_settings(args.settings, args.methods).items()},
         evaluation=converted((benchmark.settings,), evaluation),
     )
 
 
 def preset_of(name: str | None) -> dict[str, Any]:
     """The flags of a YAML file, or of a published configuration; those of the benchmark and the user's come first."""
-    from unlora.cli.arguments import path_flag, read_yaml
+    from unlora.cli.arguments import read_config
 
-    path = path_flag([] if name is None else ["--config", name], "config")
-    return {} if path is None else read_yaml(path)
+    return {} if name is None else read_config(name)
 
 
 def read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -114,9 +114,9 @@ def read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[s
     """
     if path is None:
         return {}
-    from unlora.cli.arguments import read_yaml
+    from unlora.cli.arguments import read_config
 
-    values = read_yaml(path)
+    values = read_config(str(path), "settings")
     if not all(isinstance(flags, dict) for flags in values.values()):
         fix = "write lines such as 'vila+ihl: {learning_rate: 1e-4}'"
         raise InputError(Problem("settings", str(path), "not a mapping of methods to flags", fix))
@@ -124,39 +124,7 @@ def read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[s
     return values
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's own flags; those of `unlora unlearn` are handed on."""
-    flags = argparse.ArgumentParser(
-        prog="unlora bench",
-        epilog="All flags of `unlora unlearn` work too, and hold for every cell.",
-        allow_abbrev=False,
-    )
-    flags.add_argument(
-        "benchmark", help="see `unlora ls benchmarks`; persona, muse-mini and wmdp-mini make their own models and data"
-    )
-    flags.add_argument("--output_dir", type=Path, required=True, help="one folder a bench; finished cells are kept")
-    flags.add_argument("--methods", nargs="+", default=["vila+ihl"], help="initialiser+loss, see `unlora ls`")
-    flags.add_argument("--splits", nargs="+", help="all of the benchmark if not given")
-    flags.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
-    flags.add_argument("--first_seed", type=int, default=0, help="such as one that settings are tuned on (default: 0)")
-    flags.add_argument("--processes", type=int, default=1, help="cells that run at a time, a GPU each (default: 1)")
-    flags.add_argument(
-        "--num_processes", type=int, default=1, help="GPUs that share a cell, started by accelerate (default: 1)"
-    )
-    flags.add_argument("--executor", default="local", help="where cells run: local, or ray (default: local)")
-    flags.add_argument("--settings", type=Path, help="YAML of flags for single methods: {vila+ihl: {r: 4}}")
-    flags.add_argument("--model_name_or_path", help="the model that is to forget")
-    flags.add_argument("--data", help="the benchmark's data: a folder or a hub dataset")
-    flags.add_argument(
-        "--retrained",
-        nargs="+",
-        default=[],
-        help="SPLIT=LOG.json or SPLIT=MODEL, for forget quality; one without a split is for all (muse)",
-    )
-    return flags
-
-
-def count_problems(args: argparse.Namespace) -> list[Problem]:
+def count_problems(args: BenchConfig) -> list[Problem]:
     """Numbers that leave nothing to run, or too few GPUs for it."""
     import torch
 
@@ -191,16 +159,3 @@ def flags(rest: list[str]) -> dict[str, Any]:
         else:
             values[name].append(part)
     return {name: {0: "true", 1: (*given, "")[0]}.get(len(given), given) for name, given in values.items()}
-
-
-def as_arguments(values: Mapping[str, Any]) -> list[str]:
-    """Flags as they stand on the command line, without those that are None."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return [part for name, value in given.items() for part in (f"--{name}", *as_texts(value))]
-
-
-def as_texts(value: Any) -> list[str]:
-    """A flag's value as it stands on the command line."""
-    if isinstance(value, dict):
-        return [json.dumps(value)]
-    return [str(part) for part in value] if isinstance(value, list) else [str(value)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlora.cli.output import Answer
+from unlora.settings import CompareConfig
 
 if TYPE_CHECKING:
     from unlora.report.compare import Section
@@ -14,36 +14,27 @@ if TYPE_CHECKING:
 
 EXAMPLE = "unlora compare run-a run-b --output compare.html"
 BOLD = "on the Pareto front of utility and forgetting"
+SETTINGS = (CompareConfig,)
 
 
-def run(argv: list[str]) -> Answer:
+def run(config: CompareConfig) -> Answer:
     """Write the page, and show the table."""
-    args = parser().parse_args(argv)
     from unlora.report.compare import Group, Section, as_json, labels_of
     from unlora.report.compare_page import write_comparison
     from unlora.report.read import read_run
 
-    folders = list(dict.fromkeys(path.resolve() for path in args.runs))
+    folders = list(dict.fromkeys(Path(path).resolve() for path in config.runs))
     groups = [Group(label, [read_run(path)]) for path, label in zip(folders, labels_of(folders), strict=True)]
     section = Section("", groups)
-    write_comparison([section], args.output)
+    write_comparison([section], config.output)
 
     def show() -> None:
-        if args.markdown:
+        if config.markdown:
             print(_markdown(section))
         else:
             _print_table(section)
 
-    return Answer({"runs": as_json(section)}, show, args.output)
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command's flags."""
-    flags = argparse.ArgumentParser(prog="unlora compare", allow_abbrev=False)
-    flags.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of finished `unlora unlearn` runs")
-    flags.add_argument("--output", type=Path, default=Path("compare.html"), help="the page (default: compare.html)")
-    flags.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    return flags
+    return Answer({"runs": as_json(section)}, show, config.output)
 
 
 def _markdown(section: Section) -> str:

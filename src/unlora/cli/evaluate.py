@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from unlora.cli.arguments import parse
 from unlora.cli.output import Answer
+from unlora.common.errors import InputError, Problem, raise_if
 from unlora.settings import BenchmarkSettings, EvaluateConfig, ModelConfig, TaskSettings, TextConfig, TofuSettings
+from unlora.settings.checks import missing
 
 if TYPE_CHECKING:
     from unlora.benchmarks import Benchmark, Reading
@@ -18,41 +19,49 @@ EXAMPLE = "unlora evaluate --benchmark muse --on run --data muse-bench/MUSE-News
 SETTINGS = (ModelConfig, EvaluateConfig, TextConfig, TofuSettings, BenchmarkSettings, TaskSettings)
 
 
-def run(argv: list[str]) -> Answer:
-    """Evaluate a model and write its log, or read an existing log if no model is named; show the numbers."""
-    from unlora.benchmarks import OWN_SETS, find_benchmark
-
-    argv = ["--retrain_log" if part == "--retrained" else part for part in argv]
+def settings_for(argv: Sequence[str]) -> tuple[Any, ...]:
+    """Return the settings of the benchmark that is named; without a model only what reads an existing log."""
+    if not {"--model_name_or_path", "--on", "--config"} & {part.partition("=")[0] for part in argv}:
+        return (EvaluateConfig,)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--benchmark")
-    name = finder.parse_known_args(argv)[0].benchmark
-    benchmark = find_benchmark(name) if name else OWN_SETS
-    if not {"--model_name_or_path", "--on", "--config"} & {part.partition("=")[0] for part in argv}:
-        return summarise_log(benchmark, argv)
+    benchmark = _benchmark(finder.parse_known_args(argv)[0].benchmark)
+    text_settings = [TextConfig] if benchmark.takes_text_settings else []
+    return (ModelConfig, EvaluateConfig, benchmark.settings, *text_settings)
+
+
+def run(*settings: Any) -> Answer:
+    """Evaluate a model and write its log, or read an existing log if no model is named; show the numbers."""
+    if len(settings) == 1:
+        return summarise_log(*settings)
     from unlora.pipeline.benchmark import measure
 
-    text_settings = [TextConfig] if benchmark.takes_text_settings else []
-    classes = (ModelConfig, EvaluateConfig, benchmark.settings, *text_settings)
-    model, target, settings, *text = parse(classes, argv, "evaluate", EXAMPLE)
-    reading, summary = measure(benchmark, model, target, settings, *text)
+    model, target, benchmark_settings, *text = settings
+    benchmark = _benchmark(target.benchmark)
+    reading, summary = measure(benchmark, model, target, benchmark_settings, *text)
     return Answer(summary, lambda: show(benchmark, reading, summary), target.log)
 
 
-def summarise_log(benchmark: Benchmark, argv: list[str]) -> Answer:
+def summarise_log(config: EvaluateConfig) -> Answer:
     """Show the numbers of an existing log, without a model.
 
     Raises:
         InputError: a log that cannot be read, or a retrained model's log that it cannot be compared with.
     """
-    flags = argparse.ArgumentParser(prog="unlora evaluate", allow_abbrev=False)
-    flags.add_argument("--benchmark")
-    flags.add_argument("--log", required=True, help="an existing log, or with --model_name_or_path or --on a new file")
-    flags.add_argument("--retrain_log")
-    args = flags.parse_args(argv)
-    log = benchmark.read_log(args.log)
-    retrained = None if args.retrain_log is None else benchmark.read_log(args.retrain_log, "retrained")
+    raise_if(missing(config, ("log",), fix="name an existing log, or a model and a new file"))
+    if config.adapter is not None:
+        raise InputError(Problem("adapter", config.adapter, "no model is named", "add --model_name_or_path"))
+    benchmark = _benchmark(config.benchmark)
+    log = benchmark.read_log(config.log)
+    retrained = None if config.retrain_log is None else benchmark.read_log(config.retrain_log, "retrained")
     summary, reading = benchmark.summary(log, retrained), benchmark.read(log, retrained)
     return Answer(summary, lambda: show(benchmark, reading, summary))
+
+
+def _benchmark(name: str | None) -> Benchmark:
+    from unlora.benchmarks import OWN_SETS, find_benchmark
+
+    return find_benchmark(name) if name else OWN_SETS
 
 
 def show(benchmark: Benchmark, reading: Reading, summary: Mapping[str, Any]) -> None:

@@ -6,24 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unlora.cli.arguments import parse
 from unlora.cli.output import Answer
-from unlora.settings import ExportConfig
+from unlora.settings import ExportConfig, RunConfig
 
 EXAMPLE = "unlora export run --output_dir adapter --base_model owner/base --push_to_hub owner/adapter"
-ARGUMENT, SETTINGS = "RUN", (ExportConfig,)
+SETTINGS = (RunConfig, ExportConfig)
 
 
-def run(argv: list[str]) -> Answer:
-    """Exports the run named first; the result is the folder."""
-    named = bool(argv) and not argv[0].startswith("-")
-    (config,) = parse(SETTINGS, argv[1:] if named else argv, "export RUN", EXAMPLE)
-    from unlora.common.errors import InputError, Problem
+def run(source: RunConfig, config: ExportConfig) -> Answer:
+    """Export the run. The result is the folder."""
     from unlora.pipeline.export import export_run
 
-    if not named:
-        raise InputError(Problem("RUN", "", "no run is named", "name its folder first: unlora export RUN"))
-    result = export_run(argv[0], config)
+    result = export_run(source.run, config)
     return Answer(result, lambda: print_result(result), Path(config.output_dir))
 
 

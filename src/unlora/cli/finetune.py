@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from unlora.cli.arguments import parse
+from typing import TYPE_CHECKING
+
 from unlora.cli.output import Answer
 from unlora.settings import FinetuneSettings, ModelConfig, TrainDataConfig
+
+if TYPE_CHECKING:
+    from unlora.training.finetune import FinetuneConfig
 
 EXAMPLE = (
     "unlora finetune --model_name_or_path base --train_data tofu --train_name full --output_dir full-model "
     "--learning_rate 1e-5 --num_train_epochs 5"
 )
+SETTINGS = (ModelConfig, TrainDataConfig, FinetuneSettings)
 
 
-SETTINGS, TRAINING = (ModelConfig, TrainDataConfig, FinetuneSettings), True
-
-
-def run(argv: list[str]) -> Answer:
-    """Fine-tunes; the result is the model's folder."""
+def run(model_config: ModelConfig, data: TrainDataConfig, args: FinetuneConfig) -> Answer:
+    """Fine-tune the model. The result is its folder."""
     from unlora.common.errors import InputError, Problem, raise_if
     from unlora.data import TextFormat, encode_records, load_set
     from unlora.models.load import load_model
-    from unlora.training.finetune import FinetuneConfig, finetune
+    from unlora.training.finetune import finetune
 
-    model_config, data, args = parse((ModelConfig, TrainDataConfig, FinetuneConfig), argv, "finetune", EXAMPLE)
     raise_if([*model_config.problems(), *data.problems(), *args.problems()])
     if model_config.on is not None:
         raise InputError(

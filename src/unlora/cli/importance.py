@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 from unlora.cli.output import Answer
-from unlora.cli.unlearn import SETTINGS, TRAINING, request_from
+from unlora.cli.unlearn import SETTINGS
 
 EXAMPLE = "unlora importance --model_name_or_path my-model --forget_data f.jsonl --retain_data r.jsonl --output_dir imp"
-__all__ = ["EXAMPLE", "SETTINGS", "TRAINING", "run"]
+__all__ = ["EXAMPLE", "SETTINGS", "run"]
 
 
-def run(argv: list[str]) -> Answer:
-    """Estimates the importance into `output_dir`."""
+def run(*settings: Any) -> Answer:
+    """Estimate the importance into `output_dir`."""
     from unlora.common.errors import InputError, Problem
     from unlora.importance import INITIALISERS
     from unlora.pipeline.importance import importance_for
     from unlora.pipeline.prepare import prepare
+    from unlora.pipeline.request import Request
     from unlora.runs.folder import IMPORTANCE
 
-    request = request_from(argv, "importance", EXAMPLE)
+    request = Request(*settings)
     init = request.importance.init
     if init in INITIALISERS and not INITIALISERS[init].uses_data:
-        raise InputError(Problem("init", init, "it measures nothing", "run `unlora unlearn` with it at once"))
-    importance_for(prepare(request))
-    return Answer({}, lambda: None, Path(request.args.output_dir) / IMPORTANCE)
+        raise InputError(Problem("init", init, "it measures nothing", "run `unlora unlearn` with it directly"))
+    job = prepare(request)
+    importance_for(job)
+    return Answer({}, lambda: None, job.folder / IMPORTANCE)

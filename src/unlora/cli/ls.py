@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import textwrap
 from collections.abc import Mapping
@@ -11,32 +10,25 @@ from typing import TYPE_CHECKING
 from unlora.cli.arguments import published
 from unlora.cli.output import Answer
 from unlora.common.errors import raise_if, unknown_name
+from unlora.settings import LsConfig
 
 if TYPE_CHECKING:
     from unlora.pipeline.choices import Catalogue
 
 EXAMPLE = "unlora ls losses"
+SETTINGS = (LsConfig,)
 
 
-def run(argv: list[str]) -> Answer:
+def run(config: LsConfig) -> Answer:
     """Lists initialisers, losses and retain losses with formulas, needs, defaults and papers, and configurations."""
-    args = parser().parse_args(argv)
     from unlora.pipeline.choices import Catalogue, catalogues
 
     configurations = Catalogue(("name", "file"), [(name, path.name) for name, path in published().items()])
     kinds = {**catalogues(), "configurations": configurations}
-    raise_if(unknown_name("ls", kind, kinds) for kind in args.kinds if kind not in kinds)
-    chosen = {kind: kinds[kind] for kind in args.kinds or kinds}
+    raise_if(unknown_name("ls", kind, kinds) for kind in config.kinds if kind not in kinds)
+    chosen = {kind: kinds[kind] for kind in config.kinds or kinds}
     rows = {kind: [dict(zip(table.columns, row, strict=True)) for row in table.rows] for kind, table in chosen.items()}
-    return Answer(rows, lambda: print_markdown(chosen) if args.markdown else print_tables(chosen))
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command's flags."""
-    flags = argparse.ArgumentParser(prog="unlora ls", allow_abbrev=False)
-    flags.add_argument("kinds", nargs="*", help="initialisers, losses, retain_losses, configurations; all if not given")
-    flags.add_argument("--markdown", action="store_true", help="print Markdown, as in docs/methods.md")
-    return flags
+    return Answer(rows, lambda: print_markdown(chosen) if config.markdown else print_tables(chosen))
 
 
 def print_markdown(tables: Mapping[str, Catalogue]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unlora.cli.arguments import parse
 from unlora.cli.output import Answer
 from unlora.report.names import number
 from unlora.runs.folder import MEMBERSHIP
@@ -18,11 +17,10 @@ EXAMPLE = "unlora membership --on run --forget_data forget.jsonl --holdout_data 
 SETTINGS = (ModelConfig, TextConfig, MembershipConfig)
 
 
-def run(argv: list[str]) -> Answer:
+def run(model: ModelConfig, text: TextConfig, config: MembershipConfig) -> Answer:
     """Scores both sets, writes metrics and scores, and shows the metrics."""
     from unlora.pipeline.membership import measure_membership
 
-    model, text, config = parse(SETTINGS, argv, "membership", EXAMPLE)
     config.log_in_run(model, MEMBERSHIP)
     metrics = measure_membership(model, text, config)
     return Answer(metrics, lambda: print_tables(metrics), config.log)

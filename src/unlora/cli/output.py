@@ -11,11 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Flags of every command, with their help.
-FLAGS = {
-    "--quiet": "print errors, and at the end the path of the result, but nothing else",
-    "--json": "print the result as one JSON document, and nothing else, on stdout",
-}
+from unlora.cli.arguments import OUTPUT
 
 
 @dataclass(frozen=True)
@@ -71,4 +67,4 @@ class Mode:
 
 def output_mode(argv: list[str]) -> tuple[Mode, list[str]]:
     """The mode that the flags ask for, and the other arguments."""
-    return Mode("--quiet" in argv, "--json" in argv), [part for part in argv if part not in FLAGS]
+    return Mode("--quiet" in argv, "--json" in argv), [part for part in argv if part not in OUTPUT]

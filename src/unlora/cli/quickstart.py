@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unlora.cli.output import Answer
+from unlora.settings import QuickstartConfig
 
 EXAMPLE = "unlora quickstart --seed 1"
+SETTINGS = (QuickstartConfig,)
 SHOWN = {"forget": 3, "retain": 2}
 
 
-def run(argv: list[str]) -> Answer:
+def run(config: QuickstartConfig) -> Answer:
     """Runs it, and shows one table, answers before and after, and the page's path."""
-    args = parser().parse_args(argv)
     import datasets
 
     datasets.disable_progress_bars()  # the data are read in no time
@@ -25,12 +25,12 @@ def run(argv: list[str]) -> Answer:
     from unlora.runs.folder import REPORT
 
     started = time.monotonic()
-    folder = args.output_dir or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
+    folder = config.output_dir or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
 
     def say(line: str) -> None:
         print(f"[{time.monotonic() - started:4.0f} s] {line}", flush=True)
 
-    report = quickstart(folder, args.seed, say)
+    report = quickstart(folder, config.seed, say)
     page = str(report.adapter.with_name(REPORT))
 
     def show() -> None:
@@ -39,14 +39,6 @@ def run(argv: list[str]) -> Answer:
         print(page)
 
     return Answer({"report": page, **report.metrics}, show, report.adapter)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command's flags."""
-    flags = argparse.ArgumentParser(prog="unlora quickstart", allow_abbrev=False)
-    flags.add_argument("--seed", type=int, default=0, help="of people, models and training (default: 0)")
-    flags.add_argument("--output_dir", type=Path, help="a new folder (default: runs/quickstart-<time>)")
-    return flags
 
 
 def print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:

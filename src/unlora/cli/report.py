@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
 
 from unlora.cli.output import Answer
+from unlora.settings import RunConfig
 
 EXAMPLE = "unlora report run"
+SETTINGS = (RunConfig,)
 
 
-def run(argv: list[str]) -> Answer:
+def run(target: RunConfig) -> Answer:
     """Write the page into the run's folder, and show the verdict."""
-    args = parser().parse_args(argv)
     from unlora.report.page import write_report
     from unlora.report.read import read_run
     from unlora.report.summary import summarise_run
     from unlora.report.verdict import verdict
 
-    path, found = write_report(args.run), read_run(args.run)
+    path, found = write_report(Path(target.run)), read_run(Path(target.run))
     told = verdict(found, summarise_run(found))
 
     def show() -> None:
@@ -29,10 +29,3 @@ def run(argv: list[str]) -> Answer:
             print(fill(part, 100))
 
     return Answer({"verdict": asdict(told)}, show, path)
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command's flags."""
-    flags = argparse.ArgumentParser(prog="unlora report", allow_abbrev=False)
-    flags.add_argument("run", metavar="RUN", type=Path, help="folder of a finished `unlora unlearn`")
-    return flags

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from unlora.cli import unlearn
 from unlora.cli.output import Answer
-from unlora.cli.unlearn import SETTINGS, TRAINING, request_from
+from unlora.settings import ValidateConfig
 
-EXAMPLE, ARGUMENT = "unlora validate run.yaml", "[RUN.yaml]"
-__all__ = ["ARGUMENT", "EXAMPLE", "SETTINGS", "TRAINING", "run"]
+EXAMPLE = "unlora validate run.yaml"
+SETTINGS = (ValidateConfig, *unlearn.SETTINGS)
 
 
-def run(argv: list[str]) -> Answer:
-    """Checks the YAML file given as first argument, or the same flags as `unlora unlearn`."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--config", *argv]
-    request_from(argv, "validate", EXAMPLE).check()
+def run(_: ValidateConfig, *settings: Any) -> Answer:
+    """Check the YAML file given first, or the same flags as for `unlora unlearn`."""
+    from unlora.pipeline.request import Request
+
+    Request(*settings).check()
     return Answer({"problems": []}, lambda: print("no problems found"))

@@ -5,6 +5,15 @@ This package imports only `common`, so that the help of a command does not wait 
 
 from unlora.settings.attack import AttackConfig
 from unlora.settings.chat import ChatConfig
+from unlora.settings.commands import (
+    BenchConfig,
+    CompareConfig,
+    LsConfig,
+    QuickstartConfig,
+    RunConfig,
+    ValidateConfig,
+    VerifyConfig,
+)
 from unlora.settings.data import DataConfig, TextConfig, TrainDataConfig
 from unlora.settings.evaluation import (
     BenchmarkSettings,
@@ -28,8 +37,10 @@ __all__ = [
     "SMOOTHING",
     "STOP_STATISTICS",
     "AttackConfig",
+    "BenchConfig",
     "BenchmarkSettings",
     "ChatConfig",
+    "CompareConfig",
     "DataConfig",
     "EvalConfig",
     "EvalSettings",
@@ -37,9 +48,12 @@ __all__ = [
     "ExportConfig",
     "FinetuneSettings",
     "ImportanceConfig",
+    "LsConfig",
     "MembershipConfig",
     "ModelConfig",
+    "QuickstartConfig",
     "ReportedConfig",
+    "RunConfig",
     "StoppingConfig",
     "TargetConfig",
     "TaskSettings",
@@ -47,4 +61,6 @@ __all__ = [
     "TofuSettings",
     "TrainDataConfig",
     "UnlearnSettings",
+    "ValidateConfig",
+    "VerifyConfig",
 ]

@@ -114,7 +114,9 @@ class EvaluateConfig(ReportedConfig):
         "Without a model, the existing log whose numbers are shown.",
     )
     retrain_log: str | None = setting(
-        None, "Log of the retrained model by the same command, to compare with. --retrained is the same flag."
+        None,
+        "Log of the retrained model by the same command, to compare with. --retrained is the same flag.",
+        aliases=["--retrained"],
     )
 
 

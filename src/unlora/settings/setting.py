@@ -7,14 +7,16 @@ from dataclasses import field
 from typing import Any
 
 
-def setting(default: Any, help_text: str) -> Any:
-    """Return the dataclass field of a setting, as `HfArgumentParser` reads it.
+def setting(default: Any, help_text: str, **metadata: Any) -> Any:
+    """Return the dataclass field of a setting, as the command line and `HfArgumentParser` read it.
 
     Args:
         default: the value if the user gives none. Each instance gets its own copy of a list.
         help_text: what `--help` says about it.
+        metadata: what else the command line should know: `aliases` (other flags for it), `positional` (given without a
+            flag) with its `metavar`, `switch` (a flag without a value).
     """
-    metadata = {"help": help_text}
+    metadata["help"] = help_text
     if isinstance(default, list):
         return field(default_factory=lambda: copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)

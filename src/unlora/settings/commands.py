@@ -1,0 +1,96 @@
+"""Settings of single commands. A field marked as positional is given without a flag."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from unlora.settings.setting import setting
+
+
+@dataclass
+class RunConfig:
+    """Which run."""
+
+    run: str = setting(MISSING, "The folder of a finished `unlora unlearn`.", positional=True, metavar="RUN")
+
+
+@dataclass
+class VerifyConfig(RunConfig):
+    """Which run is verified, and where its inputs are now (by default where the run's configuration has them)."""
+
+    base: str | None = setting(None, "Where the base model is now.")
+    forget_data: str | None = setting(None, "Where the forget set is now.")
+    retain_data: str | None = setting(None, "Where the retain set is now.")
+    holdout_data: str | None = setting(None, "Where the held-out rows of the stopping test are now.")
+    eval_data: str | None = setting(None, "Where the evaluated sets are now.")
+
+
+@dataclass
+class ValidateConfig:
+    """Which configuration is checked."""
+
+    file: str | None = setting(
+        None,
+        "The same as --config: a YAML file of flags, or the name of a published configuration.",
+        positional=True,
+        metavar="RUN.yaml",
+    )
+
+
+@dataclass
+class CompareConfig:
+    """Which runs are compared, and how the comparison is shown."""
+
+    runs: list[str] = setting(MISSING, "The folders of finished `unlora unlearn` runs.", positional=True, metavar="RUN")
+    output: Path = setting(Path("compare.html"), "Where the page is written.")
+    markdown: bool = setting(False, "Print Markdown instead of a table.", switch=True)
+
+
+@dataclass
+class LsConfig:
+    """What is listed."""
+
+    kinds: list[str] = setting(
+        [],
+        "Any of initialisers, losses, retain_losses, benchmarks and configurations. All of them if not given.",
+        positional=True,
+        metavar="KIND",
+    )
+    markdown: bool = setting(False, "Print Markdown tables, as in docs/methods.md.", switch=True)
+
+
+@dataclass
+class QuickstartConfig:
+    """The seed, and where the result goes."""
+
+    seed: int = setting(0, "Seed of the generated people, the models and the training.")
+    output_dir: Path | None = setting(None, "Where the result goes: a new folder. runs/quickstart-<time> if not given.")
+
+
+@dataclass
+class BenchConfig:
+    """Which cells are run, and where."""
+
+    benchmark: str = setting(
+        MISSING,
+        "Its name: see `unlora ls benchmarks`. persona, muse-mini and wmdp-mini make their own models and data.",
+        positional=True,
+        metavar="BENCHMARK",
+    )
+    output_dir: Path = setting(MISSING, "Folder of the bench. Finished cells in it are kept. Required.")
+    methods: list[str] = setting(["vila+ihl"], "Each is initialiser+loss: see `unlora ls`.")
+    splits: list[str] | None = setting(None, "Splits of the benchmark. All of them if not given.")
+    seeds: int = setting(3, "How many seeds each method runs with.")
+    first_seed: int = setting(0, "The first of these seeds, to keep them apart from seeds that settings were tuned on.")
+    processes: int = setting(1, "How many cells run at a time, each on its own GPU.")
+    num_processes: int = setting(1, "How many GPUs share one cell, through accelerate.")
+    executor: str = setting("local", "Where the cells run: local or ray.")
+    settings: Path | None = setting(None, "YAML file of flags for single methods: {vila+ihl: {r: 4}}.")
+    model_name_or_path: str | None = setting(None, "The model that is to forget.")
+    data: str | None = setting(None, "The benchmark's data: a folder or a dataset on the Hugging Face Hub.")
+    retrained: list[str] = setting(
+        [],
+        "SPLIT=LOG.json or SPLIT=MODEL of a model trained without the forget set, for forget quality. Without SPLIT= "
+        "it is used for all splits (muse).",
+    )
