@@ -27,10 +27,12 @@ from unlora.bench.runner import _place, launcher
 from unlora.bench.table import best, markdown, to_csv
 from unlora.benchmarks import BENCHMARKS, Benchmark, Metric
 from unlora.cli import main
-from unlora.cli.bench import command_of, parser
+from unlora.cli.arguments import fill, read
+from unlora.cli.bench import command_of
 from unlora.cli.bench import flags as handed_on
 from unlora.common.errors import InputError
 from unlora.common.files import write_json, write_jsonl
+from unlora.settings import BenchConfig
 
 
 def rows(kind, count):
@@ -178,7 +180,7 @@ def test_ray_is_asked_for_where_it_is_missing(tofu, tmp_path, capsys, monkeypatc
 
 def test_the_command_of_a_row_has_all_seeds_and_the_flags_of_its_method():
     given = ["--retrained", "forget01=log.json", "--seeds", "2", "--first_seed", "3", "--config", "preset", "--r", "4"]
-    args, rest = parser().parse_known_args(["tofu", "--output_dir", "old", *given])
+    args, rest = fill(read((BenchConfig,), ["tofu", "--output_dir", "old", *given], "bench", hands_on=True))
     values = {**handed_on(rest), "loss_kwargs": {"beta": 1}, "target_modules": ["a", "b"], "lora_alpha": None}
     command = command_of(args, "vila+ihl", "forget01", values)
     assert shlex.split(command) == [
