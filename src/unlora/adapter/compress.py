@@ -1,4 +1,4 @@
-"""Fewer ranks for a low-rank product: its truncated SVD, without ever forming the product."""
+"""Reduce the rank of a low-rank product by its truncated SVD, without ever forming the product."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 class Compressed(NamedTuple):
-    """A product B·A of fewer ranks, and how far it is from the one given.
+    """A product b·a of lower rank, and how far it is from the given B·A.
 
     Args:
         a: [rank, in].
         b: [out, rank].
-        norm: ‖B·A‖ (Frobenius) of the product given.
+        norm: ‖B·A‖ (Frobenius).
         error: ‖B·A − b·a‖.
     """
 
@@ -29,12 +29,13 @@ class Compressed(NamedTuple):
 
 @dataclass(frozen=True)
 class Compression:
-    """What compressing an adapter cost.
+    """What the compression of an adapter cost.
 
     Args:
-        rank: the largest rank of a module afterwards.
-        relative_error: sqrt(Σ‖ΔW − ΔW_k‖² / Σ‖ΔW‖²) over all modules, ΔW the change that the adapter makes to a weight.
-        largest_relative_error: the largest ‖ΔW − ΔW_k‖ / ‖ΔW‖ of a module.
+        rank: the largest rank of a module after it.
+        relative_error: sqrt(Σ‖ΔW − ΔW_k‖² / Σ‖ΔW‖²) over all modules, where ΔW is the change
+            that the adapter makes to a weight and ΔW_k what is left of it.
+        largest_relative_error: the largest ‖ΔW − ΔW_k‖ / ‖ΔW‖ of any module.
     """
 
     rank: int
@@ -44,17 +45,18 @@ class Compression:
 
 @torch.no_grad()
 def compress(a: Tensor, b: Tensor, rank: int) -> Compressed:
-    """The best approximation of B·A with at most `rank` ranks (Eckart and Young), singular values shared equally.
+    """Return the best approximation of B·A of at most this rank (Eckart and Young 1936).
 
-    With B = Q_b·R_b and Aᵀ = Q_a·R_a, the SVD of the small R_b·R_aᵀ is that of B·A up to the Qs.
+    With B = Q_b·R_b and Aᵀ = Q_a·R_a, the SVD of the small R_b·R_aᵀ is that of B·A up to the Qs. Both new
+    factors get the square roots of the singular values.
 
     Args:
-        a: [present rank, in].
-        b: [out, present rank].
-        rank: at least 1; factors that have no more are returned as they are.
+        a: [old rank, in].
+        b: [out, old rank].
+        rank: at least 1. Factors of no higher rank are returned as they are.
 
     Returns:
-        Factors in the precision and on the device of those given, computed in float32 or more.
+        Factors of the given dtype on the given device, computed in float32 or float64.
     """
     dtype = torch.promote_types(a.dtype, torch.float32)
     q_b, r_b = torch.linalg.qr(b.to(dtype))
@@ -70,7 +72,7 @@ def compress(a: Tensor, b: Tensor, rank: int) -> Compressed:
 
 
 def total(parts: Iterable[tuple[Compressed, float]]) -> Compression:
-    """The cost over modules, each given with the scaling that its product is multiplied with."""
+    """Return the cost over all modules, each given with the scaling of its product."""
     rank, norm, error, largest = 0, 0.0, 0.0, 0.0
     for part, scaling in parts:
         rank = max(rank, len(part.a))

@@ -1,4 +1,4 @@
-"""Export: all active adapters as one standard PEFT adapter for the original base."""
+"""Export all active adapters as one standard PEFT adapter for the original base."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,7 +21,7 @@ from unlora.common.progress import bar
 from unlora.models.hashes import ADAPTER_WEIGHTS
 
 
-class Factors(NamedTuple):
+class _Factors(NamedTuple):
     """One module's part of the exported adapter, ΔW = scaling·B·A: a [rank, in], b [out, rank]."""
 
     a: Tensor
@@ -31,18 +30,18 @@ class Factors(NamedTuple):
 
 
 def export_adapter(model: PeftModel, path: str | Path, max_rank: int | None = None) -> Path:
-    """Writes a plain PEFT folder that turns the original base into the unlearned model.
+    """Write a plain PEFT folder that turns the original base into the unlearned model.
 
-    A' = [A; A0; A1; ...] and B' = [B, −B0, B1, ...] hold this request's adapters and the earlier ones that are active
-    (2r ranks, or r without an offset, and those of the earlier ones); alpha' is chosen so that the scaling of "unlearn"
-    stays what it was, and the others' relative scalings are in B'. Modules of other ranks are named in `rank_pattern`
-    and `alpha_pattern`. The folder loads with `PeftModel.from_pretrained(base, path)` without unlora.
+    A' = [A; A₀; A₁; ...] and B' = [B, −B₀, (s₁/s)·B₁, ...] hold this request's adapters and the active earlier ones
+    (A_k, B_k) with their scalings s_k. The rank is 2r (r without an offset) plus the earlier ranks. alpha' is chosen so
+    that the scaling s of "unlearn" stays the same. Modules of other ranks are named in `rank_pattern` and
+    `alpha_pattern`. The folder loads with `PeftModel.from_pretrained(base, path)` where unlora is not installed.
 
     Args:
         model: from `attach_adapters`.
         path: a folder that does not exist yet or is empty.
-        max_rank: at most so many ranks per module, by the truncated SVD of the change of its weight; `compression`
-            tells what that costs. The exact adapter if not given.
+        max_rank: the largest rank of a module, reached by the truncated SVD of the change of its weight; `compression`
+            returns what that costs. The exact adapter is written if it is not given.
 
     Returns:
         The folder.
@@ -52,111 +51,115 @@ def export_adapter(model: PeftModel, path: str | Path, max_rank: int | None = No
     """
     folder = Path(path)
     check_unused(folder, "path")
-    check_attached(model)
-    factors = joined_factors(model) if max_rank is None else _compressed(model, max_rank)[0]
+    _check_attached(model)
+    factors = _joined_factors(model) if max_rank is None else _compressed(model, max_rank)[0]
     with atomic_path(folder) as partial:
         _write(model, factors, partial)
         if folder.exists():
-            folder.rmdir()  # empty, as checked: a rename does not replace it on every system
+            folder.rmdir()  # it is empty, as checked; not every system renames onto an existing folder
     return folder
 
 
 def compression(model: PeftModel, max_rank: int) -> Compression:
-    """What `export_adapter` with this `max_rank` costs."""
-    check_attached(model)
+    """Return what `export_adapter` with this `max_rank` costs."""
+    _check_attached(model)
     return _compressed(model, max_rank)[1]
 
 
 def write_adapter(model: PeftModel, folder: Path) -> None:
-    """Writes the exact exported adapter's files into `folder`, whatever else is there."""
-    _write(model, joined_factors(model), folder)
+    """Write the files of the exact exported adapter into `folder`, whatever else is in it."""
+    _write(model, _joined_factors(model), folder)
 
 
 @torch.no_grad()
 def read_adapter(model: PeftModel, folder: Path) -> None:
-    """Sets "unlearn" and "offset" of `model` to what `write_adapter` wrote: their slices of each factor.
+    """Set "unlearn" and "offset" of `model` to what `write_adapter` wrote.
 
     Raises:
-        InputError: no such file, a corrupt one, or one written for other layers, another rank or on top of other
+        InputError: the file is missing or corrupt, or was written for other layers, another rank, or on top of other
             earlier adapters than the model has.
     """
-    file = folder / ADAPTER_WEIGHTS
-    fix = "name a checkpoint of this run, or start anew"
-    if not file.is_file():
-        raise InputError(Problem("resume_from_checkpoint", str(folder), f"it has no {ADAPTER_WEIGHTS}", fix))
-    try:
-        saved = load_file(file)
-    except SafetensorError as error:
-        raise InputError(
-            Problem("resume_from_checkpoint", str(folder), f"{ADAPTER_WEIGHTS} is broken ({error})", fix)
-        ) from error
-    present = _state(joined_factors(model))
+    joined = _joined_factors(model)
+    saved, present = _read_weights(folder), _named_tensors(joined)
     if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in present.items()}:
-        raise InputError(Problem("resume_from_checkpoint", str(folder), "it is of another model or rank", fix))
-    for name, layer in lora_layers(model):
+        raise _not_resumable(folder, "it is of another model or rank")
+    layers = dict(lora_layers(model))
+    for name in joined:
+        layer = layers[name]
         ours = [adapter for adapter in (UNLEARN, OFFSET) if adapter in layer.lora_A]
-        width = sum(layer.r[adapter] for adapter in ours)
-        for factor, key in zip((layer.lora_A, layer.lora_B), _keys(name), strict=True):
-            # Both as [rank, features]: B stands on its side.
-            now, then = (state[key] if factor is layer.lora_A else state[key].T for state in (present, saved))
-            if not torch.equal(now[width:], then[width:]):
-                reason = "it was made on top of other earlier adapters"
-                raise InputError(Problem("resume_from_checkpoint", str(folder), reason, fix))
-            for adapter, part in zip(ours, then[:width].split([layer.r[a] for a in ours]), strict=True):
-                factor[adapter].weight.copy_(part if factor is layer.lora_A else part.T)
+        ranks = [layer.r[adapter] for adapter in ours]
+        # The ranks of all adapters lie side by side in the first dimension of A and the second of B, ours first.
+        for dim, (factor, key) in enumerate(zip((layer.lora_A, layer.lora_B), _keys(name), strict=True)):
+            earlier = present[key].shape[dim] - sum(ranks)
+            *parts, then = saved[key].split([*ranks, earlier], dim)
+            if not torch.equal(present[key].narrow(dim, sum(ranks), earlier), then):
+                raise _not_resumable(folder, "it was made on top of other earlier adapters")
+            for adapter, part in zip(ours, parts, strict=True):
+                factor[adapter].weight.copy_(part)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise _not_resumable(folder, f"it has no {ADAPTER_WEIGHTS}")
+    try:
+        return load_file(folder / ADAPTER_WEIGHTS)
+    except SafetensorError as error:
+        raise _not_resumable(folder, f"{ADAPTER_WEIGHTS} is broken ({error})") from error
+
+
+def _not_resumable(folder: Path, reason: str) -> InputError:
+    fix = "name a checkpoint of this run, or start anew"
+    return InputError(Problem("resume_from_checkpoint", str(folder), reason, fix))
 
 
 def check_unused(folder: Path, argument: str) -> None:
-    """Raises `InputError` if there is anything at `folder`."""
+    """Raise `InputError` if `folder` is a file, or a folder with anything in it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(Problem(argument, str(folder), "it is already in use", "name a new folder or empty this one"))
 
 
-def check_attached(model: Any) -> None:
-    """Raises `InputError` if the model has no adapter of ours."""
+def _check_attached(model: Any) -> None:
     if not isinstance(model, PeftModel) or UNLEARN not in model.peft_config:
         reason = f"it has no adapter {UNLEARN!r}"
         raise InputError(Problem("model", type(model).__name__, reason, "give the model that attach_adapters returned"))
 
 
 @torch.no_grad()
-def joined_factors(model: PeftModel) -> dict[str, Factors]:
-    """By module: the factors of all active adapters one after the other, "unlearn" and "offset" first."""
+def _joined_factors(model: PeftModel) -> dict[str, _Factors]:
+    """Return, by module, the factors of all active adapters side by side, "unlearn" and "offset" first."""
     ours: LoraConfig = model.peft_config[UNLEARN]
     usual = ours.lora_alpha / (ours.r**0.5 if ours.use_rslora else ours.r)
     joined = {}
     for name, layer in lora_layers(model):
         adapters = [adapter for adapter in model.active_adapters if adapter in layer.lora_A]
         if adapters:
-            joined[name] = _join(layer, adapters, layer.scaling.get(UNLEARN, usual))
+            # An exported module has one scaling, so the ratio of an adapter's own to it goes into its B.
+            scaling = layer.scaling.get(UNLEARN, usual)
+            a = torch.cat([layer.lora_A[key].weight for key in adapters])
+            b = torch.cat([layer.lora_B[key].weight * (layer.scaling[key] / scaling) for key in adapters], dim=1)
+            joined[name] = _Factors(a, b, scaling)
     return joined
 
 
-def _join(layer: LoraLayer, adapters: list[str], scaling: float) -> Factors:
-    a = torch.cat([layer.lora_A[name].weight for name in adapters])
-    b = torch.cat([layer.lora_B[name].weight * (layer.scaling[name] / scaling) for name in adapters], dim=1)
-    return Factors(a, b, scaling)
-
-
-def _compressed(model: PeftModel, max_rank: int) -> tuple[dict[str, Factors], Compression]:
+def _compressed(model: PeftModel, max_rank: int) -> tuple[dict[str, _Factors], Compression]:
     if max_rank < 1:
         raise InputError(Problem("max_rank", max_rank, "an adapter has at least rank 1", "use a positive rank"))
-    joined = joined_factors(model)
+    joined = _joined_factors(model)
     layers = bar(joined.items(), desc="fewer ranks", unit=" layers")
     parts = {name: compress(module.a, module.b, max_rank) for name, module in layers}
     cost = total((part, joined[name].scaling) for name, part in parts.items())
-    return {name: Factors(part.a, part.b, joined[name].scaling) for name, part in parts.items()}, cost
+    return {name: _Factors(part.a, part.b, joined[name].scaling) for name, part in parts.items()}, cost
 
 
-def _write(model: PeftModel, factors: dict[str, Factors], folder: Path) -> None:
+def _write(model: PeftModel, factors: dict[str, _Factors], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     with atomic_path(folder / ADAPTER_WEIGHTS) as partial:
-        save_file(_state(factors), partial, metadata={"format": "pt"})
-    joined_config(model, factors).save_pretrained(folder)
+        save_file(_named_tensors(factors), partial, metadata={"format": "pt"})
+    _joined_config(model, factors).save_pretrained(folder)
 
 
-def _state(factors: dict[str, Factors]) -> dict[str, Tensor]:
-    """The factors under PEFT's file names."""
+def _named_tensors(factors: dict[str, _Factors]) -> dict[str, Tensor]:
+    """Return the factors under the names that PEFT gives them in a file."""
     return {
         key: tensor.cpu().contiguous()
         for name, module in factors.items()
@@ -168,10 +171,12 @@ def _keys(name: str) -> tuple[str, str]:
     return f"base_model.model.{name}.lora_A.weight", f"base_model.model.{name}.lora_B.weight"
 
 
-def joined_config(model: PeftModel, factors: dict[str, Factors]) -> LoraConfig:
-    """LoRA settings under which the factors act as all adapters did.
+def _joined_config(model: PeftModel, factors: dict[str, _Factors]) -> LoraConfig:
+    """Return LoRA settings under which the factors act as all adapters did.
 
-    The largest rank is the adapter's own; each other module is a pattern that matches its whole name only.
+    `r` is the largest rank, for programs that ask for it and read no patterns. Every module of another rank or alpha
+    has a pattern that matches exactly its name (PEFT adds the $). rsLoRA is never set, because its scaling alpha/√r
+    would change with the rank.
     """
     ours: LoraConfig = model.peft_config[UNLEARN]
     ranks = {name: len(module.a) for name, module in factors.items()}
@@ -182,8 +187,8 @@ def joined_config(model: PeftModel, factors: dict[str, Factors]) -> LoraConfig:
         lora_alpha=alpha,
         lora_dropout=0.0,
         target_modules=_target_modules(model, set(factors)),
-        rank_pattern={_exactly(name): value for name, value in ranks.items() if value != rank},
-        alpha_pattern={_exactly(name): value for name, value in alphas.items() if value != alpha},
+        rank_pattern={f"^{re.escape(name)}": value for name, value in ranks.items() if value != rank},
+        alpha_pattern={f"^{re.escape(name)}": value for name, value in alphas.items() if value != alpha},
         fan_in_fan_out=ours.fan_in_fan_out,
         base_model_name_or_path=ours.base_model_name_or_path,
         task_type="CAUSAL_LM",
@@ -191,12 +196,8 @@ def joined_config(model: PeftModel, factors: dict[str, Factors]) -> LoraConfig:
     )
 
 
-def _exactly(name: str) -> str:
-    return f"^{re.escape(name)}"  # PEFT adds the $
-
-
 def _target_modules(model: PeftModel, names: set[str]) -> list[str]:
-    """Last parts of the names (`q_proj`) where these match no other module, else the whole names."""
+    """Return the last parts of the names (`q_proj`) if these match no other module, else the whole names."""
     last = {name.rpartition(".")[2] for name in names}
     matched = {name for name in base_modules(model) if name.rpartition(".")[2] in last}
     return sorted(last if matched == names else names)

@@ -1,4 +1,4 @@
-"""Weighted low-rank factorisation: the part of a weight that the important rows span."""
+"""Weighted low-rank factorisation: start the adapter at the part of a weight that its important rows span."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from torch import Tensor
 
 from unlora.common.errors import InputError, Problem
 
-# Below this many rows or columns the full SVD costs less than a second and is exact.
+# Up to this many rows or columns the full SVD takes less than a second, and is exact. Above it, a randomised SVD is
+# used. The other two numbers keep its error within 1 % of the smallest possible (a test says so).
 FULL_SVD_SIZE = 512
-OVERSAMPLING = 24
-POWER_ITERATIONS = 6
+_OVERSAMPLING = 24
+_POWER_ITERATIONS = 6
 
 
 def weighted_low_rank(
     weight: Tensor, row_importance: Tensor, rank: int, scaling: float, *, delta: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
-    """Factors with scaling·B0·A0 near the best rank-`rank` part of `weight` under Σ_ij importance_i·(W − s·B·A)²_ij.
+    """Return the factors whose product s·B₀·A₀ is, up to δ, closest to W under Σ_ij importance_i·(W − s·B·A)²_ij.
 
-    With w = sqrt(row_importance) and U, S, V the truncated SVD of diag(w)·W, and S/scaling shared equally:
-    A0 = (V·√S)ᵀ and B0 = diag(1/(w + δ))·U·√S.
+    With w = sqrt(row_importance) and U, S, V = SVD_r(diag(w)·W), the truncated SVD:
+    A₀ = (V·√(S/s))ᵀ and B₀ = diag(1/(w + δ))·U·√(S/s).
 
     Args:
         weight: [out, in].
-        row_importance: [out] importance summed over each row, or [out, in] importance; not negative.
+        row_importance: [out] importance summed over each row, or [out, in] importance; at least 0.
         rank: at least 1 and at most min(out, in).
-        scaling: what the adapter multiplies B·A with (alpha / rank in plain LoRA).
-        delta: δ, keeps rows of no importance finite.
+        scaling: s, what the adapter multiplies B·A by (alpha / rank in plain LoRA).
+        delta: δ, which keeps rows without importance finite.
 
     Returns:
-        A0 [rank, in] and B0 [out, rank], float32. The factorisation is seeded: equal inputs give equal factors.
+        A₀ [rank, in] and B₀ [out, rank], float32. The factorisation is seeded: equal inputs give equal factors.
 
     Raises:
-        InputError: a rank that the weight does not have, a scaling that is not positive, importances of another shape,
-            negative or not finite.
+        InputError: a rank that the weight does not have, a scaling that is not positive, or importances of another
+            shape, negative or not finite.
 
     Source: FILA (arXiv 2408.06621), weighted low-rank approximation.
     """
@@ -43,21 +44,22 @@ def weighted_low_rank(
     weight = weight.detach().float()
     s, v = _truncated_svd(row_weight[:, None] * weight, rank)
     a0 = (v * (s / scaling).sqrt()).T.contiguous()
-    # U = diag(w)·W·V/S. From the SVD itself it has rounding errors, which 1/w blows up in rows of little importance.
+    # U = diag(w)·W·V/S, and diag(1/(w + δ)) nearly cancels diag(w). The U of the SVD itself has rounding errors, which
+    # 1/w would blow up in rows of little importance.
     inverse_root = torch.where(s > 0, (s * scaling).rsqrt(), 0.0)
     return a0, (row_weight / (row_weight + delta))[:, None] * (weight @ v) * inverse_root
 
 
 def _truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The first `rank` singular values S [rank] and right singular vectors V [in, rank]."""
+    """Return the first `rank` singular values S [rank] and right singular vectors V [in, rank]."""
     if min(matrix.shape) <= FULL_SVD_SIZE:
         _, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         return s[:rank], vh[:rank].T
     devices = [matrix.device] if matrix.is_cuda else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
-        width = min(rank + OVERSAMPLING, *matrix.shape)
-        _, s, v = torch.svd_lowrank(matrix, q=width, niter=POWER_ITERATIONS)
+        width = min(rank + _OVERSAMPLING, *matrix.shape)
+        _, s, v = torch.svd_lowrank(matrix, q=width, niter=_POWER_ITERATIONS)
     return s[:rank], v[:, :rank]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 from torch import Tensor
 
 
@@ -31,10 +31,7 @@ def stability(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Return Spearman's correlation of [rows] and [rows].
 
-    It is undefined where one of them is constant (scipy's is NaN). Here it is then 1 if both are constant, else 0.
+    It is undefined where one of them is constant. Here it is then 1 if both are constant, else 0.
     """
-    ranks = [rankdata(values) - (len(values) + 1) / 2 for values in (one, other)]
-    norms = [float(np.linalg.norm(values)) for values in ranks]
-    if not all(norms):
-        return float(not any(norms))
-    return float(ranks[0] @ ranks[1]) / (norms[0] * norms[1])
+    constant = [np.ptp(values) == 0 for values in (one, other)]
+    return float(all(constant)) if any(constant) else float(spearmanr(one, other).statistic)

@@ -18,7 +18,6 @@ def importance_ratio(
     fisher: Callable[[Moments, bool], Iterator[tuple[str, Tensor]]],
     forget: Moments,
     retain: Moments,
-    *,
     centred: bool,
     smoothing: str = "relative",
     epsilon: float | None = None,

@@ -80,18 +80,9 @@ def relative_importance(
     methods = {name: initialiser for name, initialiser in INITIALISERS.items() if initialiser.fisher}
     if method not in methods:
         raise InputError(unknown_name("method", method, methods))
-    chosen = methods[method]
-    assert chosen.fisher is not None
-    return importance_ratio(
-        chosen.fisher,
-        forget,
-        retain,
-        centred=chosen.centred if centred is None else centred,
-        smoothing=smoothing,
-        epsilon=epsilon,
-        normalised=normalised,
-        rows=rows,
-    )
+    fisher, centred = methods[method].fisher, methods[method].centred if centred is None else centred
+    assert fisher is not None
+    return importance_ratio(fisher, forget, retain, centred, smoothing, epsilon, normalised, rows)
 
 
 def initialiser_problems(config: ImportanceConfig) -> list[Problem]:

@@ -16,24 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
-from unlora.losses.dual import dual_ascent
-from unlora.losses.forget import (
-    adjusted_distillation,
-    cross_entropy_unlearning,
-    gradient_ascent,
-    inverted_hinge,
-    logit_margin,
-    saturation_importance,
-    weighted_ascent,
-)
-from unlora.losses.hidden import hidden_error, misdirection
-from unlora.losses.preference import (
-    direct_preference,
-    negative_preference,
-    negative_preference_of_means,
-    simple_negative_preference,
-)
-from unlora.losses.retain import kl_to_reference, nll
+from unlora.losses import dual, forget, hidden, preference, retain
 from unlora.models.forward import HiddenStates, LabelledTokens, Outputs, check_layer, hidden_states, labelled_tokens
 
 # What a forward pass returns -> the names of the tensors that a loss can take from it.
@@ -116,79 +99,79 @@ def own_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> d
     return {name: settings[name] for name in inspect.signature(function).parameters if name in settings}
 
 
-ASCENT = "mean_t log p(y_t)"
-TOFU = "Maini et al. 2024 (arXiv 2401.06121)"
-RMU = "Li et al. 2024 (arXiv 2403.03218)"
+_ASCENT = "mean_t log p(y_t)"
+_TOFU = "Maini et al. 2024 (arXiv 2401.06121)"
+_RMU = "Li et al. 2024 (arXiv 2403.03218)"
 LOSSES: dict[str, Loss] = {
-    "ga": Loss(gradient_ascent, ASCENT, TOFU, retain="none"),
-    "gd": Loss(gradient_ascent, ASCENT, "Liu et al. 2022 (arXiv 2203.12817)"),
-    "kl": Loss(gradient_ascent, ASCENT, TOFU, retain="kl"),
-    "ihl": Loss(inverted_hinge, "mean_t 1 + p(y_t) − max_{v≠y_t} p(v)", "Cha et al. 2025 (arXiv 2408.06621)"),
+    "ga": Loss(forget.gradient_ascent, _ASCENT, _TOFU, retain="none"),
+    "gd": Loss(forget.gradient_ascent, _ASCENT, "Liu et al. 2022 (arXiv 2203.12817)"),
+    "kl": Loss(forget.gradient_ascent, _ASCENT, _TOFU, retain="kl"),
+    "ihl": Loss(forget.inverted_hinge, "mean_t 1 + p(y_t) − max_{v≠y_t} p(v)", "Cha et al. 2025 (arXiv 2408.06621)"),
     "npo": Loss(
-        negative_preference,
+        preference.negative_preference,
         "−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i)))",
         "Zhang et al. 2024 (arXiv 2404.05868)",
         mean_over="pairs",
     ),
     "npo_mean": Loss(
-        negative_preference_of_means,
+        preference.negative_preference_of_means,
         "−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i))/n_i)",
         "Kim et al. 2025 (arXiv 2508.21300)",
         mean_over="pairs",
     ),
     "simnpo": Loss(
-        simple_negative_preference,
+        preference.simple_negative_preference,
         "−(2/β)·mean_i log σ(β·(NLL(y_i)/n_i − δ))",
         "Fan et al. 2024 (arXiv 2410.07163)",
         mean_over="pairs",
     ),
     "dpo": Loss(
-        direct_preference,
+        preference.direct_preference,
         "−(2/β)·mean_i log σ(β·(r(y'_i) − r(y_i))), r = log π − log π_ref",
         "Rafailov et al. 2023 (arXiv 2305.18290)",
         reads=("forget", "alternate"),
         mean_over="pairs",
     ),
-    "idk": Loss(nll, "mean_t −log p(y'_t)", TOFU, reads=("alternate",)),
+    "idk": Loss(retain.nll, "mean_t −log p(y'_t)", _TOFU, reads=("alternate",)),
     "rmu": Loss(
-        misdirection,
+        hidden.misdirection,
         "mean_t (h_t − c·u/‖u‖)² at the output of decoder layer ℓ",
-        RMU,
+        _RMU,
         retain="hidden_mse",
         forward=hidden_states,
         check=check_layer,
     ),
     "undial": Loss(
-        adjusted_distillation,
+        forget.adjusted_distillation,
         "mean_t −Σ_v q(v)·log p(v), q = softmax(z_ref − β·1_{y_t})",
         "Dong et al. 2025 (arXiv 2402.10052)",
     ),
-    "wga": Loss(weighted_ascent, "mean_t sg(p(y_t))^β · log p(y_t)", "Wang et al. 2025 (arXiv 2502.19301)"),
+    "wga": Loss(forget.weighted_ascent, "mean_t sg(p(y_t))^β · log p(y_t)", "Wang et al. 2025 (arXiv 2502.19301)"),
     "satimp": Loss(
-        saturation_importance,
+        forget.saturation_importance,
         "mean_t sg(p(y_t)^β₁ · (1 − p(y_t))^β₂) · log p(y_t)",
         "Yang et al. 2025 (arXiv 2505.11953)",
     ),
     "ceu": Loss(
-        cross_entropy_unlearning,
+        forget.cross_entropy_unlearning,
         "mean_t −Σ_v q(v)·log p(v), q = softmax(sg(z) with z_{y_t} = −∞)",
         "Yang 2025 (arXiv 2503.01224)",
         retain="none",
     ),
     "pdu": Loss(
-        logit_margin,
+        forget.logit_margin,
         "mean_t (max_v z_v − mean_v z_v)²; after each update λ ← max(0, λ + η·(retain loss − ε))",
         "Entesari et al. 2025 (arXiv 2506.05314)",
-        update_weight=dual_ascent,
+        update_weight=dual.dual_ascent,
     ),
 }
 RETAIN_LOSSES: dict[str, Loss] = {
-    "nll": Loss(nll, "mean_t −log p(y_t)", TOFU),
-    "kl": Loss(kl_to_reference, "mean_t KL(ref ‖ π)", TOFU),
+    "nll": Loss(retain.nll, "mean_t −log p(y_t)", _TOFU),
+    "kl": Loss(retain.kl_to_reference, "mean_t KL(ref ‖ π)", _TOFU),
     "hidden_mse": Loss(
-        hidden_error,
+        hidden.hidden_error,
         "mean_t (h_t − h_ref,t)² at the same layer",
-        RMU,
+        _RMU,
         forward=hidden_states,
         nats=False,
     ),
