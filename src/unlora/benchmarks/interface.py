@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from unlora.common.errors import InputError, Problem, unknown_name
 from unlora.common.files import write_json
-from unlora.data.sources import Record
 from unlora.settings import BenchmarkSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlora.data import TextFormat
+    from unlora.data.sources import Record
 
 # The key under which a user names one retrained model for all splits.
 ALL = "all"

@@ -128,13 +128,13 @@ class Muse(Benchmark):
         return {"rows": sets_sha256(data), "scores": scores, "texts": texts}
 
     def owns(self, log: Mapping[str, Any]) -> bool:
-        """Whether the log has scores of MUSE's sets; older logs do not name their benchmark."""
-        return set(log.get("scores", ())) >= set(NEW_TOKENS)
+        """Whether the log has scores; older logs do not name their benchmark."""
+        return "scores" in log
 
     def read_log(self, path: str | Path, argument: str = "log") -> Log:
         """Read a log whose scores are complete."""
-        read_scores(path, argument)
-        return super().read_log(path, argument)
+        _check_sets(read_scores(path, argument), path, argument)
+        return read_json(path, argument)
 
     def read_retrained(self, path: str, data: Sets, settings: BenchmarkSettings) -> Log:
         """Read the retrained model's log, which must be of the same rows."""
@@ -354,8 +354,12 @@ def read_muse_scores(path: str | Path, sets: Sets, argument: str = "retrain_log"
         InputError: no such log, or a log of other rows.
     """
     scores = read_scores(path, argument, sets)
-    if not scores.keys() >= set(NEW_TOKENS):
-        reason, fix = "it has no scores of MUSE's sets", "give a log of `unlora evaluate-muse`"
-        raise InputError(Problem(argument, str(path), reason, fix))
+    _check_sets(scores, path, argument)
     check_retrained(scores, {name: len(sets[name]) for name in ("forget", "holdout")})
     return scores
+
+
+def _check_sets(scores: Scores, path: str | Path, argument: str) -> None:
+    if not scores.keys() >= set(NEW_TOKENS):
+        reason, fix = "it has no scores of MUSE's sets", "give a log of `unlora evaluate --benchmark muse`"
+        raise InputError(Problem(argument, str(path), reason, fix))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from unlora.benchmarks.interface import Benchmark, Direction, Log, Measured, Metric, Options, Reading, needed
 from unlora.common.errors import InputError, Problem
 from unlora.common.files import write_json
-from unlora.data.sources import Record
 from unlora.evals.harness import Tasks, asked_rows, evaluate_tasks, load_tasks
 from unlora.settings import TaskSettings
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlora.data import TextFormat
+    from unlora.data.sources import Record
 
 # The name of each subject's corpus: a configuration on the Hub, a file in the release of WMDP's authors.
 CORPORA = {"bio": "bio-forget-corpus", "cyber": "cyber-forget-corpus"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlora.benchmarks.builtin.persona_data import generate
 from unlora.benchmarks.builtin.recipe import Recipe
@@ -13,8 +13,10 @@ from unlora.benchmarks.interface import Options, built_in_problems
 from unlora.benchmarks.tofu import TofuSchema
 from unlora.common.errors import Problem
 from unlora.common.files import atomic_path, write_jsonl
-from unlora.data.sources import Record
 from unlora.evals.tofu import BENCHMARK_SETS
+
+if TYPE_CHECKING:
+    from unlora.data.sources import Record
 
 # Longer than any answer of the benchmark, so that an answer cut off here is one that did not end.
 MAX_NEW_TOKENS = 24
