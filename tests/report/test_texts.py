@@ -87,7 +87,7 @@ def test_the_page_shows_all_models_and_what_is_missing(tmp_path):
 def test_a_bench_keeps_the_log_beside_the_run(tmp_path):
     run = make_run(tmp_path / "run", {})
     write_json(tmp_path / "scores.json", tasks())
-    assert read_run(run).scores.keys() == {"unlearned"}
+    assert read_run(run).readings.keys() == {"unlearned"}
 
 
 def test_runs_are_compared_by_the_benchmark_s_own_axes(tmp_path):
@@ -111,7 +111,7 @@ def test_runs_are_compared_by_the_benchmark_s_own_axes(tmp_path):
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({"scores_unlearned": {"scores": {}}}, "KeyError"),
+        ({"scores_unlearned": {"scores": {}}}, "unlora did not write this file"),
         ({"scores_unlearned": {"asked": [], "tasks": {"mmlu": {"acc": 0.5}}}}, "KeyError"),
         ({"scores_original": muse(), "scores_unlearned": tasks()}, "not of the same benchmark"),
     ],

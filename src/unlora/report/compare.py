@@ -86,7 +86,7 @@ class Group:
 
     def knows(self, model: str) -> bool:
         """Whether the model was evaluated along with the runs."""
-        return any(model in run.logs or model in run.scores for run in self.runs)
+        return any(model in run.logs or model in run.readings for run in self.runs)
 
     def keys(self, kind: str) -> list[tuple[str, ...]]:
         """Return the keys of this kind, in the order of the runs."""
@@ -129,8 +129,11 @@ class Group:
     def examples(self) -> list[str]:
         """Return what identifies the examples that the runs were evaluated on."""
         asked = [prompt for run in self.runs for prompt in run.prompts("unlearned", "forget")]
-        measured = [run.scores["unlearned"] for run in self.runs if "unlearned" in run.scores]
-        return asked + [f"{of.benchmark} {name} {size}" for of in measured for name, size in of.examples.items()]
+        for run in self.runs:
+            if run.benchmark is not None and "unlearned" in run.readings:
+                examples = run.readings["unlearned"].examples
+                asked += [f"{run.benchmark.title} {name} {size}" for name, size in examples.items()]
+        return asked
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from unlora.common.files import write_text
 from unlora.report import plots, tables
-from unlora.report.names import fixed, p_value
+from unlora.report.names import capitalised, fixed, p_value
 from unlora.report.plots import Plot
 from unlora.report.read import Run, read_run
 from unlora.report.samples import SAMPLES, sample_counts, samples
@@ -61,7 +61,7 @@ def run_page(run: Run) -> str:
         verdict=verdict(run, summary),
         tiles=tiles(run, summary),
         plane=plane(summary),
-        scores=tables.scores_table(run, summary) if run.scores else None,
+        scores=tables.scores_table(run, summary) if run.benchmark else None,
         distributions=distributions(summary),
         metrics=tables.metrics_table(run, summary) if run.logs else None,
         membership=membership(run),
@@ -105,9 +105,10 @@ def tiles(run: Run, summary: Summary) -> list[tuple[str, str, str]]:
         found.append(("Utility kept", f"{100 * kept.value:.1f} %", note))
     found += _probability_tile(summary, "retain")
     for name, values in ({} if summary.means else summary.scores).items():
-        if "unlearned" in values:
+        if "unlearned" in values and run.benchmark is not None:
             others = [f"{model} {value.value:.3g}" for model, value in values.items() if model != "unlearned"]
-            found.append((name, f"{values['unlearned'].value:.3g}", ", ".join(others)))
+            label = capitalised(run.benchmark.metric(name).label)
+            found.append((label, f"{values['unlearned'].value:.3g}", ", ".join(others)))
     return found
 
 

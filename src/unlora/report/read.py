@@ -12,11 +12,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from unlora.benchmarks import Benchmark, Measured, Reading, benchmark_of
 from unlora.common.errors import NOT_AVAILABLE, InputError, Problem
 from unlora.evals import Log, read_log
 from unlora.evals.tofu import TASKS
-from unlora.report.scores import Scores, parse_scores
-from unlora.report.statistics import Estimate, Measured, estimate_of
+from unlora.report.statistics import Estimate, estimate_of
 from unlora.runs.folder import (
     ATTACKS,
     CONFIG,
@@ -93,7 +93,8 @@ class Run:
         settings: its configuration, a flat mapping of flags; only the last part of absolute paths is kept.
         train: the trainer's log.
         logs: evaluation logs in TOFU's format by model (original, unlearned, retrained), as far as they exist.
-        scores: the same for a benchmark with its own scoring.
+        benchmark: the benchmark with its own scoring that the models were evaluated on, if any.
+        readings: its numbers by model, as far as there are logs.
         importance: by module the importance of its rows (or rows and columns).
         membership, attacks: results of later commands.
         record: the run's own record.
@@ -103,7 +104,8 @@ class Run:
     settings: dict[str, Any]
     train: list[dict[str, float]]
     logs: dict[str, Log]
-    scores: dict[str, Scores]
+    benchmark: Benchmark | None
+    readings: dict[str, Reading]
     importance: dict[str, NDArray[np.float64]]
     membership: Membership | None
     attacks: Attacks | None
@@ -141,15 +143,16 @@ def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Ru
     logs = {model: read_log(folder / name) for model, name in EVALUATIONS.items() if (folder / name).is_file()}
     for log in logs.values():
         _check_tokens(folder, log)
-    scores = _read_scores(_scored(folder) if scored is None else scored)
+    benchmark, readings = _read_benchmark(_scored(folder) if scored is None else scored)
     return Run(
         folder=folder,
         settings=_read(folder / CONFIG, lambda path: _placeless(yaml.safe_load(_text(path)))) or {},
         train=_read(folder / METRICS, lambda path: _numbers(_json(path)["train"])) or [],
         logs=logs,
-        scores=scores,
+        benchmark=benchmark,
+        readings=readings,
         importance=_read(folder / IMPORTANCE, _importance) or {},
-        membership=_read(folder / MEMBERSHIP, lambda path: _membership(_json(path))) or _membership_of(scores),
+        membership=_read(folder / MEMBERSHIP, lambda path: _membership(_json(path))) or _membership_of(readings),
         attacks=_read(folder / ATTACKS, lambda path: _attacks(_json(path)["attacks"])),
         record=_read(folder / RECORD, lambda path: dict(_json(path).items())) or {},
     )
@@ -163,23 +166,29 @@ def _scored(folder: Path) -> dict[str, Path]:
     return {model: path for model, path in found.items() if path is not None}
 
 
-def _read_scores(paths: Mapping[str, Path]) -> dict[str, Scores]:
+def _read_benchmark(paths: Mapping[str, Path]) -> tuple[Benchmark | None, dict[str, Reading]]:
     retrained = _read(paths["retrained"], _json) if "retrained" in paths else None
-    read = {model: _read(path, lambda path: parse_scores(_json(path), retrained)) for model, path in paths.items()}
-    found = {model: scores for model, scores in read.items() if scores is not None}
-    if len({(scores.benchmark, tuple(scores.examples.items())) for scores in found.values()}) > 1:
+
+    def read(path: Path) -> tuple[Benchmark, Reading]:
+        log = _json(path)
+        benchmark = benchmark_of(log)
+        return benchmark, benchmark.read(log, retrained)
+
+    found = {model: pair for model, path in paths.items() if (pair := _read(path, read)) is not None}
+    if len({(benchmark.title, *reading.examples.items()) for benchmark, reading in found.values()}) > 1:
         reason = "these logs are not of the same benchmark and examples"
         names = ", ".join(map(str, paths.values()))
         raise InputError(Problem("RUN", names, reason, "evaluate all models in the same way"))
-    return found
+    benchmark = next((benchmark for benchmark, _ in found.values()), None)
+    return benchmark, {model: reading for model, (_, reading) in found.items()}
 
 
-def _membership_of(scores: Mapping[str, Scores]) -> Membership | None:
+def _membership_of(readings: Mapping[str, Reading]) -> Membership | None:
     """Return the result of the membership attacks that are part of a benchmark."""
-    areas = {model: scores[model].areas if model in scores else {} for model in MODELS}
+    areas = {model: readings[model].areas if model in readings else {} for model in MODELS}
     if not areas["unlearned"]:
         return None
-    return Membership(scores["unlearned"].examples, areas["unlearned"], areas["original"], areas["retrained"])
+    return Membership(readings["unlearned"].examples, areas["unlearned"], areas["original"], areas["retrained"])
 
 
 def _read(path: Path, parse: Callable[[Path], T]) -> T | None:

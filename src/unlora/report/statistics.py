@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unlora.benchmarks import Measured
+
 Values = NDArray[np.float64]
 # {set: {metric: [examples]}}
 Columns = Mapping[str, Mapping[str, Values]]
@@ -34,14 +36,6 @@ class Estimate:
     def excludes_zero(self) -> bool:
         """Whether zero lies outside the interval."""
         return self.low > 0 or self.high < 0
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A value and its standard error over the examples, 0 where that is not known."""
-
-    value: float
-    standard_error: float = 0.0
 
 
 def estimate_of(measured: Measured) -> Estimate:

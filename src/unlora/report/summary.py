@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from unlora.benchmarks import OWN_SETS, Benchmark, Measured
 from unlora.evals import metrics
 from unlora.evals.tofu import TASKS, UTILITY, example_values, forget_truth_ratios
 from unlora.report.names import METRICS, SETS
 from unlora.report.read import Run
-from unlora.report.scores import Scores
 from unlora.report.statistics import (
     Columns,
     Estimate,
@@ -100,35 +100,46 @@ def summarise_run(run: Run) -> Summary:
     ratios = {model: forget_truth_ratios(model, log) for model, log in run.logs.items() if _has_ratios(run, model)}
     known = ratios.get("retrained")
     quality = {} if known is None else {model: metrics.forget_quality(ratios[model], known) for model in ratios}
-    other = {model: of_model.utility for model, of_model in run.scores.items() if of_model.utility is not None}
+    other = {model: x for model, (x, _) in _measured_plane(run).items() if x is not None}
     kept = _kept(utility, draws)
     if not utility and {"original", "unlearned"} <= other.keys():
         kept = quotient(other["unlearned"], other["original"])
+    labels = _plane_labels(OWN_SETS if utility or run.benchmark is None else run.benchmark)
     return Summary(
         examples={name: max(_size(sets[name]) for sets in values.values() if name in sets) for name in means},
         means=means,
         utility=utility or {model: estimate_of(value) for model, value in other.items()},
-        utility_name="model utility" if utility else _axis_name(run.scores, 0),
+        utility_name=labels[0],
         terms=sum(map(len, columns.get("unlearned", {}).values())),
         kept=kept,
         ratios=ratios,
         quality=quality,
         fall=_difference(run, values, "original"),
         gap=_difference(run, values, "retrained"),
-        scores=_by_metric(run.scores),
+        scores=_by_metric(run),
         axes=_axes(run, utility, quality, means),
     )
 
 
-def _axis_name(scores: Mapping[str, Scores], place: int) -> str:
-    return next((of_model.axes[place] for of_model in scores.values()), "")
+def _plane_labels(benchmark: Benchmark) -> tuple[str, str]:
+    utility, forgetting = benchmark.plane or ("", "")
+    return benchmark.metric(utility).label, benchmark.metric(forgetting).label
 
 
-def _by_metric(scores: Mapping[str, Scores]) -> dict[str, dict[str, Estimate]]:
+def _measured_plane(run: Run) -> dict[str, tuple[Measured | None, Measured | None]]:
+    """Return by model the two numbers that span the benchmark's plane."""
+    if run.benchmark is None or run.benchmark.plane is None:
+        return {}
+    utility, forgetting = run.benchmark.plane
+    return {model: (reading.get(utility), reading.get(forgetting)) for model, reading in run.readings.items()}
+
+
+def _by_metric(run: Run) -> dict[str, dict[str, Estimate]]:
     found: dict[str, dict[str, Estimate]] = {}
-    for model, of_model in scores.items():
-        for name, value in of_model.metrics.items():
-            found.setdefault(name, {})[model] = estimate_of(value)
+    for model, reading in run.readings.items():
+        for name, value in reading.values.items():
+            if value is not None:
+                found.setdefault(name, {})[model] = estimate_of(value)
     return found
 
 
@@ -142,17 +153,17 @@ def _axes(
     if utility and "unlearned" in quality:
         logs = {model: exactly(math.log10(quality[model])) for model in utility if model in quality}
         points = {model: (utility[model], log) for model, log in logs.items()}
-        return Axes("model utility", "log₁₀ forget quality", 1, points, math.log10(LEVEL))
+        return Axes(*_plane_labels(OWN_SETS), 1, points, math.log10(LEVEL))
+    measured = _measured_plane(run)
     points = {
-        model: (estimate_of(of_model.utility), estimate_of(of_model.forgetting))
-        for model, of_model in run.scores.items()
-        if of_model.utility is not None and of_model.forgetting is not None
+        model: (estimate_of(x), estimate_of(y)) for model, (x, y) in measured.items() if x is not None and y is not None
     }
-    if points:
-        return Axes(_axis_name(run.scores, 0), _axis_name(run.scores, 1), -1, points)
+    if points and run.benchmark is not None and run.benchmark.plane is not None:
+        better = run.benchmark.metric(run.benchmark.plane[1]).better
+        return Axes(*_plane_labels(run.benchmark), {"high": 1, "low": -1}.get(better or "", 0), points)
     probability = means.get("forget", {}).get("probability", {})
     points = {model: (utility[model], probability[model]) for model in utility if model in probability}
-    return Axes("model utility", "probability of the forget answers", 0, points) if points else None
+    return Axes(_plane_labels(OWN_SETS)[0], "probability of the forget answers", 0, points) if points else None
 
 
 def _size(columns: Mapping[str, Values]) -> int:

@@ -61,10 +61,11 @@ def metrics_table(run: Run, summary: Summary) -> Table:
 
 def scores_table(run: Run, summary: Summary) -> Table:
     """Return every metric of another benchmark."""
-    benchmark = next(iter(run.scores.values())).benchmark
-    models = [model for model in MODELS if model in run.scores]
-    rows = [(Cell(name), _estimate_cells(values)) for name, values in summary.scores.items()]
-    return _model_table(f"{benchmark}, with 95 % intervals", "Metric", models, rows)
+    assert run.benchmark is not None
+    models = [model for model in MODELS if model in run.readings]
+    labels = {name: capitalised(run.benchmark.metric(name).label) for name in summary.scores}
+    rows = [(Cell(labels[name]), _estimate_cells(row)) for name, row in summary.scores.items()]
+    return _model_table(f"{run.benchmark.title}, with 95 % intervals", "Metric", models, rows)
 
 
 def membership_table(run: Run) -> Table:

@@ -79,7 +79,7 @@ def _forgetting(run: Run, summary: Summary) -> Finding:
         return _against_unseen(unseen, summary)
     if checks := _checks(run):
         return _at_the_last_check(checks, summary)
-    if "unlearned" not in run.logs and "unlearned" not in run.scores:
+    if "unlearned" not in run.logs and "unlearned" not in run.readings:
         return "untested", "The run was not evaluated, so nothing is known about what it forgot.", ()
     reason = "Without a retrained model or unseen rows of the same kind, there is no telling whether the data is gone. "
     return "untested", reason + _fall(summary), ()
