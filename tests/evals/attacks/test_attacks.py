@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 
 from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, TextFormat, encode_records, encode_turns, pad_batch
-from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, measure, probe
+from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, attack_problems, measure, probe
 from unlora.evals.attacks.fewshot import few_shot
 from unlora.evals.attacks.interface import encode_rows, split
 from unlora.evals.attacks.prefix import remainder
@@ -407,5 +407,5 @@ def test_every_attack_is_named_in_the_help():
     ],
 )
 def test_wrong_settings_are_named(changes, message):
-    (problem,) = config(**changes).problems()
+    (problem,) = attack_problems(config(**changes))
     assert message in str(problem)

@@ -29,7 +29,7 @@ def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:
     """Return a case for each seed, which draws the shots. The other rows are asked for."""
     check_questions(materials.forget)
     if len(materials.forget) <= config.shots:
-        reason = f"{config.shots} shots would leave none of the {len(materials.forget)} forget rows to ask for"
+        reason = f"{config.shots} of the {len(materials.forget)} forget rows would be shots, which leaves none to ask"
         raise UnavailableError(reason, "use fewer shots")
     found = [_case(materials, config.shots, seed) for seed in range(config.seeds)]
     longest = max(len(example["input_ids"]) for case in found for example in case.forget.examples)
