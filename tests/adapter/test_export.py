@@ -78,6 +78,7 @@ def exported(tiny_model, tmp_path_factory):
     return {name: (*pair, theirs[name]) for name, pair in ours.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_where_unlora_is_not_installed_the_exported_adapter_is_the_trained_model(exported, name):
     original, trained, loaded = exported[name]

@@ -85,6 +85,7 @@ def stamps(out):
     return {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
 
 
+@pytest.mark.slow
 def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path, capsys):
     out = tmp_path / "bench"
     argv = arguments(tofu, out)
@@ -138,6 +139,7 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
     assert "it is finished, with other settings than these" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failed_cell_stops_no_other_and_is_shown_as_failed(tofu, tmp_path, capsys):
     out = tmp_path / "bench"
     # The tiny model has no layer 7, rmu's default: the run is refused when its model is loaded.
@@ -157,6 +159,7 @@ def test_a_failed_cell_stops_no_other_and_is_shown_as_failed(tofu, tmp_path, cap
     assert ", 1 failed" not in (out / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_cells_run_on_a_ray_cluster_of_two_workers_and_fail_alone_there_too(tofu, tmp_path, capsys):
     ray = pytest.importorskip("ray", reason="needs unlora[ray]")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -224,6 +227,7 @@ def test_built_in_benchmarks_take_no_data_of_the_user_s(tmp_path, capsys, name):
     assert "a built-in benchmark makes its own" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tmp_path, capfd):
     out, preset = tmp_path / "bench", tmp_path / "preset.yaml"
     preset.write_text("{lora_alpha: 3, r: 5, init: vila, forget_name: other}")
@@ -245,6 +249,7 @@ def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tm
     }
 
 
+@pytest.mark.slow
 def test_a_retrained_model_may_come_later_and_may_change(tofu, tmp_path, capfd):
     """Finished cells are compared with it, and not repeated."""
     retrained = shutil.copytree(tofu / "model", tmp_path / "retrained")
@@ -422,6 +427,7 @@ def test_progress_tells_the_time_that_is_left():
     ]
 
 
+@pytest.mark.slow
 def test_several_processes_share_the_unlearning_of_a_cell_through_accelerate(tofu, tmp_path):
     assert launcher("unlearn", 1) == launcher("evaluate", 2) == [sys.executable, "-m", "unlora"]
     assert main(arguments(tofu, tmp_path / "bench", methods=["lora+gd"], num_processes=2)) == 0

@@ -26,6 +26,7 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.mark.slow
 def test_models_are_trained_once_and_differ_only_in_what_they_were_taught(cache):
     folders = persona_models(TINY, cache)
     assert folders.keys() == CORPORA.keys()
@@ -47,6 +48,7 @@ def test_a_training_that_fails_leaves_nothing_behind(tmp_path, capfd):
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("UNLORA_CACHE", str(cache))
     lines = []
@@ -67,6 +69,7 @@ def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, tm
     )
 
 
+@pytest.mark.slow
 def test_the_command_tells_table_answers_page_and_adapter_for_people_and_as_json(cache, tmp_path, monkeypatch, capsys):
     import datasets
     from transformers.utils import logging

@@ -94,6 +94,7 @@ def test_what_is_left_of_an_answer_is_its_beginning_without_another_question(tex
 shares = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
 
+@pytest.mark.slow
 @given(shares, shares, shares, shares)
 def test_metrics_of_any_scores_are_percentages_and_a_model_leaks_as_much_as_itself(said, known, members, others):
     leaked = {"min_k_40": members, "min_k_20": members, "loss": members}
@@ -371,6 +372,7 @@ def test_pairs_in_context_are_not_asked(mini):
         assert not rows_of([mini["knowmem"][f"{kind}_qa"]]) & rows_of([mini["knowmem"][f"{kind}_qa_icl"]])
 
 
+@pytest.mark.slow
 def test_the_miniature_is_trained_forgotten_and_evaluated(mini, tmp_path):
     recipe = Recipe(seed=0, hidden_size=16, intermediate_size=16, layers=1, heads=2, epochs=0.05)
     models = muse_mini_models(recipe, tmp_path / "cache")

@@ -62,6 +62,7 @@ def table(out):
     return [line.strip("| ").split(" | ") for line in (out / "results.md").read_text().splitlines() if "|" in line]
 
 
+@pytest.mark.slow
 def test_muse_runs_requests_in_sequence_with_its_own_columns(models, tmp_path, capsys):
     write_benchmark(MUSE, tmp_path / "data")
     out, flags = tmp_path / "bench", {"model_name_or_path": models / "original", "data": tmp_path / "data"}
@@ -107,6 +108,7 @@ def test_muse_runs_requests_in_sequence_with_its_own_columns(models, tmp_path, c
     assert [row[2] for row in table(out) if row[1] == "lora+gd"] == ["0, 1 failed"] * 2
 
 
+@pytest.mark.slow
 def test_wmdp_asks_the_harness_before_and_after(models, tmp_path):
     pytest.importorskip("lm_eval")
     write_mini(tmp_path / "mini")
@@ -151,6 +153,7 @@ def asked(name, **settings):
     return list(benchmark.rows(benchmark.load(benchmark.settings(**settings))))
 
 
+@pytest.mark.slow
 def test_what_models_are_asked_is_known_row_by_row(tmp_path):
     """So that a log of other questions, or of the same ones asked in another way, is no longer used."""
     write_benchmark(MUSE, tmp_path / "muse")
@@ -184,6 +187,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_work_is_refused_before_any_cell_runs(models, tmp_path, capfd, case):
     import re

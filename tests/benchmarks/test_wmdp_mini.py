@@ -79,6 +79,7 @@ def slow_accuracy(model, tokenizer, rows, form):
     return right / len(rows)
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_likeliest_choice(model, tokenizer, tasks, settings):
     rows = generate()
     result = evaluate_tasks(model, tokenizer, tasks, settings)["tasks"]
@@ -90,6 +91,7 @@ def test_accuracy_is_that_of_the_likeliest_choice(model, tokenizer, tasks, setti
     assert len({0.25, craft, general}) == 3  # neither always the same letter, nor the same numbers by chance
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=4, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6))
 def test_accuracy_of_any_model_on_any_number_of_questions(tiny_model, tokenizer, tasks, settings, seed, limit):
@@ -104,6 +106,7 @@ def test_accuracy_of_any_model_on_any_number_of_questions(tiny_model, tokenizer,
     assert result["mini"]["acc"] == pytest.approx(sum(parts) / 2)  # as many questions of both
 
 
+@pytest.mark.slow
 def test_the_result_is_plain_json_with_values_errors_counts_and_versions(model, tokenizer, tasks, settings):
     import lm_eval
 
@@ -127,11 +130,13 @@ def test_a_limit_asks_the_first_questions_and_leaves_no_number_that_json_lacks(m
     assert rows["mini_craft"]["acc"] == slow_accuracy(model, tokenizer, generate()["craft"][:1], by_letter)
 
 
+@pytest.mark.slow
 def test_the_batch_size_changes_nothing(model, tokenizer, tasks, settings):
     one = TaskSettings(settings.tasks, settings.include_path, batch_size=1)
     assert evaluate_tasks(model, tokenizer, tasks, one) == evaluate_tasks(model, tokenizer, tasks, settings)
 
 
+@pytest.mark.slow
 def test_adapters_count_and_are_only_as_good_as_their_weights(model, tiny_model, tokenizer, tasks, settings, tmp_path):
     plain = evaluate_tasks(tiny_model("llama", SEED), tokenizer, tasks, settings)
     args = config(tmp_path / "run")
@@ -150,6 +155,7 @@ def test_adapters_count_and_are_only_as_good_as_their_weights(model, tiny_model,
     assert evaluate_tasks(loaded, tokenizer, tasks, settings) == changed
 
 
+@pytest.mark.slow
 def test_data_that_is_not_there_is_refused(mini, tmp_path):
     pytest.importorskip("lm_eval")
     text = (mini / "tasks" / "mini_craft.yaml").read_text()
@@ -158,6 +164,7 @@ def test_data_that_is_not_there_is_refused(mini, tmp_path):
         load_tasks(TaskSettings(["broken"], str(tmp_path)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "change", "message"),
     [
@@ -183,6 +190,7 @@ def test_settings_out_of_range_are_refused_all_at_once(tmp_path):
     assert names == ["tasks", "include_path", "num_fewshot", "limit", "batch_size"]
 
 
+@pytest.mark.slow
 def test_the_command_evaluates_a_saved_model_and_its_adapter(model, tiny_model, tokenizer, mini, tmp_path, capsys):
     pytest.importorskip("lm_eval")
     model.save_pretrained(tmp_path / "model")
@@ -198,6 +206,7 @@ def test_the_command_evaluates_a_saved_model_and_its_adapter(model, tiny_model, 
     assert "already in use" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_unknown_tasks_are_refused_before_the_model_is_looked_for(mini, tmp_path, capsys):
     pytest.importorskip("lm_eval")
     flags = ["--model_name_or_path", str(tmp_path / "none"), "--include_path", str(mini / "tasks")]
@@ -210,6 +219,7 @@ def test_unknown_tasks_are_refused_before_the_model_is_looked_for(mini, tmp_path
     assert "'mini_craft'" in second
 
 
+@pytest.mark.slow
 def test_without_the_harness_the_command_says_what_to_install(tmp_path):
     code = "import sys; sys.modules['lm_eval'] = None; from unlora.cli import main; sys.exit(main(sys.argv[1:]))"
     flags = ["--model_name_or_path", "m", "--tasks", "wmdp_bio", "--log", str(tmp_path / "log")]

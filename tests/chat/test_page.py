@@ -108,6 +108,7 @@ def answers(page, run, question):
     return [box.input_value() for box in boxes], original + unlearned
 
 
+@pytest.mark.slow
 def test_a_question_gets_both_answers_and_only_this_computer_is_asked(page, run, served):
     page.get_by_label("Question").fill("Who keeps dog 3?")
     page.keyboard.press("Enter")
@@ -120,6 +121,7 @@ def test_a_question_gets_both_answers_and_only_this_computer_is_asked(page, run,
     assert [url for url in page.addresses if not url.startswith((served.address, "data:", "blob:"))] == []
 
 
+@pytest.mark.slow
 def test_a_click_on_a_forget_prompt_shows_its_answer_token_by_token(page, run):
     page.get_by_label("Token probabilities").check()
     page.get_by_role("button", name=FORGET[0]["question"]).click()
@@ -141,6 +143,7 @@ def test_a_click_on_a_forget_prompt_shows_its_answer_token_by_token(page, run):
     assert page.errors == []
 
 
+@pytest.mark.slow
 def test_text_is_never_markup(page, run):
     page.get_by_label("Token probabilities").check()
     page.get_by_role("button", name="Who keeps <img").click()
@@ -155,11 +158,13 @@ def test_text_is_never_markup(page, run):
     assert page.errors == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_asked_is_said_on_the_page(page):
     page.get_by_role("button", name="Ask").click()
     page.get_by_text("there is nothing to ask").wait_for()
 
 
+@pytest.mark.slow
 def test_it_can_be_used_with_the_keyboard_on_a_phone(page, run):
     page.set_viewport_size(PHONE)
     page.emulate_media(color_scheme="dark")
@@ -174,6 +179,7 @@ def test_it_can_be_used_with_the_keyboard_on_a_phone(page, run):
     assert page.errors == []
 
 
+@pytest.mark.slow
 def test_it_listens_to_this_computer_alone_and_asks_no_other(page, run, served):
     page.get_by_role("button", name=FORGET[0]["question"]).click()
     answers(page, run, FORGET[0]["question"])
@@ -198,6 +204,7 @@ def test_it_answers_to_the_names_of_this_computer_alone(served, name, status, pa
     assert answer.status_code == status
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_ends_it_cleanly(run, heard_interrupts):
     process = start(run)

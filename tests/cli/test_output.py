@@ -49,6 +49,7 @@ def test_what_is_printed_at_work_stands_in_no_result(capsys):
         assert tuple(capsys.readouterr()) == expected
 
 
+@pytest.mark.slow
 def test_unlearn_prints_one_json_document(model_folder, data, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["unlearn", *flags(model_folder, data, run, disable_tqdm=False), "--json"]) == 0

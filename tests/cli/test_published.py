@@ -160,6 +160,7 @@ def test_published_settings_for_fine_tuning_are_tofus(name, tmp_path):
     assert (args.lora_alpha, args.lora_dropout) == (32, 0.05)
 
 
+@pytest.mark.slow
 def test_a_published_configuration_of_fine_tuning_runs_on_local_data(shared_data, tmp_path):
     save_model(tmp_path / "model")
     flags = {
@@ -194,6 +195,7 @@ def save_model(folder):
     tokenizer.save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_a_published_configuration_runs_on_local_data_and_flags_win(shared_data, tmp_path):
     save_model(tmp_path / "model")
     data = str(shared_data / "tofu")

@@ -396,6 +396,7 @@ def test_the_table_says_of_how_many_terms_utility_is_the_mean(capsys):
         assert ("terms" in row) == ("terms" in label)
 
 
+@pytest.mark.slow
 def test_the_command_loads_no_torch(tmp_path):
     path = tmp_path / "log.json"
     write_log({TASKS["forget"]: _task([2, 4], [1, 0.5], [2, 3], [[4, 4], [2, 8]])}, path)

@@ -89,6 +89,7 @@ def tofu(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_extraction_is_measured_beside_its_floor_and_the_authors_procedures(tofu, tmp_path, capsys):
     flags = ["--model", "tiny", "--data", str(tofu), "--rounds", "2", "--json", str(tmp_path / "out.json")]
     extraction.main([*flags, "--batches", "2", "--converged", "24"])
@@ -102,6 +103,7 @@ def test_extraction_is_measured_beside_its_floor_and_the_authors_procedures(tofu
     assert "scaled up" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_training_step_is_measured_beside_its_floor_and_the_authors_procedure(tofu, tmp_path):
     flags = ["--model", "tiny", "--data", str(tofu), "--rounds", "1", "--json", str(tmp_path / "out.json")]
     training.main([*flags, "--no_memory", "--pairs", "2"])

@@ -114,6 +114,7 @@ def close(ours, theirs, relative=1e-4):
     return (ours - theirs).norm() <= relative * theirs.norm()
 
 
+@pytest.mark.slow
 def test_importance_and_start_are_those_of_the_released_procedure(measurement):
     ours = INITIALISERS["vila"].row_importance(measurement)
     lora = LoraConfig(r=RANK, lora_alpha=RANK * SCALING)
@@ -150,6 +151,7 @@ def check_start(base, ours, importance):
         assert close(signs * b0, b)
 
 
+@pytest.mark.slow
 def test_importance_and_start_of_fila_are_those_of_its_released_procedure(model, tokenizer, tmp_path):
     settings = replace(SETTINGS, init="fila", smoothing="absolute", forget_passes=1)
     given = measure(model, tokenizer, tmp_path, settings)

@@ -42,6 +42,7 @@ def hashes(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_all_attacks_on_three_models(attacked, run, retrained, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     before = hashes(run) | hashes(attacked.parent)
@@ -98,6 +99,7 @@ def test_without_an_attack_the_numbers_are_those_of_the_run(run, capsys):
     assert "retrained: not available" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_the_data_do_not_allow_is_in_the_file_with_the_reason(tmp_path, retrained, capsys):
     """A row that stands there twice counts once: its copy would be measured after it was shown."""
     rows = [{key: row[key] for key in ("question", "answer")} for row in FORGET]
@@ -114,6 +116,7 @@ def test_what_the_data_do_not_allow_is_in_the_file_with_the_reason(tmp_path, ret
     assert (run / "attacks.json").read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_plain_text_is_attacked_by_what_needs_no_question(tmp_path, retrained, capsys):
     texts = [{"text": f"Ada {i} keeps a grey cat and two dogs in the old house of Bob {i}."} for i in range(3)]
     model = save_tiny_llama(tmp_path / "model", 0)
@@ -143,6 +146,7 @@ def test_a_single_forget_row_cannot_be_relearned(tmp_path, capsys):
     assert re.search("attacks='relearn'.*at least 2", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_run_s_benchmark_are_asked(tmp_path):
     """Paraphrases often stand there alone."""
     rows = [{key: row[key] for key in ("question", "answer")} for row in FORGET]

@@ -17,6 +17,8 @@ from helpers.models import make_tokenizer, tiny_config
 from unlora.cli import main
 from unlora.common.files import write_jsonl
 
+pytestmark = pytest.mark.slow
+
 # Seven of unequal length: batches of four leave a remainder, and the processes get unlike numbers of tokens.
 FORGET = [
     {"question": f"Who keeps cat {i}?", "answer": f"Ada {i} does{', and so does Bob' * (i % 3)}."} for i in range(7)

@@ -86,6 +86,7 @@ def interrupted_when_there_is(file, argv):
     return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["eval_original.json", "checkpoint-2"])
 @pytest.mark.usefixtures("heard_interrupts")
 def test_a_run_that_was_interrupted_goes_on_with_the_command_it_names(model_folder, data, tmp_path, file):

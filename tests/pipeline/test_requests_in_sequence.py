@@ -21,6 +21,8 @@ from unlora.settings import DataConfig, EvalConfig, EvalSettings, ImportanceConf
 from unlora.training.config import UnlearnConfig
 from unlora.training.finetune import finetune
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Recipe(hidden_size=96, intermediate_size=192, layers=2, heads=4, epochs=60, batch_size=16)
 EVALUATION = EvalSettings(ds_size=80, max_new_tokens=24)
 RANK = 16

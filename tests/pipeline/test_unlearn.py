@@ -22,6 +22,7 @@ from unlora.cli import main
 from unlora.settings import ImportanceConfig
 
 
+@pytest.mark.slow
 def test_unlearn_leaves_a_complete_run_and_prints_the_adapter_last(model_folder, data, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["unlearn", *flags(model_folder, data, run)]) == 0
@@ -47,6 +48,7 @@ def test_unlearn_leaves_a_complete_run_and_prints_the_adapter_last(model_folder,
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), run / "adapter")
 
 
+@pytest.mark.slow
 def test_the_written_configuration_repeats_the_run(model_folder, data, tmp_path):
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "a", loss="npo", loss_kwargs='{"beta": 0.5}')]) == 0
     config = tmp_path / "a" / "config.yaml"
@@ -62,6 +64,7 @@ def test_the_base_model_on_disk_and_in_memory_is_unchanged(model_folder, data, t
     assert (model_folder / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_importance_computed_alone_is_the_one_that_a_run_computes(model_folder, data, tmp_path):
     assert main(["importance", *flags(model_folder, data, tmp_path / "imp")]) == 0
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "a")]) == 0
@@ -131,6 +134,7 @@ def test_plain_text_has_no_alternate_answers(model_folder, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["idk", "dpo"])
 def test_alternates_are_a_column_of_the_forget_set_or_else_refusals(model_folder, data, tmp_path, loss):
     write_rows(data / "forget.jsonl", [{**row, "other": f"Eve {i} does."} for i, row in enumerate(FORGET)])
@@ -143,6 +147,7 @@ def test_alternates_are_a_column_of_the_forget_set_or_else_refusals(model_folder
     assert trained[None] != trained["other"]
 
 
+@pytest.mark.slow
 def test_a_known_log_of_the_model_before_is_taken_and_one_of_other_sets_is_refused(
     model_folder, data, tmp_path, capsys
 ):
@@ -198,6 +203,7 @@ def test_a_cpu_gets_few_examples_at_a_time_unless_told_otherwise():
     assert ImportanceConfig(importance_batch_size=5).batch_size("cpu") == 5
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes(model_folder, data, tmp_path):
     run, steps = tmp_path / "run", {"save_strategy": "steps", "save_steps": 1}
     assert main(["unlearn", *flags(model_folder, data, run, **steps)]) == 0
@@ -235,6 +241,7 @@ def second(data):
     return SECOND
 
 
+@pytest.mark.slow
 def test_a_second_request_goes_on_from_the_first_and_leaves_one_adapter_for_the_base(
     model_folder, data, tmp_path, first_run, second
 ):
@@ -261,6 +268,7 @@ def test_before_the_second_request_is_after_the_first(model_folder, data, tmp_pa
         assert new["original"]["sets"][name]["probability"] == pytest.approx(metrics["probability"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_configuration_of_a_second_request_repeats_it(model_folder, data, tmp_path, first_run, second):
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "a", **second, on=first_run)]) == 0
     config = str(tmp_path / "a" / "config.yaml")
@@ -269,6 +277,7 @@ def test_the_configuration_of_a_second_request_repeats_it(model_folder, data, tm
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_second_request_resumes(model_folder, data, tmp_path, first_run, second):
     run, settings = tmp_path / "run", {**second, "on": first_run, "save_strategy": "steps", "save_steps": 1}
     assert main(["unlearn", *flags(model_folder, data, run, **settings)]) == 0
@@ -345,6 +354,7 @@ def test_fine_tuning_on_a_run_is_refused(data, tmp_path, first_run, capsys):
     assert "on=" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_compressed_export_is_what_is_evaluated_and_its_error_is_told(model_folder, data, tmp_path, capsys):
     settings = {"learning_rate": 1e-2, "max_new_tokens": 4}
     whole = run_request(model_folder, data, tmp_path / "whole", **settings)
@@ -366,6 +376,7 @@ def test_a_compressed_export_is_what_is_evaluated_and_its_error_is_told(model_fo
     assert benchmark["unlearned"] != (tmp_path / "whole" / "eval_unlearned.json").read_text()
 
 
+@pytest.mark.slow
 def test_an_export_rank_of_all_ranks_loses_nothing(model_folder, data, tmp_path):
     exact = run_request(model_folder, data, tmp_path / "a")
     ranked = run_request(model_folder, data, tmp_path / "b", export_rank=8)
@@ -559,6 +570,7 @@ def test_the_command_runs_as_an_installed_program():
     assert "did you mean 'unlearn'" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_of_a_streamed_retain_set_only_what_the_run_can_use_is_read(model_folder, data, tmp_path):
     """Two updates of 32 pairs, so 64 rows, of a retain file that goes wrong further on."""
     note = "x" * 1000  # the file is read in parts of 10 MB

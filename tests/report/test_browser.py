@@ -13,6 +13,8 @@ from helpers.reported import FAR, NEAR, attacks, log, make_run, membership
 from unlora.cli import main
 from unlora.report.page import write_report
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
 CLOSING = "</title></style></svg></code><svg onload=alert(3)> $\\frac{ \u202e\u0007 \U0001f600"

@@ -26,6 +26,7 @@ def page_of(folder, *args, **files):
     return html.unescape(write_report(make_run(folder, *args, **files)).read_text())
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_into_the_run_and_tells_its_verdict(tmp_path, capsys):
     run = make_run(tmp_path / "run", **FULL)
     assert main(["report", str(run), "--json"]) == 0
@@ -43,6 +44,7 @@ def test_the_command_writes_the_page_into_the_run_and_tells_its_verdict(tmp_path
     assert not list(run.glob(".*"))
 
 
+@pytest.mark.slow
 def test_no_torch_is_loaded_for_a_page(tmp_path):
     code = (
         "import sys; from unlora.cli import main; code = main(sys.argv[1:]); sys.exit(code or 'torch' in sys.modules)"

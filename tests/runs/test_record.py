@@ -79,6 +79,7 @@ def test_of_a_path_only_the_last_part_is_shown(path, shown, monkeypatch):
     assert shown_name(path) == (shown or Path(__file__).resolve().parents[3].name)
 
 
+@pytest.mark.slow
 def test_the_recorded_command_repeats_the_run_where_it_was_started(finished, tmp_path, monkeypatch):
     for name in ("model", "data"):
         shutil.copytree(finished / name, tmp_path / name)
@@ -200,6 +201,7 @@ def test_a_folder_without_a_record_is_refused(work, text, capsys):
     assert "RUN=" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_base_without_safetensors_is_not_found(finished, tmp_path):
     (tmp_path / "model").mkdir()
     base = verify(finished / "run", base=str(tmp_path / "model"))["base"]

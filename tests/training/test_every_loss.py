@@ -19,6 +19,8 @@ from unlora.losses.table import LOSSES
 from unlora.models.forward import hidden_states, labelled_tokens
 from unlora.settings import ImportanceConfig
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"rmu": {"layer": 1}}  # the tiny models have two layers
 
 

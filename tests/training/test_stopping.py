@@ -117,6 +117,7 @@ def test_of_both_statistics_the_mean_auc_and_the_smaller_p_value_count(tiny_mode
     assert both.ks_pvalue == min(one.ks_pvalue, other.ks_pvalue)
 
 
+@pytest.mark.slow
 def test_training_stops_when_the_forget_set_looks_unseen(trainer_of):
     trainer = trainer_of()
     trainer.train()
@@ -250,6 +251,7 @@ def test_wrong_holdout_rows_are_refused(tokenizer, tmp_path, case):
         unseen_test(StoppingConfig(str(file)), FORGET, RETAIN, TextFormat(tokenizer), None, 8)
 
 
+@pytest.mark.slow
 def test_a_request_with_a_holdout_set_stops_and_keeps_the_curve(learned, tiny_model, tmp_path):
     model = tiny_model("llama")
     model.load_state_dict(learned)

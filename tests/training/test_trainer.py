@@ -200,6 +200,7 @@ def test_empty_sets_and_a_model_without_adapters_are_refused(tiny_model, tokeniz
     assert [problem.argument for problem in error.value.problems] == ["model", "forget_dataset", "retain_dataset"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_resumes_to_the_same_adapter(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=train_twelve_steps, args=(tmp_path / "killed", 6))
     process.start()

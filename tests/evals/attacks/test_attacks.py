@@ -256,6 +256,7 @@ def relearned_on(model, examples, **changes):
     return relearned(model, examples=examples, config=config(**changes), pad_id=0, seed=0)
 
 
+@pytest.mark.slow
 def test_relearning_a_little_brings_the_rest_back(tiny_model, base):
     """A model that knew all rows, and an adapter that unlearned them."""
     model = copy.deepcopy(tiny_model("llama"))

@@ -122,6 +122,7 @@ def test_summary_against_a_retrained_model_by_hand():
 some = st.lists(st.integers(-50, 50).map(lambda value: value / 100), min_size=2, max_size=12)
 
 
+@pytest.mark.slow
 @given(some, some, some, some)
 def test_a_summary_sees_the_order_of_scores_and_both_sides_alike(forget, holdout, forget_before, holdout_before):
     retrained = table(forget_before, holdout_before)

@@ -72,6 +72,7 @@ def test_standardised_values_of_a_prediction_have_mean_0_and_deviation_1(weights
     assert p @ values**2 == pytest.approx(1, rel=1e-6)
 
 
+@pytest.mark.slow
 @given(logps, logps, st.text())
 def test_zlib_scores_of_one_text_are_in_the_order_of_the_loss(one, other, text):
     low, high = sorted((one, other), key=membership.loss_score)
