@@ -3,7 +3,8 @@ import torch
 
 from helpers.moments import F_FORGET, F_RETAIN, FORGET, RETAIN, moments_of, random_moments
 from unlora.common.errors import InputError
-from unlora.importance import Moments, normalised_rows, relative_importance
+from unlora.importance import Moments, relative_importance
+from unlora.importance.ratio import normalised_rows
 
 
 def scaled(given, factor):

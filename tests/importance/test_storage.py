@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from unlora.common.errors import InputError
-from unlora.importance import importance_key, load_importance, save_importance
+from unlora.importance.storage import importance_key, load_importance, save_importance
 
 IMPORTANCE = {"layers.0.q_proj": torch.rand(5, 7), "layers.1.q_proj": torch.rand(5)}
 DATA = [[{"input_ids": [1, 2], "labels": [-100, 2]}], [{"input_ids": [3, 4], "labels": [3, 4]}]]
@@ -48,7 +48,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_somebody_elses_safetensors_file_is_refused(tmp_path, metadata):
     save_file(IMPORTANCE, tmp_path / "i.safetensors", metadata=metadata)
-    with pytest.raises(InputError, match="holds no importance written by unlora"):
+    with pytest.raises(InputError, match="does not hold an importance that unlora wrote"):
         load_importance(tmp_path / "i.safetensors", "key")
 
 

@@ -11,15 +11,8 @@ from unlora.adapter import attach_adapters
 from unlora.adapter.settings import target_shapes
 from unlora.cli import main
 from unlora.common.errors import InputError
-from unlora.importance import (
-    INITIALISERS,
-    Initialiser,
-    estimate_settings,
-    initialiser_problems,
-    register_initialiser,
-    relative_importance,
-    unread_settings,
-)
+from unlora.importance import INITIALISERS, Initialiser, register_initialiser, relative_importance
+from unlora.importance.table import estimate_settings, initialiser_problems, unread_settings
 from unlora.runs.folder import IMPORTANCE
 from unlora.settings import ImportanceConfig
 

@@ -2,16 +2,7 @@
 
 from unlora.importance.initialiser import Initialiser, Measurement
 from unlora.importance.moments import Moments, gradient_moments
-from unlora.importance.ratio import normalised_rows
-from unlora.importance.storage import importance_key, load_importance, save_importance
-from unlora.importance.table import (
-    INITIALISERS,
-    estimate_settings,
-    initialiser_problems,
-    register_initialiser,
-    relative_importance,
-    unread_settings,
-)
+from unlora.importance.table import INITIALISERS, register_initialiser, relative_importance
 from unlora.importance.vila import attach_probe
 
 __all__ = [
@@ -20,14 +11,7 @@ __all__ = [
     "Measurement",
     "Moments",
     "attach_probe",
-    "estimate_settings",
     "gradient_moments",
-    "importance_key",
-    "initialiser_problems",
-    "load_importance",
-    "normalised_rows",
     "register_initialiser",
     "relative_importance",
-    "save_importance",
-    "unread_settings",
 ]

@@ -1,4 +1,4 @@
-"""Importance on disk: safetensors, with a key that says which model, data and settings it was made for."""
+"""Importance on disk: safetensors, with a key of the model, the data and the settings that it was made from."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FORMAT = "unlora-importance-1"
 
 
 def importance_key(model: nn.Module, datasets: Iterable[Any], settings: Mapping[str, Any]) -> str:
-    """SHA-256 over the model's weights, the tokenised data and the settings of the estimate."""
+    """Return the SHA-256 of the model's weights, the tokenised datasets and the settings of the estimate."""
     digest = weights_digest(sorted(model.state_dict().items()))
     digest.update(json.dumps([list(datasets), dict(settings)], sort_keys=True).encode())
     return str(digest.hexdigest())
 
 
 def save_importance(importance: Mapping[str, Tensor], path: str | Path, key: str, settings: Mapping[str, Any]) -> None:
-    """Writes {module name: importance} whole or not at all."""
+    """Write {module name: [out] or [out, in] importance}, whole or not at all."""
     metadata = {"format": FORMAT, "key": key, "settings": json.dumps(dict(settings), sort_keys=True)}
     tensors = {name: tensor.contiguous() for name, tensor in importance.items()}
     with atomic_path(path) as partial:
@@ -34,12 +34,12 @@ def save_importance(importance: Mapping[str, Tensor], path: str | Path, key: str
 
 
 def load_importance(path: str | Path, key: str) -> dict[str, Tensor]:
-    """Reads what `save_importance` wrote.
+    """Load what `save_importance` wrote.
 
     Raises:
-        InputError: missing, corrupt or foreign file, or one made for another model, data or settings.
+        InputError: the file is missing, corrupt, not an importance, or made for another model, data or settings.
     """
-    fix = "delete it to have it computed again, or name another file"
+    fix = "delete it so that it is computed again, or name another file"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -49,7 +49,7 @@ def load_importance(path: str | Path, key: str) -> dict[str, Tensor]:
             Problem("importance_file", str(path), f"cannot be read as safetensors ({error})", fix)
         ) from error
     if metadata.get("format") != FORMAT:
-        raise InputError(Problem("importance_file", str(path), "it holds no importance written by unlora", fix))
+        raise InputError(Problem("importance_file", str(path), "it does not hold an importance that unlora wrote", fix))
     if metadata["key"] != key:
         reason = f"it was made for another model, data or settings (its settings: {metadata['settings']})"
         raise InputError(Problem("importance_file", str(path), reason, fix))

@@ -11,15 +11,10 @@ from unlora.common.distributed import on_main, share
 from unlora.common.errors import Problem
 from unlora.common.progress import bar
 from unlora.data import Batch, Example, iter_batches, padding_id
-from unlora.importance import (
-    INITIALISERS,
-    Measurement,
-    estimate_settings,
-    importance_key,
-    load_importance,
-    normalised_rows,
-    save_importance,
-)
+from unlora.importance import INITIALISERS, Measurement
+from unlora.importance.ratio import normalised_rows
+from unlora.importance.storage import importance_key, load_importance, save_importance
+from unlora.importance.table import estimate_settings
 from unlora.pipeline.job import Job
 from unlora.runs.folder import IMPORTANCE
 from unlora.settings import ImportanceConfig

@@ -10,7 +10,7 @@ from typing import Any
 
 from unlora.adapter.export import check_unused
 from unlora.common.errors import Problem, raise_if, unknown_name
-from unlora.importance import initialiser_problems, unread_settings
+from unlora.importance.table import initialiser_problems, unread_settings
 from unlora.losses import LOSSES
 from unlora.runs.folder import continued_problems, settings_of
 from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
