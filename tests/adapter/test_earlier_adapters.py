@@ -1,4 +1,4 @@
-"""Requests on a model that carries adapters already: what stays, what trains, and what is exported."""
+"""Requests on a model that already has adapters: what stays, what trains, and what is exported."""
 
 import json
 import warnings
@@ -42,7 +42,7 @@ def importance(base):
 
 @torch.no_grad()
 def tuned(base, folder, **settings):
-    """A plain PEFT fine-tune of `base`, saved to `folder`."""
+    """Save a plain PEFT fine-tune of `base` to `folder`."""
     torch.manual_seed(5)
     settings = {"r": 3, "lora_alpha": 7, "target_modules": "all-linear", "init_lora_weights": False, **settings}
     transposed = base.config.model_type == "gpt2"
@@ -53,7 +53,7 @@ def tuned(base, folder, **settings):
 
 
 def load(base, *folders):
-    """`base` with the adapters of all folders active."""
+    """Return `base` with the adapters of all folders active."""
     model = PeftModel.from_pretrained(base, folders[0], "first")
     for number, folder in enumerate(folders[1:]):
         model.load_adapter(folder, f"next{number}")
@@ -97,7 +97,7 @@ def test_the_export_holds_earlier_adapters_too_and_loads_on_the_original_base(
 
 
 def test_modules_of_other_ranks_are_named_exactly(tiny_model, tmp_path):
-    """A prior of rank 3 on one module of the second layer, and a request of rank 4 on all: 8 everywhere, 11 there."""
+    """With an earlier adapter of rank 3 on one module and a request of rank 4, it has rank 11 and the others 8."""
     tuned(tiny_model("llama"), tmp_path / "first", target_modules=["model.layers.1.mlp.up_proj"])
     base = load(tiny_model("llama"), tmp_path / "first")
     folder = export_adapter(attach_adapters(base, CONFIG, importance(base)), tmp_path / "adapter")
@@ -266,7 +266,7 @@ def test_a_checkpoint_on_top_of_another_adapter_is_refused(tiny_model, tmp_path)
 
 
 def change(model):
-    """ΔW of every adapted module."""
+    """Return ΔW of every adapted module."""
     return {
         name: sum(
             layer.scaling[key] * layer.lora_B[key].weight.double() @ layer.lora_A[key].weight.double()

@@ -37,7 +37,7 @@ save_file(logits, f"{root}/logits.safetensors")
 
 
 def attached(base, **settings):
-    """Both adapters, "unlearn" moved away from its start so that they no longer cancel."""
+    """Return a model with both adapters, where "unlearn" was moved so that they no longer cancel."""
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, **settings})
     shapes = {name: tuple(base.get_submodule(name).weight.shape) for name in target_shapes(base, config.target_modules)}
     rows = {name: shape[1] if base.config.model_type == "gpt2" else shape[0] for name, shape in shapes.items()}
@@ -61,7 +61,7 @@ def logits(model):
 
 @pytest.fixture(scope="module")
 def exported(tiny_model, tmp_path_factory):
-    """By architecture: logits of the base, of the trained model, and of the exported adapter loaded elsewhere."""
+    """By architecture: the logits of the base, of the trained model, and of the exported adapter loaded elsewhere."""
     root = tmp_path_factory.mktemp("exported")
     ours = {}
     for name in ARCHITECTURES:
@@ -72,7 +72,7 @@ def exported(tiny_model, tmp_path_factory):
         export_adapter(model, root / name / "adapter")
         ours[name] = original, logits(model)
     command = [sys.executable, "-c", LOADER.replace("IDS", str(IDS.tolist()), 1), str(root), *ARCHITECTURES]
-    # Nothing is fetched: the hub may not even be asked.
+    # PEFT must not even ask the Hub.
     subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
     theirs = load_file(root / "logits.safetensors")
     return {name: (*pair, theirs[name]) for name, pair in ours.items()}
@@ -143,7 +143,7 @@ def test_the_folder_holds_safetensors_and_settings_and_nothing_else(tiny_model, 
 
 
 def test_a_base_with_resized_embeddings_is_exported_without_them(tiny_model, tmp_path):
-    """PEFT by default asks the hub about the base and adds its embeddings if their number is another."""
+    """By default PEFT asks the Hub about the base, and adds the embeddings if their number has changed."""
     tiny_model("llama").save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     base.resize_token_embeddings(base.config.vocab_size + 8)

@@ -89,7 +89,7 @@ def test_a_weight_of_lower_rank_is_met_exactly():
 
 
 def decaying(rows, columns):
-    """Singular values 1, 1/2, 1/3, ..."""
+    """Return a matrix with the singular values 1, 1/2, 1/3, ..."""
     u, v = (torch.linalg.qr(normal(n, min(rows, columns), seed=n))[0] for n in (rows, columns))
     return u / torch.arange(1.0, min(rows, columns) + 1) @ v.T
 

@@ -17,7 +17,7 @@ def batch(tokenizer):
 
 
 def moved_on(base):
-    """An adapter and its offset that no longer cancel."""
+    """Return a model whose adapter and offset no longer cancel."""
     importance = {name: torch.ones(shape[0]) for name, shape in target_shapes(base, None).items()}
     model = attach_adapters(base, LoraConfig(r=3, lora_alpha=6), importance)
     torch.manual_seed(1)

@@ -28,7 +28,7 @@ def batch(tokenizer):
 
 
 def some_importance(base):
-    """Row importances over three orders of magnitude for every linear layer but the head."""
+    """Return row importances over three orders of magnitude, for every linear layer but the head."""
     generator = torch.Generator().manual_seed(3)
     out = {name: getattr(base.get_submodule(name), "nf", 0) or shape[0] for name, shape in all_targets(base).items()}
     return {name: 10 ** (3 * torch.rand(rows, generator=generator) - 2) for name, rows in out.items()}

@@ -1,12 +1,12 @@
 """With the right settings, importance and start are those of the procedure that VILA's authors released.
 
-Theirs, written out from the facts of their code: LoRA factors drawn at random disturb the model; ten passes over
-batches of four, padded to 500 tokens; gradients of the batch's mean loss, weighted by its labelled tokens and summed;
-their variance, divided by the number of tokens once more before an absolute ε enters; rows weighted by the square root
-of their sum; the product of the factors subtracted from the weight. (They truncate by a randomised SVD of exactly r
-columns, which depends on its random state; here the SVD is exact.)
+Their procedure, written out from the facts of their code: random LoRA factors disturb the model. There are ten passes
+over batches of four, padded to 500 tokens. The gradients of each batch's mean loss are weighted by its labelled tokens
+and summed. Their variance is divided by the number of tokens once more before an absolute ε is added. Rows are weighted
+by the square root of their sum, and the product of the factors is subtracted from the weight. (They truncate by a
+randomised SVD of exactly r columns, which depends on the random state. Here the SVD is exact.)
 
-FILA's, likewise: gradients of the whole weights, their mean square, one pass, and no second division by tokens.
+FILA's procedure takes the gradients of whole weights, their mean square, one pass, and no second division by tokens.
 """
 
 from dataclasses import replace
@@ -72,7 +72,7 @@ def padded(batch):
 
 
 def released_moments(model, batches, parameters):
-    """Their sums over steps, count · gradient and count · gradient², over the sum of the counts; and that sum."""
+    """Return Σ count · gradient and Σ count · gradient² over the steps, each divided by Σ count, and Σ count."""
     first, second, total = dict.fromkeys(parameters, 0.0), dict.fromkeys(parameters, 0.0), 0
     for batch in batches:
         count = int((batch["labels"] != -100).sum())
@@ -85,7 +85,7 @@ def released_moments(model, batches, parameters):
 
 
 def released_importance(model, forget, retain):
-    """VILA's, of the factors' variances."""
+    """Return VILA's importance, from the variances of the factors."""
     factors = {name: p for name, p in model.named_parameters() if "lora_" in name and p.requires_grad}
 
     def information(batches):
@@ -141,7 +141,7 @@ def test_importance_and_start_are_those_of_the_released_procedure(measurement):
 
 
 def check_start(base, ours, importance):
-    """A₀ and B₀ from our row sums are theirs from their maps."""
+    """Check that A₀ and B₀ from our row sums equal theirs from their importance of every entry."""
     model = attach_adapters(base, LoraConfig(r=RANK, lora_alpha=RANK * SCALING), ours)
     for name, layer in lora_layers(model):
         a0, b0 = layer.lora_A["unlearn"].weight.detach(), layer.lora_B["unlearn"].weight.detach()
@@ -170,7 +170,7 @@ def test_importance_and_start_of_fila_are_those_of_its_released_procedure(model,
 
 
 def test_the_offset_is_their_residual_weight(measurement, tokenizer):
-    """They subtract s·B₀A₀ from the weight. Same function, and the same gradient of the factors."""
+    """They subtract s·B₀A₀ from the weight. The function and the gradients of the factors are the same."""
     rows = INITIALISERS["vila"].row_importance(measurement)
     lora = LoraConfig(r=RANK, lora_alpha=RANK * SCALING)
     batch = next(iter(measurement.forget()))

@@ -12,7 +12,7 @@ def test_fila_does_not_depend_on_how_many_layers_are_measured_at_a_time(measurem
     names = list(target_shapes(given.model, None))
     moments = (gradient_moments(given.model, b(), weights=names) for b in (given.forget, given.retain))
     expected = relative_importance(*moments, "fila", rows=True)
-    torch.testing.assert_close(fila.row_importance(given), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(fila.row_importance(given), expected, rtol=1e-5, atol=0)
 
 
 def test_groups_hold_at_most_so_many_numbers_unless_a_layer_alone_has_more():

@@ -24,7 +24,7 @@ def examples(tokenizer):
 
 
 def lora(base, **settings):
-    """A LoRA model with both factors random, so that both have a gradient."""
+    """Return a LoRA model with both factors random, so that both have a gradient."""
     torch.manual_seed(1)
     transposed = base.config.model_type == "gpt2"
     settings = {"r": 3, "target_modules": "all-linear", "fan_in_fan_out": transposed, **settings}
@@ -32,7 +32,7 @@ def lora(base, **settings):
 
 
 def with_dropout(name, tokenizer, checkpointing=None):
-    """A LoRA model in training mode, with every dropout of its architecture at 0.3."""
+    """Return a LoRA model in training mode, with every dropout of its architecture at 0.3."""
     config = tiny_config(name, len(tokenizer))
     for field in DROPOUTS:
         if hasattr(config, field):
@@ -49,7 +49,7 @@ def batches(examples, size=2, side="right"):
 
 
 def one_by_one(model, singles):
-    """The definition: the model's own loss and autograd, a pass per element of `singles`, in evaluation mode."""
+    """Return the moments by definition: one pass of autograd for each of `singles`, without dropout."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -74,7 +74,7 @@ def assert_moments(moments, expected):
     for ours, theirs in ((moments.mean, mean), (moments.second, second)):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
-            assert value.norm() > 0, name  # or the comparison would say nothing
+            assert value.norm() > 0, name  # otherwise the comparison would prove nothing
             assert (ours[name].double() - value).norm() / value.norm() <= 1e-5, name
 
 
@@ -95,7 +95,7 @@ def expected(tokenizer, examples):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_moments_are_those_of_single_example_gradients(tokenizer, examples, expected, name, side, checkpointing):
-    """Under padding, checkpointing, and a model left in training mode with dropout."""
+    """This holds with padding, with checkpointing, and for a model left in training mode with dropout."""
     model = with_dropout(name, tokenizer, checkpointing)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     calls = []
@@ -118,7 +118,7 @@ def test_moments_at_the_probe_are_those_of_single_example_gradients(tiny_model, 
 
 
 def opt(tokenizer, checkpointing=None, **settings):
-    """OPT's layers drop out by their own training flag, the one that also switches their checkpointing on."""
+    """Return an OPT model. Its layers apply dropout by the same training flag that switches checkpointing on."""
     config = OPTConfig(
         vocab_size=len(tokenizer), hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, dropout=0.5,
         max_position_embeddings=256, word_embed_proj_dim=32, init_std=0.15, pad_token_id=0, eos_token_id=1,
@@ -279,7 +279,7 @@ def test_a_layer_that_runs_twice_is_refused_by_name(tiny_model, examples):
 
 
 def full_weights(model):
-    """The linear layers but the head, with every parameter frozen but theirs."""
+    """Return the linear layers but the head, after freezing every parameter but theirs."""
     head = model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head}
     model.requires_grad_(False)

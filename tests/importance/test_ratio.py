@@ -8,7 +8,7 @@ from unlora.importance.ratio import normalised_rows
 
 
 def scaled(given, factor):
-    """The moments of a loss `factor` times as large."""
+    """Return the moments of a loss that is `factor` times as large."""
     mean = {name: factor * value for name, value in given.mean.items()}
     second = {name: factor**2 * value for name, value in given.second.items()}
     return Moments(mean, second, given.tokens, given.examples)
@@ -30,7 +30,7 @@ def test_importance_is_forget_over_smoothed_retain_information(smoothing, epsilo
 
 
 def test_the_relative_floor_is_each_layers_own():
-    """Layer 1 has a hundredfold retain information in each factor's variance: so has its floor."""
+    """In layer 1 each factor's retain variance is 100 times as large, so F and its floor are 10,000 times as large."""
     larger = ([0.0, 0.0], [100.0, 100.0], [0.0, 0.0], [200.0, 600.0])
     retain = moments_of(**RETAIN, **{"1": larger})
     importance = relative_importance(moments_of(**FORGET, **{"1": FORGET["0"]}), retain)

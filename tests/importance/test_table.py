@@ -29,7 +29,7 @@ def test_every_initialiser_leaves_the_function_of_the_model_as_it_was(measuremen
 
 @pytest.mark.parametrize("name", [name for name, initialiser in INITIALISERS.items() if initialiser.uses_data])
 def test_importance_of_data_follows_the_data(measurement, name):
-    """Swapped sets give another importance: what holds the one set is not what holds the other."""
+    """Swapped sets give another importance, because what matters for the one set does not matter for the other."""
     given = measurement(init=name)
     swapped = replace(given, forget=given.retain, retain=lambda part=slice(None): given.forget())
     rows, other = INITIALISERS[name].row_importance(given), INITIALISERS[name].row_importance(swapped)
@@ -39,7 +39,7 @@ def test_importance_of_data_follows_the_data(measurement, name):
 
 
 def ones(measurement):
-    """The same importance for every row, from the number of forget batches."""
+    """Return the same importance for every row: the number of forget batches."""
     batches = len(list(measurement.forget()))
     shapes = target_shapes(measurement.model, measurement.adapter.target_modules)
     return {name: torch.full(shape[:1], float(batches)) for name, shape in shapes.items()}

@@ -122,7 +122,7 @@ def one_parameter(values):
 
 
 class Sample:
-    """Gradients [examples, rows], and which of them were looked at."""
+    """Gradients [examples, rows], which records those that were measured."""
 
     def __init__(self, values):
         self.values, self.seen = values, []
@@ -140,7 +140,7 @@ def second_moments(moments):
 
 
 def noisy(size, noise, rows=40, seed=0):
-    """Rows of unlike importance, each example with as much noise on top."""
+    """Return gradients [size, rows] of rows that differ in importance, with noise in proportion."""
     drawn = np.random.default_rng(seed)
     scale = np.linspace(1, 2, rows)
     return torch.from_numpy(scale * (1 + noise * drawn.standard_normal((size, rows))))

@@ -1,4 +1,4 @@
-"""Every loss against hand arithmetic, against its definition token by token, and at the edge of its numbers."""
+"""Every loss is checked against hand arithmetic, against its definition token by token, and at extreme values."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ P = [0.5, 0.25, 0.125, 0.125]  # of the vocabulary 0..3
 
 
 def log2s(*values):
-    """Log-probabilities in units of ln 2."""
+    """Return log-probabilities, given in units of ln 2."""
     return torch.tensor(values, dtype=torch.float64) * LOG2
 
 
@@ -143,7 +143,7 @@ HAND = {
 }
 
 
-# The same in float64, token by token, from the definition. `at` is where what carries no gradient is evaluated.
+# The definitions in float64, token by token. Parts without a gradient are evaluated at `at`.
 
 
 def softmax(row):
@@ -215,7 +215,7 @@ def slow_satimp(out, at, beta1=5.0, beta2=1.0):
 
 
 def slow_cross_entropies(targets, out):
-    """Of the distributions `targets` and the model's."""
+    """Return the mean cross-entropy between the distributions `targets` and the model's."""
     values = []
     for q, row in zip(targets, array(out.logits), strict=True):
         p = softmax(row)
@@ -287,7 +287,7 @@ SLOW = {
     "retain-kl": slow_kl,
     "retain-hidden_mse": slow_hidden_mse,
 }
-# Other settings than the defaults, to see that each is used.
+# Settings other than the defaults, to see that each is used.
 OTHER = {
     "forget-npo": {"beta": 0.7},
     "forget-npo_mean": {"beta": 0.7},
@@ -298,7 +298,7 @@ OTHER = {
     "forget-wga": {"beta": 0.3},
     "forget-satimp": {"beta1": 0.5, "beta2": 2.5},
 }
-# Losses with a part that carries no gradient, so that they are not their gradient's integral.
+# Losses with a part that has no gradient. Finite differences of the whole loss would not be their gradient.
 STOPPED = {"forget-wga", "forget-satimp", "forget-ceu"}
 
 
@@ -357,7 +357,7 @@ def test_gradient_equals_finite_differences_with_weights_and_targets_held_fixed(
 
 
 def extreme(loss, height, dtype):
-    """Four tokens whose true logit is `height` above or below all others; for hidden states, `height` everywhere."""
+    """Return four tokens whose true logit is `height` and all others 0; for hidden states, `height` everywhere."""
     example, generator = torch.tensor([0, 0, 1, 1]), torch.Generator().manual_seed(0)
     if loss.forward is hidden_states:
         reference = torch.randn(4, 6, generator=generator).to(dtype)

@@ -1,4 +1,4 @@
-"""Which losses and settings go together, what is said of those that do not, and losses of the user's own."""
+"""Which losses and settings go together, the errors for those that do not, and losses of the user's own."""
 
 from __future__ import annotations
 
