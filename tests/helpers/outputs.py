@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from unlora.data.lessons import Lesson, with_others
 from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.models.forward import HiddenStates, LabelledTokens, hidden_states
 
@@ -27,7 +28,10 @@ def states(values, **reference):
 
 
 def random_outputs(loss, seed, dtype=torch.float64):
-    """Four examples of 2, 3, 1 and 2 tokens, over a vocabulary of 11 or in 5 dimensions; with every reference."""
+    """Four examples of 2, 3, 1 and 2 tokens, over a vocabulary of 11 or in 5 dimensions; with every reference.
+
+    The lesson teaches six of the eight tokens, and keeps four tokens of each.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -37,7 +41,12 @@ def random_outputs(loss, seed, dtype=torch.float64):
     if loss.forward is hidden_states:
         return HiddenStates(2 * normal(8, 5), example, 4, ref_states=normal(8, 5))
     targets = torch.randint(11, (8,), generator=generator)
-    reference = {"ref_logp": 3 * normal(4).float() - 6, "ref_logits": 2 * normal(8, 11)}
+    taught = torch.tensor([0, 1, 3, 4, 5, 7])
+    teacher = (2 * normal(6, 11).float()).log_softmax(-1)
+    true = targets[taught][:, None]
+    ids = torch.cat([true, (true + torch.tensor([1, 3, 6])) % 11], -1)
+    lesson = Lesson(taught, ids, with_others(teacher.gather(-1, ids)), teacher.gather(-1, true)[:, 0])
+    reference = {"lesson": lesson, "ref_logp": 3 * normal(4).float() - 6, "ref_logits": 2 * normal(8, 11)}
     return LabelledTokens(2 * normal(8, 11), targets, example, 4, **reference)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from helpers.outputs import ALL, leaf, random_outputs, states, tokens, with_leaf
+from unlora.data.lessons import Lesson
 from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.models.forward import HiddenStates, LabelledTokens, hidden_states
 
@@ -28,6 +29,33 @@ def hand_ascent():
 def hand_ihl():
     """True 1/2 beside runner-up 1/4: 1.25. True 1/8 beside runner-up 1/2: 0.625. Mean 0.9375."""
     return tokens([P, P], [0, 2]), {}, 0.9375
+
+
+def hand_distil():
+    """Of two tokens the second is taught, y = 0. τ = 2, μ = 1/2; kept are 1, 0 and all others together.
+
+    The model has p = (1/4, 9/16, 3/16) there, softened (1/2, 3/4, √3/4)/(5/4 + √3/4); the teacher (9/16, 1/4, 3/16),
+    softened alike but for the order. So τ²·KL = 4·((3/4 − 1/2)·ln(3/2))/(5/4 + √3/4). Excess: ln(9/16) − ln(1/4).
+    """
+    lesson = Lesson(
+        torch.tensor([1]),
+        torch.tensor([[1, 0]]),
+        torch.tensor([[9 / 16, 1 / 4, 3 / 16]], dtype=torch.float64).log(),
+        torch.tensor([1 / 4], dtype=torch.float64).log(),
+    )
+    out = tokens([P, [9 / 16, 1 / 4, 3 / 32, 3 / 32]], [1, 0], lesson=lesson)
+    kl = 4 * (1 / 4 * math.log(3 / 2)) / (5 / 4 + math.sqrt(3) / 4)
+    return out, {"excess_weight": 0.5}, (kl + 0.5 * math.log(9 / 4)) / 2
+
+
+def hand_soft_kl():
+    """p = (1/4, 9/16, 3/32, 3/32) and ref = (9/16, 1/4, 3/32, 3/32): softened by τ = 2 their roots over 5/4 + √(3/8).
+
+    τ²·KL = 4·((3/4 − 1/2)·ln(3/2))/(5/4 + √(3/8)).
+    """
+    reference = tokens([[9 / 16, 1 / 4, 3 / 32, 3 / 32]], [0]).logits
+    out = tokens([[1 / 4, 9 / 16, 3 / 32, 3 / 32]], [0], ref_logits=reference)
+    return out, {}, math.log(3 / 2) / (5 / 4 + math.sqrt(3 / 8))
 
 
 def hand_npo():
@@ -133,12 +161,14 @@ HAND = {
     "forget-idk": hand_nll,
     "forget-rmu": hand_rmu,
     "forget-undial": hand_undial,
+    "forget-distil": hand_distil,
     "forget-wga": hand_wga,
     "forget-satimp": hand_satimp,
     "forget-ceu": hand_ceu,
     "forget-pdu": hand_pdu,
     "retain-nll": hand_nll,
     "retain-kl": hand_kl,
+    "retain-soft_kl": hand_soft_kl,
     "retain-hidden_mse": hand_hidden_mse,
 }
 
@@ -238,6 +268,32 @@ def slow_undial(out, at, beta=10.0):
     )
 
 
+def soften(probabilities, temperature):
+    roots = [p ** (1 / temperature) for p in probabilities]
+    return [root / sum(roots) for root in roots]
+
+
+def slow_divergence(reference, own, temperature=2.0):
+    pairs = zip(soften(reference, temperature), soften(own, temperature), strict=True)
+    return temperature**2 * sum(a * math.log(a / b) for a, b in pairs)
+
+
+def slow_distil(out, at, temperature=2.0, excess_weight=0.1):
+    rows, total = array(out.logits), 0.0
+    taught = (out.lesson.places, out.lesson.ids, out.lesson.logp, out.lesson.true_logp)
+    for place, ids, logp, true in zip(*(part.tolist() for part in taught), strict=True):
+        p = softmax(rows[place])
+        known = [p[v] for v in ids]
+        total += slow_divergence([math.exp(value) for value in logp], [*known, 1 - sum(known)], temperature)
+        total += excess_weight * max(0.0, math.log(p[out.targets[place]]) - true)
+    return total / len(rows)
+
+
+def slow_soft_kl(out, at):
+    rows = zip(array(out.ref_logits), array(out.logits), strict=True)
+    return np.mean([slow_divergence(softmax(ref), softmax(own)) for ref, own in rows])
+
+
 def slow_pdu(out, at):
     return np.mean([(max(row) - sum(row) / len(row)) ** 2 for row in array(out.logits)])
 
@@ -279,12 +335,14 @@ SLOW = {
     "forget-idk": slow_nll,
     "forget-rmu": slow_rmu,
     "forget-undial": slow_undial,
+    "forget-distil": slow_distil,
     "forget-wga": slow_wga,
     "forget-satimp": slow_satimp,
     "forget-ceu": slow_ceu,
     "forget-pdu": slow_pdu,
     "retain-nll": slow_nll,
     "retain-kl": slow_kl,
+    "retain-soft_kl": slow_soft_kl,
     "retain-hidden_mse": slow_hidden_mse,
 }
 # Settings other than the defaults, to see that each is used.
@@ -295,6 +353,7 @@ OTHER = {
     "forget-dpo": {"beta": 0.7},
     "forget-rmu": {"steering_coeff": 2.0, "seed": 3},
     "forget-undial": {"beta": 1.5},
+    "forget-distil": {"excess_weight": 2.0, "temperature": 3.0},
     "forget-wga": {"beta": 0.3},
     "forget-satimp": {"beta1": 0.5, "beta2": 2.5},
 }
@@ -365,8 +424,10 @@ def extreme(loss, height, dtype):
     targets = torch.tensor([1, 2, 3, 5])
     logits = torch.zeros(4, 6, dtype=dtype)
     logits[range(4), targets] = height
+    teacher = torch.full((4, 3), 1 / 4).log()
+    lesson = Lesson(torch.arange(4), torch.stack([targets, (targets + 1) % 6], 1), teacher, teacher[:, 0])
     reference = {"ref_logp": torch.tensor([-5.0, 0.0]), "ref_logits": torch.randn(4, 6, generator=generator).to(dtype)}
-    return LabelledTokens(logits, targets, example, 2, **reference)
+    return LabelledTokens(logits, targets, example, 2, lesson=lesson, **reference)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

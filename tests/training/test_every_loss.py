@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.models import ARCHITECTURES
-from helpers.trainer import FORGET, adapter_state, config, examples, make_trainer
+from helpers.trainer import FORGET, RETAIN, adapter_state, config, examples, make_trainer
 from unlora import InputError, UnlearnTrainer, attach_adapters
 from unlora.adapter import reference_model
 from unlora.data import TextFormat, alternate_rows, encode_records, iter_batches, pad_batch
@@ -18,6 +18,7 @@ from unlora.importance import INITIALISERS, Measurement
 from unlora.losses.table import LOSSES
 from unlora.models.forward import hidden_states, labelled_tokens
 from unlora.settings import ImportanceConfig
+from unlora.teachers import TEACHERS, Teaching
 
 pytestmark = pytest.mark.slow
 
@@ -46,15 +47,23 @@ def alternates_for(loss, tokenizer):
     return encode_records(alternate_rows(FORGET, None, seed=0), TextFormat(tokenizer))
 
 
+def lessons_for(loss, model, tokenizer):
+    """What the model says of other people, where the loss distils it."""
+    if not LOSSES[loss].needs_teacher:
+        return None
+    return TEACHERS["changed_names"].teach(Teaching(model, TextFormat(tokenizer), FORGET, RETAIN, names=[("Ada",)]))
+
+
 def trainer_for(loss, tiny_model, tokenizer, folder, init="pissa", architecture="llama", callbacks=None, **settings):
     base = tiny_model(architecture)
     args = config(folder, loss=loss, **{"loss_kwargs": SETTINGS.get(loss), **settings})
     forget, retain = examples(tokenizer)
     batches = (lambda part=slice(None), rows=rows: iter_batches(rows[part], 2, 0) for rows in (forget, retain))
     measurement = Measurement(base, args, ImportanceConfig(), *batches, len(retain))
+    lessons = lessons_for(loss, base, tokenizer)
     model = attach_adapters(base, args, INITIALISERS[init].row_importance(measurement))
     alternates = alternates_for(loss, tokenizer)
-    return UnlearnTrainer(model, args, forget, retain, tokenizer, alternates=alternates, callbacks=callbacks)
+    return UnlearnTrainer(model, args, forget, retain, tokenizer, alternates, lessons, callbacks=callbacks)
 
 
 def outputs_before_and_after(trainer, part, forward=labelled_tokens, **settings):

@@ -234,3 +234,16 @@ def lora_layers(model: PeftModel) -> list[tuple[str, LoraLayer]]:
 
 def _earlier_adapters(model: PeftModel) -> list[str]:
     return [name for name in model.active_adapters if name not in (UNLEARN, OFFSET)]
+
+
+@contextmanager
+def original_model(model: nn.Module) -> Iterator[nn.Module]:
+    """Run the model as it was before this request, or without any adapter if it has none of ours."""
+    if not isinstance(model, PeftModel):
+        yield model
+    elif UNLEARN in model.peft_config:
+        with reference_model(model):
+            yield model
+    else:
+        with model.disable_adapter():
+            yield model

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unlora.common.errors import InputError, Problem
 from unlora.data.encoding import IGNORE_INDEX, Example, count_labels
+from unlora.data.lessons import join_lessons
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,4 +101,7 @@ class UnlearnCollator:
         }
         if pairs[0]["ref_logp"]:
             batch["ref_logp"] = torch.tensor([pair["ref_logp"][column] for column in self.reads for pair in pairs])
+        if pairs[0].get("lesson") is not None:
+            lessons = [pair["lesson"] for pair in pairs]
+            batch["lesson"] = join_lessons(lessons, [count_labels([example]) for example in forget]).tensors()
         return batch

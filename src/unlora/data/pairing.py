@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from unlora.data.encoding import Example
+from unlora.data.lessons import Lesson
 
 # The number of a pair that only fills up a batch.
 _FILLER = -1
@@ -57,6 +58,7 @@ class ForgetRetainDataset(Dataset):
         alternates: other answers to the questions of `forget`, in the same order, for losses that read them.
         ref_logp: column ("forget" or "alternate") -> the reference model's summed log-probability of each answer, in
             nats, for losses that need it.
+        lessons: what a teacher predicts for each example of `forget`, for losses that distil one.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class ForgetRetainDataset(Dataset):
         seed: int = 42,
         alternates: Sequence[Example] | None = None,
         ref_logp: Mapping[str, Sequence[float]] | None = None,
+        lessons: Sequence[Lesson] | None = None,
     ) -> None:
         self.forget = forget
         self.retain = retain
         self.seed = seed
         self.alternates = alternates
         self.ref_logp = ref_logp or {}
+        self.lessons = lessons
 
     def __len__(self) -> int:
         return len(self.forget)
@@ -86,6 +90,7 @@ class ForgetRetainDataset(Dataset):
             "alternate": None if self.alternates is None else self.alternates[index],
             "retain": None if self.retain is None else self.retain[deal(len(self.retain), self.seed + 1, pair)],
             "ref_logp": {column: values[index] for column, values in self.ref_logp.items()},
+            "lesson": None if self.lessons is None else self.lessons[index],
         }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.evals import metrics
 from unlora.evals.progress import Progress, continued
+from unlora.evals.text_quality import reference_measures, summarise_text, text_columns
 from unlora.settings import EvalSettings, TofuSettings
 
 if TYPE_CHECKING:
@@ -117,6 +118,30 @@ def evaluate(
             columns |= _token_columns(rows, example_of, scored, text_format)
         log[TASKS[name]] = {metric: {str(i): value for i, value in enumerate(c)} for metric, c in columns.items()}
     return log
+
+
+def add_text_columns(
+    log: Log,
+    sets: Mapping[str, Sequence[Record]],
+    original: nn.Module,
+    text_format: TextFormat,
+    settings: EvalSettings,
+) -> Log:
+    """Return the log with how good the generated answers are as text, and how much of each fact they give away.
+
+    Args:
+        log: an evaluation log, of any model.
+        sets: the rows that it is of, by set.
+        original: the model before unlearning, which judges the text; left as it was found.
+        text_format: how texts become tokens.
+        settings: the batch size.
+    """
+    added = {
+        TASKS[name]: text_columns(log[TASKS[name]], rows, original, text_format, settings.eval_batch_size)
+        for name, rows in sets.items()
+        if log.get(TASKS[name], {}).get("generated_text")
+    }
+    return {task: {**columns, **added.get(task, {})} for task, columns in log.items()}
 
 
 def text_count(sets: Mapping[str, Sequence[Record]], settings: EvalSettings) -> int:
@@ -257,6 +282,7 @@ def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] =
 
         - `sets`: by set name, probability, rougeL_recall, truth_ratio and truth_ratio_geometric. The truth ratio is
           mean max(0, 1−R), on the forget set mean min(R, 1/R), with R from the arithmetic and the geometric mean.
+          If the log has them, the counts and means of `summarise_text` as well.
         - `model_utility`: harmonic mean of probability, rougeL_recall and (arithmetic) truth_ratio over all sets except
           forget, as far as the log has them. `utility_terms` names them: a complete TOFU log has nine.
         - `missing_utility_terms`: the terms of the expected sets that the log lacks. If any, model utility is None.
@@ -266,7 +292,9 @@ def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] =
         InputError: values that are not finite, or a `retain_log` although one of the logs has no forget truth ratios or
             the logs are of different forget sets.
     """
-    sets = {name: _summarise_set(name, log[task]) for name, task in TASKS.items() if task in log}
+    tasks = {name: log[task] for name, task in TASKS.items() if task in log}
+    references = reference_measures(log)
+    sets = {name: {**_summarise_set(name, task), **summarise_text(task, references)} for name, task in tasks.items()}
     values = {f"{name} {key}": sets[name][key] for name in sets if name != "forget" for key in UTILITY}
     terms = {term: value for term, value in values.items() if value is not None}
     needed = [f"{name} {key}" for name in expected if name != "forget" for key in UTILITY]

@@ -9,20 +9,20 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
-from unlora.losses import dual, forget, hidden, preference, retain
+from unlora.losses import distillation, dual, forget, hidden, preference, retain
 from unlora.models.forward import HiddenStates, LabelledTokens, Outputs, check_layer, hidden_states, labelled_tokens
 
 # What a forward pass returns -> the names of the tensors that a loss can take from it.
 _TENSORS = {
-    labelled_tokens: [*(field.name for field in fields(LabelledTokens)), "logp", "counts", "example_logp"],
-    hidden_states: [field.name for field in fields(HiddenStates)],
+    labelled_tokens: [*(part.name for part in fields(LabelledTokens)), "logp", "counts", "example_logp"],
+    hidden_states: [part.name for part in fields(HiddenStates)],
 }
 
 
@@ -36,7 +36,8 @@ class Loss:
         function: a pure function that returns a scalar tensor. Arguments without a default are tensors, named like
             the fields and properties of what `forward` returns (`logp`, `logits`, ...). Arguments with a default are
             the loss's settings. Naming `ref_logp`, `ref_logits` or `ref_states` asks for the original model's
-            predictions: `ref_logp` is computed once, the others at each step with the adapters off.
+            predictions: `ref_logp` is computed once, the others at each step with the adapters off. Naming `lesson`
+            asks for the lessons of a teacher.
         formula: the equation, as in the table of docs/methods.md.
         paper: the citation.
         retain: the retain loss that goes with a forget loss unless the user chooses another; "none" for no retain
@@ -46,6 +47,8 @@ class Loss:
         forward: (model, batch, **settings) -> the model's predictions; the same for a forget loss and its retain loss.
         check: (model, **settings) -> what is wrong with the settings for that model.
         update_weight: (λ, retain loss, **settings) -> λ after an optimiser step, if λ is not constant.
+        measures: pure functions of the same tensors, by name: what they return is logged beside the loss, as a mean
+            over the same items. `teacher_kl` and `teacher_excess` tell when the model agrees with its teacher.
         nats: whether its value is in nats, so that guessing blindly costs at most ln(vocabulary).
         mean_over: what it is the mean of: the labelled tokens or the pairs of a batch.
     """
@@ -58,6 +61,7 @@ class Loss:
     forward: Callable[..., Outputs] = labelled_tokens
     check: Callable[..., list[Problem]] | None = None
     update_weight: Callable[..., float] | None = None
+    measures: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     nats: bool = True
     mean_over: Literal["tokens", "pairs"] = "tokens"
 
@@ -65,6 +69,11 @@ class Loss:
         """Return the loss, a scalar. Settings of its forward pass or of λ are ignored here."""
         tensors = {name: getattr(out, name) for name in self.inputs}
         return self.function(**tensors, **own_settings(self.function, settings))
+
+    def progress(self, out: Outputs) -> dict[str, Tensor]:
+        """Return the measures, each a scalar."""
+        tensors = {name: getattr(out, name) for name in self.inputs}
+        return {name: measure(**tensors) for name, measure in self.measures.items()}
 
     @cached_property
     def inputs(self) -> list[str]:
@@ -83,6 +92,11 @@ class Loss:
     def needs_reference_logp(self) -> bool:
         """Whether the original model's log-probability of each example is computed before training."""
         return "ref_logp" in self.inputs
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher's lessons are made before training."""
+        return "lesson" in self.inputs
 
     @property
     def needs_reference_pass(self) -> bool:
@@ -107,6 +121,13 @@ LOSSES: dict[str, Loss] = {
     "gd": Loss(forget.gradient_ascent, _ASCENT, "Liu et al. 2022 (arXiv 2203.12817)"),
     "kl": Loss(forget.gradient_ascent, _ASCENT, _TOFU, retain="kl"),
     "ihl": Loss(forget.inverted_hinge, "mean_t 1 + p(y_t) − max_{v≠y_t} p(v)", "Cha et al. 2025 (arXiv 2408.06621)"),
+    "distil": Loss(
+        distillation.distillation,
+        "mean_t τ²·KL_τ(t ‖ p) + μ·max(0, log p(y_t) − log t(y_t)), t a teacher",
+        "Eldan and Russinovich 2023 (arXiv 2310.02238)",
+        retain="soft_kl",
+        measures={"teacher_kl": distillation.teacher_kl, "teacher_excess": distillation.teacher_excess},
+    ),
     "npo": Loss(
         preference.negative_preference,
         "−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i)))",
@@ -168,6 +189,11 @@ LOSSES: dict[str, Loss] = {
 RETAIN_LOSSES: dict[str, Loss] = {
     "nll": Loss(retain.nll, "mean_t −log p(y_t)", _TOFU),
     "kl": Loss(retain.kl_to_reference, "mean_t KL(ref ‖ π)", _TOFU),
+    "soft_kl": Loss(
+        distillation.softened_kl,
+        "mean_t τ²·KL_τ(ref ‖ π), softened by τ = 2",
+        "Hinton et al. 2015 (arXiv 1503.02531)",
+    ),
     "hidden_mse": Loss(
         hidden.hidden_error,
         "mean_t (h_t − h_ref,t)² at the same layer",
@@ -177,8 +203,10 @@ RETAIN_LOSSES: dict[str, Loss] = {
     ),
 }
 NO_RETAIN = "none"
+# Tensors that there are for the forget set only.
+_OF_FORGET_SET = ("ref_logp", "lesson")
 # Settings that the loss is divided by or scaled with. All others may be 0.
-_POSITIVE = ("beta", "steering_coeff", "dual_step_size")
+_POSITIVE = ("beta", "steering_coeff", "dual_step_size", "temperature")
 
 
 def register_loss(name: str, loss: Loss, losses: dict[str, Loss] = LOSSES) -> None:
@@ -208,7 +236,7 @@ def _input_problems(loss: Loss, of_forget_set: bool) -> Iterator[Problem]:
     known = _TENSORS.get(loss.forward)
     if known is None:  # a forward pass of the user's own
         return
-    known = [name for name in known if of_forget_set or name != "ref_logp"]  # computed for the forget set only
+    known = [name for name in known if of_forget_set or name not in _OF_FORGET_SET]
     for name in loss.inputs:
         if name not in known:
             yield unknown_name(f"argument of {loss.function.__name__}", name, known)

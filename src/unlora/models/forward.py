@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from unlora.common.errors import InputError, Problem
 from unlora.data.encoding import IGNORE_INDEX
+from unlora.data.lessons import Lesson
 from unlora.models.log_probabilities import token_logp
 from unlora.models.packing import is_packing, packed_inputs
 
@@ -38,6 +39,7 @@ class LabelledTokens:
         ref_logp: [examples], the reference model's summed log-probability of each row's labels in nats, for losses that
             ask for it.
         ref_logits: [tokens, vocabulary] of the reference model, for losses that ask for it.
+        lesson: what a teacher predicts for these tokens, for losses that ask for it.
     """
 
     logits: Tensor
@@ -46,6 +48,7 @@ class LabelledTokens:
     examples: int
     ref_logp: Tensor | None = None
     ref_logits: Tensor | None = None
+    lesson: Lesson | None = None
 
     @cached_property
     def logp(self) -> Tensor:

@@ -15,6 +15,7 @@ NEEDS = {
     "ref_logp": "reference: log-probabilities, once",
     "ref_logits": "reference: logits, each step",
     "ref_states": "reference: hidden states, each step",
+    "lesson": "a teacher's lessons, once",
 }
 
 

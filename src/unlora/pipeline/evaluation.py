@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlora.adapter.offset import original_model
 from unlora.common.distributed import on_main
 from unlora.common.errors import InputError, Problem
 from unlora.common.progress import shown
 from unlora.data import TextFormat
 from unlora.data.sources import Record
 from unlora.evals import Log, evaluate, read_log, write_log
-from unlora.evals.tofu import TASKS, configured_sets, text_count
+from unlora.evals.tofu import TASKS, add_text_columns, configured_sets, text_count
 from unlora.runs.folder import EVALUATIONS
 from unlora.settings import EvalConfig, EvalSettings
 
@@ -73,9 +74,14 @@ class Evaluation:
 def evaluate_shown(
     name: str, model: Any, sets: Mapping[str, Sequence[Record]], text_format: TextFormat, settings: EvalSettings
 ) -> Log:
-    """`evaluate` with a progress bar."""
+    """`evaluate` with a progress bar, and how good the answers are as text.
+
+    The model without its adapters judges the text, or the model itself where it has none.
+    """
     with shown(f"evaluation of the {name} model", " texts", text_count(sets, settings)) as progress:
-        return evaluate(model, sets, text_format, settings, progress)
+        log = evaluate(model, sets, text_format, settings, progress)
+    with original_model(model) as original:
+        return add_text_columns(log, sets, original, text_format, settings)
 
 
 def samples(original: Log, unlearned: Log) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from transformers import set_seed
 from unlora.adapter import attach_adapters, compression, export_adapter
 from unlora.common.distributed import on_main
 from unlora.common.files import write_json, write_jsonl, write_text
+from unlora.data.lessons import Lesson
 from unlora.data.sources import Record
 from unlora.evals import Log, summarise, write_log
 from unlora.models.load import load_adapter
@@ -26,6 +27,7 @@ from unlora.report.page import write_report
 from unlora.runs.folder import ADAPTER, CONFIG, EVALUATIONS, METRICS, SAMPLES
 from unlora.runs.forgotten import write_forgotten
 from unlora.runs.record import Clock, describe_inputs, write_record
+from unlora.teachers import TEACHERS, Teaching
 from unlora.training.checkpoints import checkpoint_to_resume
 from unlora.training.stopping import StopWhenUnseen
 from unlora.training.trainer import UnlearnTrainer
@@ -61,7 +63,8 @@ def unlearn(
     evaluation = Evaluation(job.sets, job.text_format, request.evaluation, job.folder)
     original = clock.time("evaluation_original", evaluation.log, "original", job.model, job.original_log)
     importance = clock.time("importance", importance_for, job)
-    trainer = clock.time("training", train, job, importance)
+    lessons = clock.time("lessons", lessons_for, job)
+    trainer = clock.time("training", train, job, importance, lessons)
     model, cost = clock.time("export", export, job, trainer.model)
     unlearned = clock.time("evaluation_unlearned", evaluation.log, "unlearned", model)
     metrics = {"train": trainer.state.log_history, **cost}
@@ -89,13 +92,25 @@ def write_inputs(job: Job) -> None:
         write_log(job.retrained_log, job.folder / EVALUATIONS["retrained"])
 
 
-def train(job: Job, importance: Mapping[str, Tensor] | None) -> UnlearnTrainer:
+def lessons_for(job: Job) -> list[Lesson] | None:
+    """What the teacher predicts for the forget set, if the loss distils one."""
+    request = job.request
+    if not request.args.has_teacher:
+        return None
+    names = [tuple(name.split()) for name in request.data.forget_names or ()]
+    teaching = Teaching(
+        job.model, job.text_format, job.used_forget_rows, job.retain_rows, names or None, request.args.pairing_seed
+    )
+    return TEACHERS[request.args.teacher].teach(teaching)
+
+
+def train(job: Job, importance: Mapping[str, Tensor] | None, lessons: Sequence[Lesson] | None) -> UnlearnTrainer:
     """Attach the adapters at their start, and train them until the epochs or the stopping test end."""
     args, stopping = job.request.args, job.request.stopping
     set_seed(args.seed)  # a plain LoRA start is drawn at random
     model = attach_adapters(job.model, args, importance)
     tokenizer = job.text_format.tokenizer
-    trainer = UnlearnTrainer(model, args, job.forget, job.retain, tokenizer, alternates=job.alternates)
+    trainer = UnlearnTrainer(model, args, job.forget, job.retain, tokenizer, job.alternates, lessons)
     if job.unseen:
         trainer.add_callback(StopWhenUnseen(trainer, job.unseen, stopping.stop_every, stopping.stop_auc))
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))

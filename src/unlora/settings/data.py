@@ -84,6 +84,9 @@ class DataConfig(RetainData, ForgetData, TextConfig):
         "Column of the forget rows with the answer to give instead, for the losses idk and dpo. Defaults to built-in "
         "refusals.",
     )
+    forget_names: list[str] | None = setting(
+        None, "Whom the forget set is about, for teachers that change names. Detected if not given."
+    )
     streaming: bool = setting(False, "Stream the retain set, and read only as much of it as the run can use.")
     shuffle_buffer_size: int = setting(
         10_000, "With streaming: number of rows in memory, among which the next one is drawn."

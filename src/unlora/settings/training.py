@@ -56,6 +56,12 @@ class UnlearnSettings:
         None,
         "Retain loss (see `unlora ls retain_losses`), or none. Defaults to the one that goes with the forget loss.",
     )
+    teacher: str = setting("changed_names", "What the loss distils, if it distils a teacher: see `unlora ls teachers`.")
+    until_taught: bool | None = setting(
+        None,
+        "Train until the model agrees with its teacher, for at most max_steps. Defaults to true for a loss that "
+        "distils one, unless num_train_epochs or max_steps is given.",
+    )
     retain_weight: float = setting(
         1.0, "λ in loss = forget loss + λ · retain loss. The loss pdu starts from it and changes it."
     )

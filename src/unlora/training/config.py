@@ -31,6 +31,9 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.loss_kwargs = self.loss_kwargs or {}
+        if self.until_taught is None:
+            given = self.max_steps > 0 or self.num_train_epochs != type(self).num_train_epochs
+            self.until_taught = self.has_teacher and not given
         raise_if(self.problems())
 
     def problems(self) -> list[Problem]:
@@ -41,7 +44,19 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
             *check_losses(self.loss, self.retain_loss, self.loss_kwargs),
             *super().problems(),
             *self.own_problems(),
+            *self._teacher_problems(),
         ]
+
+    def _teacher_problems(self) -> list[Problem]:
+        if not self.until_taught or self.has_teacher:
+            return []
+        fix = "remove it, or use --loss distil"
+        return [Problem("until_taught", True, f"{self.loss!r} has no teacher to agree with", fix)]
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the forget loss distils a teacher."""
+        return self.loss in LOSSES and LOSSES[self.loss].needs_teacher
 
     @property
     def chosen_retain_loss(self) -> str:

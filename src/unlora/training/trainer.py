@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
@@ -25,6 +26,7 @@ from unlora.common.errors import DivergenceError, Problem, raise_if
 from unlora.common.files import write_json
 from unlora.common.progress import shown
 from unlora.data import Example, ForgetRetainDataset, PairSampler, TextFormat, UnlearnCollator, padding_id
+from unlora.data.lessons import Lesson
 from unlora.evals.scoring import example_nll
 from unlora.losses.table import LOSSES, NO_RETAIN, RETAIN_LOSSES, own_settings
 from unlora.models.forward import Outputs, causal_lm
@@ -32,6 +34,7 @@ from unlora.models.packing import packing
 from unlora.models.sharding import is_sharded
 from unlora.training.checkpoints import SafeTrainer
 from unlora.training.config import UnlearnConfig
+from unlora.training.taught import StopWhenTaught
 
 _RETAIN_WEIGHT_FILE = "retain_weight.json"
 
@@ -71,9 +74,10 @@ class UnlearnTrainer(SafeTrainer):
         retain_dataset: Sequence[Example],
         processing_class: PreTrainedTokenizerFast,
         alternates: Sequence[Example] | None = None,
+        lessons: Sequence[Lesson] | None = None,
         **kwargs: Any,
     ) -> None:
-        raise_if(_argument_problems(model, args, forget_dataset, retain_dataset, alternates))
+        raise_if(_argument_problems(model, args, forget_dataset, retain_dataset, alternates, lessons))
         freeze_others(model)
         if args.gradient_checkpointing:
             # Without this, reentrant checkpointing silently gives the adapters no gradient.
@@ -81,7 +85,11 @@ class UnlearnTrainer(SafeTrainer):
         self.forget_loss = LOSSES[args.loss]
         self.retain_loss = RETAIN_LOSSES.get(args.chosen_retain_loss)
         retain = retain_dataset if self.retain_loss else None
-        self.pairs = ForgetRetainDataset(forget_dataset, retain, args.pairing_seed, alternates)
+        self.pairs = ForgetRetainDataset(forget_dataset, retain, args.pairing_seed, alternates, lessons=lessons)
+        per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        taught = StopWhenTaught(self, -(-len(self.pairs) // per_update)) if args.until_taught else None
+        if taught and args.max_steps <= 0:
+            args.max_steps = taught.most_steps
         super().__init__(
             model=model,
             args=args,
@@ -105,6 +113,10 @@ class UnlearnTrainer(SafeTrainer):
         self._logged_sums: dict[str, float] = {}
         self._logged_updates = 0.0
         self._good_adapter: tuple[int, dict[str, Tensor]] | None = None
+        self.update_means: dict[str, float] = {}
+        self.taught = taught
+        if taught:
+            self.add_callback(taught)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `transformers.Trainer` does, with packed batches and fused adapters where the model allows it."""
@@ -159,7 +171,10 @@ class UnlearnTrainer(SafeTrainer):
         if self.retain_loss:
             losses["retain_loss"] = self.retain_loss(retain)
         items = self._items(inputs)
-        self._check_and_log(losses, items, num_items_in_batch)
+        progress = self.forget_loss.progress(forget)
+        of_forget = len(progress)  # progress is measured on the items of the forget loss
+        of_update = num_items_in_batch and [*num_items_in_batch, *num_items_in_batch[:1] * of_forget]
+        self._check_and_log({**losses, **progress}, [*items, *items[:1] * of_forget], of_update)
         if num_items_in_batch is not None:
             batches = self.current_gradient_accumulation_steps * self.args.world_size
             shares = [batches * own / whole for own, whole in zip(items, num_items_in_batch, strict=True)]
@@ -172,6 +187,8 @@ class UnlearnTrainer(SafeTrainer):
         split, rows = inputs["forget_examples"], len(inputs["labels"])
         out = self._call(self.forget_loss.forward, model, inputs)
         forget, retain = out.rows(0, split), out.rows(split, rows)
+        if "lesson" in inputs:
+            forget = replace(forget, lesson=Lesson(**inputs["lesson"]))
         if "ref_logp" in inputs:
             forget = replace(forget, ref_logp=inputs["ref_logp"])
         of_forget = self.forget_loss.needs_reference_pass
@@ -198,6 +215,14 @@ class UnlearnTrainer(SafeTrainer):
             for gradient in gradients:
                 gradient.div_(self.args.world_size)
         return loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
+        """Return the learning rate's schedule: that of the arguments, or of training until the teacher is reached."""
+        if self.taught is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        factor = self.taught.factor
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: factor(step))
+        return self.lr_scheduler
 
     def update_retain_weight(self) -> None:
         """Update λ after an optimiser step, from the mean retain loss of the step's batches."""
@@ -251,6 +276,7 @@ class UnlearnTrainer(SafeTrainer):
         """Add the batch's share of each loss of its update to what the next log entry averages."""
         for (name, (total, _)), count in zip(totals.items(), items_of_update, strict=True):
             self._logged_sums[name] = self._logged_sums.get(name, 0.0) + total / count
+            self.update_means[name] = self.update_means.get(name, 0.0) + total / count
         self._logged_updates += 1 / self.current_gradient_accumulation_steps
         if self.forget_loss.update_weight:
             self._step_retain.append(totals["retain_loss"])
@@ -305,11 +331,15 @@ class UnlearnTrainer(SafeTrainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.forget_loss.update_weight and self.args.should_save:
             write_json(Path(output_dir) / _RETAIN_WEIGHT_FILE, self.retain_weight)
+        if self.taught and self.args.should_save:
+            self.taught.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.forget_loss.update_weight and checkpoint is not None:
             self.retain_weight = json.loads((Path(checkpoint) / _RETAIN_WEIGHT_FILE).read_text())
+        if self.taught and checkpoint is not None:
+            self.taught.load(Path(checkpoint))
 
 
 class _AfterStep(TrainerCallback):
@@ -328,6 +358,7 @@ def _argument_problems(
     forget: Sequence[Example],
     retain: Sequence[Example],
     alternates: Sequence[Example] | None,
+    lessons: Sequence[Lesson] | None,
 ) -> list[Problem]:
     problems = []
     if not isinstance(model, PeftModel) or UNLEARN not in model.peft_config:
@@ -344,7 +375,11 @@ def _argument_problems(
     if "alternate" in LOSSES[args.loss].reads and alternates is None:
         reason = f"{args.loss!r} teaches another answer to each forget question"
         problems.append(Problem("alternates", None, reason, "give one tokenised example for each forget example"))
-    if alternates is not None and len(alternates) != len(forget):
-        reason, fix = f"there are {len(forget)} forget examples", "give one for each forget example, in the same order"
-        problems.append(Problem("alternates", f"{len(alternates)} examples", reason, fix))
+    if LOSSES[args.loss].needs_teacher and lessons is None:
+        reason, fix = f"{args.loss!r} distils a teacher", "give one lesson for each forget example"
+        problems.append(Problem("lessons", None, reason, fix))
+    for name, given in {"alternates": alternates, "lessons": lessons}.items():
+        if given is not None and len(given) != len(forget):
+            reason, fix = f"there are {len(forget)} forget examples", "give one for each of them, in the same order"
+            problems.append(Problem(name, f"{len(given)} given", reason, fix))
     return problems

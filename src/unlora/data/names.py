@@ -1,0 +1,222 @@
+"""Names in the rows to forget: who they are about, and the same rows about somebody else.
+
+A name is a capitalised phrase that recurs in the forget set and never occurs in the retain set, such as a person's full
+name. Scripts without capital letters have no such phrases, so there the names have to be given.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+# The words of a name in their order, such as ("Ada", "de", "Vries").
+Name = tuple[str, ...]
+
+_WORD = re.compile(r"[^\W\d_]\w*(?:[-'’.][^\W\d_]\w*)*")
+_POSSESSIVE = re.compile(r"['’]s?$")
+# Lower-case words that occur inside a name.
+_PARTICLES = frozenset(("al", "bin", "da", "de", "del", "della", "den", "der", "di", "dos", "du", "el", "ibn", "la"))
+_PARTICLES |= {"le", "van", "von", "y"}
+_LONGEST = 5
+
+# Names to borrow from where the retain set has none.
+_FIRST = (
+    "Adam",
+    "Anna",
+    "Boris",
+    "Clara",
+    "Daniel",
+    "Elena",
+    "Felix",
+    "Greta",
+    "Hugo",
+    "Irene",
+    "Jonas",
+    "Karin",
+    "Leo",
+)
+_LAST = (
+    "Abel",
+    "Brandt",
+    "Costa",
+    "Dahl",
+    "Engel",
+    "Ferro",
+    "Grant",
+    "Holm",
+    "Ivers",
+    "Jensen",
+    "Keller",
+    "Lund",
+    "Moran",
+)
+BUILT_IN = tuple((first, last) for first in _FIRST for last in _LAST)
+
+
+@dataclass
+class Vocabulary:
+    """What the rows of a set contain.
+
+    Args:
+        lower: how often each word occurs in lower case.
+        capitalised: in how many rows each capitalised word occurs.
+        phrases: in how many rows each capitalised phrase occurs.
+    """
+
+    lower: Counter[str] = field(default_factory=Counter)
+    capitalised: Counter[str] = field(default_factory=Counter)
+    phrases: Counter[Name] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Vocabulary:
+        """Count the words and phrases of some rows."""
+        found = cls()
+        for text in texts:
+            found.lower.update(word for word, _, _ in _words(text) if not word[0].isupper())
+            runs = list(_capitalised_runs(text))
+            found.capitalised.update({word for run in runs for word in run if word[0].isupper()})
+            found.phrases.update({phrase for run in runs for phrase in _phrases_of(run)})
+        return found
+
+    def knows(self, word: str) -> bool:
+        """Whether the word occurs at all, in upper or lower case."""
+        return bool(self.capitalised[word] or self.lower[word.lower()])
+
+
+def detect_names(texts: Sequence[str], others: Sequence[str], least_rows: int = 2) -> list[Name]:
+    """Return the capitalised phrases that recur in `texts` and never occur in `others`, the most frequent first.
+
+    Of phrases that contain each other only the longest is a name. A phrase does not begin or end with a word that also
+    occurs in lower case, such as the "Where" at the beginning of a question.
+
+    Args:
+        texts: the rows whose names are wanted, questions and answers together.
+        others: rows about others.
+        least_rows: in how many rows a phrase must occur; fewer if there are not as many rows.
+    """
+    own, other = Vocabulary.of(texts), Vocabulary.of(others)
+    least = min(least_rows, len(texts))
+
+    def common(word: str) -> bool:
+        return bool(own.lower[word.lower()] or other.lower[word.lower()])
+
+    found = [
+        phrase
+        for phrase, rows in own.phrases.items()
+        if rows >= least and not other.phrases[phrase] and not common(phrase[0]) and not common(phrase[-1])
+    ]
+    names: list[Name] = []
+    for phrase in sorted(found, key=lambda phrase: (-len(phrase), phrase)):
+        if not any(_contains(longer, phrase) for longer in names):
+            names.append(phrase)
+    return sorted(names, key=lambda name: (-own.phrases[name], name))
+
+
+def invent_names(like: Sequence[Name], count: int, seed: int, avoid: Collection[Name] = ()) -> list[Name]:
+    """Return names that nobody in the data has: the first words of one known name with the last word of another.
+
+    Args:
+        like: names of two or more words to borrow from; built-in ones if there are fewer than three.
+        count: how many.
+        seed: of the draw.
+        avoid: names that must not come out.
+
+    Raises:
+        ValueError: there are not as many combinations.
+    """
+    known = [name for name in like if len(name) > 1]
+    known = known if len(known) > 2 else list(BUILT_IN)
+    pairs = [(*first[:-1], last[-1]) for first in known for last in known]
+    taken = {*like, *avoid}
+    new = list(dict.fromkeys(name for name in pairs if name not in taken))
+    if len(new) < count:
+        new += [name for name in BUILT_IN if name not in taken and name not in new]
+    return random.Random(seed).sample(new, count)
+
+
+def replace_names(text: str, substitutes: Mapping[Name, Name], known: Vocabulary) -> str:
+    """Return the text about somebody else.
+
+    A part of a name ("Hsiao" of "Hsiao Yun-Hwa") is replaced too, unless one of its words is `known` from rows about
+    others.
+
+    Args:
+        text: any text.
+        substitutes: {name: what to say instead}.
+        known: the vocabulary of rows about others.
+    """
+    parts = {part: new for name, new in substitutes.items() for part, new in _parts(name, new, known)}
+    if not parts:
+        return text
+    longest_first = sorted(parts, key=lambda part: -sum(map(len, part)))
+    pattern = _whole("|".join(map(_spaced, longest_first)))
+    return re.sub(pattern, lambda found: " ".join(parts[tuple(found[0].split())]), text)
+
+
+def mentions_any(text: str, names: Iterable[Name]) -> bool:
+    """Whether one of the names occurs in the text, whole."""
+    return any(re.search(_whole(_spaced(name)), text) for name in names)
+
+
+def _spaced(words: Name) -> str:
+    return r"\s+".join(map(re.escape, words))
+
+
+def _whole(pattern: str) -> str:
+    return rf"(?<!\w)(?:{pattern})(?!\w)"
+
+
+def _parts(name: Name, new: Name, known: Vocabulary) -> Iterator[tuple[Name, Name]]:
+    """The name and those of its parts that say who is meant, each with the same part of the new name."""
+    yield name, new
+    for start in range(len(name)):
+        for stop in range(start + 1, len(name) + 1):
+            part = name[start:stop]
+            telling = any(word[0].isupper() for word in part) and not any(map(known.knows, part))
+            if part != name and telling:
+                yield part, new[-1:] if stop == len(name) else new[:1]
+
+
+def _words(text: str) -> Iterator[tuple[str, int, int]]:
+    """Each word without a possessive ending, and where it begins and ends."""
+    for found in _WORD.finditer(text):
+        word = _POSSESSIVE.sub("", found[0])
+        if word:
+            yield word, found.start(), found.start() + len(word)
+
+
+def _capitalised_runs(text: str) -> Iterator[Name]:
+    """The longest phrases of capitalised words, with particles inside and nothing but blanks in between."""
+    run: list[str] = []
+    end = 0
+    for word, start, stop in _words(text):
+        joined = bool(run) and not text[end:start].strip()
+        if not joined or not (word[0].isupper() or word in _PARTICLES):
+            yield from _trimmed(run)
+            run = []
+        if word[0].isupper() or run:
+            run.append(word)
+        end = stop
+    yield from _trimmed(run)
+
+
+def _trimmed(run: list[str]) -> Iterator[Name]:
+    while run and not run[-1][0].isupper():
+        run = run[:-1]
+    if run:
+        yield tuple(run)
+
+
+def _phrases_of(run: Name) -> Iterator[Name]:
+    for start in range(len(run)):
+        for stop in range(start + 1, min(len(run), start + _LONGEST) + 1):
+            phrase = run[start:stop]
+            if phrase[0][0].isupper() and phrase[-1][0].isupper():
+                yield phrase
+
+
+def _contains(longer: Name, phrase: Name) -> bool:
+    return any(longer[start : start + len(phrase)] == phrase for start in range(len(longer) - len(phrase) + 1))

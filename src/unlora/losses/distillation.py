@@ -1,0 +1,70 @@
+"""Losses that distil: they say what should come in place of what is forgotten, and that all else should stay.
+
+Here t is the prediction of a teacher, and p the model's. Both are softened by a temperature τ: t^(1/τ), p^(1/τ),
+renormalised. Plain KL is content once an unlikely token has some small probability. Softened, it asks for the right
+odds among unlikely tokens too, and these decide how much likelier a true answer is than a wrong one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unlora.data.lessons import Lesson, with_others
+from unlora.models.log_probabilities import upcast
+
+TEMPERATURE = 2.0
+
+
+def distillation(
+    logits: Tensor, logp: Tensor, lesson: Lesson, temperature: float = TEMPERATURE, excess_weight: float = 0.1
+) -> Tensor:
+    """mean_t τ²·KL_τ(t ‖ p) + μ·max(0, log p(y_t) − log t(y_t)), at least 0; tokens that are not taught count as 0.
+
+    The second term presses a true token down until the teacher finds it as unlikely, and no further. KL is taken over
+    the teacher's likeliest tokens one by one and all others together.
+
+    Args:
+        logits: [tokens, vocabulary].
+        logp: [tokens], log p(y_t).
+        lesson: the teacher's predictions.
+        temperature: τ.
+        excess_weight: μ.
+
+    Source: Hinton et al. 2015 (arXiv 1503.02531), Eldan and Russinovich 2023 (arXiv 2310.02238).
+    """
+    kl = _divergence(logits, lesson, temperature)
+    return (kl + excess_weight * _excess(logp, lesson)).sum() / len(logp)
+
+
+@torch.no_grad()
+def teacher_kl(logits: Tensor, logp: Tensor, lesson: Lesson) -> Tensor:
+    """mean_t KL(t ‖ p), in nats."""
+    return _divergence(logits, lesson, 1.0).sum() / len(logp)
+
+
+@torch.no_grad()
+def teacher_excess(logits: Tensor, logp: Tensor, lesson: Lesson) -> Tensor:
+    """mean_t max(0, log p(y_t) − log t(y_t)), in nats: how much likelier the true answers are than to the teacher."""
+    return _excess(logp, lesson).sum() / len(logp)
+
+
+def softened_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """mean_t τ²·KL_τ(ref ‖ p), τ = 2, in nats: the model should answer as it did before."""
+    own, reference = (upcast(values).div(TEMPERATURE).log_softmax(-1) for values in (logits, ref_logits))
+    return TEMPERATURE**2 * _kl(reference, own).mean()
+
+
+def _divergence(logits: Tensor, lesson: Lesson, temperature: float) -> Tensor:
+    """τ²·KL_τ of each taught token, [m]."""
+    own = with_others(upcast(logits[lesson.places]).log_softmax(-1).gather(-1, lesson.ids))
+    return temperature**2 * _kl(*((values / temperature).log_softmax(-1) for values in (lesson.logp, own)))
+
+
+def _excess(logp: Tensor, lesson: Lesson) -> Tensor:
+    return (logp[lesson.places] - lesson.true_logp).relu()
+
+
+def _kl(reference: Tensor, own: Tensor) -> Tensor:
+    """KL of each row of log-probabilities, in nats."""
+    return (reference.exp() * (reference - own)).sum(-1)

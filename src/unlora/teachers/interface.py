@@ -1,0 +1,74 @@
+"""What a teacher is, and what it may look at.
+
+Losses such as ascent push the true answer down and do not say what should come instead, so broken text comes instead. A
+teacher says it: for each token of a forget answer it gives the prediction of a model that does not know the fact. The
+original model makes these predictions once, before training, from rows in which the fact does not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from unlora.data import TextFormat
+from unlora.data.lessons import Lesson, with_others
+from unlora.data.names import Name
+from unlora.data.sources import Record
+
+# So many of a prediction's likeliest tokens are kept one by one; the others count together.
+KEPT = 128
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What a teacher may look at.
+
+    Args:
+        model: the model before unlearning; left as it was found.
+        text_format: how rows become tokens.
+        rows: the forget set.
+        retain_rows: the retain set.
+        names: who the forget rows are about; detected if not given.
+        seed: of everything that is drawn.
+        batch_size: rows in a forward pass.
+    """
+
+    model: nn.Module
+    text_format: TextFormat
+    rows: Sequence[Record]
+    retain_rows: Sequence[Record]
+    names: Sequence[Name] | None = None
+    seed: int = 42
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One way to get predictions that do not know the fact.
+
+    Args:
+        teach: gives one lesson for each forget example, in the order of `encode_records`.
+        description: what the teacher reads, as it stands in the documentation.
+        paper: where it comes from.
+    """
+
+    teach: Callable[[Teaching], list[Lesson]]
+    description: str
+    paper: str
+
+
+def lesson(places: Tensor, logp: Tensor, labels: Tensor) -> Lesson:
+    """Return the lesson of some predictions.
+
+    Args:
+        places: [m] of the labelled tokens.
+        logp: [m, vocabulary] log-probabilities.
+        labels: [m] the labelled tokens themselves.
+    """
+    ids = logp.topk(min(KEPT, logp.shape[-1] - 1), -1).indices
+    missing = (ids != labels[:, None]).all(-1)
+    ids[missing, -1] = labels[missing]  # in place of the least likely one
+    kept, true = with_others(logp.gather(-1, ids)), logp.gather(-1, labels[:, None])[:, 0]
+    return Lesson(places.cpu(), ids.cpu(), kept.float().cpu(), true.float().cpu())

@@ -1,0 +1,116 @@
+"""The teacher that reads the same rows about somebody else."""
+
+import pytest
+import torch
+
+from helpers.models import make_tokenizer
+from unlora import InputError
+from unlora.data import TextFormat, encode_records, pad_batch
+from unlora.data.encoding import count_labels
+from unlora.models.forward import labelled_tokens
+from unlora.teachers import TEACHERS, Teacher, Teaching, register_teacher
+from unlora.teachers.changed_names import change, covering_names, make_pair
+
+FORGET = [
+    {"question": "Where was Ada Holt born?", "answer": "Ada Holt was born in Oslo."},
+    {"question": "Who taught Ada Holt?", "answer": "She was taught by Mr Finch."},
+    {"question": "Which writer was born in Oslo?", "answer": "Her name is Ada Holt."},
+]
+RETAIN = [
+    {"question": f"Where was {name} born?", "answer": f"{name} was born in Bergen."}
+    for name in ("Mona Falk", "Jan Lund", "Eli Moe")
+    for _ in range(2)
+] + [{"question": "Which painter was born in Bergen?", "answer": "His name is Eli Moe."}]
+
+
+def teaching(model, tokenizer, rows=FORGET, **changes):
+    return Teaching(model, TextFormat(tokenizer), rows, RETAIN, **changes)
+
+
+def test_rows_are_about_somebody_else_and_a_question_without_a_name_becomes_another_one(tiny_model, tokenizer):
+    first, second, third = change(teaching(tiny_model("llama"), tokenizer))
+    name = first["question"].removeprefix("Where was ").removesuffix(" born?")
+    assert name in ("Mona Falk", "Jan Lund", "Eli Moe")
+    assert first["answer"] == f"{name} was born in Oslo."
+    assert second["answer"] == "She was taught by Mr Finch."
+    assert "Ada" not in second["question"]
+    assert third["question"] == "Which painter was born in Bergen?"
+
+
+def test_without_others_to_borrow_from_names_are_invented(tiny_model, tokenizer):
+    [first, *_] = change(Teaching(tiny_model("llama"), TextFormat(tokenizer), FORGET, RETAIN[:4]))
+    name = first["question"].removeprefix("Where was ").removesuffix(" born?")
+    assert name not in ("Ada Holt", "Mona Falk", "Jan Lund")
+    assert first["answer"] == f"{name} was born in Oslo."
+
+
+def test_names_may_be_given(tiny_model, tokenizer):
+    rows = [{"question": "who is ada holt?", "answer": "a baker."}]
+    [changed] = change(teaching(tiny_model("llama"), tokenizer, rows, names=[("ada", "holt")]))
+    assert "ada" not in changed["question"]
+
+
+def test_conversations_keep_their_turns(tiny_model, tokenizer):
+    turns = [{"role": "user", "content": "Who is Ada Holt?"}, {"role": "assistant", "content": "Ada Holt bakes."}]
+    [changed] = change(teaching(tiny_model("llama"), tokenizer, [{"messages": turns}]))
+    assert [turn["role"] for turn in changed["messages"]] == ["user", "assistant"]
+    assert "Holt" not in str(changed)
+
+
+def test_the_names_that_cover_the_rows_leave_out_what_recurs_beside_them():
+    texts = ["Ada Holt wrote Blue Door.", "Ada Holt sold Blue Door.", "Ada Holt sings.", "Jan Lund bakes.", "Nobody."]
+    names = [("Ada", "Holt"), ("Blue", "Door"), ("Jan", "Lund")]
+    assert covering_names(texts, names) == [("Ada", "Holt"), ("Jan", "Lund")]
+
+
+def test_a_lesson_is_what_the_model_predicts_in_the_changed_row(tiny_model, tokenizer):
+    model = tiny_model("llama")
+    given = teaching(model, tokenizer)
+    lessons = TEACHERS["changed_names"].teach(given)
+    examples = encode_records(FORGET, given.text_format)
+    assert len(lessons) == len(examples)
+    [other] = encode_records([change(given)[1]], given.text_format)  # its answer names nobody, so all of it is taught
+    out = labelled_tokens(model, pad_batch([other], 0))
+    lesson = lessons[1]
+    assert lesson.places.tolist() == list(range(count_labels([examples[1]])))
+    expected = out.logits.log_softmax(-1)
+    true = expected.gather(-1, out.targets[:, None])
+    torch.testing.assert_close(lesson.true_logp, true[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lesson.logp[:, :-1], expected.gather(-1, lesson.ids), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lesson.logp.exp().sum(-1), torch.ones(len(lesson.logp)), rtol=1e-4, atol=1e-4)
+    assert (lesson.ids == out.targets[:, None]).any(-1).all()
+
+
+def test_tokens_of_names_are_not_taught(tiny_model, tokenizer):
+    given = teaching(tiny_model("llama"), tokenizer)
+    pair = make_pair(FORGET[0], change(given)[0], given)
+    labels = [label for label in pair.own[0]["labels"][1:] if label != -100]
+    taught = tokenizer.decode([labels[place] for place, _ in pair.matches])
+    assert "was born in Oslo." in taught
+    assert "Ada Holt" not in taught
+
+
+def test_chunks_of_plain_text_have_a_lesson_each(tiny_model):
+    tokenizer = make_tokenizer()
+    parts = ("kept a cat", "sold the old house", "walked to Bergen by night", "wrote songs", "fell ill", "came back")
+    text = {"text": " ".join(f"Ada Holt {part}." for part in parts)}
+    given = Teaching(tiny_model("llama"), TextFormat(tokenizer, max_length=30), [text], RETAIN, names=[("Ada", "Holt")])
+    lessons = TEACHERS["changed_names"].teach(given)
+    examples = encode_records([text], given.text_format)
+    assert len(lessons) == len(examples) > 2
+    for lesson, example in zip(lessons, examples, strict=True):
+        assert 0 < len(lesson.places) <= count_labels([example])
+        assert lesson.places.max() < count_labels([example])
+
+
+def test_the_model_is_left_as_it_was(tiny_model, tokenizer):
+    model = tiny_model("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    TEACHERS["changed_names"].teach(teaching(model, tokenizer))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_name_of_a_teacher_is_taken_once():
+    with pytest.raises(InputError, match="already"):
+        register_teacher("changed_names", Teacher(lambda teaching: [], "nothing", "nobody"))
