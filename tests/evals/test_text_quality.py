@@ -120,4 +120,4 @@ def test_counts_and_means_of_a_set():
         "given_away": 1,
         "fact_recall": 0.5,
     }
-    assert summarise_text({"generated_text": columns["generated_text"]}, references[:0]) == {"answers": 4}
+    assert summarise_text({"generated_text": columns["generated_text"]}, references[:0]) == {}

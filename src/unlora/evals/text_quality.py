@@ -163,10 +163,11 @@ def summarise_text(columns: Mapping[str, Mapping[str, Any]], references: NDArray
         "answers"; "broken" with "answer_nll" and "reference_nll", the mean NLL of the texts in nats; and "facts",
         "given_away" and "fact_recall".
     """
-    found: dict[str, float | int] = {"answers": len(columns.get("generated_text", {}))}
+    found: dict[str, float | int] = {}
     if "answer_measures" in columns:
         answers = _measures(columns["answer_measures"])
         written = np.isfinite(answers[:, 0])
+        found["answers"] = len(answers)
         found["broken"] = int(broken(answers, references).sum())
         found["reference_nll"] = float(_measures(columns["reference_measures"])[:, 0].mean())
         if written.any():
