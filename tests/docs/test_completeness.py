@@ -9,7 +9,7 @@ import pytest
 
 import unlora
 from unlora.cli import main
-from unlora.pipeline.choices import catalogues
+from unlora.pipeline.choices import all_choices
 
 ROOT = Path(__file__).parents[2]
 METHODS = (ROOT / "docs" / "methods.md").read_text()
@@ -36,7 +36,7 @@ def test_everything_that_there_is_to_choose_from_is_shown_whole(width, monkeypat
     lines = capsys.readouterr().out
     shown = " ".join(lines.split())
     assert "…" not in shown
-    for table in catalogues().values():
+    for table in all_choices().values():
         for name, *rest in table.rows:
             default = " (default)" if name in ("vila", "ihl") else ""
             columns = (column.partition(" of a ")[0] for column in table.columns[1:])
@@ -46,7 +46,7 @@ def test_everything_that_there_is_to_choose_from_is_shown_whole(width, monkeypat
 
 
 def test_the_table_has_the_settings_that_each_initialiser_reads():
-    settings = {name: row[1] for name, *row in catalogues()["initialisers"].rows}
+    settings = {name: row[1] for name, *row in all_choices()["initialisers"].rows}
     assert "sigma = " in settings["vila"]
     assert "sigma = " not in settings["fila"]
     assert settings["pissa"] == settings["lora"] == "–"

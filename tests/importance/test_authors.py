@@ -24,7 +24,7 @@ from unlora.adapter.settings import target_shapes
 from unlora.data import TextFormat, encode_records
 from unlora.importance import INITIALISERS, attach_probe, gradient_moments, relative_importance
 from unlora.pipeline.importance import measurement_for
-from unlora.pipeline.job import Job
+from unlora.pipeline.job import Job, Rows
 from unlora.pipeline.request import Request
 from unlora.settings import ImportanceConfig, ModelConfig
 from unlora.training.config import UnlearnConfig
@@ -57,7 +57,8 @@ def measure(model, tokenizer, folder, settings):
     forget, retain = (encode_records(rows, text_format) for rows in (FORGET, RETAIN))
     args = UnlearnConfig(output_dir=str(folder), r=RANK, lora_alpha=RANK * SCALING)
     request = Request(ModelConfig("tiny"), None, settings, None, args)
-    return measurement_for(Job(request, model, text_format, FORGET, RETAIN, FORGET, forget, retain, {}), retain)
+    rows = Rows(FORGET, RETAIN, FORGET, RETAIN)
+    return measurement_for(Job(request, model, text_format, rows, forget, retain, {}), retain)
 
 
 @pytest.fixture

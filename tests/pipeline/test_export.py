@@ -76,7 +76,7 @@ def test_fewer_ranks_are_told_with_their_cost_and_what_they_leave_has_no_metrics
     assert "exported at rank 2: relative error of the weight change 0." in capsys.readouterr().out
     assert "cut to rank 2; what is published here was not measured" in (tmp_path / "out" / "README.md").read_text()
     assert ModelCard.load(tmp_path / "out" / "README.md").data.eval_results is None
-    assert "rank 2 puts the change of the weights off by" in caplog.text
+    assert "at rank 2 the weight change has a relative error of" in caplog.text
     caplog.clear()
     small = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), tmp_path / "out")
     assert small.peft_config["default"].r == 2
@@ -301,7 +301,7 @@ def test_the_folder_is_uploaded_to_a_private_repository(compared, hub, tmp_path,
 def test_a_public_repository_gets_nothing_unless_that_is_said(compared, hub, tmp_path, capsys):
     hub.private = False
     assert export(compared / "run", tmp_path / "a", **PUSH) == 2
-    assert "it is there already, and public" in capsys.readouterr().err
+    assert "the repository exists already and is public" in capsys.readouterr().err
     assert not hub.files
     assert export(compared / "run", tmp_path / "b", **PUSH, private="false") == 0
     assert hub.files
@@ -320,7 +320,7 @@ def test_a_hub_that_cannot_be_reached_is_told_before_anything_is_written(compare
     hub.shutdown()
     hub.server_close()
     assert export(compared / "run", tmp_path / "out", **PUSH) == 2
-    assert "the hub cannot be used" in (error := capsys.readouterr().err)
+    assert "the Hub cannot be used" in (error := capsys.readouterr().err)
     assert "HF_ENDPOINT" in error
     assert not (tmp_path / "out").exists()
 

@@ -13,7 +13,7 @@ from unlora.common.errors import raise_if, unknown_name
 from unlora.settings import LsConfig
 
 if TYPE_CHECKING:
-    from unlora.pipeline.choices import Catalogue
+    from unlora.pipeline.choices import Choices
 
 EXAMPLE = "unlora ls losses"
 SETTINGS = (LsConfig,)
@@ -21,33 +21,33 @@ SETTINGS = (LsConfig,)
 
 def run(config: LsConfig) -> Answer:
     """Lists initialisers, losses and retain losses with formulas, needs, defaults and papers, and configurations."""
-    from unlora.pipeline.choices import Catalogue, catalogues
+    from unlora.pipeline.choices import Choices, all_choices
 
-    configurations = Catalogue(("name", "file"), [(name, path.name) for name, path in published().items()])
-    kinds = {**catalogues(), "configurations": configurations}
+    configurations = Choices(("name", "file"), [(name, path.name) for name, path in published().items()])
+    kinds = {**all_choices(), "configurations": configurations}
     raise_if(unknown_name("ls", kind, kinds) for kind in config.kinds if kind not in kinds)
     chosen = {kind: kinds[kind] for kind in config.kinds or kinds}
     rows = {kind: [dict(zip(table.columns, row, strict=True)) for row in table.rows] for kind, table in chosen.items()}
     return Answer(rows, lambda: print_markdown(chosen) if config.markdown else print_tables(chosen))
 
 
-def print_markdown(tables: Mapping[str, Catalogue]) -> None:
+def print_markdown(tables: Mapping[str, Choices]) -> None:
     """The tables as they stand in docs/methods.md."""
     print("\n".join(table.markdown() for table in tables.values()), end="")
 
 
-def print_tables(tables: Mapping[str, Catalogue]) -> None:
+def print_tables(tables: Mapping[str, Choices]) -> None:
     """One paragraph a choice, a line or more for each column: no cell is ever cut. The default of a kind is marked."""
     from unlora.settings import ImportanceConfig
     from unlora.training.config import UnlearnConfig
 
     defaults = {"initialisers": ImportanceConfig.init, "losses": UnlearnConfig.loss}
     width = shutil.get_terminal_size().columns
-    for kind, catalogue in tables.items():
+    for kind, table in tables.items():
         print(f"{kind}\n{'=' * len(kind)}\n")
-        for name, *rest in catalogue.rows:
+        for name, *rest in table.rows:
             print(name + (" (default)" if name == defaults.get(kind) else ""))
-            for column, text in zip(catalogue.columns[1:], rest, strict=True):
+            for column, text in zip(table.columns[1:], rest, strict=True):
                 print(paragraph(f"{column.partition(' of a ')[0]}: {text}", width))
             print()
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from unlora.common.errors import InputError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+P = ParamSpec("P")
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -142,3 +144,13 @@ def on_main(function: Callable[[], T]) -> T:
         if processes()[0] == 0:
             result = function()
     return gather(result)[0]
+
+
+def main_only(function: Callable[P, T]) -> Callable[P, T]:
+    """Let only the main process run the function, as `on_main`; a decorator."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        return on_main(lambda: function(*args, **kwargs))
+
+    return wrapped

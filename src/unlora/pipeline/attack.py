@@ -1,13 +1,15 @@
-"""Does it stay forgotten? Every attack on the model of a run, beside the model before and one that never knew."""
+"""Does it stay forgotten? Every attack on the original, the unlearned and, if there is one, the retrained model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from unlora.common.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.common.files import write_json
@@ -25,10 +27,10 @@ from unlora.runs.folder import ATTACKS as ATTACKS_FILE
 from unlora.settings import AttackConfig, DataConfig, EvalConfig, ModelConfig
 from unlora.training.config import UnlearnConfig
 
-# No attack: what the others are compared with.
+# The measurement without an attack, with which the attacks are compared.
 PLAIN = "none"
 DIFFERENCE = "unlearned_minus_retrained"
-# By attack its cases, and by attack the measurements of all cases on one model.
+# The cases of each attack, and what each attack measured in these cases on one model.
 Plan = dict[str, list[Case]]
 Measured = dict[str, list[Metrics]]
 
@@ -45,45 +47,40 @@ class Target:
 
 
 def attack(run: str, config: AttackConfig) -> dict[str, Any]:
-    """Attacks the model of a run and writes `attacks.json` into its folder; nothing else there is touched.
+    """Attack the models of a run, and write `attacks.json` into its folder. Nothing else there changes.
 
     Args:
-        run: folder of an `unlora unlearn` that has finished.
-        config: which attacks, and how hard.
+        run: folder of a finished `unlora unlearn`.
+        config: which attacks, and how strong they are.
 
     Returns:
-        What the file holds. `attacks` is {attack: {setting: {model: {metric: value}}}}, with the attack "none" first.
-        The models are original, unlearned and retrained, and beside them stands the difference of the last two; both
-        are None without `config.retrained`. `_se` is the standard error over draws. An attack that the data do not
-        allow is {"not available": reason}. `models` and `settings` say what was attacked, and how.
+        The contents of the file. "attacks" is {attack: {setting: {model: {metric: value}}}}, and the first attack is
+        "none". The models are original, unlearned and retrained, followed by the difference of the last two. Both are
+        None without `config.retrained`. `<metric>_se` is the standard error over draws. An attack that the data do not
+        allow is {"not available": reason}. "models" and "settings" say what was attacked, and how.
 
     Raises:
         InputError: a folder without an adapter, wrong settings, rows that are neither questions nor text, a retrained
-            model with other tokens, or an attack that was asked for by name and is not available.
+            model with another vocabulary, or an attack that was asked for by name and is not available.
     """
     target = read_run(run)
     raise_if(attack_problems(config))
     config = replace(config, learning_rate=config.learning_rate or target.learning_rate)
     rows = {name: evaluated_rows(target, name) for name in ("forget", "retain")}
-    kept = {name: distinct(name, part) for name, part in rows.items() if not is_text(part[0])}
+    questions = {name: distinct(name, part) for name, part in rows.items() if not is_text(part[0])}
     if config.retrained is not None:
         check_tokens(target.model, config.retrained)
     model, tokenizer = load_model(target.model)
-    length = usable_length(model, target.data.max_length)
-    text_format = TextFormat(tokenizer, target.data.prompt_format, length, target.data.max_chunks)
-    size = target.evaluation.ds_size
-    kept |= {name: chunks(name, part, text_format)[:size] for name, part in rows.items() if name not in kept}
-    settings = target.evaluation
-    materials = Materials(text_format, kept["forget"], kept["retain"], settings, config.given_tokens)
+    materials = make_materials(target, rows, questions, model, tokenizer, config.given_tokens)
     plan, unavailable = make_plan(model, materials, config)
     results: dict[str, Measured | None] = {"original": run_cases("original", model, plan, materials)}
     model = load_adapter(model, str(Path(run) / ADAPTER), argument="RUN")
     results["unlearned"] = run_cases("unlearned", model, plan, materials)
-    del model  # there need not be room for two
+    del model  # there may not be memory for two
     results["retrained"] = None
     if config.retrained is not None:
-        other, _ = load_model(replace(target.model, model_name_or_path=config.retrained, model_revision="main"))
-        results["retrained"] = run_cases("retrained", other, plan, materials)
+        retrained, _ = load_model(_other_model(target.model, config.retrained))
+        results["retrained"] = run_cases("retrained", retrained, plan, materials)
     report = {
         "models": {"original": target.model.model_name_or_path, "unlearned": run, "retrained": config.retrained},
         "settings": asdict(config),
@@ -94,17 +91,17 @@ def attack(run: str, config: AttackConfig) -> dict[str, Any]:
 
 
 def read_run(run: str) -> Target:
-    """What the run's own configuration says about model, data and evaluation."""
+    """Return what the run's own configuration says about model, data and evaluation."""
     check_adapter(run)
     values = saved_settings(run, "RUN")
-    # The exported adapter holds those of earlier requests too, and is for the base alone.
+    # The exported adapter contains those of earlier requests, and belongs on the base alone.
     model = replace(settings_of(ModelConfig, values), on=None)
     rate = values.get("learning_rate", UnlearnConfig.learning_rate)
     return Target(run, model, settings_of(DataConfig, values), settings_of(EvalConfig, values), float(rate))
 
 
 def evaluated_rows(target: Target, name: str) -> list[Record]:
-    """The rows of the set `name` (forget or retain) that the run evaluates, or would if they were questions."""
+    """Return the rows of the set `name` (forget or retain) that the run evaluates, or would if they were questions."""
     data, evaluation = target.data, target.evaluation
     if evaluation.eval_data:
         rows = load_records(evaluation.eval_data, getattr(evaluation, f"eval_{name}_name"), argument=name)
@@ -113,19 +110,37 @@ def evaluated_rows(target: Target, name: str) -> list[Record]:
     return rows[: evaluation.ds_size]
 
 
-def distinct(name: str, rows: Sequence[Record]) -> list[Record]:
-    """Each question with its answer once: a copy of a row that an attack shows must not be measured."""
+def distinct(name: str, rows: Sequence[Record]) -> Sequence[Record]:
+    """Return each question with its answer once. An attack may show a row, and a copy of it must not be measured."""
     questions = read_questions(name, rows)
     return list({(q.question, q.answer): row for q, row in zip(questions, rows, strict=True)}.values())
 
 
-def chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[Record]:
-    """The chunks of plain text as the run was trained on them, tokenised, each once.
+def make_materials(
+    target: Target,
+    rows: Mapping[str, Sequence[Record]],
+    questions: Mapping[str, Sequence[Record]],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    given_tokens: int,
+) -> Materials:
+    """Return what all attacks work with. Sets that are not in `questions` are plain text, and become chunks."""
+    data, evaluation = target.data, target.evaluation
+    length = usable_length(model, data.max_length)
+    text_format = TextFormat(tokenizer, data.prompt_format, length, data.max_chunks)
+    texts = {name: part for name, part in rows.items() if name not in questions}
+    kept = dict(questions)
+    kept |= {name: chunks(name, part, text_format)[: evaluation.ds_size] for name, part in texts.items()}
+    return Materials(text_format, kept["forget"], kept["retain"], evaluation, given_tokens)
 
-    Those of a single token are left out: nothing would remain after what is given.
+
+def chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[Record]:
+    """Return the tokenised chunks of plain text that the run was trained on, each once.
+
+    Chunks of a single token are dropped: nothing would be left to measure after what is given.
 
     Raises:
-        InputError: no other chunks, or a row without text.
+        InputError: there are no other chunks, or a row has no text.
     """
     examples = encode_records([{"text": row.get("text")} for row in rows], text_format, argument=name)
     ends = end_tokens(text_format)
@@ -137,15 +152,21 @@ def chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[R
 
 
 def check_tokens(model: ModelConfig, retrained: str) -> None:
-    """Refuses a retrained model with another tokenizer: probabilities of other tokens cannot be compared."""
-    other = replace(model, model_name_or_path=retrained, model_revision="main")
-    if load_tokenizer(model).get_vocab() != load_tokenizer(other).get_vocab():
+    """Refuse a retrained model with another vocabulary, because the probabilities could not be compared."""
+    if load_tokenizer(model).get_vocab() != load_tokenizer(_other_model(model, retrained)).get_vocab():
         reason = f"its tokens are not those of {model.model_name_or_path}"
         raise InputError(Problem("retrained", retrained, reason, "give a model with the same tokenizer"))
 
 
-def make_plan(model: Any, materials: Materials, config: AttackConfig) -> tuple[Plan, dict[str, dict[str, str]]]:
-    """The cases of every attack, and why some attacks have none."""
+def _other_model(model: ModelConfig, name: str) -> ModelConfig:
+    """Return another model, to be loaded in the same way."""
+    return replace(model, model_name_or_path=name, model_revision="main")
+
+
+def make_plan(
+    model: PreTrainedModel, materials: Materials, config: AttackConfig
+) -> tuple[Plan, dict[str, dict[str, str]]]:
+    """Return the cases of every attack, and why some attacks have none."""
     plan = {PLAIN: [Case("whole forget set", probe(materials.forget, materials), retain=True)]}
     unavailable = {}
     for name in config.attacks or ATTACKS:
@@ -158,8 +179,8 @@ def make_plan(model: Any, materials: Materials, config: AttackConfig) -> tuple[P
     return plan, unavailable
 
 
-def run_cases(name: str, model: Any, plan: Plan, materials: Materials) -> Measured:
-    """Every case on one model, with a progress bar."""
+def run_cases(name: str, model: PreTrainedModel, plan: Plan, materials: Materials) -> Measured:
+    """Measure every case on one model, with a progress bar."""
     cases = sum(map(len, plan.values()))
     with bar(total=cases, desc=f"attacks on the {name} model", unit=" cases") as shown_bar:
 
@@ -172,7 +193,7 @@ def run_cases(name: str, model: Any, plan: Plan, materials: Materials) -> Measur
 
 
 def summarise(plan: Plan, results: dict[str, Measured | None]) -> dict[str, Any]:
-    """By attack, setting and model the mean of each metric over the draws, and its standard error."""
+    """Return the mean of each metric over the draws, and its standard error, by attack, setting and model."""
     report: dict[str, Any] = {}
     for attack, cases in plan.items():
         report[attack] = {}
@@ -188,14 +209,14 @@ def summarise(plan: Plan, results: dict[str, Measured | None]) -> dict[str, Any]
 
 
 def differences(one: list[Metrics] | None, other: list[Metrics] | None) -> list[Metrics] | None:
-    """One minus the other, draw by draw: both models saw the same."""
+    """Return one minus the other, draw by draw. In each draw both models were given the same."""
     if not one or not other:
         return None
     return [{name: a[name] - b[name] for name in a} for a, b in zip(one, other, strict=True)]
 
 
 def mean_of_draws(draws: Sequence[Metrics]) -> Metrics:
-    """The mean of each metric, and with several draws its standard error as `<metric>_se`."""
+    """Return the mean of each metric, and with several draws its standard error as `<metric>_se`."""
     columns = {name: [draw[name] for draw in draws] for name in draws[0]}
     means = {name: fmean(values) for name, values in columns.items()}
     if len(draws) == 1:

@@ -7,24 +7,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unlora.benchmarks import BENCHMARKS, Benchmark
 from unlora.importance import INITIALISERS, Initialiser
 from unlora.losses.table import LOSSES, RETAIN_LOSSES, Loss
 
-# What a loss takes of the original model, and how often that model is run for it.
-NEEDS = {
+# What a loss takes from the original model, and how often that model is run for it.
+_REFERENCES = {
     "ref_logp": "reference: log-probabilities, once",
     "ref_logits": "reference: logits, each step",
     "ref_states": "reference: hidden states, each step",
     "lesson": "a teacher's lessons, once",
 }
+# The direction of a metric in words.
+_BETTER = {"high": "higher is better", "low": "lower is better", "zero": "0 is best", None: ""}
+_NOTHING = "–"
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """A table of names.
+class Choices:
+    """A table of everything of one kind.
 
     Args:
-        columns: their headings; the first is the name, the last the paper.
+        columns: headings. The first column is the name, the last one the paper.
         rows: one text for each column.
     """
 
@@ -32,7 +36,7 @@ class Catalogue:
     rows: list[tuple[str, ...]]
 
     def markdown(self) -> str:
-        """The table in Markdown, with names as code and papers linked."""
+        """Return the table in Markdown, with names as code and links to the papers."""
         lines = [self.columns, ("---",) * len(self.columns)]
         for name, *rest, paper in self.rows:
             lines.append((f"`{name}`", *(text.replace("|", "\\|") for text in rest), linked(paper)))
@@ -40,66 +44,74 @@ class Catalogue:
 
 
 def linked(paper: str) -> str:
-    """A paper's citation with its arXiv number linked."""
+    """Return the citation of a paper with its arXiv number as a link."""
     return re.sub(r"arXiv ([\d.]+\d)", r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
 
 
-def catalogues() -> dict[str, Catalogue]:
-    """Every kind of choice by its name."""
+def all_choices() -> dict[str, Choices]:
+    """Return the table of every kind of choice, by the name of the kind."""
     return {
-        "initialisers": Catalogue(
+        "initialisers": Choices(
             ("name", "importance of a weight W (out × in)", "settings", "needs", "paper"),
             [
-                (name, start.formula, settings_of_start(start), needs_of_start(start), start.paper)
+                (name, start.formula, _settings_of_start(start), _needs_of_start(start), start.paper)
                 for name, start in INITIALISERS.items()
             ],
         ),
-        "losses": Catalogue(
+        "losses": Choices(
             ("name", "forget loss", "settings", "needs", "retain loss", "paper"),
             [
-                (name, loss.formula, settings(loss), needs_of_loss(loss), loss.retain, loss.paper)
+                (name, loss.formula, _listed(loss.settings), _needs_of_loss(loss), loss.retain, loss.paper)
                 for name, loss in LOSSES.items()
             ],
         ),
-        "retain_losses": Catalogue(
+        "retain_losses": Choices(
             ("name", "retain loss", "settings", "needs", "paper"),
             [
-                (name, loss.formula, settings(loss), needs_of_loss(loss), loss.paper)
+                (name, loss.formula, _listed(loss.settings), _needs_of_loss(loss), loss.paper)
                 for name, loss in RETAIN_LOSSES.items()
+            ],
+        ),
+        "benchmarks": Choices(
+            ("name", "metrics", "splits", "needs", "paper"),
+            [
+                (name, _metrics(benchmark), ", ".join(benchmark.splits), benchmark.needs or _NOTHING, benchmark.paper)
+                for name, benchmark in BENCHMARKS.items()
             ],
         ),
     }
 
 
-def needs_of_start(start: Initialiser) -> str:
-    """What data an initialiser looks at."""
+def _needs_of_start(start: Initialiser) -> str:
+    """Return what data an initialiser looks at."""
     if not start.uses_data:
-        return "–"
+        return _NOTHING
     return "forget and retain set; two gradients of each" if start.centred else "forget and retain set"
 
 
-def needs_of_loss(loss: Loss) -> str:
-    """What a loss needs beside the forget answers: the model before unlearning, alternate answers."""
+def _needs_of_loss(loss: Loss) -> str:
+    """Return what a loss needs besides the forget answers: the original model, alternate answers."""
     alternates = "alternate answers" if "alternate" in loss.reads else ""
-    own = [NEEDS[name] for name in loss.inputs if name in NEEDS]
+    own = [_REFERENCES[name] for name in loss.inputs if name in _REFERENCES]
     of_retain = RETAIN_LOSSES[loss.retain].inputs if loss.retain in RETAIN_LOSSES else []
-    for_retain = [f"{NEEDS[name]} (for the retain loss)" for name in of_retain if name in NEEDS.keys() - loss.inputs]
-    return "; ".join(filter(None, (alternates, *own, *for_retain))) or "–"
+    others = [_REFERENCES[name] for name in of_retain if name in _REFERENCES.keys() - loss.inputs]
+    return (
+        "; ".join(filter(None, (alternates, *own, *(f"{text} (for the retain loss)" for text in others)))) or _NOTHING
+    )
 
 
-def settings(loss: Loss) -> str:
-    """A loss's own settings with their defaults."""
-    return _listed(loss.settings)
-
-
-def settings_of_start(start: Initialiser) -> str:
-    """The settings that an initialiser reads with their defaults; those that follow from data or machine have none."""
+def _settings_of_start(start: Initialiser) -> str:
+    """Return the settings that an initialiser reads. Defaults that follow from the data or the machine are None."""
     return _listed({name: value for name, value in start.settings.items() if value is not None})
 
 
+def _metrics(benchmark: Benchmark) -> str:
+    """Return the labels of a benchmark's metrics, each with the direction that is better."""
+    labels = (f"{metric.label} ({_BETTER[metric.better]})".removesuffix(" ()") for metric in benchmark.metrics.values())
+    return ", ".join(labels) or _NOTHING
+
+
 def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {_shown(value)}" for name, value in values.items()) or "–"
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)  # as a flag takes it
+    """Return settings with their defaults, as flags take them."""
+    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values.items()}
+    return ", ".join(f"{name} = {text}" for name, text in texts.items()) or _NOTHING

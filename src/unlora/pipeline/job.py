@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from transformers import PreTrainedModel
 
 from unlora.data import Example, TextFormat
 from unlora.data.sources import Record
@@ -15,28 +16,42 @@ from unlora.training.stopping import UnseenTest
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The rows of a request's sets.
+
+    Args:
+        forget, retain: all rows, as they were read. The record has their hashes.
+        used_forget, used_retain: the rows that are long enough to be used.
+        alternates: other answers to the questions in `used_forget`, if the loss reads them.
+    """
+
+    forget: Sequence[Record]
+    retain: Sequence[Record]
+    used_forget: Sequence[Record]
+    used_retain: Sequence[Record]
+    alternates: Sequence[Record] | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """What the stages of a request work on.
 
     Args:
         request: all settings.
-        model: the model before unlearning.
+        model: the original model, with the adapters of earlier requests if there are any.
         text_format: how rows become tokens.
-        forget_rows, retain_rows: the sets as they were read; the record has their hashes.
-        used_forget_rows: those of them that are long enough to be used.
+        rows: the sets, as rows.
         forget, retain: the sets, tokenised.
-        sets: what is evaluated, by set name.
-        alternates: other answers to the forget set's questions, if the loss reads them.
+        sets: the evaluated rows by set name.
+        alternates: other answers to the forget set's questions, tokenised, if the loss reads them.
         unseen: the test that stops the training, if there is one.
         original_log, retrained_log: evaluation logs that the user already has.
     """
 
     request: Request
-    model: Any
+    model: PreTrainedModel
     text_format: TextFormat
-    forget_rows: Sequence[Record]
-    retain_rows: Sequence[Record]
-    used_forget_rows: Sequence[Record]
+    rows: Rows
     forget: Sequence[Example]
     retain: Sequence[Example]
     sets: Mapping[str, Sequence[Record]]
@@ -47,5 +62,5 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where the run is written."""
+        """The folder of the run."""
         return Path(self.request.args.output_dir)

@@ -1,9 +1,10 @@
-"""The model that a request starts from: the base, with the adapter of an earlier run where it continues from one."""
+"""The model that a request starts from: the base, with the adapter of the earlier run that it continues from."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from unlora.models.load import load_adapter, load_model
 from unlora.runs.folder import ADAPTER
@@ -11,8 +12,8 @@ from unlora.runs.record import check_base
 from unlora.settings import ModelConfig, TargetConfig
 
 
-def load_start(config: ModelConfig) -> tuple[Any, Any]:
-    """The model and its tokenizer; with `config.on`, a `PeftModel` that carries that run's adapter as "earlier".
+def load_start(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load the model and its tokenizer. With `config.on`, it carries that run's adapter under the name "earlier".
 
     Raises:
         InputError: as `load_model`, or an adapter that does not fit or was made for other weights.
@@ -24,7 +25,7 @@ def load_start(config: ModelConfig) -> tuple[Any, Any]:
     return load_adapter(model, str(Path(config.on) / ADAPTER), "earlier", argument="on"), tokenizer
 
 
-def load_target(config: ModelConfig, target: TargetConfig) -> tuple[Any, Any]:
-    """The model to evaluate, with its adapter if there is one, and its tokenizer."""
+def load_target(config: ModelConfig, target: TargetConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load the model to evaluate, with its adapter if it has one, and the tokenizer."""
     model, tokenizer = load_start(config)
     return (load_adapter(model, target.adapter) if target.adapter else model), tokenizer

@@ -1,4 +1,4 @@
-"""How well a model's forget set can be told from rows that it never saw, and how much of it is memorised."""
+"""How well the forget set can be told from rows that the model never saw, and how much of it is memorised."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from unlora.settings import MembershipConfig, ModelConfig, TextConfig
 def measure_membership(model_config: ModelConfig, text: TextConfig, config: MembershipConfig) -> dict[str, Any]:
     """Score both sets, and write metrics and scores to `config.log`.
 
-    A model with an adapter is scored without it too: attacks that cannot tell what the original was trained on say
-    nothing about the unlearned model.
+    A model with an adapter is scored without the adapter, too: if an attack cannot tell what the original model was
+    trained on, its result says nothing about the unlearned model.
 
     Returns:
-        As `summarise_leakage`.
+        The metrics, as from `summarise_leakage`.
 
     Raises:
         InputError: wrong settings, or sets that cannot be compared.
@@ -68,10 +68,10 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
 
 
 def load_rows(config: MembershipConfig) -> dict[str, Sequence[Record]]:
-    """The rows of the two sets.
+    """Load the rows of the two sets.
 
     Raises:
-        InputError: rows that cannot be read, or that stand in both sets.
+        InputError: rows that cannot be read, or that are in both sets.
     """
     forget = load_set(config, "forget")
     holdout = load_set(config, "holdout")
@@ -80,14 +80,14 @@ def load_rows(config: MembershipConfig) -> dict[str, Sequence[Record]]:
 
 
 def encode_sets(rows: Mapping[str, Sequence[Record]], text_format: TextFormat) -> dict[str, list[Example]]:
-    """The two sets, tokenised.
+    """Tokenise the two sets.
 
     Raises:
-        InputError: rows that cannot be tokenised, or fewer than two examples in a set.
+        InputError: rows that cannot be tokenised, or a set with fewer than two examples.
     """
     sets = {name: encode_records(part, text_format, argument=f"{name}_data") for name, part in rows.items()}
     raise_if(
-        Problem(f"{name}_data", f"{len(part)} example", "one alone shows no spread", "give at least two")
+        Problem(f"{name}_data", f"{len(part)} example", "a single score has no spread", "give at least two")
         for name, part in sets.items()
         if len(part) < 2
     )
@@ -97,10 +97,13 @@ def encode_sets(rows: Mapping[str, Sequence[Record]], text_format: TextFormat) -
 def reference_nll(
     model_config: ModelConfig, config: MembershipConfig, text_format: TextFormat, sets: Mapping[str, Sequence[Example]]
 ) -> dict[str, NDArray[np.float64]]:
-    """By set the mean-token loss of each example under the reference model, which is gone again afterwards."""
+    """Return the mean-token loss of each example under the reference model, by set: [examples].
+
+    The reference model is loaded here and released again, because there may not be memory for two models.
+    """
     other = replace(model_config, model_name_or_path=str(config.reference_model), model_revision="main", on=None)
     if load_tokenizer(other).get_vocab() != text_format.tokenizer.get_vocab():
-        reason = "it has another vocabulary, so its losses a token are not those of the same tokens"
+        reason = "it has another vocabulary, so its loss per token is not that of the same tokens"
         raise InputError(Problem("reference_model", other.model_name_or_path, reason, "use a model of the same family"))
     model, _ = load_model(other)
     losses = {name: example_nll(model, part, text_format, config.eval_batch_size) for name, part in sets.items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from transformers import PreTrainedModel
 
 from unlora.adapter import check_adapter_settings
 from unlora.benchmarks.tofu import check_forget_quality
@@ -23,7 +24,7 @@ from unlora.data.sources import Record
 from unlora.evals import Log, read_log
 from unlora.pipeline.evaluation import evaluation_sets, known_log
 from unlora.pipeline.importance import RETAIN_SHARE, too_few_examples
-from unlora.pipeline.job import Job
+from unlora.pipeline.job import Job, Rows
 from unlora.pipeline.loading import load_start
 from unlora.pipeline.request import Request
 from unlora.runs.forgotten import check_not_taught_again
@@ -33,61 +34,76 @@ from unlora.training.stopping import unseen_test
 def prepare(
     request: Request, sets: Mapping[str, Sequence[Record]] | None = None, retrained_log: Log | None = None
 ) -> Job:
-    """Check the request, and load what it names. Arguments as for `unlearn`.
+    """Check the request, and load what it names. The arguments are those of `unlearn`.
 
     Raises:
         InputError: anything wrong with the settings, the data or the model.
     """
-    with together():  # no process may write before all have seen that the folder is free
+    with together():  # no process may write before all of them have seen that the folder is free
         request.check()
         return _load(request, sets, retrained_log)
 
 
 def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrained_log: Log | None) -> Job:
-    data, evaluation = request.data, request.evaluation
-    forget_rows = load_set(data, "forget")
-    stream = retain_stream(request, len(forget_rows))
-    retain_rows = load_set(data, "retain", stream)
-    used_forget = without_short_texts(forget_rows, data.min_characters, "forget_data")
-    used_retain = without_short_texts(retain_rows, data.min_characters, "retain_data")
-    check_overlap(used_forget, used_retain)
-    check_not_taught_again(used_retain, request.model.on)
-    # Alternates come before the model is loaded, because rows without one are refused.
-    seed = request.args.pairing_seed
-    alternates = alternate_rows(used_forget, data.alternate_key, seed) if request.reads_alternates else None
-    model, tokenizer = load_start(request.model)
-    raise_if([*check_adapter_settings(model, request.args), *request.args.model_problems(model)])
-    text_format = TextFormat(tokenizer, data.prompt_format, usable_length(model, data.max_length), data.max_chunks)
-    forget = encode_records(used_forget, text_format, argument="forget_data")
-    retain = encode_records(used_retain, text_format, argument="retain_data")
+    rows = _load_rows(request)
+    model, text_format = _load_original(request)
+    forget = encode_records(rows.used_forget, text_format, argument="forget_data")
+    retain = encode_records(rows.used_retain, text_format, argument="retain_data")
     raise_if(too_few_examples(request.importance, forget, retain))
-    sets = evaluation_sets(evaluation, forget_rows, retain_rows) if sets is None else sets
-    if retrained_log is None and evaluation.retrain_log:
-        retrained_log = read_log(evaluation.retrain_log, "retrain_log")
-    if retrained_log is not None:
-        check_forget_quality(sets, retrained_log, evaluation.ds_size)
+    evaluation = request.evaluation
+    sets = evaluation_sets(evaluation, rows.forget, rows.retain) if sets is None else sets
     sizes = evaluation.ds_size, evaluation.eval_batch_size
     return Job(
         request=request,
         model=model,
         text_format=text_format,
-        forget_rows=forget_rows,
-        retain_rows=retain_rows,
-        used_forget_rows=used_forget,
+        rows=rows,
         forget=forget,
         retain=retain,
         sets=sets,
-        alternates=encode_records(alternates, text_format, argument="alternates") if alternates else None,
-        unseen=unseen_test(request.stopping, forget_rows, retain_rows, text_format, *sizes),
+        alternates=encode_records(rows.alternates, text_format, argument="alternates") if rows.alternates else None,
+        unseen=unseen_test(request.stopping, rows.forget, rows.retain, text_format, *sizes),
         original_log=known_log(evaluation, sets),
-        retrained_log=retrained_log,
+        retrained_log=_checked_retrained_log(request, sets, retrained_log),
     )
 
 
-def retain_stream(request: Request, forget_rows: int) -> Stream | None:
-    """How many retain rows a streamed run can use: those of the estimate, or one for each pair of the whole training.
+def _load_rows(request: Request) -> Rows:
+    """Load and check both sets. Whatever is wrong with them is found before the model is loaded."""
+    data = request.data
+    forget = load_set(data, "forget")
+    retain = load_set(data, "retain", retain_stream(request, len(forget)))
+    used_forget = without_short_texts(forget, data.min_characters, "forget_data")
+    used_retain = without_short_texts(retain, data.min_characters, "retain_data")
+    check_overlap(used_forget, used_retain)
+    check_not_taught_again(used_retain, request.model.on)
+    seed = request.args.pairing_seed
+    alternates = alternate_rows(used_forget, data.alternate_key, seed) if request.reads_alternates else None
+    return Rows(forget, retain, used_forget, used_retain, alternates)
 
-    None if the retain set is not streamed.
+
+def _load_original(request: Request) -> tuple[PreTrainedModel, TextFormat]:
+    """Load the model, and check that adapter and loss suit it."""
+    data, args = request.data, request.args
+    model, tokenizer = load_start(request.model)
+    raise_if([*check_adapter_settings(model, args), *args.model_problems(model)])
+    length = usable_length(model, data.max_length)
+    return model, TextFormat(tokenizer, data.prompt_format, length, data.max_chunks)
+
+
+def _checked_retrained_log(request: Request, sets: Mapping[str, Sequence[Record]], log: Log | None) -> Log | None:
+    evaluation = request.evaluation
+    if log is None and evaluation.retrain_log:
+        log = read_log(evaluation.retrain_log, "retrain_log")
+    if log is not None:
+        check_forget_quality(sets, log, evaluation.ds_size)
+    return log
+
+
+def retain_stream(request: Request, forget_rows: int) -> Stream | None:
+    """Return how much of a streamed retain set the run can use, or None if the set is not streamed.
+
+    The estimate needs a number of rows, and the training needs one for each pair of all epochs. The larger one counts.
     """
     if not request.data.streaming:
         return None
@@ -99,7 +115,7 @@ def retain_stream(request: Request, forget_rows: int) -> Stream | None:
     return Stream(rows, args.pairing_seed, request.data.shuffle_buffer_size)
 
 
-def usable_length(model: Any, max_length: int) -> int:
-    """`max_length`, or the number of the model's positions if it has fewer."""
+def usable_length(model: PreTrainedModel, max_length: int) -> int:
+    """Return `max_length`, or the number of positions of the model if it has fewer."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_length
     return min(max_length, positions)

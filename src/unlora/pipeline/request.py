@@ -1,4 +1,4 @@
-"""A request: everything a user set, and every check that needs no model and no data."""
+"""A request: everything that a user sets, and every check that needs neither model nor data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """Everything a user set for one unlearning request."""
+    """Everything that a user sets for one unlearning request."""
 
     model: ModelConfig
     data: DataConfig
@@ -32,10 +32,10 @@ class Request:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Request:
-        """The request that one flat mapping of settings describes, such as `settings` returns.
+        """Return the request that one flat mapping of settings describes. It is the inverse of `settings`.
 
         Raises:
-            InputError: a name that is no setting, or settings that `UnlearnConfig` refuses.
+            InputError: a name that is not a setting, or settings that `UnlearnConfig` refuses.
         """
         kinds = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, UnlearnConfig, StoppingConfig)
         known = {name for kind in kinds for name in kind.__dataclass_fields__}
@@ -54,14 +54,14 @@ class Request:
             ]
         )
         unread = unread_settings(self.importance)
-        if unread:  # not an error: a grid shares one configuration between several initialisers
+        if unread:  # only a warning, because a grid shares one configuration between several initialisers
             logger.warning("init=%r does not read %s", self.importance.init, ", ".join(unread))
         if not self.args.resume_from_checkpoint:
             check_unused(Path(self.args.output_dir), "output_dir")
 
     @property
     def reads_alternates(self) -> bool:
-        """Whether the loss teaches another answer to each forget question."""
+        """Whether the loss teaches the model another answer to each forget question."""
         return "alternate" in LOSSES[self.args.loss].reads
 
     def _unread_alternates(self) -> Iterator[Problem]:
@@ -71,7 +71,7 @@ class Request:
             yield Problem("alternate_key", self.data.alternate_key, reason, fix)
 
     def settings(self) -> dict[str, Any]:
-        """One flat mapping of flags: all of ours, and the training arguments that differ from their defaults."""
+        """Return one flat mapping of flags: all of ours, and the training arguments that are not at their defaults."""
         flat: dict[str, Any] = {}
         for part in (self.model, self.data, self.importance, self.evaluation, self.stopping):
             flat |= asdict(part)
@@ -79,14 +79,14 @@ class Request:
 
 
 def model_problems(model: ModelConfig) -> list[Problem]:
-    """What is wrong with the choice of a model, and with the run that it continues from."""
+    """Check the choice of a model, and the run that it continues from."""
     return [*model.problems(), *continued_problems(model)]
 
 
 def _changed_arguments(args: Any) -> dict[str, Any]:
-    """The fields of a `TrainingArguments` that differ from their defaults, as plain values for YAML."""
-    # Creating a `TrainingArguments` sets up the device again. On another device than before, this process would leave
-    # the group that it trains with.
+    """Return the fields of a `TrainingArguments` that differ from their defaults, as plain values for YAML."""
+    # Creating another `TrainingArguments` sets up the device again. With another device than before, this process would
+    # leave the process group that it trains with, so the second one gets the same `use_cpu`.
     values, defaults = args.to_dict(), type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict()
     defaults |= {"output_dir": None, "use_cpu": False}
     return {name: value for name, value in values.items() if value != defaults[name]}

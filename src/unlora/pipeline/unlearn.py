@@ -1,4 +1,4 @@
-"""One request from records to an exported adapter: the only place that knows the order of the stages."""
+"""One request, from its data to the report. This is the only module that knows the order of the stages."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 import yaml
 from torch import Tensor
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from unlora.adapter import attach_adapters, compression, export_adapter
-from unlora.common.distributed import on_main
+from unlora.common.distributed import main_only, on_main
 from unlora.common.files import write_json, write_jsonl, write_text
 from unlora.data.lessons import Lesson
 from unlora.data.sources import Record
 from unlora.evals import Log, summarise, write_log
 from unlora.models.load import load_adapter
-from unlora.pipeline.evaluation import Evaluation, samples
+from unlora.pipeline.evaluation import evaluate_in_run, samples
 from unlora.pipeline.importance import importance_for
 from unlora.pipeline.job import Job
 from unlora.pipeline.prepare import prepare, retain_stream
@@ -35,11 +35,11 @@ from unlora.training.trainer import UnlearnTrainer
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: the folder, the metrics of the original and the unlearned model, and the model itself."""
+    """What a run leaves: its folder, the metrics of the original and the unlearned model, and the unlearned model."""
 
     folder: Path
     metrics: dict[str, Any]
-    model: Any
+    model: PreTrainedModel
 
 
 def unlearn(
@@ -49,45 +49,41 @@ def unlearn(
 
     Args:
         request: all settings.
-        sets: what to evaluate, as for `unlora.evals.evaluate`; what the request names if not given.
-        retrained_log: log of a model trained without the forget set; what the request names if not given.
+        sets: what to evaluate, as for `unlora.evals.evaluate`. Defaults to what the request names.
+        retrained_log: log of the retrained model. Defaults to the one that the request names.
 
     Raises:
         InputError: anything wrong with the input, before training starts.
-        DivergenceError: training went wrong; the last good adapter is kept.
+        DivergenceError: training diverged. The last good adapter is kept.
     """
     clock = Clock()
     job = clock.time("loading", prepare, request, sets, retrained_log)
-    inputs = clock.time("hashes", on_main, lambda: describe_job(job))
-    on_main(lambda: write_inputs(job))
-    evaluation = Evaluation(job.sets, job.text_format, request.evaluation, job.folder)
-    original = clock.time("evaluation_original", evaluation.log, "original", job.model, job.original_log)
+    inputs = clock.time("hashes", describe_job, job)
+    write_inputs(job)
+    original = clock.time("evaluation_original", evaluate_in_run, job, "original", job.model, job.original_log)
     importance = clock.time("importance", importance_for, job)
     lessons = clock.time("lessons", lessons_for, job)
     trainer = clock.time("training", train, job, importance, lessons)
     model, cost = clock.time("export", export, job, trainer.model)
-    unlearned = clock.time("evaluation_unlearned", evaluation.log, "unlearned", model)
-    metrics = {"train": trainer.state.log_history, **cost}
-    if original and unlearned:
-        logs = {"original": original, "unlearned": unlearned}
-        metrics |= {name: summarise(log, job.retrained_log) for name, log in logs.items()}
-        on_main(lambda: write_jsonl(job.folder / SAMPLES, samples(**logs)))
-    on_main(lambda: write_results(job, inputs, clock, metrics))
+    unlearned = clock.time("evaluation_unlearned", evaluate_in_run, job, "unlearned", model)
+    metrics = {"train": trainer.state.log_history, **cost, **compare(job, original, unlearned)}
+    write_results(job, inputs, clock, metrics)
     return Result(job.folder, metrics, model)
 
 
+@main_only
 def describe_job(job: Job) -> dict[str, Any]:
-    """What the record says about the data and the base model."""
-    request = job.request
+    """Return what the record says about the data and the base model."""
+    request, rows = job.request, job.rows
     parts = (request.model, request.data, request.stopping, request.evaluation)
-    stream = retain_stream(request, len(job.forget_rows))
-    return describe_inputs(*parts, job.forget_rows, job.retain_rows, job.sets, stream)
+    return describe_inputs(*parts, rows.forget, rows.retain, job.sets, retain_stream(request, len(rows.forget)))
 
 
+@main_only
 def write_inputs(job: Job) -> None:
     """Write what the run was asked for: its settings, the hashes of the rows to forget, the retrained model's log."""
     write_text(job.folder / CONFIG, yaml.safe_dump(job.request.settings(), sort_keys=False))
-    write_forgotten(job.folder, job.used_forget_rows, job.request.model.on)
+    write_forgotten(job.folder, job.rows.used_forget, job.request.model.on)
     if job.retrained_log is not None:  # so that the folder holds everything that its report shows
         write_log(job.retrained_log, job.folder / EVALUATIONS["retrained"])
 
@@ -117,14 +113,14 @@ def train(job: Job, importance: Mapping[str, Tensor] | None, lessons: Sequence[L
     return trainer
 
 
-def export(job: Job, model: Any) -> tuple[Any, dict[str, Any]]:
-    """Write the adapter; returns the model that it makes, and what compressing it cost.
+def export(job: Job, model: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Write the adapter. Return the model that it makes, and what compressing it cost.
 
-    An adapter of fewer ranks than were trained is another adapter, and the exported one is what counts. So that one is
-    loaded, and evaluated afterwards.
+    With fewer ranks than were trained, the exported adapter differs from the trained one. Then it is the exported one
+    that is loaded, and evaluated afterwards, because it is what the user gets.
     """
     path, rank = job.folder / ADAPTER, job.request.args.export_rank
-    if not on_main(path.exists):  # a resumed run may have come this far already, and then it is the same adapter
+    if not on_main(path.exists):  # a resumed run that came this far has the same adapter already
         on_main(lambda: export_adapter(model, path, rank))
     if rank is None:
         return model, {}
@@ -132,20 +128,27 @@ def export(job: Job, model: Any) -> tuple[Any, dict[str, Any]]:
     return load_adapter(model.unload(), str(path)), {"compression": cost}
 
 
+@main_only
+def compare(job: Job, original: Log | None, unlearned: Log | None) -> dict[str, Any]:
+    """Write the answers of both models side by side, and return the metrics of each; none without an evaluation."""
+    if original is None or unlearned is None:
+        return {}
+    write_jsonl(job.folder / SAMPLES, samples(original, unlearned))
+    return {name: summarise(log, job.retrained_log) for name, log in (("original", original), ("unlearned", unlearned))}
+
+
+@main_only
 def write_results(job: Job, inputs: dict[str, Any], clock: Clock, metrics: dict[str, Any]) -> None:
     """Write metrics, record and report, in this order: each needs the files before it."""
     args = job.request.args
+    seeds = {"seed": args.seed, "data_seed": args.pairing_seed}
     write_json(job.folder / METRICS, metrics)
     write_record(
         job.folder,
         inputs,
         clock.seconds,
         metrics,
-        seeds={
-            "seed": args.seed,
-            "data_seed": args.pairing_seed,
-            "importance_seed": job.request.importance.importance_seed,
-        },
+        seeds={**seeds, "importance_seed": job.request.importance.importance_seed},
         device=args.device.type,
         processes=args.world_size,
         resumed=bool(args.resume_from_checkpoint),
