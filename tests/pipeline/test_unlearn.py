@@ -339,7 +339,7 @@ def test_a_retain_set_with_rows_that_an_earlier_request_forgot_is_refused(
 ):
     write_rows(data / "retain.jsonl", [*RETAIN, FORGET[2]])
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", **second, on=first_run)]) == 2
-    assert "1 of them are rows that run was to forget, and would be taught again" in capsys.readouterr().err
+    assert "1 of them are rows that run had to forget, and would be taught again" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

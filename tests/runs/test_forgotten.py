@@ -1,4 +1,4 @@
-"""A later request knows what the earlier ones were to forget, without their rows."""
+"""A later request knows what the earlier ones had to forget, without their rows."""
 
 import json
 
@@ -24,8 +24,8 @@ def test_rows_of_every_earlier_request_are_refused_with_its_name(chain):
     with pytest.raises(InputError) as error:
         check_not_taught_again([*OTHERS, *ADA[:2], BOB[0]], str(chain / "run2"))
     of_ada, of_bob = map(str, error.value.problems)
-    assert of_ada.startswith("retain_data='5 distinct rows': 2 of them are rows that run1 was to forget")
-    assert of_bob.startswith("retain_data='5 distinct rows': 1 of them are rows that run2 was to forget")
+    assert of_ada.startswith("retain_data='5 distinct rows': 2 of them are rows that run1 had to forget")
+    assert of_bob.startswith("retain_data='5 distinct rows': 1 of them are rows that run2 had to forget")
 
 
 def test_a_row_is_known_by_its_text_alone(chain):
@@ -53,9 +53,9 @@ def test_the_first_run_is_not_needed_again_and_no_text_is_kept(chain):
 def test_a_run_that_kept_no_hashes_gives_a_warning_each_time_that_something_goes_on_from_it(tmp_path, caplog):
     (tmp_path / "old").mkdir()
     write_forgotten(tmp_path / "new", BOB, str(tmp_path / "old"))
-    with pytest.raises(InputError, match="1 of them are rows that new was to forget"):
+    with pytest.raises(InputError, match="1 of them are rows that new had to forget"):
         check_not_taught_again(BOB[:1], str(tmp_path / "new"))
-    assert "old was made by a version that kept no forgotten.json" in caplog.text
+    assert "old was made by a version that did not write forgotten.json" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"run": "run1"}]'])

@@ -22,7 +22,8 @@ from unlora.common.errors import InputError
 from unlora.models.hashes import adapter_sha256, base_sha256, rows_sha256
 from unlora.models.load import load_model
 from unlora.runs.command import repeat_command, shown_folder
-from unlora.runs.record import Clock, recorded_hashes, shown_name, verify
+from unlora.runs.record import Clock, shown_name
+from unlora.runs.verify import recorded_hashes, verify
 from unlora.settings import ModelConfig
 
 
@@ -178,11 +179,11 @@ def test_what_is_gone_is_named_and_what_moved_can_be_pointed_at(work, capsys):
     main(["verify", str(work / "run")])
     shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert (
-        "model: no such folder, nor a model with safetensors on the hub; say where it is now by --base" in shown["base"]
+        "model: there is no such folder, and no such model on the Hub; say where it is now with --base" in shown["base"]
     )
     assert "retain_data=" in shown["retain"]
     flags = {"retain": "--retain_data", "holdout": "--holdout_data", "eval_retain": "--eval_data"}
-    assert all(shown[part].endswith(f"; say where it is now by {flag})") for part, flag in flags.items())
+    assert all(shown[part].endswith(f"; say where it is now with {flag})") for part, flag in flags.items())
     now = ["--base", str(work / "moved"), "--retain_data", str(work / "kept.jsonl")]
     now += ["--holdout_data", str(work / "unseen.jsonl")]
     assert statuses(capsys, work / "run", *now) == (1, {**SAME, "eval_retain": "not found"})

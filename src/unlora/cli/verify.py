@@ -15,7 +15,7 @@ SETTINGS = (VerifyConfig,)
 
 def run(config: VerifyConfig) -> Answer:
     """Says for each part whether it is unchanged; the exit code is 1 unless all of them are."""
-    from unlora.runs.record import UNCHANGED, verify
+    from unlora.runs.verify import UNCHANGED, verify
 
     parts = verify(**asdict(config))
     same = all(part["status"] == UNCHANGED for part in parts.values())

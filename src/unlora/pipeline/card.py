@@ -23,8 +23,8 @@ from unlora.report.read import Run, read_run
 from unlora.report.summary import summarise_run
 from unlora.report.tables import Table, attacks_table, membership_table
 from unlora.report.verdict import Verdict, verdict
-from unlora.runs.folder import ADAPTER, saved_settings
-from unlora.runs.record import RECORD, recorded_hashes
+from unlora.runs.folder import ADAPTER, RECORD, saved_settings
+from unlora.runs.verify import recorded_hashes
 from unlora.settings import ExportConfig
 
 CARD = "README.md"

@@ -24,7 +24,7 @@ from unlora.models.hashes import ADAPTER_SETTINGS
 from unlora.models.load import load_adapter, load_model, load_tokenizer
 from unlora.pipeline.card import CARD, model_card, read_facts
 from unlora.runs.folder import ADAPTER, check_adapter, saved_settings, settings_of
-from unlora.runs.record import check_base
+from unlora.runs.verify import check_base
 from unlora.settings import ExportConfig, ModelConfig
 
 logger = logging.getLogger(__name__)

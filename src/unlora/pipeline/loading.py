@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from unlora.models.load import load_adapter, load_model
 from unlora.runs.folder import ADAPTER
-from unlora.runs.record import check_base
+from unlora.runs.verify import check_base
 from unlora.settings import ModelConfig, TargetConfig
 
 

@@ -1,7 +1,7 @@
-"""A run on disk: the name of every file in its folder, its settings, and what in it is finished.
+"""A run on disk: the name of every file in its folder, its settings, and which of its stages are finished.
 
-Three models appear in the files of a run: the "original" before unlearning, the "unlearned" one, and the "retrained"
-one, which never saw the forget set.
+Three models appear in the files of a run: the "original" model before unlearning, the "unlearned" model, and the
+"retrained" model, which was trained without the forget set.
 """
 
 from __future__ import annotations
@@ -30,19 +30,22 @@ REPORT = "report.html"
 # Model -> its evaluation log.
 EVALUATIONS = {model: f"eval_{model}.json" for model in MODELS}
 
-# What later commands add: model -> its log of a benchmark with its own scoring (MUSE, lm-evaluation-harness), ...
+# The files of `unlora unlearn` whose hashes are in the record, besides the adapter.
+EVIDENCE = (*EVALUATIONS.values(), METRICS, SAMPLES, FORGOTTEN)
+
+# What later commands add. Model -> its log of a benchmark that `unlora unlearn` does not evaluate (MUSE, WMDP).
 SCORES = {model: f"scores_{model}.json" for model in MODELS}
 MEMBERSHIP = "membership.json"
 ATTACKS = "attacks.json"
 
 
 def has_adapter(run: str | Path) -> bool:
-    """Whether the run has exported its adapter."""
+    """Return whether the run has exported its adapter."""
     return (Path(run) / ADAPTER / ADAPTER_WEIGHTS).is_file()
 
 
 def is_finished(run: str | Path) -> bool:
-    """Whether the run was completed: its metrics are written whole, after everything that they are made from."""
+    """Return whether the run is finished: its metrics are written after everything that they are computed from."""
     return (Path(run) / METRICS).is_file()
 
 
@@ -54,7 +57,7 @@ def check_adapter(run: str | Path, argument: str = "RUN") -> None:
 
 
 def saved_settings(run: str | Path, argument: str = "on") -> dict[str, Any]:
-    """All settings of a run: one flat mapping of flags."""
+    """Return all settings of a run, as one flat mapping of flags."""
     try:
         return dict(yaml.safe_load((Path(run) / CONFIG).read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
@@ -64,13 +67,13 @@ def saved_settings(run: str | Path, argument: str = "on") -> dict[str, Any]:
 
 
 def continued_settings(run: str) -> dict[str, Any]:
-    """The settings that a request on top of a run takes over: those of the model and of the text."""
+    """Return the settings that a request takes over from the run it continues: those of the model and of the text."""
     names = {*ModelConfig.__dataclass_fields__, *TextConfig.__dataclass_fields__} - {"on"}
     return {name: value for name, value in saved_settings(run).items() if name in names}
 
 
 def continued_problems(model: ModelConfig) -> list[Problem]:
-    """Why a request cannot continue from the run that `model.on` names: no adapter there, or one for another model."""
+    """Check the run that `model.on` names: it needs an adapter, and the adapter must be for the same model."""
     if model.on is None:
         return []
     if not has_adapter(model.on):
@@ -86,7 +89,7 @@ def continued_problems(model: ModelConfig) -> list[Problem]:
 
 
 def settings_of(kind: Any, values: Mapping[str, Any]) -> Any:
-    """One of the settings dataclasses, filled with those of `values` that belong to it."""
+    """Return one of the settings dataclasses, filled with those of `values` that belong to it."""
     return kind(**{name: values[name] for name in kind.__dataclass_fields__ if name in values})
 
 

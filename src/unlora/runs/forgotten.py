@@ -1,6 +1,6 @@
-"""forgotten.json: which rows a run and the requests before it were to forget, so that no later one teaches them again.
+"""forgotten.json: the rows that a run and the requests before it had to forget, so that none is taught again later.
 
-It holds hashes alone. They are no secret: whoever can guess a row can see that it is among them.
+It contains only hashes. They do not keep the rows secret: whoever can guess a row can check that it is among them.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ logger = logging.getLogger(__name__)
 
 
 def row_hashes(rows: Iterable[Record]) -> list[str]:
-    """SHA-256 of what each distinct row teaches, sorted: the order of the rows is not told."""
+    """Return the SHA-256 of what each distinct row teaches. They are sorted, which hides the order of the rows."""
     return sorted({hashlib.sha256(fingerprint(row).encode()).hexdigest() for row in rows})
 
 
 def write_forgotten(folder: Path, rows: Iterable[Record], on: str | None) -> None:
-    """Writes what this request is to forget, after what those before it were.
+    """Write what the earlier requests had to forget, followed by what this one has to.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         rows: its forget rows.
-        on: folder of the run that it goes on from, if any.
+        on: folder of the run that it continues from, if any.
     """
     write_json(folder / FORGOTTEN, [*forgotten(on), {"run": folder.resolve().name, "rows": row_hashes(rows)}])
 
 
 def forgotten(run: str | None) -> list[dict[str, Any]]:
-    """What a run and the requests before it were to forget, the first one first; none without a run.
+    """Return what a run and the requests before it had to forget, the first request first; nothing without a run.
 
     Returns:
-        [{"run": name of its folder, "rows": hashes, or None for a run of a version that wrote none}].
+        [{"run": name of its folder, "rows": hashes, or None for a run of a version that did not write them}].
 
     Raises:
         InputError: a file that cannot be read.
@@ -59,22 +59,25 @@ def forgotten(run: str | None) -> list[dict[str, Any]]:
 
 
 def check_not_taught_again(retain: Sequence[Record], on: str | None) -> None:
-    """Raises `InputError` if the retain set holds rows that earlier requests were to forget; warns if nobody knows."""
+    """Raise `InputError` if the retain set contains rows that earlier requests had to forget.
+
+    A run of an early version did not write them down. Then there is only a warning.
+    """
     earlier = forgotten(on)
     hashes = set(row_hashes(retain)) if earlier else set()
     problems = []
     for part in earlier:
         if part["rows"] is None:
             logger.warning(
-                "%s was made by a version that kept no %s: see to it that the retain set holds no row that this run, "
-                "or one before it, was to forget",
+                "%s was made by a version that did not write %s: make sure that the retain set contains no row that "
+                "this run, or one before it, had to forget",
                 part["run"],
                 FORGOTTEN,
             )
             continue
         shared = len(hashes.intersection(part["rows"]))
         if shared:
-            reason = f"{shared} of them are rows that {part['run']} was to forget, and would be taught again"
+            reason = f"{shared} of them are rows that {part['run']} had to forget, and would be taught again"
             fix = "remove those rows from the retain set"
             problems.append(Problem("retain_data", f"{len(hashes)} distinct rows", reason, fix))
     raise_if(problems)

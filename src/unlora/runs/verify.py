@@ -1,0 +1,124 @@
+"""Whether the data, the base, the adapter and the logs of a run are still those that its record.json describes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from unlora.common.errors import InputError, Problem
+from unlora.data.sources import HUB_ID, Stream, load_records, load_set
+from unlora.models.hashes import adapter_sha256, base_sha256, file_sha256, rows_sha256
+from unlora.runs.folder import ADAPTER, EVIDENCE, RECORD, saved_settings, settings_of
+from unlora.settings import DataConfig, EvalConfig, ModelConfig, StoppingConfig
+
+UNCHANGED, CHANGED, NOT_FOUND = "unchanged", "changed", "not found"
+
+
+def recorded_hashes(run: str | Path) -> dict[str, str | None]:
+    """Return the hashes in a run's record: of its sets, "base", "adapter", and each file of `EVIDENCE`.
+
+    Raises:
+        InputError: there is no record, or the file is something else.
+    """
+    return _read_record(run)[0]
+
+
+def _read_record(run: str | Path) -> tuple[dict[str, str | None], Stream | None]:
+    """Return the recorded hashes, and how the rows of a streamed retain set were drawn."""
+    try:
+        record = json.loads((Path(run) / RECORD).read_text(encoding="utf-8"))
+        parts = {**record["data"], "base": record["base"], "adapter": record["adapter"]}
+        hashes = {name: part["sha256"] for name, part in parts.items()} | record.get("files", {})
+        stream = record["data"]["retain"].get("stream")
+        return hashes, None if stream is None else Stream(**stream)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"its {RECORD} cannot be read ({type(error).__name__}: {error})"
+        raise InputError(Problem("RUN", str(run), reason, "name the folder of a finished `unlora unlearn`")) from error
+
+
+def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict[str, dict[str, Any]]:
+    """Compute a run's hashes again, and compare them with its record.
+
+    Args:
+        run: its folder.
+        base: where the base model is now, if it is not where the run's configuration says.
+        data: the same for `forget_data`, `retain_data`, `holdout_data` and `eval_data`.
+
+    Returns:
+        {part: {"status", "recorded" and "found" hash, and the "reason" if it was not found}}. The parts are those of
+        `recorded_hashes`.
+
+    Raises:
+        InputError: a folder without record or configuration.
+    """
+    (recorded, stream), values = _read_record(run), saved_settings(str(run), "RUN")
+    moved = {name: value for name, value in {**data, "model_name_or_path": base}.items() if value is not None}
+    kinds = (DataConfig, StoppingConfig, EvalConfig, ModelConfig)
+    sets, stopping, evaluation, model = (settings_of(kind, {**values, **moved}) for kind in kinds)
+
+    def compute(part: str) -> str:
+        if part == "base":
+            return _present_base(model)
+        if part == "adapter":
+            return adapter_sha256(Path(run) / ADAPTER)
+        if part in EVIDENCE:
+            return file_sha256(Path(run) / part)
+        if part.startswith("eval_"):
+            configuration = getattr(evaluation, f"{part}_name")
+            return rows_sha256(load_records(evaluation.eval_data, configuration, argument="eval_data"))
+        settings = stopping if part == "holdout" else sets
+        return rows_sha256(load_set(settings, part, stream if part == "retain" else None))
+
+    return {part: _compared(value, partial(compute, part), _flag(part)) for part, value in recorded.items()}
+
+
+def _flag(part: str) -> str | None:
+    """Return the flag that says where a part is now. The adapter and the logs are always in the run's folder."""
+    if part == "adapter" or part in EVIDENCE:
+        return None
+    return "--base" if part == "base" else "--eval_data" if part.startswith("eval_") else f"--{part}_data"
+
+
+def _present_base(model: ModelConfig) -> str:
+    """Return the hash of the base's weights.
+
+    Raises:
+        OSError: there are none.
+    """
+    name = model.model_name_or_path
+    here = Path(name).is_dir()
+    sha256 = base_sha256(name, model.model_revision) if here or HUB_ID.fullmatch(name) else None
+    if sha256 is None:
+        reason = "it has no safetensors" if here else "there is no such folder, and no such model on the Hub"
+        raise FileNotFoundError(f"{name}: {reason}")
+    return sha256
+
+
+def _compared(recorded: str | None, compute: Callable[[], str], flag: str | None) -> dict[str, Any]:
+    from safetensors import SafetensorError
+
+    try:
+        found = compute()
+    except (OSError, ValueError, SafetensorError) as error:
+        fix = f"; say where it is now with {flag}" if flag else ""
+        reason = str(error).splitlines()[0].rstrip(".") + fix
+        return {"status": NOT_FOUND, "recorded": recorded, "found": None, "reason": reason}
+    return {"status": UNCHANGED if found == recorded else CHANGED, "recorded": recorded, "found": found}
+
+
+def check_base(run: str, model: ModelConfig, argument: str) -> None:
+    """Raise `InputError` if the base's weights are not those that the run's adapter was made for.
+
+    Names and shapes cannot show this, and PEFT loads the adapter of another model without a warning. Runs of earlier
+    versions have no record, and cannot be checked.
+    """
+    if not (Path(run) / RECORD).exists():
+        return
+    recorded = recorded_hashes(run)["base"]
+    if recorded is not None and base_sha256(model.model_name_or_path, model.model_revision) != recorded:
+        reason = f"its weights are not those that the adapter in {run} was made for"
+        fix = "name the model of that run; `unlora verify` says what has changed"
+        raise InputError(Problem(argument, model.model_name_or_path, reason, fix))
