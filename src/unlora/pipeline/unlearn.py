@@ -89,14 +89,13 @@ def write_inputs(job: Job) -> None:
 
 
 def lessons_for(job: Job) -> list[Lesson] | None:
-    """What the teacher predicts for the forget set, if the loss distils one."""
-    request = job.request
+    """Return what the teacher predicts for the forget set, if the loss distils a teacher."""
+    request, rows = job.request, job.rows
     if not request.args.has_teacher:
         return None
     names = [tuple(name.split()) for name in request.data.forget_names or ()]
-    teaching = Teaching(
-        job.model, job.text_format, job.used_forget_rows, job.retain_rows, names or None, request.args.pairing_seed
-    )
+    seed = request.args.pairing_seed
+    teaching = Teaching(job.model, job.text_format, rows.used_forget, rows.retain, names or None, seed)
     return TEACHERS[request.args.teacher].teach(teaching)
 
 
