@@ -11,6 +11,7 @@ from unlora.settings.setting import setting
 
 _PROMPT_FORMATS = ("auto", "base", "tofu", "chat")
 _SOURCE = "a file, a folder or a dataset on the Hugging Face Hub"
+UNSEEN = f"Rows like those of the forget set that the model has never seen: {_SOURCE}."
 _NO_DATASET = ("no dataset is named", f"name {_SOURCE}")
 _RANGES = {
     "max_length": at_least(2, "nothing could be predicted"),
@@ -68,9 +69,7 @@ class RetainData:
 class HoldoutData:
     """The holdout set: unseen data like the forget set."""
 
-    holdout_data: str | None = setting(
-        None, f"Rows like those of the forget set that the model has never seen: {_SOURCE}."
-    )
+    holdout_data: str | None = setting(None, UNSEEN)
     holdout_name: str | None = _configuration("holdout10")
     holdout_split: str = _split()
 

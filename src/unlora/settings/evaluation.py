@@ -8,7 +8,7 @@ from typing import Any
 
 from unlora.common.errors import Problem
 from unlora.settings.checks import at_least, missing, number_problems
-from unlora.settings.data import ForgetData, HoldoutData
+from unlora.settings.data import UNSEEN, ForgetData, HoldoutData
 from unlora.settings.model import ModelConfig
 from unlora.settings.setting import setting
 
@@ -156,6 +156,7 @@ class TaskSettings:
 class MembershipConfig(HoldoutData, ForgetData, SampleSettings, ReportedConfig):
     """Which sets are compared, and by which attacks."""
 
+    holdout_data: str | None = setting(None, f"{UNSEEN} Required.")
     reference_model: str | None = setting(
         None, "Add the reference attack, which compares with this other model. It must have the same tokenizer."
     )
