@@ -12,6 +12,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from unlora.common.errors import Problem
+from unlora.settings.checks import range_problems
 from unlora.settings.training import ADAPTER_RANGES
 
 UNLEARN, OFFSET = "unlearn", "offset"
@@ -50,8 +51,7 @@ def check_adapter_settings(base: nn.Module, config: AdapterSettings) -> list[Pro
 
 def _range_problems(config: AdapterSettings) -> Iterator[Problem]:
     """Check the numbers that need no model. An `UnlearnConfig` has passed the same check, a `LoraConfig` has not."""
-    for name, allowed in ADAPTER_RANGES.items():
-        yield from allowed.problems(name, getattr(config, name))
+    yield from range_problems(config, ADAPTER_RANGES)
     for argument, name in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         for pattern, value in _pattern(config, argument).items():
             yield from ADAPTER_RANGES[name].problems(f"{argument}[{pattern!r}]", value)

@@ -81,7 +81,7 @@ def plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
     from unlora.cli.unlearn import SETTINGS as REQUEST
 
     benchmark = find_benchmark(args.benchmark)
-    raise_if([*count_problems(args), *executor_problems(args.executor)])
+    raise_if([*args.problems(), *gpu_problems(args), *executor_problems(args.executor)])
     shared = dict(handed_on)
     preset = preset_of(shared.pop("config", None))
     names = () if benchmark.evaluated_by_unlearn else benchmark.settings.__dataclass_fields__.keys()
@@ -124,18 +124,14 @@ def read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[s
     return values
 
 
-def count_problems(args: BenchConfig) -> list[Problem]:
-    """Numbers that leave nothing to run, or too few GPUs for it."""
+def gpu_problems(args: BenchConfig) -> list[Problem]:
+    """Return the problem of more processes for a cell than there are GPUs. Without any, they share the CPU."""
     import torch
 
-    values = {name: getattr(args, name) for name in ("seeds", "processes", "num_processes")}
-    problems = [
-        Problem(name, value, "nothing would run", "use at least 1") for name, value in values.items() if value < 1
-    ]
     gpus = torch.cuda.device_count()
-    if args.num_processes > 1 and 0 < gpus < args.num_processes:
-        problems.append(Problem("num_processes", args.num_processes, f"there are {gpus} GPUs", f"use at most {gpus}"))
-    return problems
+    if not 0 < gpus < args.num_processes or args.num_processes == 1:
+        return []
+    return [Problem("num_processes", args.num_processes, f"there are {gpus} GPUs", f"use at most {gpus}")]
 
 
 def named(sources: list[str]) -> dict[str, str]:

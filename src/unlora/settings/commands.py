@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from unlora.common.errors import Problem
+from unlora.settings.checks import at_least, number_problems
 from unlora.settings.setting import setting
+
+_SOME = at_least(1, "nothing would run")
 
 
 @dataclass
@@ -22,7 +26,7 @@ class VerifyConfig(RunConfig):
     base: str | None = setting(None, "Where the base model is now.")
     forget_data: str | None = setting(None, "Where the forget set is now.")
     retain_data: str | None = setting(None, "Where the retain set is now.")
-    holdout_data: str | None = setting(None, "Where the held-out rows of the stopping test are now.")
+    holdout_data: str | None = setting(None, "Where the holdout set of the stopping test is now.")
     eval_data: str | None = setting(None, "Where the evaluated sets are now.")
 
 
@@ -53,7 +57,7 @@ class LsConfig:
 
     kinds: list[str] = setting(
         [],
-        "Any of initialisers, losses, retain_losses, benchmarks and configurations. All of them if not given.",
+        "Any of initialisers, losses, retain_losses, benchmarks and configurations. Defaults to all of them.",
         positional=True,
         metavar="KIND",
     )
@@ -65,7 +69,7 @@ class QuickstartConfig:
     """The seed, and where the result goes."""
 
     seed: int = setting(0, "Seed of the generated people, the models and the training.")
-    output_dir: Path | None = setting(None, "Where the result goes: a new folder. runs/quickstart-<time> if not given.")
+    output_dir: Path | None = setting(None, "New folder for the result. Defaults to runs/quickstart-<time>.")
 
 
 @dataclass
@@ -74,23 +78,29 @@ class BenchConfig:
 
     benchmark: str = setting(
         MISSING,
-        "Its name: see `unlora ls benchmarks`. persona, muse-mini and wmdp-mini make their own models and data.",
+        "Name of the benchmark: see `unlora ls benchmarks`. persona, muse-mini and wmdp-mini make their own models and data.",
         positional=True,
         metavar="BENCHMARK",
     )
     output_dir: Path = setting(MISSING, "Folder of the bench. Finished cells in it are kept. Required.")
     methods: list[str] = setting(["vila+ihl"], "Each is initialiser+loss: see `unlora ls`.")
-    splits: list[str] | None = setting(None, "Splits of the benchmark. All of them if not given.")
-    seeds: int = setting(3, "How many seeds each method runs with.")
-    first_seed: int = setting(0, "The first of these seeds, to keep them apart from seeds that settings were tuned on.")
-    processes: int = setting(1, "How many cells run at a time, each on its own GPU.")
-    num_processes: int = setting(1, "How many GPUs share one cell, through accelerate.")
+    splits: list[str] | None = setting(None, "Splits of the benchmark. Defaults to all of them.")
+    seeds: int = setting(3, "Number of seeds that each method runs with.")
+    first_seed: int = setting(
+        0, "The first of these seeds. Keep them apart from the seeds that settings were tuned on."
+    )
+    processes: int = setting(1, "Number of cells that run at the same time, each on its own GPU.")
+    num_processes: int = setting(1, "Number of GPUs that share one cell, through accelerate.")
     executor: str = setting("local", "Where the cells run: local or ray.")
     settings: Path | None = setting(None, "YAML file of flags for single methods: {vila+ihl: {r: 4}}.")
-    model_name_or_path: str | None = setting(None, "The model that is to forget.")
+    model_name_or_path: str | None = setting(None, "The model that has to forget.")
     data: str | None = setting(None, "The benchmark's data: a folder or a dataset on the Hugging Face Hub.")
     retrained: list[str] = setting(
         [],
         "SPLIT=LOG.json or SPLIT=MODEL of a model trained without the forget set, for forget quality. Without SPLIT= "
         "it is used for all splits (muse).",
     )
+
+    def problems(self) -> list[Problem]:
+        """Check the numbers."""
+        return number_problems(self, dict.fromkeys(("seeds", "processes", "num_processes"), _SOME))
