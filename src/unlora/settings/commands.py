@@ -78,7 +78,7 @@ class BenchConfig:
 
     benchmark: str = setting(
         MISSING,
-        "Name of the benchmark: see `unlora ls benchmarks`. persona, muse-mini and wmdp-mini make their own models and data.",
+        "Name of the benchmark: see `unlora ls benchmarks`. persona, muse-mini and wmdp-mini create models and data.",
         positional=True,
         metavar="BENCHMARK",
     )
