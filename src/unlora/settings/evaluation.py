@@ -81,7 +81,7 @@ class TargetConfig:
             reason = "that run's own adapter is evaluated, which contains those of all earlier requests"
             problems.append(Problem("on", model.on, reason, "name either on or adapter"))
         if self.log and Path(self.log).exists():
-            problems.append(Problem("log", self.log, "the file exists already", "name a new file"))
+            problems.append(Problem("log", self.log, "it is already in use", "name a new file"))
         return problems
 
     def adapted(self, model: ModelConfig) -> bool:
