@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unlora.adapter import compress
-from unlora.adapter.compress import total
+from unlora.adapter.compress import compress, total
 
 
 def factors(out, rank, width, seed=0):

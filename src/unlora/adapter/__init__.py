@@ -1,17 +1,14 @@
 """Where the LoRA adapter starts, the offset that cancels it at step 0, and the export for the untouched base."""
 
-from unlora.adapter.compress import Compression, compress
 from unlora.adapter.export import compression, export_adapter
 from unlora.adapter.factorise import weighted_low_rank
 from unlora.adapter.offset import attach_adapters, attach_factors, detach_adapters, reference_model
 from unlora.adapter.settings import check_adapter_settings
 
 __all__ = [
-    "Compression",
     "attach_adapters",
     "attach_factors",
     "check_adapter_settings",
-    "compress",
     "compression",
     "detach_adapters",
     "export_adapter",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -118,7 +118,7 @@ def check_unused(folder: Path, argument: str) -> None:
         raise InputError(Problem(argument, str(folder), "it is already in use", "name a new folder or empty this one"))
 
 
-def _check_attached(model: Any) -> None:
+def _check_attached(model: object) -> None:
     if not isinstance(model, PeftModel) or UNLEARN not in model.peft_config:
         reason = f"it has no adapter {UNLEARN!r}"
         raise InputError(Problem("model", type(model).__name__, reason, "give the model that attach_adapters returned"))

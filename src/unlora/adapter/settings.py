@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from peft import LoraConfig, PeftConfig, PeftModel
@@ -16,6 +16,7 @@ from unlora.settings.checks import range_problems
 from unlora.settings.training import ADAPTER_RANGES
 
 UNLEARN, OFFSET = "unlearn", "offset"
+TargetModules = str | Collection[str] | None
 # The fields of a `peft.LoraConfig` that our own adapters may set: those that only describe it, and plain LoRA's.
 _LORA_FIELDS = (
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
@@ -34,7 +35,10 @@ class AdapterSettings(Protocol):
     lora_alpha: float
     lora_dropout: float
     use_rslora: bool
-    target_modules: Any
+
+    @property
+    def target_modules(self) -> TargetModules:
+        """Names of modules, a pattern, or "all-linear". None means all linear layers but the head."""
 
 
 def check_adapter_settings(base: nn.Module, config: AdapterSettings) -> list[Problem]:
@@ -94,12 +98,12 @@ def _pattern_problems(config: AdapterSettings, targets: Mapping[str, tuple[int, 
             yield Problem(argument, ranks[key], reason, "use a rank in that range")
 
 
-def _pattern(config: Any, argument: str) -> dict[str, Any]:
+def _pattern(config: AdapterSettings, argument: str) -> dict[str, Any]:
     """Return the ranks or alphas of single modules, which only a `peft.LoraConfig` has."""
     return getattr(config, argument, None) or {}
 
 
-def _unread_settings(config: Any, fields: tuple[str, ...] = _LORA_FIELDS) -> list[Problem]:
+def _unread_settings(config: AdapterSettings | PeftConfig, fields: tuple[str, ...] = _LORA_FIELDS) -> list[Problem]:
     """Return the settings of a `peft.LoraConfig` other than `fields`, which make something else of it than LoRA."""
     if not isinstance(config, LoraConfig):
         return []
@@ -133,7 +137,7 @@ def _earlier_problems(base: nn.Module) -> Iterator[Problem]:
             yield Problem("model", kind, reason, "merge it first: model.merge_and_unload()")
 
 
-def _not_plain(config: PeftConfig, layers: Iterable[Any]) -> list[str]:
+def _not_plain(config: PeftConfig, layers: Iterable[BaseTunerLayer]) -> list[str]:
     """Return what keeps an adapter from being written as two factors for each linear layer."""
     if not isinstance(config, LoraConfig):
         return [config.peft_type.value]
@@ -145,7 +149,7 @@ def _not_plain(config: PeftConfig, layers: Iterable[Any]) -> list[str]:
     return odd
 
 
-def target_shapes(base: nn.Module, target_modules: Any) -> dict[str, tuple[int, ...]]:
+def target_shapes(base: nn.Module, target_modules: TargetModules) -> dict[str, tuple[int, ...]]:
     """Return {module name: (out, in)} of the linear layers that PEFT would adapt. None means all but the head."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -159,7 +163,7 @@ def target_shapes(base: nn.Module, target_modules: Any) -> dict[str, tuple[int, 
 def base_modules(base: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of the model under any adapters, by the names that they have without adapters."""
     inner = base.get_base_model() if isinstance(base, PeftModel) else base
-    modules: dict[str, Any] = dict(inner.named_modules())
+    modules: dict[str, nn.Module] = dict(inner.named_modules())
     wrapped = {name: module.get_base_layer() for name, module in modules.items() if isinstance(module, LoraLayer)}
     inside = tuple(f"{name}." for name in wrapped)
     return {name: wrapped.get(name, module) for name, module in modules.items() if not name.startswith(inside)}

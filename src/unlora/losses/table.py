@@ -288,10 +288,9 @@ def _setting_problems(loss: str, settings: Mapping[str, Any]) -> Iterator[Proble
 
 def _fix(name: str, value: Any, default: Any) -> str | None:
     """Return what a setting must be, if its value is not that."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, int):
-        return None if number and isinstance(value, int) and value >= 0 else "use a whole number, 0 or more"
-    finite = number and math.isfinite(value)
-    if name in _POSITIVE:
-        return None if finite and value > 0 else "use a positive value"
-    return None if finite and value >= 0 else "use a value of 0 or more"
+    whole = isinstance(default, int)
+    wanted = (
+        "a whole number, 0 or more" if whole else f"a {'positive value' if name in _POSITIVE else 'value of 0 or more'}"
+    )
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return None if number and (value > 0 or (value == 0 and name not in _POSITIVE)) else f"use {wanted}"
