@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import re
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
 
+import datasets
 import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
+from transformers.utils import logging
 
 from unlora import InputError
-from unlora.bench.quickstart import quickstart
+from unlora.bench.quickstart import Report, quickstart
 from unlora.benchmarks.builtin.persona_data import generate
 from unlora.benchmarks.builtin.persona_models import CORPORA, Recipe, persona_models, training_arguments
-from unlora.cli.output import Mode
+from unlora.cli.output import Answer, Mode
 from unlora.cli.quickstart import run
 from unlora.evals import read_log, summarise
+from unlora.settings import QuickstartConfig
 from unlora.training.callbacks import TrainingBar
 
 TINY = Recipe(vocab_size=400, hidden_size=16, intermediate_size=16, layers=1, heads=2, epochs=1)
@@ -48,21 +55,48 @@ def test_a_training_that_fails_leaves_nothing_behind(tmp_path, capfd):
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@dataclass(frozen=True)
+class Course:
+    folder: Path
+    report: Report
+    answer: Answer
+    said: str
+
+
+@pytest.fixture(scope="module")
+def course(cache, tmp_path_factory):
+    """What one run of the command left and said."""
+    folder, reports = tmp_path_factory.mktemp("quickstart") / "out", []
+
+    def noted(*args):
+        reports.append(quickstart(*args))
+        return reports[0]
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said:
+        patch.setenv("UNLORA_CACHE", str(cache))
+        patch.setattr("unlora.bench.quickstart.Recipe", lambda seed: replace(TINY, seed=seed))
+        patch.setattr("unlora.bench.quickstart.quickstart", noted)
+        try:
+            answer = run(QuickstartConfig(output_dir=folder))
+        finally:  # the command switches off the progress bars of the whole process
+            datasets.enable_progress_bars()
+            logging.enable_progress_bar()
+    return Course(folder, reports[0], answer, said.getvalue())
+
+
 @pytest.mark.slow
-def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, tmp_path, monkeypatch):
-    monkeypatch.setenv("UNLORA_CACHE", str(cache))
-    lines = []
-    report = quickstart(tmp_path / "out", say=lines.append, recipe=TINY)
-    assert [line[:3] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
+def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, course):
+    report = course.report
+    assert re.findall(r"^\[ *\d+ s\] (\d/4)", course.said, re.MULTILINE) == ["1/4", "2/4", "3/4", "4/4"]
     assert report.metrics.keys() == report.answers.keys() == {"original", "unlearned", "retrained"}
     for summary in report.metrics.values():
         assert len(summary["utility_terms"]) == 6
         assert 0 <= summary["forget_quality"] <= 1
     assert report.metrics["retrained"]["forget_quality"] == 1
-    log = read_log(tmp_path / "out" / "run" / "eval_unlearned.json")
+    log = read_log(course.folder / "run" / "eval_unlearned.json")
     assert summarise(log, report.answers["retrained"]) == report.metrics["unlearned"]
-    assert read_log(tmp_path / "out" / "run" / "eval_retrained.json") == report.answers["retrained"]
-    written = [json.loads(line) for line in (tmp_path / "out" / "data" / "forget.jsonl").read_text().splitlines()]
+    assert read_log(course.folder / "run" / "eval_retrained.json") == report.answers["retrained"]
+    written = [json.loads(line) for line in (course.folder / "data" / "forget.jsonl").read_text().splitlines()]
     assert written == generate(0)["forget"]
     PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(persona_models(TINY, cache)["original"]), report.adapter
@@ -70,24 +104,15 @@ def test_quickstart_leaves_an_adapter_logs_and_metrics_of_three_models(cache, tm
 
 
 @pytest.mark.slow
-def test_the_command_tells_table_answers_page_and_adapter_for_people_and_as_json(cache, tmp_path, monkeypatch, capsys):
-    import datasets
-    from transformers.utils import logging
-
-    monkeypatch.setenv("UNLORA_CACHE", str(cache))
-    monkeypatch.setattr("unlora.bench.quickstart.Recipe", lambda seed: replace(TINY, seed=seed))
-    try:
-        answer = run(["--output_dir", str(tmp_path / "out")])
-    finally:  # the command switches off the small bars, for the whole process
-        datasets.enable_progress_bars()
-        logging.enable_progress_bar()
-    folder = tmp_path / "out" / "run"
-    Mode(quiet=False, json=False).tell(answer)
+def test_the_command_tells_table_answers_page_and_adapter_for_people_and_as_json(course, capsys):
+    folder = course.folder / "run"
+    Mode(quiet=False, json=False).tell(course.answer)
     shown = capsys.readouterr().out
-    assert all(text in shown for text in ("log10 forget quality", "retrained's", "vila + ihl"))
+    assert "vila + ihl" in course.said
+    assert all(text in shown for text in ("log10 forget quality", "retrained's"))
     assert shown.splitlines()[-2:] == [str(folder / "report.html"), str(folder / "adapter")]
     assert "Forget quality (p)" in (folder / "report.html").read_text()
-    Mode(quiet=False, json=True).tell(answer)
+    Mode(quiet=False, json=True).tell(course.answer)
     document = json.loads(capsys.readouterr().out)
     assert document.keys() == {"path", "report", "original", "unlearned", "retrained"}
     assert (document["path"], document["report"]) == (str(folder / "adapter"), str(folder / "report.html"))
