@@ -22,7 +22,9 @@ from unlora.cli import main
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
 settings.load_profile("untimed")
-torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+# The models are tiny, so that more threads would only wait for each other. This is for the processes of tests too.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_finish() -> None:

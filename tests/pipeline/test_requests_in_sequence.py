@@ -23,7 +23,7 @@ from unlora.training.finetune import finetune
 
 pytestmark = pytest.mark.slow
 
-RECIPE = Recipe(hidden_size=96, intermediate_size=192, layers=2, heads=4, epochs=60, batch_size=16)
+RECIPE = Recipe(hidden_size=96, intermediate_size=192, layers=2, heads=4, epochs=40, batch_size=32, learning_rate=5e-3)
 EVALUATION = EvalSettings(ds_size=80, max_new_tokens=24)
 RANK = 16
 
