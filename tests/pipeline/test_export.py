@@ -99,7 +99,7 @@ def test_the_card_says_what_speaks_against_the_run(work, tmp_path):
     text = (tmp_path / "before" / "README.md").read_text()
     assert judged(work / "run") in text
     assert "Not attacked:" in text
-    assert "Not measured: whether the forget set can be told" in text
+    assert "Not measured: it is not known whether the forget set can be distinguished" in text
     write_json(work / "run" / "membership.json", membership(auc=0.9, error=0.05))
     write_json(work / "run" / "attacks.json", attacks(gain=0.3, setting="20 % | <b>"))
     assert export(work / "run", tmp_path / "after") == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from unlora.common.files import write_text
 from unlora.report import plots, tables
-from unlora.report.names import capitalised, fixed, p_value
+from unlora.report.names import fixed, p_value
 from unlora.report.plots import Plot
 from unlora.report.read import Run, read_run
 from unlora.report.samples import SAMPLES, sample_counts, samples
@@ -107,7 +107,7 @@ def tiles(run: Run, summary: Summary) -> list[tuple[str, str, str]]:
     for name, values in ({} if summary.means else summary.scores).items():
         if "unlearned" in values and run.benchmark is not None:
             others = [f"{model} {value.value:.3g}" for model, value in values.items() if model != "unlearned"]
-            label = capitalised(run.benchmark.metric(name).label)
+            label = run.benchmark.metric(name).label
             found.append((label, f"{values['unlearned'].value:.3g}", ", ".join(others)))
     return found
 

@@ -63,8 +63,7 @@ def scores_table(run: Run, summary: Summary) -> Table:
     """Return every metric of another benchmark."""
     assert run.benchmark is not None
     models = [model for model in MODELS if model in run.readings]
-    labels = {name: capitalised(run.benchmark.metric(name).label) for name in summary.scores}
-    rows = [(Cell(labels[name]), _estimate_cells(row)) for name, row in summary.scores.items()]
+    rows = [(Cell(run.benchmark.metric(name).label), _estimate_cells(row)) for name, row in summary.scores.items()]
     return _model_table(f"{run.benchmark.title}, with 95 % intervals", "Metric", models, rows)
 
 
