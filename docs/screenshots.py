@@ -1,6 +1,6 @@
-"""The pictures of report.md and chat.md: both pages of the tutorial's run, in Chromium.
+"""Take the screenshots in report.md and chat.md: both pages of the tutorial's run, in Chromium.
 
-`python docs/screenshots.py RUN` writes them into `docs/_static`; it takes the chat's first prompt from the forget set.
+`python docs/screenshots.py RUN` writes them into `docs/_static`. The chat answers its first prompt of the forget set.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 STATIC = Path(__file__).parent / "_static"
 SIZE = {"width": 960, "height": 720}
@@ -22,7 +21,7 @@ SIZE = {"width": 960, "height": 720}
 
 @contextmanager
 def served(run: Path) -> Iterator[str]:
-    """The address of `unlora chat`, for as long as it is needed."""
+    """Serve `unlora chat`, and yield its address."""
     command = [sys.executable, "-m", "unlora", "chat", str(run), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -33,14 +32,14 @@ def served(run: Path) -> Iterator[str]:
         process.wait()
 
 
-def take_report(page: Any, run: Path) -> None:
-    """The head of the report: the verdict and the first plots."""
+def take_report(page: Page, run: Path) -> None:
+    """Take the top of the report: the verdict and the first plots."""
     page.goto((run / "report.html").resolve().as_uri())
     page.screenshot(path=STATIC / "report.png")
 
 
-def take_chat(page: Any, run: Path) -> None:
-    """A question of the forget set, both answers, and the tokens of the reference answer."""
+def take_chat(page: Page, run: Path) -> None:
+    """Take a question of the forget set, both answers, and the tokens of the reference answer."""
     with served(run) as address:
         page.goto(address)
         page.get_by_label("Token probabilities").check()
@@ -50,7 +49,7 @@ def take_chat(page: Any, run: Path) -> None:
 
 
 def main(run: Path) -> None:
-    """Takes both."""
+    """Take both screenshots."""
     chromium = os.environ.get("UNLORA_CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
