@@ -92,9 +92,9 @@ def test_a_wrong_command_is_refused_and_json_prints_nothing_then(capsys):
 @pytest.mark.parametrize(
     ("command", "argv", "told"),
     [
-        ("unlearn", ["--loss", "a b"], "go on with: unlora unlearn --loss 'a b' --resume_from_checkpoint true"),
+        ("unlearn", ["--loss", "a b"], "continue with: unlora unlearn --loss 'a b' --resume_from_checkpoint true"),
         ("unlearn", ["--resume_from_checkpoint", "true"], "unlora unlearn --resume_from_checkpoint true"),
-        ("bench", ["persona"], "what is done is kept, go on with: unlora bench persona"),
+        ("bench", ["persona"], "finished work is kept, continue with: unlora bench persona"),
         ("evaluate", ["--on", "run"], "interrupted; start again with: unlora evaluate --on run"),
     ],
 )

@@ -94,7 +94,7 @@ def test_a_run_that_was_interrupted_goes_on_with_the_command_it_names(model_fold
     run = tmp_path / "a run"
     error = interrupted_when_there_is(run / file, ["unlearn", *flags(model_folder, data, run, **settings)])
     assert not (run / "adapter").exists()
-    told = error.splitlines()[-1].partition("go on with: ")[2]
+    told = error.splitlines()[-1].partition("continue with: ")[2]
     program, *argv = shlex.split(told)
     assert program == "unlora"
     evaluated = (run / "eval_original.json").stat().st_mtime_ns

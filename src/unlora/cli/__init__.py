@@ -1,4 +1,8 @@
-"""The command line. Each command is one module, imported only when it is called."""
+"""The command line. Each command is one module, which is imported only when the command is called.
+
+A module has SETTINGS, the dataclasses that its flags fill; EXAMPLE, a command line for its help; and `run`, which takes
+one instance of each dataclass and returns an `Answer`.
+"""
 
 from __future__ import annotations
 
@@ -10,39 +14,39 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
 COMMANDS = {
-    "quickstart": "the whole job on the built-in benchmark, from nothing, on a laptop CPU",
-    "unlearn": "one request: importance, training, export, evaluation",
-    "importance": "estimate and save the importance only",
+    "quickstart": "do the whole job on a generated benchmark, from scratch, on a laptop CPU",
+    "unlearn": "run one request: importance, training, export, evaluation",
+    "importance": "estimate the importance and save it, without training",
     "finetune": "fine-tune a model, all weights or LoRA: the one that will forget, or the retrained one",
-    "evaluate": "the numbers of a benchmark (TOFU, MUSE, WMDP, ...) for a model, an adapter, a run or an existing log",
-    "bench": "a grid of methods, splits and seeds on a benchmark, resumable, one table",
-    "attack": "does it stay forgotten: attacks on the model of a run",
-    "export": "a run's adapter or the merged model with a model card, in a folder and on the hub",
-    "verify": "whether data, base, adapter and logs are still those of a run",
-    "chat": "a local page: ask the original and the unlearned model of a run side by side",
-    "report": "the page of a run: verdict, plots, answers before and after, settings",
-    "compare": "several runs side by side: table, Pareto front, overlays",
-    "membership": "memorisation, and how well the forget set can be told from unseen data",
-    "validate": "every problem of a configuration at once, before anything is loaded",
-    "ls": "the losses and initialisers, their settings and papers",
+    "evaluate": "evaluate a model, an adapter, a run or an existing log on a benchmark (TOFU, MUSE, WMDP, ...)",
+    "bench": "run a grid of methods, splits and seeds on a benchmark, resumable, with one table as the result",
+    "attack": "test whether the model of a run really forgot, by attacking it",
+    "export": "export a run's adapter or the merged model with a model card, to a folder and to the Hub",
+    "verify": "check whether the data, the base, the adapter and the logs of a run are unchanged",
+    "chat": "ask the original and the unlearned model of a run side by side, on a local page",
+    "report": "write the page of a run: verdict, plots, answers of both models, settings",
+    "compare": "compare several runs: table, Pareto front, overlaid plots",
+    "membership": "measure memorisation, and how well the forget set can be told from unseen data",
+    "validate": "list every problem of a configuration at once, before anything is loaded",
+    "ls": "list losses, initialisers, benchmarks and published configurations",
 }
-# Former names of commands, and what replaces them.
+# Former names of commands, and what they stand for now.
 ALIASES = {
     "evaluate-muse": ["evaluate", "--benchmark", "muse"],
     "evaluate-tasks": ["evaluate", "--benchmark", "wmdp"],
     "evaluate-log": ["evaluate"],
 }
 EXIT_OK, EXIT_STOPPED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
-# What the commands that go on where they were interrupted must be told, beside what they were told before.
-FROM_CHECKPOINT = ["--resume_from_checkpoint", "true"]
-RESUME = {"unlearn": FROM_CHECKPOINT, "finetune": FROM_CHECKPOINT, "bench": []}
+# Commands that can continue after an interrupt, and the flags that this takes.
+_FROM_CHECKPOINT = ["--resume_from_checkpoint", "true"]
+_RESUME = {"unlearn": _FROM_CHECKPOINT, "finetune": _FROM_CHECKPOINT, "bench": []}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Of several processes on one job (`accelerate launch`), only the main one prints.
+    """Run one command. If several processes run it (`accelerate launch`), only the main one prints.
 
     Returns:
-        0 for success, 1 for training that was stopped or a check that failed, 2 for wrong input, 130 for an interrupt.
+        0 for success, 1 if training was stopped or a check failed, 2 for wrong input, 130 for an interrupt.
     """
     from unlora.common.distributed import is_main
 
@@ -51,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = execute(argv)
             sys.stdout.flush()
             return code
-        except BrokenPipeError:  # as in `unlora ls | head`: what is left is said to nobody, at the end too
+        except BrokenPipeError:  # as in `unlora ls | head`: stdout is flushed again at exit, so let it go nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_STOPPED
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def execute(argv: Sequence[str] | None) -> int:
-    """Runs one command and says how it ended, as `main`."""
+    """Run one command, print its errors, and return the exit code."""
     from unlora.common.errors import DivergenceError, InputError
 
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -85,7 +89,7 @@ def execute(argv: Sequence[str] | None) -> int:
 
 
 def run(command: str, argv: list[str]) -> int:
-    """Imports the command's module, runs it and tells its result."""
+    """Parse the flags, run the command's module, and print the result."""
     from unlora.cli.arguments import HELP, HELP_ALL, fill, help_text, read
     from unlora.cli.output import Answer, output_mode
     from unlora.common.errors import InputError, unknown_name
@@ -105,23 +109,23 @@ def run(command: str, argv: list[str]) -> int:
     line = read(settings, rest, command, getattr(module, "HANDS_ON", False))  # before torch is loaded
     with mode.running():
         answer: Answer | int = module.run(*fill(line))
-    if isinstance(answer, int):  # a command that serves until it is ended has no result
+    if isinstance(answer, int):  # a command that serves a page has no result
         return answer
     mode.tell(answer)
     return answer.code
 
 
 def interrupted(command: str, argv: list[str]) -> str:
-    """What to do after an interrupt."""
-    again = ["unlora", command, *argv]
-    if command not in RESUME:
-        return f"interrupted; start again with: {shlex.join(again)}"
-    new = [] if "--resume_from_checkpoint" in argv else RESUME[command]
-    return f"interrupted; what is done is kept, go on with: {shlex.join([*again, *new])}"
+    """Return what to do after an interrupt."""
+    same = ["unlora", command, *argv]
+    if command not in _RESUME:
+        return f"interrupted; start again with: {shlex.join(same)}"
+    new = [] if "--resume_from_checkpoint" in argv else _RESUME[command]
+    return f"interrupted; finished work is kept, continue with: {shlex.join([*same, *new])}"
 
 
 def usage() -> str:
-    """The text of `unlora --help`."""
+    """Return the text of `unlora --help`."""
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return (

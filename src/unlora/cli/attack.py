@@ -1,4 +1,4 @@
-"""`unlora attack`: does what a run made forgotten stay forgotten?"""
+"""`unlora attack`: does the model of a run really forget, or can attacks bring the forget set back?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METRICS = {
     "forget_rougeL_recall": "ROUGE-L recall",
     "retain_probability": "retain probability",
 }
-# Columns that the table takes with frame and errors in one line.
+# The least number of columns of a terminal for a table with a frame, and with standard errors in the same line.
 WIDE = 100
 
 
@@ -31,7 +31,10 @@ def run(target: RunConfig, config: AttackConfig) -> Answer:
 
 
 def print_attacks(report: Mapping[str, Any]) -> None:
-    """One row for each attack, setting and metric, one column for each model; of the forget set unless it says so."""
+    """Print one row for each attack, setting and metric, and one column for each model.
+
+    Metrics are of the forget set unless their name says otherwise.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Column, Table
@@ -58,7 +61,7 @@ def print_attacks(report: Mapping[str, Any]) -> None:
     console.print(table)
     if report["models"]["retrained"] is None:
         console.print(
-            f"retrained: {NOT_AVAILABLE}; name a model that was trained without the forget set by --retrained"
+            f"retrained: {NOT_AVAILABLE}; name a model that was trained without the forget set with --retrained"
         )
     else:
         console.print("difference: unlearned − retrained")

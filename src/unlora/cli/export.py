@@ -1,4 +1,4 @@
-"""`unlora export`: a run's adapter or the merged model, with a model card, in a folder and on the hub."""
+"""`unlora export`: a run's adapter or the merged model, with a model card, in a folder and on the Hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(source: RunConfig, config: ExportConfig) -> Answer:
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """What fewer ranks cost, and where it was uploaded."""
+    """Print what a smaller rank cost, and where the folder was uploaded."""
     from unlora.cli.tables import compression_text
 
     if result["compression"] is not None:

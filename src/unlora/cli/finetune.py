@@ -1,4 +1,4 @@
-"""`unlora finetune`: a model on question/answer, chat or text records, all weights or LoRA."""
+"""`unlora finetune`: fine-tune a model on questions, chats or texts, all weights or LoRA."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ SETTINGS = (LsConfig,)
 
 
 def run(config: LsConfig) -> Answer:
-    """Lists initialisers, losses and retain losses with formulas, needs, defaults and papers, and configurations."""
+    """List everything of the chosen kinds, with formulas, needs, defaults and papers."""
     from unlora.pipeline.choices import Choices, all_choices
 
     configurations = Choices(("name", "file"), [(name, path.name) for name, path in published().items()])
@@ -32,12 +32,12 @@ def run(config: LsConfig) -> Answer:
 
 
 def print_markdown(tables: Mapping[str, Choices]) -> None:
-    """The tables as they stand in docs/methods.md."""
+    """Print the tables as they are in docs/methods.md."""
     print("\n".join(table.markdown() for table in tables.values()), end="")
 
 
 def print_tables(tables: Mapping[str, Choices]) -> None:
-    """One paragraph a choice, a line or more for each column: no cell is ever cut. The default of a kind is marked."""
+    """Print one paragraph for each row, with a line or more for each column, so that no text is ever cut."""
     from unlora.settings import ImportanceConfig
     from unlora.training.config import UnlearnConfig
 
@@ -53,7 +53,7 @@ def print_tables(tables: Mapping[str, Choices]) -> None:
 
 
 def paragraph(text: str, width: int) -> str:
-    """Text indented and wrapped between words, which are never broken: what is wider than the terminal stays whole."""
+    """Return indented text, wrapped between words. A word that is wider than the terminal is not broken."""
     return textwrap.fill(
         text,
         width,

@@ -1,6 +1,6 @@
 """`unlora membership`: memorisation of the forget set, and how well it can be told from data that was never seen.
 
-A command of its own: it reads rows of any kind, while `unlora evaluate` needs TOFU's four sets.
+This is not a benchmark of `unlora evaluate`, because it reads rows of any kind and needs no other sets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SETTINGS = (ModelConfig, TextConfig, MembershipConfig)
 
 
 def run(model: ModelConfig, text: TextConfig, config: MembershipConfig) -> Answer:
-    """Scores both sets, writes metrics and scores, and shows the metrics."""
+    """Score both sets, write metrics and scores, and show the metrics."""
     from unlora.pipeline.membership import measure_membership
 
     config.log_in_run(model, MEMBERSHIP)
@@ -27,7 +27,7 @@ def run(model: ModelConfig, text: TextConfig, config: MembershipConfig) -> Answe
 
 
 def print_tables(metrics: Mapping[str, Any]) -> None:
-    """Memorisation by set, and membership by attack; what was not measured is a dash."""
+    """Print memorisation by set, and membership by attack. A dash stands for what was not measured."""
     from rich.console import Console
     from rich.table import Table
 

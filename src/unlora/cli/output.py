@@ -1,4 +1,4 @@
-"""What a command ends with, and how it is told: tables and a path, only the path, or JSON."""
+"""The result of a command, and how it is printed: as tables and a path, only the path, or JSON."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Answer:
     """The result of a command.
 
     Args:
-        value: what `--json` prints; a mapping also gets the path.
-        show: prints it for people.
-        path: where the result is; printed last, and alone with `--quiet`.
+        value: what `--json` prints. A mapping also gets the path.
+        show: prints the result for people.
+        path: where the result is. It is printed last, and with `--quiet` alone.
         code: the exit code.
     """
 
@@ -33,17 +33,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Mode:
-    """How the result is told."""
+    """How the result is printed."""
 
     quiet: bool
     json: bool
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Within it the command works: with `--json` or `--quiet` nothing but the result comes to stdout."""
+        """Keep stdout free for the result while the command runs, with `--json` or `--quiet`."""
         from unlora.common.progress import Silence, terminal
 
-        # accelerate imports DeepSpeed where it is installed, and that logs to stdout; in use it has its say on stderr.
+        # accelerate imports DeepSpeed if it is installed, and DeepSpeed logs to stdout. `unlora.models.sharding` turns
+        # the logger on again, on stderr, for runs that use DeepSpeed.
         logging.getLogger("DeepSpeed").disabled = True
         if not self.quiet and "torch" not in sys.modules:
             print("loading libraries ...", file=sys.stderr, flush=True)
@@ -53,7 +54,7 @@ class Mode:
                 yield
 
     def tell(self, answer: Answer) -> None:
-        """Prints the result."""
+        """Print the result."""
         if self.json:
             path = {} if answer.path is None else {"path": str(answer.path)}
             value = {**path, **answer.value} if isinstance(answer.value, dict) else answer.value
@@ -66,5 +67,5 @@ class Mode:
 
 
 def output_mode(argv: list[str]) -> tuple[Mode, list[str]]:
-    """The mode that the flags ask for, and the other arguments."""
+    """Return the mode that the flags ask for, and the other arguments."""
     return Mode("--quiet" in argv, "--json" in argv), [part for part in argv if part not in OUTPUT]

@@ -1,4 +1,4 @@
-"""`unlora verify`: are data, base, adapter and evidence still those of a run?"""
+"""`unlora verify`: are the data, the base, the adapter and the logs of a run unchanged?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SETTINGS = (VerifyConfig,)
 
 
 def run(config: VerifyConfig) -> Answer:
-    """Says for each part whether it is unchanged; the exit code is 1 unless all of them are."""
+    """Say of each part whether it is unchanged. The exit code is 1 unless all parts are."""
     from unlora.runs.verify import UNCHANGED, verify
 
     parts = verify(**asdict(config))
@@ -23,7 +23,7 @@ def run(config: VerifyConfig) -> Answer:
 
 
 def print_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
-    """One line a part."""
+    """Print one line for each part."""
     width = max(map(len, parts))
     for name, part in parts.items():
         reason = f" ({part['reason']})" if "reason" in part else ""
