@@ -75,8 +75,8 @@ def all_choices() -> dict[str, Choices]:
         "benchmarks": Choices(
             ("name", "metrics", "splits", "needs", "paper"),
             [
-                (name, _metrics(benchmark), ", ".join(benchmark.splits), benchmark.needs or _NOTHING, benchmark.paper)
-                for name, benchmark in BENCHMARKS.items()
+                (name, _metrics(b), ", ".join(b.splits), b.needs or _NOTHING, b.paper or _NOTHING)
+                for name, b in BENCHMARKS.items()
             ],
         ),
     }
