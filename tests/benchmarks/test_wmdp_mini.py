@@ -23,6 +23,7 @@ from unlora.cli import main
 from unlora.common.files import write_jsonl
 from unlora.evals.harness import TaskSettings, evaluate_tasks, load_tasks
 
+EVALUATE = ("evaluate", "--benchmark", "wmdp")
 TASKS = ["mini_craft", "mini_general_text"]
 SEED = 5  # of a random model that does not always answer with the same letter
 
@@ -197,13 +198,14 @@ def test_the_command_evaluates_a_saved_model_and_its_adapter(model, tiny_model, 
     tokenizer.save_pretrained(tmp_path / "model")
     which = ["--model_name_or_path", str(tmp_path / "model"), "--include_path", str(mini / "tasks")]
     rest = ["--tasks", *TASKS, "--limit", "20", "--log", str(tmp_path / "log.json")]
-    assert main(["evaluate-tasks", *which, *rest]) == 0
+    assert main([*EVALUATE, *which, *rest]) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == str(tmp_path / "log.json")
-    assert re.search(r"mini_craft +│ 20 +│ acc", shown)
+    assert re.search(r"mini_craft acc +│ [01]", shown)
+    assert "examples: mini_craft 20, mini_general 20" in shown
     assert json.loads((tmp_path / "log.json").read_text())["tasks"].keys() == set(TASKS)
-    assert main(["evaluate-tasks", *which, *rest]) == 2
-    assert "already in use" in capsys.readouterr().err
+    assert main([*EVALUATE, *which, *rest]) == 2
+    assert "exists already" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -211,7 +213,7 @@ def test_unknown_tasks_are_refused_before_the_model_is_looked_for(mini, tmp_path
     pytest.importorskip("lm_eval")
     flags = ["--model_name_or_path", str(tmp_path / "none"), "--include_path", str(mini / "tasks")]
     tasks = ["--tasks", "wmdp_boi", "mini_krafft", "mini_general"]
-    assert main(["evaluate-tasks", *flags, *tasks, "--log", str(tmp_path / "log")]) == 2
+    assert main([*EVALUATE, *flags, *tasks, "--log", str(tmp_path / "log")]) == 2
     first, second = capsys.readouterr().err.splitlines()[-2:]
     assert "tasks='wmdp_boi'" in first
     assert "'wmdp_bio'" in first
@@ -224,7 +226,7 @@ def test_without_the_harness_the_command_says_what_to_install(tmp_path):
     code = "import sys; sys.modules['lm_eval'] = None; from unlora.cli import main; sys.exit(main(sys.argv[1:]))"
     flags = ["--model_name_or_path", "m", "--tasks", "wmdp_bio", "--log", str(tmp_path / "log")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", code, "evaluate-tasks", *flags]
+    command = [sys.executable, "-c", code, *EVALUATE, *flags]
     result = subprocess.run(command, env=env, capture_output=True, text=True)
     assert result.returncode == 2
     assert "pip install 'unlora[wmdp]'" in result.stderr

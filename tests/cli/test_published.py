@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 from helpers.models import make_tokenizer, tiny_config
 from helpers.runs import request
 from unlora.cli import main
-from unlora.cli.arguments import parse, published
+from unlora.cli.arguments import parse
 from unlora.settings import FinetuneSettings, ModelConfig, TrainDataConfig
+from unlora.settings.published import published
 
 # Learning rate / λ / β of VILA's released TOFU configurations, for forget01, forget05 and forget10.
 RELEASED = {

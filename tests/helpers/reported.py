@@ -95,7 +95,7 @@ def attacks(gain=0.1, retrained=True, name="relearn", setting="20 %"):
 
 
 def muse(verbatim=0.5, forget=0.4, retain=0.6, above=0):
-    """What `unlora evaluate-muse` writes: ROUGE-L by set, and forget scores `above` those of unseen rows."""
+    """What `evaluate --benchmark muse` writes: ROUGE-L by set, and forget scores `above` those of unseen rows."""
 
     def private(shift):
         names = ("exact_memorisation", "extraction_strength", "loss", "min_k_20", "min_k_40")
@@ -108,7 +108,7 @@ def muse(verbatim=0.5, forget=0.4, retain=0.6, above=0):
 
 
 def tasks(forget=0.3, retain=0.5, error=0.02):
-    """What `unlora evaluate-tasks` writes."""
+    """What `unlora evaluate --benchmark wmdp` writes."""
     rows = {"wmdp_bio": forget, "wmdp_cyber": forget + 0.1, "mmlu": retain, "mmlu_law": 0.0}
     found = {name: {"acc": value, "acc_stderr": error, "n": 100, "version": 1} for name, value in rows.items()}
     return {"asked": ["wmdp_bio", "wmdp_cyber", "mmlu"], "tasks": found}

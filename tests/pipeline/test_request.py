@@ -4,10 +4,10 @@ import pytest
 
 from helpers.runs import request
 from unlora import UnlearnConfig
-from unlora.cli.arguments import published
 from unlora.importance.table import INITIALISERS, unread_settings
 from unlora.pipeline.request import Request
 from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig
+from unlora.settings.published import published
 
 UNREAD = {
     "vila": [],

@@ -348,7 +348,7 @@ def summarise_muse(scores: Scores, retrained: Scores | None = None) -> dict[str,
 
 
 def read_muse_scores(path: str | Path, sets: Sets, argument: str = "retrain_log") -> Scores:
-    """Read the retrained model's scores from a log of `unlora evaluate-muse` on the same sets.
+    """Read the retrained model's scores from a log of `unlora evaluate --benchmark muse` on the same sets.
 
     Raises:
         InputError: no such log, or a log of other rows.

@@ -25,6 +25,7 @@ from unlora.common.distributed import on_cpu
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.runs.folder import continued_settings
 from unlora.settings import FinetuneSettings, UnlearnSettings
+from unlora.settings.published import published
 
 HELP = ("-h", "--help")
 HELP_ALL = "--help_all"
@@ -194,8 +195,10 @@ def read_config(config: str, argument: str = "config") -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it is not a mapping.
     """
+    if config in published():
+        return published()[config].settings
     try:
-        values = yaml.safe_load(published().get(config, Path(config)).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         known = ", ".join(published())
         reason = "neither a file nor the name of a published configuration"
@@ -205,11 +208,6 @@ def read_config(config: str, argument: str = "config") -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(Problem(argument, config, "not a mapping of flags", "write lines such as 'r: 8'"))
     return values
-
-
-def published() -> dict[str, Path]:
-    """Return the files with the settings of published results, by name."""
-    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "published").glob("*.yaml"))}
 
 
 class _Formatter(argparse.HelpFormatter):

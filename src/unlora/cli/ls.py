@@ -7,10 +7,10 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from unlora.cli.arguments import published
 from unlora.cli.output import Answer
 from unlora.common.errors import raise_if, unknown_name
 from unlora.settings import LsConfig
+from unlora.settings.published import published
 
 if TYPE_CHECKING:
     from unlora.pipeline.choices import Choices
@@ -23,7 +23,7 @@ def run(config: LsConfig) -> Answer:
     """List everything of the chosen kinds, with formulas, needs, defaults and papers."""
     from unlora.pipeline.choices import Choices, all_choices
 
-    configurations = Choices(("name", "file"), [(name, path.name) for name, path in published().items()])
+    configurations = Choices(("name", "use"), [(name, one.about) for name, one in published().items()])
     kinds = {**all_choices(), "configurations": configurations}
     raise_if(unknown_name("ls", kind, kinds) for kind in config.kinds if kind not in kinds)
     chosen = {kind: kinds[kind] for kind in config.kinds or kinds}

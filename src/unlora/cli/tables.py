@@ -53,7 +53,9 @@ def print_reading(reading: Reading, benchmark: Benchmark) -> None:
             table.add_row(label, NOT_AVAILABLE, "-")
         else:
             table.add_row(label, number(measured.value), number(measured.standard_error or None))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print("examples:", ", ".join(f"{name} {count}" for name, count in reading.examples.items()))
 
 
 def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:

@@ -1,0 +1,171 @@
+"""The settings of published results, by name: each is what a YAML file for `--config` would hold.
+
+VILA's are those of its released code (arXiv 2508.21300). The learning rate, the retain weight and the loss's own
+settings were tuned by its authors for each model, split and loss; everything else is shared. TOFU's are its released
+settings of fine-tuning (arXiv 2401.06121).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Published:
+    """A configuration.
+
+    Args:
+        settings: names and values of flags.
+        about: what it is for, and which flags the user has to add.
+    """
+
+    settings: dict[str, Any]
+    about: str
+
+
+# Of each model and loss: learning rate, retain weight and, for npo, beta, for forget01, forget05 and forget10.
+TOFU_TUNED = {
+    "llama2-7b": {
+        "gd": ((7e-5, 0.7), (1e-4, 1.8), (5e-5, 1.6)),
+        "ihl": ((2e-4, 0.9), (1e-4, 1.3), (1e-4, 1.3)),
+        "npo": ((2e-4, 0.7, 0.3), (1e-4, 1.5, 0.5), (1e-4, 1.5, 0.5)),
+    },
+    "phi-1.5": {
+        "gd": ((2e-4, 1.1), (4e-5, 1.9), (7e-5, 1.1)),
+        "ihl": ((2e-4, 1.4), (9e-5, 1.3), (1e-4, 0.8)),
+        "npo": ((3e-5, 1.1, 0.2), (3e-5, 1.5, 0.4), (5e-5, 1.8, 0.3)),
+    },
+}
+# Of each loss: its name here (NPO averages over tokens there), and the same numbers.
+WMDP_TUNED = {"gd": ("gd", (8e-5, 1.6)), "ihl": ("ihl", (3e-5, 1.0)), "npo": ("npo_mean", (1e-5, 1.1, 0.02))}
+# Of each split of TOFU: the retain split, updates and warm-up. Updates are 5 epochs in batches of 32, warm-up is one.
+TOFU_SPLITS = {"forget01": ("retain99", 6, 1), "forget05": ("retain95", 31, 6), "forget10": ("retain90", 62, 12)}
+TITLES = {"llama2-7b": "Llama-2-7B-chat", "phi-1.5": "Phi-1.5"}
+PROMPTS = {"llama2-7b": "chat", "phi-1.5": "tofu"}
+
+VILA = {
+    "dtype": "bfloat16",
+    "init": "vila",
+    "sigma": 0.05,
+    "importance_seed": 42,
+    "moments_per": "batch",
+    "forget_passes": 10,
+    "probe_offset": False,
+    "smoothing": "per_token",
+    "epsilon": 1e-5,
+    "normalised": False,
+    "r": 8,
+    "lora_alpha": 16,
+    "lr_scheduler_type": "linear",
+}
+VILA_TOFU = {
+    **VILA,
+    "forget_data": "locuslab/TOFU",
+    "retain_data": "locuslab/TOFU",
+    "eval_data": "locuslab/TOFU",
+    "max_length": 500,
+    "importance_batch_size": 4,
+    "weight_decay": 0.01,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 8,
+    "seed": 42,
+}
+# 500 texts, of each the first 512 tokens, and every text once.
+VILA_WMDP = {
+    **VILA,
+    "model_name_or_path": "HuggingFaceH4/zephyr-7b-beta",
+    "forget_split": "train[:500]",
+    "retain_data": "Salesforce/wikitext",
+    "retain_name": "wikitext-2-raw-v1",
+    "retain_split": "test",
+    "max_length": 512,
+    "max_chunks": 1,
+    "min_characters": 51,
+    "importance_batch_size": 1,
+    "warmup_steps": 12,
+    "weight_decay": 0.0,
+    "max_steps": 125,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 4,
+    "seed": 3,
+}
+TOFU_FINETUNING = {
+    "train_data": "locuslab/TOFU",
+    "train_name": "full",
+    "max_length": 500,
+    "lr_scheduler_type": "linear",
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 4,
+    "bf16": True,
+    "save_strategy": "no",
+    "seed": 42,
+}
+ALL_WEIGHTS = {"dtype": "float32", "weight_decay": 0.01, "num_train_epochs": 5, "warmup_steps": 0.2}
+PHI = {"model_name_or_path": "microsoft/phi-1_5", "prompt_format": "tofu"}
+LLAMA = {
+    "model_name_or_path": "NousResearch/Llama-2-7b-chat-hf",
+    "prompt_format": "chat",
+    "gradient_checkpointing": True,
+}
+LORA = {
+    "dtype": "bfloat16",
+    "weight_decay": 0.0,
+    "num_train_epochs": 10,
+    "warmup_steps": 0.1,
+    "r": 8,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+}
+
+
+def published() -> dict[str, Published]:
+    """Return all configurations by name."""
+    return dict([*_fine_tuning(), *_vila_tofu(), *_vila_wmdp()])
+
+
+def _fine_tuning() -> Iterator[tuple[str, Published]]:
+    kinds = {
+        "tofu-llama2-7b-lora": (
+            "Llama-2-7B-chat with LoRA, merged at the end",
+            {**LLAMA, **LORA, "learning_rate": 1e-4},
+        ),
+        "tofu-llama2-7b": ("Llama-2-7B-chat, all weights", {**LLAMA, **ALL_WEIGHTS, "learning_rate": 1e-5}),
+        "tofu-phi-1.5": ("Phi-1.5, all weights", {**PHI, **ALL_WEIGHTS, "learning_rate": 2e-5}),
+    }
+    for name, (title, own) in kinds.items():
+        about = f"`unlora finetune` on TOFU: {title}. The retrained model of forget10: add --train_name retain90"
+        yield name, Published({**TOFU_FINETUNING, **own}, about)
+
+
+def _vila_tofu() -> Iterator[tuple[str, Published]]:
+    for model, losses in TOFU_TUNED.items():
+        for split, (retain, steps, warmup) in TOFU_SPLITS.items():
+            of_split = {
+                "forget_name": split,
+                "retain_name": retain,
+                "eval_forget_name": f"{split}_perturbed",
+                "prompt_format": PROMPTS[model],
+                "max_steps": steps,
+                "warmup_steps": warmup,
+            }
+            for loss, tuned in losses.items():
+                numbers = tuned[list(TOFU_SPLITS).index(split)]
+                about = f"`unlora unlearn` on TOFU: {split}, {TITLES[model]}, {loss}. Add --model_name_or_path MODEL"
+                settings = {**VILA_TOFU, **of_split, **_loss(loss, *numbers)}
+                yield f"vila-{model}-{split}-{loss}", Published(settings, f"{about}, fine-tuned on TOFU")
+
+
+def _vila_wmdp() -> Iterator[tuple[str, Published]]:
+    about = (
+        "`unlora unlearn` on WMDP: Zephyr-7B, {}. Add --forget_data FORGET.jsonl: both of WMDP's forget corpora "
+        "(bio is given out on request), shuffled, one {{'text': ...}} per line"
+    )
+    for loss, (name, numbers) in WMDP_TUNED.items():
+        yield f"vila-zephyr-7b-wmdp-{loss}", Published({**VILA_WMDP, **_loss(name, *numbers)}, about.format(name))
+
+
+def _loss(name: str, learning_rate: float, retain_weight: float, beta: float | None = None) -> dict[str, Any]:
+    own = {} if beta is None else {"loss_kwargs": {"beta": beta}}
+    return {"loss": name, "learning_rate": learning_rate, "retain_weight": retain_weight, **own}
