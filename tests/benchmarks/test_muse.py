@@ -398,7 +398,7 @@ def test_the_miniature_is_trained_forgotten_and_evaluated(mini, tmp_path):
         main(["evaluate", "--benchmark", "muse", "--on", str(tmp_path / "run1"), "--data", data, "--ds_size", "3"]) == 0
     )
     assert read(tmp_path / "run1" / "scores_unlearned.json")["metrics"]["examples"]["verbmem"] == 3
-    assert read_run(tmp_path / "run1").scores["unlearned"].examples["verbmem"] == 3
+    assert read_run(tmp_path / "run1").readings["unlearned"].examples["verbmem"] == 3
 
 
 def test_a_split_of_a_folder_of_configurations_may_be_a_slice_or_a_download(tmp_path):

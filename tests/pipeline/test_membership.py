@@ -111,8 +111,8 @@ def test_of_a_run_the_log_goes_where_its_report_reads_it(command, folder, tmp_pa
     write_json(run / "metrics.json", {"train": []})
     found = read_run(run).membership
     assert found.sizes == {"forget": 4, "holdout": 4}
-    assert 0 <= found.areas["min_k_20"].value <= 1
-    assert (found.original.keys(), found.retrained) == (found.areas.keys(), {})
+    assert 0 <= found.areas["unlearned"]["min_k_20"].value <= 1
+    assert (found.areas["original"].keys(), found.areas["retrained"]) == (found.areas["unlearned"].keys(), {})
 
 
 def test_the_model_without_its_adapter_may_be_the_reference(command, folder, tmp_path):

@@ -145,7 +145,7 @@ def results_of(facts: Facts) -> Iterator[EvalResult]:
             name = METRICS.get(metric, metric.replace("_", " "))
             kind = dataset.replace(" ", "-")
             yield EvalResult("text-generation", kind, dataset, metric, round(value, 6), metric_name=name)
-    for attack, area in (facts.run.membership.areas if facts.run.membership else {}).items():
+    for attack, area in (facts.run.membership.areas["unlearned"] if facts.run.membership else {}).items():
         metric, name = f"membership_auc_{attack}", f"membership AUC ({attack})"
         kind, dataset = "forget-and-unseen-rows", "forget set and unseen rows"
         yield EvalResult("text-generation", kind, dataset, metric, round(area.value, 6), metric_name=name)

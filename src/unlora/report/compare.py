@@ -44,10 +44,9 @@ def numbers_of(run: Run, summary: Summary, model: str) -> Iterator[tuple[Key, Es
         yield f"{name}_probability", summary.mean(name, "probability", model)
     yield "model_utility", summary.utility.get(model) if summary.terms else None
     if run.membership is not None:
-        areas = {name: estimate_of(area) for name, area in run.membership.by_model()[model].items()}
+        areas = {name: estimate_of(area) for name, area in run.membership.areas[model].items()}
         yield from ((("membership", name), area) for name, area in areas.items())
-        if run.membership.areas:
-            yield "membership_auc", areas.get(most_telling(run.membership)[0])
+        yield "membership_auc", areas.get(most_telling(run.membership)[0])
     if summary.axes is not None and model in summary.axes.points:
         x, y = summary.axes.points[model]
         yield ("x", summary.axes.x, summary.axes.y), x

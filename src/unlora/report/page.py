@@ -145,10 +145,9 @@ def membership(run: Run) -> Plot | None:
     """Draw the AUC of every membership attack."""
     if run.membership is None:
         return None
-    found = run.membership.by_model()
     rows = [
-        plots.Row(name, {model: estimate_of(areas[name]) for model, areas in found.items() if name in areas})
-        for name in run.membership.areas
+        plots.Row(name, {m: estimate_of(areas[name]) for m, areas in run.membership.areas.items() if name in areas})
+        for name in run.membership.attacks
     ]
     axis = "AUC (0.5: cannot be distinguished from unseen rows)"
     caption = "How well each attack distinguishes the forget set from unseen rows. Whiskers are 95 % intervals."

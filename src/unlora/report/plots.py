@@ -114,7 +114,7 @@ def distributions(
         ax.set(xscale="log", xlabel="truth ratio R (below 1: prefers the truth)", ylabel="share of examples ≤ R")
         _plain_log_axis(ax)
         ax.axvline(1, color=FAINT, lw=0.8, zorder=0)
-        ax.legend(loc="lower right", frameon=False, labelcolor="linecolor")
+        ax.legend(loc="best", frameon=False, labelcolor="linecolor")
 
     shown = dict(ratios) if retrained is None else {**ratios, "retrained": retrained}
     words = ", ".join(f"{name} median {np.median(values):.3g}" for name, values in shown.items())

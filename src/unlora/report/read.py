@@ -41,18 +41,17 @@ class Membership:
 
     Args:
         sizes: number of examples in the sets "forget" and "holdout".
-        areas: by attack, the unlearned model's area under the ROC curve of the forget set against unseen rows.
-        original, retrained: the same for these models; empty if unknown.
+        areas: {model: {attack: area under the ROC curve of the forget set against unseen rows}}. All three models have
+            an entry, which is empty if the model was not attacked; the unlearned model always was.
     """
 
     sizes: dict[str, int]
-    areas: dict[str, Measured]
-    original: dict[str, Measured]
-    retrained: dict[str, Measured]
+    areas: dict[str, dict[str, Measured]]
 
-    def by_model(self) -> dict[str, dict[str, Measured]]:
-        """Return the areas of each model, in the order in which models are shown."""
-        return {"original": self.original, "unlearned": self.areas, "retrained": self.retrained}
+    @property
+    def attacks(self) -> list[str]:
+        """The names of the attacks on the unlearned model."""
+        return list(self.areas["unlearned"])
 
 
 @dataclass(frozen=True)
@@ -186,9 +185,7 @@ def _read_benchmark(paths: Mapping[str, Path]) -> tuple[Benchmark | None, dict[s
 def _membership_of(readings: Mapping[str, Reading]) -> Membership | None:
     """Return the result of the membership attacks that are part of a benchmark."""
     areas = {model: readings[model].areas if model in readings else {} for model in MODELS}
-    if not areas["unlearned"]:
-        return None
-    return Membership(readings["unlearned"].examples, areas["unlearned"], areas["original"], areas["retrained"])
+    return Membership(readings["unlearned"].examples, areas) if areas["unlearned"] else None
 
 
 def _read(path: Path, parse: Callable[[Path], T]) -> T | None:
@@ -232,14 +229,14 @@ def _importance(path: Path) -> dict[str, NDArray[np.float64]]:
     return {name: values.astype(np.float64) for name, values in load_file(path).items() if values.size}
 
 
-def _membership(log: Any) -> Membership:
-    def areas(metrics: Any) -> dict[str, Measured]:
-        rows = metrics["membership"].items()
-        return {str(name): Measured(float(row["auc"]), float(row["standard_error"])) for name, row in rows}
-
+def _membership(log: Any) -> Membership | None:
+    areas: dict[str, dict[str, Measured]] = {}
+    for model in MODELS:
+        metrics = log["metrics"] if model == "unlearned" else log.get(model)
+        rows = metrics["membership"].items() if metrics else ()
+        areas[model] = {str(name): Measured(float(row["auc"]), float(row["standard_error"])) for name, row in rows}
     sizes = {str(name): int(size) for name, size in log["metrics"]["examples"].items()}
-    original, retrained = (areas(log[model]) if log.get(model) else {} for model in ("original", "retrained"))
-    return Membership(sizes, areas(log["metrics"]), original, retrained)
+    return Membership(sizes, areas) if areas["unlearned"] else None
 
 
 def _attacks(report: Any) -> Attacks:
@@ -257,17 +254,12 @@ def _attacks(report: Any) -> Attacks:
 def _check_tokens(folder: Path, log: Log) -> None:
     """Refuse tokens that an evaluation did not write. `read_log` has checked the rest of the log."""
     for task in set(TASKS.values()) & log.keys():
-        columns = log[task]
-        losses = columns.get("gt_token_loss", {})
-        tokens = all(
-            _texts(texts) and isinstance(losses.get(index), list) and len(losses[index]) == len(texts)
-            for index, texts in columns.get("gt_tokens", {}).items()
-        )
-        numbers = all(isinstance(value, int | float) for row in losses.values() for value in row)
-        if not (tokens and numbers):
+        losses = log[task].get("gt_token_loss", {})
+        rows = [(texts, losses.get(index, [])) for index, texts in log[task].get("gt_tokens", {}).items()]
+        if not all(_all_of(str, texts) and _all_of(int | float, row) and len(texts) == len(row) for texts, row in rows):
             reason = f"the tokens of {task} were not written by an evaluation"
             raise InputError(Problem("RUN", str(folder), reason, "evaluate the run again"))
 
 
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+def _all_of(kind: Any, values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)

@@ -70,13 +70,13 @@ def scores_table(run: Run, summary: Summary) -> Table:
 def membership_table(run: Run) -> Table:
     """Return the AUC of every membership attack."""
     assert run.membership is not None
-    models = run.membership.by_model()
+    models = run.membership.areas
 
     def cells(name: str) -> dict[str, Cell]:
         known = {model: areas[name] for model, areas in models.items() if name in areas}
         return {model: Cell(fixed(area.value), f"± {fixed(area.standard_error)}") for model, area in known.items()}
 
-    rows = [(Cell(name), cells(name)) for name in run.membership.areas]
+    rows = [(Cell(name), cells(name)) for name in run.membership.attacks]
     return _model_table("AUC ± standard error (DeLong)", "Attack", models, rows)
 
 

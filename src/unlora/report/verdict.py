@@ -60,7 +60,7 @@ def verdict(run: Run, summary: Summary) -> Verdict:
     """Apply the rule of docs/report.md."""
     state, sentence, limits = _forgetting(run, summary)
     label, worst = LABELS[state], strongest(run)
-    if state == "alike" and (unseen := _attacked_membership(run)) is not None:
+    if state == "alike" and (unseen := run.membership) is not None:
         telling, distance = most_telling(unseen)
         if distance > SPREAD:
             state, label = "mixed", LABELS["mixed"]
@@ -75,7 +75,7 @@ def verdict(run: Run, summary: Summary) -> Verdict:
 def _forgetting(run: Run, summary: Summary) -> Finding:
     if _has_quality(summary):
         return _against_retrained(summary)
-    if (unseen := _attacked_membership(run)) is not None:
+    if (unseen := run.membership) is not None:
         return _against_unseen(unseen, summary)
     if checks := _checks(run):
         return _at_the_last_check(checks, summary)
@@ -87,7 +87,7 @@ def _forgetting(run: Run, summary: Summary) -> Finding:
 
 def tests_of(run: Run, summary: Summary) -> list[str]:
     """Return the tests that a verdict on the run can rest on."""
-    quality, unseen = _has_quality(summary), _attacked_membership(run) is not None
+    quality, unseen = _has_quality(summary), run.membership is not None
     known = {
         "forget quality": quality,
         "membership attacks": unseen,
@@ -99,11 +99,6 @@ def tests_of(run: Run, summary: Summary) -> list[str]:
 
 def _has_quality(summary: Summary) -> bool:
     return {"unlearned", "original"} <= summary.quality.keys()
-
-
-def _attacked_membership(run: Run) -> Membership | None:
-    """Return the result of the membership attacks if there was at least one."""
-    return run.membership if run.membership is not None and run.membership.areas else None
 
 
 def _checks(run: Run) -> list[dict[str, float]]:
@@ -150,8 +145,8 @@ def _direction(gap: Estimate | None) -> str:
 def most_telling(membership: Membership) -> tuple[str, float]:
     """Return the attack furthest from the retrained model's result (or 0.5), and by how many standard errors."""
     distances = {}
-    for name, area in membership.areas.items():
-        away, error = abs(area.value - _reference(membership, name).value), _error(membership, name)
+    for name in membership.attacks:
+        away, error = _distance(membership, name), _error(membership, name)
         distances[name] = away / error if error else math.inf if away else 0.0
     worst = max(distances, key=lambda name: distances[name])
     return worst, distances[worst]
@@ -159,27 +154,32 @@ def most_telling(membership: Membership) -> tuple[str, float]:
 
 def _reference(membership: Membership, name: str) -> Measured:
     """Return what the attack finds on a model that never saw the forget set."""
-    return membership.retrained.get(name, Measured(0.5, 0.0))
+    return membership.areas["retrained"].get(name, Measured(0.5, 0.0))
+
+
+def _distance(membership: Membership, name: str, model: str = "unlearned") -> float:
+    return abs(membership.areas[model][name].value - _reference(membership, name).value)
 
 
 def _error(membership: Membership, name: str) -> float:
     """Return the standard error of the unlearned model's distance from the reference."""
-    return math.hypot(membership.areas[name].standard_error, _reference(membership, name).standard_error)
+    return math.hypot(membership.areas["unlearned"][name].standard_error, _reference(membership, name).standard_error)
 
 
 def _sensitive(membership: Membership) -> dict[str, float]:
     """Return the attacks that would detect half of what the original gives away, and the least that they detect."""
-    least = {name: SPREAD * _error(membership, name) for name in membership.areas}
-    known = {name: abs(area.value - _reference(membership, name).value) for name, area in membership.original.items()}
-    return {name: distance for name, distance in least.items() if 0 < 2 * distance <= known.get(name, 0)}
+    known = [name for name in membership.attacks if name in membership.areas["original"]]
+    least = {name: SPREAD * _error(membership, name) for name in known}
+    return {name: at for name, at in least.items() if 0 < 2 * at <= _distance(membership, name, "original")}
 
 
 def _areas(membership: Membership, name: str) -> str:
     """Return the AUC of one attack on every model as text."""
-    models = {"": membership.areas, ", original ": membership.original, ", retrained ": membership.retrained}
-    known = {label: areas[name] for label, areas in models.items() if name in areas}
-    values = "".join(f"{label}{area.value:.3f} ± {area.standard_error:.3f}" for label, area in known.items())
-    return f"{name}: AUC {values}, ± standard error"
+    known = {
+        m: membership.areas[m][name] for m in ("unlearned", "original", "retrained") if name in membership.areas[m]
+    }
+    values = [f"{model} {area.value:.3f} ± {area.standard_error:.3f}" for model, area in known.items()]
+    return f"{name}: AUC {', '.join(values).removeprefix('unlearned ')}, ± standard error"
 
 
 def _against_unseen(membership: Membership, summary: Summary) -> Finding:
@@ -188,18 +188,18 @@ def _against_unseen(membership: Membership, summary: Summary) -> Finding:
     found = f"{forget} forget and {unseen} unseen examples; the most telling attack is {_areas(membership, worst)}"
     limit = "Forget quality is not known. " + (
         "Membership attacks alone compare this model with a retrained one."
-        if worst in membership.retrained
+        if worst in membership.areas["retrained"]
         else "Unseen rows stand in for a retrained model, and they may differ from the forget set in other ways."
     )
     if distance > SPREAD:
         sentence = f"The forget set can still be distinguished from unseen rows ({found}). "
         return "apart", sentence + _fall(summary), (limit,)
-    count = len(membership.areas)
+    count = len(membership.attacks)
     sentence = f"None of {count} membership attacks distinguishes the forget set from unseen rows ({found})"
     sensitive = _sensitive(membership)
     if not sensitive:
         reason = "with so few examples, none of them would detect half of what the original model gives away"
-        if not membership.original:
+        if not membership.areas["original"]:
             reason = "it is not known whether they can detect anything, as they were not run on the original model"
         return "undecided", f"{sentence}, but {reason}. {_fall(summary)}", (limit,)
     best = min(sensitive, key=lambda name: sensitive[name])
