@@ -11,11 +11,27 @@ The server starts when the first process needs it, serves all workers of pytest-
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
+import gc
+import importlib
+import json
 import os
+import re
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # What the forked processes need not import. Modules whose import looks at stdout or the environment are not among them.
 PRELOADED = (
@@ -50,13 +66,13 @@ def warm_python(folder: Path, owner: int) -> Iterator[Path]:
         folder: a folder of this process alone.
         owner: the process whose end ends the server; processes with the same owner share one.
     """
-    from multiprocessing import spawn
+    from multiprocessing import spawn  # here, as the client needs to start at once
 
     if not sys.platform.startswith("linux"):  # a forked process may not use the system's libraries elsewhere
         yield Path(sys.executable).parent
         return
-    real, socket = sys.executable, f"/tmp/unlora-tests-{owner}"
-    text = CLIENT.format(python=real, folder=str(Path(__file__).parent), socket=socket, owner=owner)
+    real, path = sys.executable, f"/tmp/unlora-tests-{owner}"
+    text = CLIENT.format(python=real, folder=str(Path(__file__).parent), socket=path, owner=owner)
     for name in ("python", "unlora"):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
@@ -70,7 +86,7 @@ def warm_python(folder: Path, owner: int) -> Iterator[Path]:
 
 
 def program(argv: list[str]) -> tuple[str, str, list[str]] | None:
-    """What to fork for a command line: its kind ("module", "script" or "spawned"), name and arguments, if anything."""
+    """Return what to fork for a command line: its kind ("module", "script", "spawned"), name and arguments; or None."""
     rest = list(argv[1:])
     if os.path.basename(argv[0]) == "unlora":
         return "module", "unlora", rest
@@ -88,13 +104,7 @@ def program(argv: list[str]) -> tuple[str, str, list[str]] | None:
 
 
 def client(python: str, path: str, owner: int) -> None:
-    """Be the process that the server forks: hand on signals, and end as it ends."""
-    import json
-    import re
-    import signal
-    import socket
-    import struct
-
+    """Stand for the process that the server forks: pass signals on to it, and end as it ends."""
     found = program(sys.argv)
     if found is None:
         os.execv(python, [python, *sys.argv[1:]])
@@ -116,14 +126,10 @@ def client(python: str, path: str, owner: int) -> None:
     os._exit(os.waitstatus_to_exitcode(status))
 
 
-def connect(python, path, owner):  # type: ignore[no-untyped-def]  # `socket` is imported lazily
-    """A connection to the server, which is started if there is none."""
-    import fcntl
-    import socket
-    import subprocess
-    import time
+def connect(python: str, path: str, owner: int) -> socket.socket:
+    """Connect to the server, and start it if there is none."""
 
-    def attempt():  # type: ignore[no-untyped-def]
+    def attempt() -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(path)
@@ -156,11 +162,6 @@ def connect(python, path, owner):  # type: ignore[no-untyped-def]  # `socket` is
 
 def serve(path: str, owner: int) -> None:
     """Import everything, then fork a process for each connection until the owner ends."""
-    import gc
-    import importlib
-    import signal
-    import socket
-
     sys.path.pop(0)
     for name in PRELOADED:
         importlib.import_module(name)
@@ -183,14 +184,8 @@ def serve(path: str, owner: int) -> None:
         os.unlink(name)
 
 
-def supervise(connection) -> None:  # type: ignore[no-untyped-def]
-    """Fork the process, hand on its client's signals, kill it if the client is killed, and report how it ended."""
-    import json
-    import select
-    import signal
-    import socket
-    import struct
-
+def supervise(connection: socket.socket) -> None:
+    """Fork the process, pass its client's signals on, kill it if the client is killed, and report how it ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     connection.settimeout(None)
     head, files, _, _ = socket.recv_fds(connection, 4, 16)
@@ -220,16 +215,9 @@ def supervise(connection) -> None:  # type: ignore[no-untyped-def]
     os._exit(0)
 
 
-def become(message: dict, files: list[int]) -> None:
+def become(message: dict[str, Any], files: list[int]) -> None:
     """Run the program in this process, as Python would."""
-    import atexit
-    import fcntl
-    import runpy
-    import signal
-    import threading
-    import traceback
-
-    # First out of the way of each other's numbers.
+    # The descriptors are moved to high numbers first, since one may have the number that another one gets.
     high = [fcntl.fcntl(file, fcntl.F_DUPFD, 500) for file in files]
     for file, number in zip(high, [0, 1, 2, *message["inherited"]], strict=True):
         os.dup2(file, number, inheritable=number < 3)
@@ -242,7 +230,7 @@ def become(message: dict, files: list[int]) -> None:
     os.environ.update(message["environment"])
     sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
     sys.stderr.reconfigure(line_buffering=True)
-    import huggingface_hub.constants  # which has read the environment already
+    import huggingface_hub.constants  # it has read the environment of the server
 
     huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
     kind, name, arguments = message["program"]
