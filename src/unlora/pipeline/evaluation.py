@@ -59,8 +59,8 @@ def evaluate_in_run(job: Job, name: str, model: PreTrainedModel, known: Log | No
 
     Args:
         job: the run.
-        name: "original" or "unlearned".
-        model: the model.
+        name: "original", "unlearned" or "retrained".
+        model: the model; of a known log, the one that judges its text with the adapters off.
         known: its log, if there is one already. A resumed run finds the log in its own folder.
 
     Returns:
@@ -72,8 +72,22 @@ def evaluate_in_run(job: Job, name: str, model: PreTrainedModel, known: Log | No
     if known is None and not on_main(path.exists):
         known = evaluate_shown(name, model, job.sets, job.text_format, job.request.evaluation)
     if known is not None:
-        on_main(lambda: write_log(known, path))
+        measured = _with_text(job, known, model)
+        on_main(lambda: write_log(measured, path))
     return on_main(lambda: read_log(path))
+
+
+def _with_text(job: Job, log: Log, model: PreTrainedModel) -> Log:
+    """Return a known log with its answers judged as text, as far as it is of the rows evaluated here."""
+    sizes = {name: len(rows[: job.request.evaluation.ds_size]) for name, rows in job.sets.items()}
+    columns = {name: log.get(TASKS[name], {}) for name in job.sets}
+    sets = {
+        name: rows
+        for name, rows in job.sets.items()
+        if "answer_measures" not in columns[name] and len(columns[name].get("generated_text", ())) == sizes[name]
+    }
+    with original_model(model) as original:
+        return add_text_columns(log, sets, original, job.text_format, job.request.evaluation)
 
 
 def evaluate_shown(

@@ -16,7 +16,7 @@ from unlora.common.distributed import main_only, on_main
 from unlora.common.files import write_json, write_jsonl, write_text
 from unlora.data.lessons import Lesson
 from unlora.data.sources import Record
-from unlora.evals import Log, summarise, write_log
+from unlora.evals import Log, summarise
 from unlora.models.load import load_adapter
 from unlora.pipeline.evaluation import evaluate_in_run, samples
 from unlora.pipeline.importance import importance_for
@@ -24,7 +24,7 @@ from unlora.pipeline.job import Job
 from unlora.pipeline.prepare import prepare, retain_stream
 from unlora.pipeline.request import Request
 from unlora.report.page import write_report
-from unlora.runs.folder import ADAPTER, CONFIG, EVALUATIONS, METRICS, SAMPLES
+from unlora.runs.folder import ADAPTER, CONFIG, METRICS, SAMPLES
 from unlora.runs.forgotten import write_forgotten
 from unlora.runs.record import Clock, describe_inputs, write_record
 from unlora.teachers import TEACHERS, Teaching
@@ -61,8 +61,10 @@ def unlearn(
     inputs = clock.time("hashes", describe_job, job)
     write_inputs(job)
     original = clock.time("evaluation_original", evaluate_in_run, job, "original", job.model, job.original_log)
+    if job.retrained_log is not None:  # so that the folder holds everything that its report shows
+        clock.time("evaluation_retrained", evaluate_in_run, job, "retrained", job.model, job.retrained_log)
     importance = clock.time("importance", importance_for, job)
-    lessons = clock.time("lessons", lessons_for, job)
+    lessons = clock.time("lessons", lessons_for, job) if request.args.has_teacher else None
     trainer = clock.time("training", train, job, importance, lessons)
     model, cost = clock.time("export", export, job, trainer.model)
     unlearned = clock.time("evaluation_unlearned", evaluate_in_run, job, "unlearned", model)
@@ -81,18 +83,14 @@ def describe_job(job: Job) -> dict[str, Any]:
 
 @main_only
 def write_inputs(job: Job) -> None:
-    """Write what the run was asked for: its settings, the hashes of the rows to forget, the retrained model's log."""
+    """Write what the run was asked for: its settings, and the hashes of the rows to forget."""
     write_text(job.folder / CONFIG, yaml.safe_dump(job.request.settings(), sort_keys=False))
     write_forgotten(job.folder, job.rows.used_forget, job.request.model.on)
-    if job.retrained_log is not None:  # so that the folder holds everything that its report shows
-        write_log(job.retrained_log, job.folder / EVALUATIONS["retrained"])
 
 
-def lessons_for(job: Job) -> list[Lesson] | None:
-    """Return what the teacher predicts for the forget set, if the loss distils a teacher."""
+def lessons_for(job: Job) -> list[Lesson]:
+    """Return what the teacher predicts for each forget example."""
     request, rows = job.request, job.rows
-    if not request.args.has_teacher:
-        return None
     names = [tuple(name.split()) for name in request.data.forget_names or ()]
     seed = request.args.pairing_seed
     teaching = Teaching(job.model, job.text_format, rows.used_forget, rows.retain, names or None, seed)

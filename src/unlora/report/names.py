@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 SETS = {"forget": "forget set", "retain": "retain set", "real_authors": "real authors", "world_facts": "world facts"}
 METRICS = {"probability": "probability", "rougeL_recall": "ROUGE-L recall", "truth_ratio": "truth ratio"}
+# Counts of generated answers, and the sets that they are shown of.
+COUNTS = {"broken": ("broken answers", tuple(SETS)), "given_away": ("answers that give the fact away", ("forget",))}
 # Metrics over all sets.
 OVERALL = {
     "model_utility": "model utility",
@@ -28,8 +30,18 @@ def metric_rows(models: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, 
         if any(key in summary["sets"] for summary in models.values()):
             for metric, name in METRICS.items():
                 yield f"{label}: {name}", [summary["sets"].get(key, {}).get(metric) for summary in models.values()]
+            yield from _count_rows(key, [summary["sets"].get(key, {}) for summary in models.values()])
     for metric, name in OVERALL.items():
         yield name, [summary.get(metric) for summary in models.values()]
+
+
+def _count_rows(key: str, sets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[float | None]]]:
+    """Yield the counts of a set that any of the models has."""
+    answers = max((values.get("answers", 0) for values in sets), default=0)
+    for metric, (name, shown_of) in COUNTS.items():
+        counts = [values.get(metric) for values in sets]
+        if key in shown_of and any(count is not None for count in counts):
+            yield f"{SETS[key]}: {name} (of {answers})", counts
 
 
 def number(value: float | None) -> str:
