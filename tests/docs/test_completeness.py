@@ -16,7 +16,7 @@ METHODS = (ROOT / "docs" / "methods.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
-KINDS = ("initialisers", "losses", "retain_losses")
+KINDS = ("initialisers", "losses", "teachers", "retain_losses")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ from typing import Any
 from unlora.benchmarks import BENCHMARKS, Benchmark
 from unlora.importance import INITIALISERS, Initialiser
 from unlora.losses.table import LOSSES, RETAIN_LOSSES, Loss
+from unlora.teachers import TEACHERS
 
 # What a loss takes from the original model, and how often that model is run for it.
 _REFERENCES = {
@@ -64,6 +65,10 @@ def all_choices() -> dict[str, Choices]:
                 (name, loss.formula, _listed(loss.settings), _needs_of_loss(loss), loss.retain, loss.paper)
                 for name, loss in LOSSES.items()
             ],
+        ),
+        "teachers": Choices(
+            ("name", "what the original model reads", "paper"),
+            [(name, teacher.description, teacher.paper) for name, teacher in TEACHERS.items()],
         ),
         "retain_losses": Choices(
             ("name", "retain loss", "settings", "needs", "paper"),
