@@ -24,7 +24,7 @@ TUNING_SEED, SEEDS = 3, (0, 1, 2, 4, 5)
 
 
 class Persona:
-    """The people, the models and the quickstart's request of one seed.
+    """The people, the models and the request of one seed, with the settings that were tuned for vila and ihl.
 
     Args:
         folder: where the data and the runs are written.
@@ -35,7 +35,7 @@ class Persona:
         self.folder, self.seed = folder, seed
         self.sets: Mapping[str, Sequence[Record]] = write_sets(folder / DATA, seed)
         self.models = persona_models(Recipe(seed=seed))
-        request = quickstart_request(self.models["original"], folder, seed)
+        request = quickstart_request(self.models["original"], folder, seed, "vila", "ihl")
         # The experiments evaluate the retrained model themselves, on fewer rows.
         self.request: Request = replace(request, evaluation=replace(request.evaluation, retrain_log=None))
 

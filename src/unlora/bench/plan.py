@@ -61,7 +61,8 @@ class Plan:
         logs, references = SharedLogs(self.options.folder), ReferencesOf()
         for cell in cells:
             place = cell.split, cell.seed
-            given = {**self.preset, **self.benchmark.request(self.options, *place), **self.shared}
+            tuned = self.benchmark.tuned.get(cell.method.rpartition("+")[2], {})
+            given = {**self.preset, **self.benchmark.request(self.options, *place), **tuned, **self.shared}
             if place not in references:
                 references[place] = self._references(logs, given, *place)
             self._prepare(cell, {**given, **self._of_cell(cell.method)}, references[place])

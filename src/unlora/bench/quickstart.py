@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.adapter.export import check_unused
-from unlora.benchmarks.builtin.persona import DATA, MAX_NEW_TOKENS, RETRAINED_LOG, persona_settings, write_sets
+from unlora.benchmarks.builtin.persona import DATA, MAX_NEW_TOKENS, RETRAINED_LOG, TUNED, persona_settings, write_sets
 from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
 from unlora.data import TextFormat
 from unlora.data.sources import Record
@@ -53,9 +53,9 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, 
     request = quickstart_request(models["original"], folder, seed)
     args = request.args
     say(
-        f"3/4 unlearning: {request.importance.init} + {args.loss}, rank {args.r}, {args.num_train_epochs:g} epochs of "
-        f"{len(sets['forget'])} answers, learning rate {args.learning_rate:g}, retain weight {args.retain_weight:g}; "
-        "then evaluation of both models"
+        f"3/4 unlearning of {len(sets['forget'])} answers: {request.importance.init} + {args.loss}, rank {args.r}, "
+        f"learning rate {args.learning_rate:g}, retain weight {args.retain_weight:g}, until the model agrees with its "
+        "teacher; then evaluation of both models"
     )
     result = unlearn(request, sets)
     say("4/4 done")
@@ -71,10 +71,10 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, 
     )
 
 
-def quickstart_request(model: Path, folder: Path, seed: int) -> Request:
+def quickstart_request(model: Path, folder: Path, seed: int, init: str = "lora", loss: str = "distil") -> Request:
     """The request of the built-in benchmark, written to `folder / "run"`."""
-    own = {"retrain_log": str(folder / RETRAINED_LOG), "output_dir": str(folder / "run")}
-    return Request.of({**persona_settings(model, folder, seed), **own})
+    own = {"retrain_log": str(folder / RETRAINED_LOG), "output_dir": str(folder / "run"), "init": init, "loss": loss}
+    return Request.of({**persona_settings(model, folder, seed), **TUNED[loss], **own})
 
 
 def evaluate_model(folder: Path, sets: Mapping[str, Sequence[Record]]) -> Log:

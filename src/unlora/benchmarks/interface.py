@@ -114,6 +114,7 @@ class Benchmark:
         after: {split: the split whose request it continues from}.
         metrics: the meaning of each number.
         plane: names of the two numbers (utility, forgetting) that span the forgetting-utility plane.
+        tuned: {loss: settings of requests that were chosen for it on this benchmark}.
         settings: dataclass of the evaluation's settings, flags of `unlora evaluate`.
         takes_text_settings: whether prompt format and maximum length are flags of `unlora evaluate` as well.
         evaluated_by_unlearn: whether `unlora unlearn` makes the log itself, in TOFU's format.
@@ -127,6 +128,7 @@ class Benchmark:
     after: Mapping[str, str] = {}  # read-only
     metrics: Mapping[str, Metric] = {}
     plane: tuple[str, str] | None = None
+    tuned: Mapping[str, Mapping[str, Any]] = {}
     settings: ClassVar[type[Any]] = BenchmarkSettings
     takes_text_settings: bool = True
     evaluated_by_unlearn: bool = False

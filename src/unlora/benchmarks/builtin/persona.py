@@ -31,8 +31,15 @@ def write_sets(folder: Path, seed: int) -> dict[str, Sequence[Record]]:
     return {"forget": configs["forget"], "retain": configs["retain"], "world_facts": configs["facts"]}
 
 
+# Loss -> settings that were chosen for it: of distil on seeds 100 to 102, of ihl on seed 3 (docs/results.md).
+TUNED: dict[str, dict[str, Any]] = {
+    "distil": {"learning_rate": 4e-3, "retain_weight": 2.0, "until_taught": True},
+    "ihl": {"learning_rate": 6e-4, "num_train_epochs": 20, "warmup_steps": 0.1},
+}
+
+
 def persona_settings(model: Path, folder: Path, seed: int) -> dict[str, Any]:
-    """The settings of a request, tuned on seed 3 (docs/results.md): the least training that reached every target there.
+    """Return the settings of a request, but for those of its loss.
 
     Args:
         model: folder of the original model.
@@ -54,13 +61,8 @@ def persona_settings(model: Path, folder: Path, seed: int) -> dict[str, Any]:
         "eval_real_authors_name": "none",
         "eval_world_facts_name": "facts",
         "max_new_tokens": MAX_NEW_TOKENS,
-        "loss": "ihl",
-        "learning_rate": 6e-4,
-        "retain_weight": 1.0,
         "per_device_train_batch_size": 16,
         "gradient_accumulation_steps": 1,
-        "num_train_epochs": 20,
-        "warmup_steps": 0.1,
         "logging_steps": 20,
         "save_strategy": "no",
         "seed": seed,
@@ -78,6 +80,7 @@ class Persona(TofuSchema):
     recipe: Recipe | None = None
 
     name = "persona"
+    tuned = TUNED
     needs = "–"
     sets = BENCHMARK_SETS["persona"]
 
