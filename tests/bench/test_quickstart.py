@@ -108,7 +108,7 @@ def test_the_command_tells_table_answers_page_and_adapter_for_people_and_as_json
     folder = course.folder / "run"
     Mode(quiet=False, json=False).tell(course.answer)
     shown = capsys.readouterr().out
-    assert "vila + ihl" in course.said
+    assert "lora + distil" in course.said
     assert all(text in shown for text in ("log10 forget quality", "retrained's"))
     assert shown.splitlines()[-2:] == [str(folder / "report.html"), str(folder / "adapter")]
     assert "Forget quality (p)" in (folder / "report.html").read_text()
