@@ -185,7 +185,7 @@ def test_importance_of_a_start_that_measures_nothing_is_refused(model_folder, da
     assert "init='pissa': it measures nothing" in capsys.readouterr().err
     changes = {"init": "lora", "importance_file": "i.safetensors"}
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", **changes)]) == 2
-    assert "importance_file='i.safetensors': 'lora' measures no importance" in capsys.readouterr().err
+    assert "importance_file='i.safetensors': 'lora' does not measure an importance" in capsys.readouterr().err
 
 
 def test_passes_that_would_repeat_the_same_gradients_are_refused(model_folder, data, tmp_path, capsys):
