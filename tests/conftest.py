@@ -95,11 +95,12 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], PreTrained
 
 @pytest.fixture
 def registries():
-    """The tables of losses and initialisers, to which a test may add its own for as long as it runs."""
+    """The tables of benchmarks, losses and initialisers, to which a test may add its own for as long as it runs."""
+    from unlora.benchmarks import BENCHMARKS
     from unlora.importance import INITIALISERS
     from unlora.losses import LOSSES, RETAIN_LOSSES
 
-    tables: list[dict] = [INITIALISERS, LOSSES, RETAIN_LOSSES]
+    tables: list[dict] = [BENCHMARKS, INITIALISERS, LOSSES, RETAIN_LOSSES]
     kept = [dict(table) for table in tables]
     yield
     for table, before in zip(tables, kept, strict=True):

@@ -22,8 +22,7 @@ class Shouting(Benchmark):
 
 
 @pytest.fixture
-def shouting(monkeypatch):
-    monkeypatch.setattr("unlora.benchmarks.table.BENCHMARKS", dict(BENCHMARKS))
+def shouting(registries):
     register_benchmark(Shouting())
 
 
