@@ -1,8 +1,10 @@
-"""Losses that distil: they say what should come in place of what is forgotten, and that all else should stay.
+"""Losses that distil: they say what should take the place of what is forgotten, and that all else should stay.
 
-Here t is the prediction of a teacher, and p the model's. Both are softened by a temperature τ: t^(1/τ), p^(1/τ),
-renormalised. Plain KL is content once an unlikely token has some small probability. Softened, it asks for the right
-odds among unlikely tokens too, and these decide how much likelier a true answer is than a wrong one.
+Here t is the prediction of a teacher and p that of the model. Both are softened by a temperature τ: t^(1/τ) and
+p^(1/τ), renormalised. Plain KL is small as soon as an unlikely token has some small probability. The softened KL also
+asks for the right odds among unlikely tokens, and these decide how much more likely a true answer is than a wrong one.
+
+Shapes: `logits` and `ref_logits` [tokens, vocabulary], `logp` (log p(y_t)) [tokens].
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ TEMPERATURE = 2.0
 def distillation(
     logits: Tensor, logp: Tensor, lesson: Lesson, temperature: float = TEMPERATURE, excess_weight: float = 0.1
 ) -> Tensor:
-    """mean_t τ²·KL_τ(t ‖ p) + μ·max(0, log p(y_t) − log t(y_t)), at least 0; tokens that are not taught count as 0.
+    """mean_t τ²·KL_τ(t ‖ p) + μ·max(0, log p(y_t) − log t(y_t)), at least 0. Tokens that are not taught count as 0.
 
-    The second term presses a true token down until the teacher finds it as unlikely, and no further. KL is taken over
-    the teacher's likeliest tokens one by one and all others together.
+    The second term lowers a true token until it is as unlikely as the teacher finds it, and no further. The KL is over
+    the teacher's most likely tokens, each by itself, and all other tokens together.
 
     Args:
-        logits: [tokens, vocabulary].
-        logp: [tokens], log p(y_t).
+        logits: the logits of the model.
+        logp: the log-probabilities of the true tokens.
         lesson: the teacher's predictions.
         temperature: τ.
         excess_weight: μ.
@@ -45,18 +47,18 @@ def teacher_kl(logits: Tensor, logp: Tensor, lesson: Lesson) -> Tensor:
 
 @torch.no_grad()
 def teacher_excess(logits: Tensor, logp: Tensor, lesson: Lesson) -> Tensor:
-    """mean_t max(0, log p(y_t) − log t(y_t)), in nats: how much likelier the true answers are than to the teacher."""
+    """mean_t max(0, log p(y_t) − log t(y_t)), in nats: how far true tokens are above what the teacher gives them."""
     return _excess(logp, lesson).sum() / len(logp)
 
 
 def softened_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """mean_t τ²·KL_τ(ref ‖ p), τ = 2, in nats: the model should answer as it did before."""
+    """mean_t τ²·KL_τ(ref ‖ p), τ = 2, in nats: the model should answer as the original does."""
     own, reference = (upcast(values).div(TEMPERATURE).log_softmax(-1) for values in (logits, ref_logits))
     return TEMPERATURE**2 * _kl(reference, own).mean()
 
 
 def _divergence(logits: Tensor, lesson: Lesson, temperature: float) -> Tensor:
-    """τ²·KL_τ of each taught token, [m]."""
+    """Return τ²·KL_τ of each taught token, [taught tokens]."""
     own = with_others(upcast(logits[lesson.places]).log_softmax(-1).gather(-1, lesson.ids))
     return temperature**2 * _kl(*((values / temperature).log_softmax(-1) for values in (lesson.logp, own)))
 
@@ -66,5 +68,5 @@ def _excess(logp: Tensor, lesson: Lesson) -> Tensor:
 
 
 def _kl(reference: Tensor, own: Tensor) -> Tensor:
-    """KL of each row of log-probabilities, in nats."""
+    """Return the KL of each row of log-probabilities, in nats."""
     return (reference.exp() * (reference - own)).sum(-1)

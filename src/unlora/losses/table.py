@@ -47,8 +47,8 @@ class Loss:
         forward: (model, batch, **settings) -> the model's predictions; the same for a forget loss and its retain loss.
         check: (model, **settings) -> what is wrong with the settings for that model.
         update_weight: (λ, retain loss, **settings) -> λ after an optimiser step, if λ is not constant.
-        measures: pure functions of the same tensors, by name: what they return is logged beside the loss, as a mean
-            over the same items. `teacher_kl` and `teacher_excess` tell when the model agrees with its teacher.
+        measures: pure functions of the same tensors by name. Their values are logged beside the loss, as means over
+            the same items. `teacher_kl` and `teacher_excess` show when the model agrees with its teacher.
         nats: whether its value is in nats, so that guessing blindly costs at most ln(vocabulary).
         mean_over: what it is the mean of: the labelled tokens or the pairs of a batch.
     """
@@ -71,7 +71,7 @@ class Loss:
         return self.function(**tensors, **own_settings(self.function, settings))
 
     def progress(self, out: Outputs) -> dict[str, Tensor]:
-        """Return the measures, each a scalar."""
+        """Return the measures of what the model predicts, each a scalar."""
         tensors = {name: getattr(out, name) for name in self.inputs}
         return {name: measure(**tensors) for name, measure in self.measures.items()}
 
@@ -203,7 +203,7 @@ RETAIN_LOSSES: dict[str, Loss] = {
     ),
 }
 NO_RETAIN = "none"
-# Tensors that there are for the forget set only.
+# Tensors that are computed for the forget set only.
 _OF_FORGET_SET = ("ref_logp", "lesson")
 # Settings that the loss is divided by or scaled with. All others may be 0.
 _POSITIVE = ("beta", "steering_coeff", "dual_step_size", "temperature")
