@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -22,6 +21,7 @@ from unlora.evals import metrics
 from unlora.evals.scoring import example_nll
 from unlora.evals.tofu import read_questions
 from unlora.settings import STOP_STATISTICS, StoppingConfig
+from unlora.training.snapshots import restore, snapshot
 from unlora.training.tensor_files import load_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -226,14 +226,14 @@ class StopWhenUnseen(TrainerCallback):
             return  # the weights have diverged: the trainer's own guard stops at the next batch
         if self.nearest is None or abs(now.auc - self.target) <= abs(self.nearest.auc - self.target):
             self.nearest, self.step = now, state.global_step
-            self.parameters = {name: p.detach().clone() for name, p in _trainable(model).items()}
+            self.parameters = snapshot(model)
         self.stopped = now.auc <= self.target
         should_log = control.should_log
         self.trainer.log({**now.logs(), "stop_step": self.step} if self.stopped else now.logs())
         control.should_log = should_log  # `log` resets it, and the trainer would skip its own entry of this step
         if self.stopped:
             control.should_training_stop = True
-            self._restore(model)  # now, so that a checkpoint of this step contains the kept parameters
+            restore(model, self.parameters)  # now, so that a checkpoint of this step contains the kept parameters
             self._report(now, state.global_step)
         elif state.global_step == state.max_steps:
             reason = f"after the last step the forget set can still be told from unseen data ({now})"
@@ -252,16 +252,7 @@ class StopWhenUnseen(TrainerCallback):
     def on_train_end(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
         """Leave the model at the kept step, if the test stopped training."""
         if self.stopped:
-            self._restore(model)
-
-    @torch.no_grad()
-    def _restore(self, model: nn.Module) -> None:
-        for name, parameter in _trainable(model).items():
-            parameter.copy_(self.parameters[name])
-
-
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+            restore(model, self.parameters)
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

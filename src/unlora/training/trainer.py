@@ -34,6 +34,7 @@ from unlora.models.packing import packing
 from unlora.models.sharding import is_sharded
 from unlora.training.checkpoints import SafeTrainer
 from unlora.training.config import UnlearnConfig
+from unlora.training.snapshots import restore, snapshot, trainable
 from unlora.training.taught import StopWhenTaught
 
 _RETAIN_WEIGHT_FILE = "retain_weight.json"
@@ -210,7 +211,8 @@ class UnlearnTrainer(SafeTrainer):
         """Train on one batch. If the base is sharded, average the adapter's gradients over the processes."""
         loss = super().training_step(*args, **kwargs)
         if self.sharded and self.accelerator.sync_gradients:
-            gradients = [p.grad for p in self._trainable().values() if p.grad is not None]
+            parameters = trainable(self.accelerator.unwrap_model(self.model)).values()
+            gradients = [p.grad for p in parameters if p.grad is not None]
             add_up(gradients)
             for gradient in gradients:
                 gradient.div_(self.args.world_size)
@@ -284,24 +286,17 @@ class UnlearnTrainer(SafeTrainer):
     def _remember_adapter(self) -> None:
         """Copy the adapter, once per optimiser step: its losses were good, so `_stop` can come back to it."""
         if self._good_adapter is None or self._good_adapter[0] != self.state.global_step:
-            weights = {name: parameter.detach().clone() for name, parameter in self._trainable().items()}
-            self._good_adapter = (self.state.global_step, weights)
+            self._good_adapter = (self.state.global_step, snapshot(self.accelerator.unwrap_model(self.model)))
 
-    def _trainable(self) -> dict[str, nn.Parameter]:
-        model = self.accelerator.unwrap_model(self.model)
-        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-    @torch.no_grad()
     def _stop(self, reason: str) -> NoReturn:
         """Restore the last good adapter, save it, and raise `DivergenceError`."""
+        model = self.accelerator.unwrap_model(self.model)
         step, good = self._good_adapter or (0, {})
-        for name, parameter in self._trainable().items():
-            if name in good:
-                parameter.copy_(good[name])
+        restore(model, good)
         folder = Path(self.args.output_dir) / "last-good-adapter"
         if self.args.should_save:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            write_adapter(self.accelerator.unwrap_model(self.model), folder)
+            write_adapter(model, folder)
         raise DivergenceError(
             f"training stopped at step {self.state.global_step}: {reason}. The adapter of step {step} was restored and "
             f"saved as {folder}. Fix: lower learning_rate (now {self.args.learning_rate:g}), raise retain_weight (now "
