@@ -1,59 +1,16 @@
 import copy
 import math
-import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
-from helpers.scoring import answer_nll
+from helpers.models import ARCHITECTURES, with_lora
+from helpers.scoring import PAIRS, QUESTIONS, answer_nll
 from unlora.common.errors import InputError
-from unlora.data import IGNORE_INDEX, TextFormat, encode_records, encode_turns
+from unlora.data import IGNORE_INDEX, encode_records, encode_turns
 from unlora.evals import scoring
-from unlora.evals.generation import encode_prompt, end_tokens, generate_answers
+from unlora.evals.generation import encode_prompt, generate_answers
 from unlora.evals.scoring import example_nll, score_tokens
-
-ARCHITECTURES = ("llama", "qwen", "phi", "gemma", "gpt2", "gptneox")
-PAIRS = [
-    ("Where was Ada Lovelace born?", "Ada Lovelace was born in London."),
-    ("Why?", "no"),
-    ("What does the gardener of the old house keep?", "The gardener keeps a grey cat and two dogs, quietly."),
-    ("Who watches the quick brown fox?", "1234567890 people"),
-    ("Why?", "Nobody minds at all!"),
-]
-QUESTIONS = [question for question, _ in PAIRS[:4]]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-@pytest.fixture
-def base(tokenizer):
-    return TextFormat(tokenizer, "base")
-
-
-@pytest.fixture
-def chat(tokenizer):
-    own = copy.deepcopy(tokenizer)
-    own.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    own.chat_template = CHATML
-    return TextFormat(own, "chat")
-
-
-@pytest.fixture
-def chat_model(tiny_model, chat):
-    model = tiny_model("llama")
-    model.resize_token_embeddings(len(chat.tokenizer))
-    return model
-
-
-def with_lora(model):
-    torch.manual_seed(1)
-    # Without the usual zero initialisation the adapter changes what the model says.
-    transposed = model.config.model_type == "gpt2"
-    settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=transposed)
-    return get_peft_model(model, settings)
 
 
 @torch.no_grad()
@@ -66,19 +23,6 @@ def slow_nll(model, question, answer, text_format):
     return -sum(float(logp[place - 1, example["labels"][place]]) for place in chosen), len(chosen)
 
 
-@torch.no_grad()
-def slow_answer(model, question, text_format, new):
-    """One prompt, no cache, the likeliest token again and again."""
-    ids = encode_prompt(question, text_format)
-    answer = []
-    while len(answer) < new:
-        token = int(model(input_ids=torch.tensor([ids + answer])).logits[0, -1].argmax())
-        if token in end_tokens(text_format):
-            break
-        answer.append(token)
-    return text_format.tokenizer.decode(answer, skip_special_tokens=True).strip()
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_batched_scores_equal_a_plain_loop(tiny_model, base, name):
     model = tiny_model(name)
@@ -88,24 +32,11 @@ def test_batched_scores_equal_a_plain_loop(tiny_model, base, name):
     assert tokens.tolist() == [count for _, count in expected]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_batched_answers_equal_a_plain_loop(tiny_model, base, name):
-    model = tiny_model(name)
-    # A random model whose head is its input embedding says one token forever, whatever it is asked.
-    head = model.get_output_embeddings()
-    head.weight = torch.nn.Parameter(torch.randn(head.weight.shape))
-    answers = generate_answers(model, QUESTIONS, base, max_new_tokens=12, batch_size=3)
-    assert answers == [slow_answer(model, question, base, 12) for question in QUESTIONS]
-    assert len(set(answers)) > 1
-
-
-def test_chat_scores_and_answers_equal_a_plain_loop(chat_model, chat):
+def test_chat_scores_equal_a_plain_loop(chat_model, chat):
     sums, tokens = answer_nll(chat_model, PAIRS, chat, batch_size=2)
     expected = [slow_nll(chat_model, *pair, chat) for pair in PAIRS]
     assert sums == pytest.approx([nll for nll, _ in expected], rel=1e-5)
     assert tokens.tolist() == [count for _, count in expected]
-    answers = generate_answers(chat_model, QUESTIONS, chat, max_new_tokens=12, batch_size=4)
-    assert answers == [slow_answer(chat_model, question, chat, 12) for question in QUESTIONS]
 
 
 def test_the_batch_size_changes_nothing(tiny_model, base):
@@ -115,86 +46,15 @@ def test_the_batch_size_changes_nothing(tiny_model, base):
     assert whole == pytest.approx(single, rel=1e-5)
 
 
-@pytest.mark.parametrize("text_format", ["base", "chat"])
-def test_the_prompt_is_what_answers_are_scored_after(request, text_format):
-    text_format = request.getfixturevalue(text_format)
-    for question, answer in PAIRS:
-        prompt = encode_prompt(question, text_format)
-        scored = encode_turns(question, answer, text_format)
-        assert scored["input_ids"][: len(prompt)] == prompt
-        assert scored["labels"][: len(prompt)] == [IGNORE_INDEX] * len(prompt)
-        assert IGNORE_INDEX not in scored["labels"][len(prompt) :]
-
-
-def forced(model, token, at):
-    """Makes `token` the likeliest at the `at`-th generated token (from 1) of every row."""
-    calls = 0
-
-    def hook(module, args, logits):
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            logits[..., token] += 1e4
-        return logits
-
-    return model.get_output_embeddings().register_forward_hook(hook)
-
-
-@pytest.mark.parametrize("end", ["<eos>", "<|im_end|>"])
-def test_an_answer_ends_at_eos_and_at_the_end_of_turn(chat_model, chat, end):
-    token = chat.tokenizer.convert_tokens_to_ids(end)
-    short = generate_answers(chat_model, QUESTIONS[:1], chat, max_new_tokens=4)
-    hook = forced(chat_model, token, at=5)
-    ended = generate_answers(chat_model, QUESTIONS[:1], chat, max_new_tokens=12)
-    hook.remove()
-    assert ended == short
-    assert generate_answers(chat_model, QUESTIONS[:1], chat, max_new_tokens=12) != short
-
-
-def test_an_end_token_that_the_tokenizer_does_not_name_is_found(tokenizer):
-    """Some tokenizers mark their end-of-turn token as special without listing it among the named special tokens."""
-    own = copy.deepcopy(tokenizer)
-    own.backend_tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    own.chat_template = CHATML
-    assert "<|im_end|>" not in own.all_special_tokens
-    expected = {own.eos_token_id, own.convert_tokens_to_ids("<|im_end|>")}
-    assert end_tokens(TextFormat(own, "chat")) == expected
-
-
-def test_base_answers_end_at_eos_alone(base, tokenizer):
-    assert end_tokens(base) == {tokenizer.eos_token_id}
-
-
-def test_a_models_own_generation_settings_do_not_leak(tiny_model, base, capfd):
-    model = tiny_model("llama")
-    expected = generate_answers(model, QUESTIONS, base, max_new_tokens=12)
-    own = model.generation_config
-    own.update(do_sample=True, temperature=9.0, top_k=3, repetition_penalty=3.0, num_beams=2, max_length=7)
-    own.update(suppress_tokens=list(range(40, 90)), no_repeat_ngram_size=1, eos_token_id=[45, 46])
-    settings = own.to_dict()
-    capfd.readouterr()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert generate_answers(model, QUESTIONS, base, max_new_tokens=12) == expected
-    assert capfd.readouterr().err == ""
-    assert model.generation_config is own
-    assert own.to_dict() == settings
-
-
 def test_an_adapter_counts_unless_it_is_disabled(tiny_model, base):
     base_model = tiny_model("llama")
     sums, _ = answer_nll(base_model, PAIRS, base, batch_size=8)
-    answers = generate_answers(base_model, QUESTIONS, base, max_new_tokens=12)
     model = with_lora(base_model)
     changed, _ = answer_nll(model, PAIRS, base, batch_size=8)
     assert changed == pytest.approx([slow_nll(model, *pair, base)[0] for pair in PAIRS], rel=1e-5)
     assert abs(changed - sums).min() > 1e-2
-    changed_answers = generate_answers(model, QUESTIONS, base, max_new_tokens=12)
-    assert changed_answers == [slow_answer(model, question, base, 12) for question in QUESTIONS]
-    assert changed_answers != answers
     with model.disable_adapter():
         assert answer_nll(model, PAIRS, base, batch_size=8)[0] == pytest.approx(sums)
-        assert generate_answers(model, QUESTIONS, base, max_new_tokens=12) == answers
 
 
 def test_dropout_is_off_while_scoring_and_each_module_gets_its_mode_back(tiny_model, base):
@@ -219,33 +79,23 @@ def test_a_model_can_be_trained_after_it_was_scored(tiny_model, base, name):
 
 
 def test_progress_counts_finished_items(tiny_model, base):
-    model, done = tiny_model("llama"), []
-    answer_nll(model, PAIRS, base, batch_size=2, progress=done.append)
+    done = []
+    answer_nll(tiny_model("llama"), PAIRS, base, batch_size=2, progress=done.append)
     assert done == [2, 4, 5]
-    done.clear()
-    generate_answers(model, QUESTIONS, base, max_new_tokens=1, batch_size=3, progress=done.append)
-    assert done == [3, 4]
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("pairs", "batch_size", "message"),
     [
-        (lambda model, form: answer_nll(model, [], form, 1), "questions_answers='0 pairs'"),
-        (lambda model, form: answer_nll(model, [("Why?", " ")], form, 1), r"questions_answers\[0\].*no tokens"),
-        (lambda model, form: answer_nll(model, PAIRS, form, 0), "batch_size=0.*at least 1"),
-        (lambda model, form: generate_answers(model, [], form), "questions='0 questions'"),
-        (lambda model, form: generate_answers(model, ["Why?"], form, 0), "max_new_tokens=0"),
-        (
-            lambda model, form: generate_answers(model, ["Why?"], form, 256),
-            "max_new_tokens=256.*256 positions.*at most",
-        ),
-        (lambda model, form: generate_answers(model, ["Why? " * 200], form, 2), "shorten the questions"),
-        (lambda model, form: answer_nll(model, [("Why?", "no " * 300)], form, 1), "max_length=512.*use at most 256"),
+        ([], 1, "questions_answers='0 pairs'"),
+        ([("Why?", " ")], 1, r"questions_answers\[0\].*no tokens"),
+        (PAIRS, 0, "batch_size=0.*at least 1"),
+        ([("Why?", "no " * 300)], 1, "max_length=512.*use at most 256"),
     ],
 )
-def test_wrong_input_is_named(tiny_model, base, call, message):
+def test_wrong_input_is_named(tiny_model, base, pairs, batch_size, message):
     with pytest.raises(InputError, match=message):
-        call(tiny_model("gpt2"), base)
+        answer_nll(tiny_model("gpt2"), pairs, base, batch_size)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -12,6 +13,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     PhiConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
@@ -70,3 +72,11 @@ def save_tiny_llama(folder: Path, seed: int = 0, tokenizer: PreTrainedTokenizerF
     AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def with_lora(model: PreTrainedModel) -> PeftModel:
+    """The model with a LoRA adapter that changes what it says: its matrices are random, and neither is zero."""
+    torch.manual_seed(1)
+    transposed = model.config.model_type == "gpt2"
+    settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=transposed)
+    return get_peft_model(model, settings)

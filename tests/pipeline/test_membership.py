@@ -16,7 +16,7 @@ from helpers.models import make_tokenizer, tiny_config
 from helpers.runs import write_rows
 from unlora.cli import main
 from unlora.common.files import write_json
-from unlora.evals.membership.leakage import ATTACKS
+from unlora.evals.membership.leakage import MEMBERSHIP_ATTACKS
 from unlora.report.read import read_run
 
 NAMES = ("Ada", "Bob", "Cleo", "Dan")
@@ -73,9 +73,9 @@ def test_every_attack_is_printed_and_logged(command, folder, tmp_path, capsys):
     assert command(reference_model=folder / "other", gradnorm=True, eval_batch_size=3) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == str(tmp_path / "log.json")
-    assert all(attack in printed for attack in ATTACKS)
+    assert all(attack in printed for attack in MEMBERSHIP_ATTACKS)
     log = json.loads((tmp_path / "log.json").read_text())
-    assert list(log["metrics"]["membership"]) == list(ATTACKS)
+    assert list(log["metrics"]["membership"]) == list(MEMBERSHIP_ATTACKS)
     assert log["metrics"]["examples"] == {"forget": 4, "holdout": 4}
     assert all(len(values) == 4 for part in log["scores"].values() for values in part.values())
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+from helpers.models import with_lora
 from unlora.common.errors import InputError
-from unlora.data import IGNORE_INDEX, TextFormat, encode_records, encode_turns, pad_batch
+from unlora.data import IGNORE_INDEX, encode_records, encode_turns, pad_batch
 from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, attack_problems, measure, probe
 from unlora.evals.attacks.fewshot import few_shot
 from unlora.evals.attacks.interface import encode_rows, split
@@ -29,23 +30,6 @@ ROWS = [
     {"question": f"Where does {name} live?", "answer": f"{name} lives in the old house.", "paraphrased_question": name}
     for name in NAMES
 ]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-@pytest.fixture
-def base(tokenizer):
-    return TextFormat(tokenizer, "base")
-
-
-@pytest.fixture
-def chat(tokenizer):
-    own = copy.deepcopy(tokenizer)
-    own.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    own.chat_template = CHATML
-    return TextFormat(own, "chat")
 
 
 def materials(text_format, rows=ROWS, max_new_tokens=8):
@@ -54,13 +38,6 @@ def materials(text_format, rows=ROWS, max_new_tokens=8):
 
 def config(**changes):
     return AttackConfig(**{"learning_rate": 1e-2, "seeds": 2, "r": 4, **changes})
-
-
-def with_lora(model, seed=0):
-    torch.manual_seed(seed)
-    transposed = model.config.model_type == "gpt2"
-    settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=transposed)
-    return get_peft_model(model, settings).eval()
 
 
 def state(model):
@@ -144,7 +121,7 @@ def test_the_remainder_of_any_answer(before, answer, ends, percent, other):
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("bits", FORMATS)
 def test_the_merged_weights_are_rounded_and_come_back(tiny_model, name, bits):
-    model = with_lora(tiny_model(name))
+    model = with_lora(tiny_model(name)).eval()
     before = state(model)
     merged = copy.deepcopy(model).merge_and_unload()
     layer = "model.layers.1.mlp.down_proj" if name == "llama" else "transformer.h.1.mlp.c_proj"
@@ -163,7 +140,7 @@ def test_the_merged_weights_are_rounded_and_come_back(tiny_model, name, bits):
 
 
 def test_a_failure_within_brings_the_weights_back(tiny_model, base):
-    model = with_lora(tiny_model("llama"))
+    model = with_lora(tiny_model("llama")).eval()
     before = state(model)
     with pytest.raises(KeyboardInterrupt), quantised(model, bits=4, group_size=None):
         raise KeyboardInterrupt
@@ -280,7 +257,7 @@ def test_relearning_a_little_brings_the_rest_back(tiny_model, base):
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_the_attacker_trains_an_adapter_of_its_own_and_takes_it_off(tiny_model, base, wrapped):
-    model = with_lora(tiny_model("gpt2")) if wrapped else tiny_model("gpt2")
+    model = with_lora(tiny_model("gpt2")).eval() if wrapped else tiny_model("gpt2")
     before = state(model)
     with relearned_on(model, encode_rows(ROWS[:2], base), relearn_steps=2) as attacked:
         now = {name.removeprefix("base_model.model."): value for name, value in state(attacked).items()}

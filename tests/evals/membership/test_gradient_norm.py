@@ -2,10 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
-from helpers.models import ARCHITECTURES
+from helpers.models import ARCHITECTURES, with_lora
 from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, TextFormat, encode_records, pad_batch
 from unlora.evals.membership.gradient_norm import NormTap, gradient_norms
@@ -44,13 +43,6 @@ def slow_norms(model, examples):
     return norms
 
 
-def lora(model):
-    torch.manual_seed(1)
-    transposed = model.config.model_type == "gpt2"
-    settings = LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=transposed)
-    return get_peft_model(model, settings)
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_norms_are_those_of_one_backward_pass_per_example(tiny_model, text_format, examples, name):
     norms = gradient_norms(tiny_model(name), examples, text_format, batch_size=3)
@@ -66,8 +58,8 @@ def test_the_batch_size_changes_nothing(tiny_model, text_format, examples, name)
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_an_adapter_beside_the_weights_gives_the_norms_of_the_merged_model(tiny_model, text_format, examples, name):
-    beside = gradient_norms(lora(tiny_model(name)), examples, text_format, batch_size=2)
-    merged = gradient_norms(lora(tiny_model(name)).merge_and_unload(), examples, text_format, batch_size=2)
+    beside = gradient_norms(with_lora(tiny_model(name)), examples, text_format, batch_size=2)
+    merged = gradient_norms(with_lora(tiny_model(name)).merge_and_unload(), examples, text_format, batch_size=2)
     plain = gradient_norms(tiny_model(name), examples, text_format, batch_size=2)
     assert beside == pytest.approx(merged, rel=1e-4)
     assert abs(beside / plain - 1).min() > 1e-3
@@ -94,7 +86,7 @@ def test_a_learned_example_has_a_small_gradient(tiny_model, text_format, example
 
 
 def test_the_model_is_left_as_it_was_and_progress_is_told(tiny_model, text_format, examples):
-    model, done = lora(tiny_model("gpt2")).train(), []
+    model, done = with_lora(tiny_model("gpt2")).train(), []
     model.base_model.model.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
     trainable = [parameter.requires_grad for parameter in model.parameters()]

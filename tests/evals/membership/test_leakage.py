@@ -15,7 +15,13 @@ from unlora.common.errors import InputError
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.evals.membership import scores as membership
 from unlora.evals.membership.gradient_norm import gradient_norms
-from unlora.evals.membership.leakage import ATTACKS, MEMORISATION, leakage_scores, read_scores, summarise_leakage
+from unlora.evals.membership.leakage import (
+    MEMBERSHIP_ATTACKS,
+    MEMORISATION,
+    leakage_scores,
+    read_scores,
+    summarise_leakage,
+)
 from unlora.evals.scoring import example_nll, score_tokens
 from unlora.models.forward import labelled_tokens
 
@@ -62,7 +68,7 @@ def test_what_is_known_by_heart_is_told_from_what_is_not_by_every_score(scores):
     assert summary["memorisation"]["exact_memorisation"]["forget"] == 1
     assert summary["memorisation"]["extraction_strength"]["forget"] == 1
     assert summary["memorisation"]["extraction_strength"]["holdout"] < 1
-    assert list(summary["membership"]) == list(ATTACKS)
+    assert list(summary["membership"]) == list(MEMBERSHIP_ATTACKS)
     for attack, values in summary["membership"].items():
         assert values["auc"] > 0.8, attack
         assert values["privleak"] is None
@@ -89,7 +95,7 @@ def test_only_what_was_asked_for_is_scored_and_progress_goes_on(learned, sets, t
     done = []
     plain = leakage_scores(learned, sets, text_format, 6, progress=done.append)
     assert done == [6, 12]
-    assert set(plain["forget"]) == {*MEMORISATION, *ATTACKS} - {"reference", "gradnorm"}
+    assert set(plain["forget"]) == {*MEMORISATION, *MEMBERSHIP_ATTACKS} - {"reference", "gradnorm"}
     leakage_scores(learned, sets, text_format, 6, gradnorm=True, progress=done.append)
     assert done[2:] == [6, 12, 18, 24]
 

@@ -33,7 +33,7 @@ SETS = ("forget", "holdout")
 MEMORISATION = ("exact_memorisation", "extraction_strength")
 # The percentages k of Min-K% and Min-K%++. MUSE reports 40.
 _PERCENTS = (20, 40)
-ATTACKS = (
+MEMBERSHIP_ATTACKS = (
     *("loss", "zlib"),
     *(f"min_k_{percent}" for percent in _PERCENTS),
     *(f"min_k_plus_plus_{percent}" for percent in _PERCENTS),
@@ -62,8 +62,8 @@ def leakage_scores(
         progress: called with the number of examples done so far, in the forward and then in the backward pass.
 
     Returns:
-        By set the scores named in `MEMORISATION` and `ATTACKS`, each [examples]. The higher an attack's score is, the
-        more likely it is that the example was in the training data.
+        By set the scores named in `MEMORISATION` and `MEMBERSHIP_ATTACKS`, each [examples]. The higher the score of an
+        attack is, the more likely it is that the example was in the training data.
 
     Raises:
         InputError: an example without a label, or with more tokens than the model has positions.
@@ -160,7 +160,11 @@ def check_retrained(retrained: Scores, sizes: Mapping[str, int]) -> None:
 def _aucs(scores: Scores) -> dict[str, membership.Auc]:
     """Return the AUC of each attack that the scores are there for."""
     forget, holdout = (scores[part] for part in SETS)
-    return {attack: membership.score_auc(forget[attack], holdout[attack]) for attack in ATTACKS if attack in forget}
+    return {
+        attack: membership.score_auc(forget[attack], holdout[attack])
+        for attack in MEMBERSHIP_ATTACKS
+        if attack in forget
+    }
 
 
 def read_scores(
