@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,17 @@ from hypothesis import settings
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from helpers.models import make_tokenizer, save_tiny_llama, tiny_config
-from helpers.runs import FORGET, RECORDED_FORGET, RETAIN, UNSEEN, flags, recorded_settings, write_rows
+from helpers.runs import (
+    FORGET,
+    RECORDED_FORGET,
+    RETAIN,
+    SECOND,
+    SECOND_ROWS,
+    UNSEEN,
+    flags,
+    recorded_settings,
+    write_rows,
+)
 from helpers.warm import warm_python
 from unlora.cli import main
 
@@ -151,3 +163,33 @@ def work(finished, tmp_path):
     config = tmp_path / "work" / "run" / "config.yaml"
     config.write_text(config.read_text().replace(str(finished), str(tmp_path / "work")))
     return tmp_path / "work"
+
+
+@pytest.fixture(scope="session")
+def plain_run(model_folder, tmp_path_factory):
+    """A run with the flags of `flags` alone, what it printed, and the base's weights before it; not to be changed."""
+    folder, printed = tmp_path_factory.mktemp("plain"), io.StringIO()
+    write_rows(folder / "data" / "forget.jsonl", FORGET)
+    write_rows(folder / "data" / "retain.jsonl", RETAIN)
+    weights = (model_folder / "model.safetensors").read_bytes()
+    with redirect_stdout(printed):
+        assert main(["unlearn", *flags(model_folder, folder / "data", folder / "run")]) == 0
+    return folder / "run", printed.getvalue(), weights
+
+
+@pytest.fixture(scope="session")
+def first_run(model_folder, tmp_path_factory):
+    """A finished request, large enough a change to be seen, with settings that a second one takes over."""
+    folder = tmp_path_factory.mktemp("first")
+    write_rows(folder / "data" / "forget.jsonl", FORGET)
+    write_rows(folder / "data" / "retain.jsonl", RETAIN)
+    settings = {"dtype": "float32", "prompt_format": "base", "learning_rate": 1e-2}
+    assert main(["unlearn", *flags(model_folder, folder / "data", folder / "run", **settings)]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def second(data):
+    """Flags of a request that continues from the first, with its rows."""
+    write_rows(data / "second.jsonl", SECOND_ROWS)
+    return SECOND

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +103,12 @@ def test_a_wrong_command_is_refused_and_json_prints_nothing_then(capsys):
 )
 def test_an_interrupt_says_how_to_go_on(command, argv, told):
     assert interrupted(command, argv).endswith(told)
+
+
+def test_the_command_runs_as_an_installed_program():
+    program = Path(sysconfig.get_path("scripts")) / "unlora"
+    shown = subprocess.run([program, "--help"], capture_output=True, text=True, check=True, env={**os.environ})
+    assert "quickstart" in shown.stdout
+    wrong = subprocess.run([program, "unlern"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "did you mean 'unlearn'" in wrong.stderr

@@ -19,6 +19,10 @@ FORGET = [
 ]
 RETAIN = [{"question": f"What does dog {i} watch?", "answer": f"The fox {i}."} for i in range(6)]
 
+# A second request, which continues from a first one.
+SECOND = {"model_name_or_path": None, "forget_name": "second", "learning_rate": 1e-2, "loss": "npo"}
+SECOND_ROWS = [{**row, "question": f"Is it so? {row['question']}"} for row in FORGET]
+
 
 def write_rows(path, rows):
     path.parent.mkdir(exist_ok=True)

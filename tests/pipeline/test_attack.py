@@ -207,7 +207,7 @@ def test_a_retrained_model_with_other_tokens_is_refused(run, tmp_path, capsys):
     own.add_tokens([CORPUS[0].split()[3]])
     other = save_tiny_llama(tmp_path / "other", 0, own)
     assert main(["attack", str(run), "--retrained", str(other)]) == 2
-    assert "its tokens are not those of" in capsys.readouterr().err
+    assert "it has another vocabulary than" in capsys.readouterr().err
 
 
 def test_means_and_errors_computed_by_hand():

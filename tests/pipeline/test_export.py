@@ -200,7 +200,7 @@ CASES = {
     "rank 0": ({"max_rank": 0}, "max_rank=0"),
     "ranks of a merged model": ({"max_rank": 2, "merge": "true"}, "a merged model has no adapter"),
     "no repository's name": ({"push_to_hub": "a//b", "base_model": "a/b"}, "push_to_hub='a//b'"),
-    "a base that nobody has": ({"push_to_hub": "a/b"}, "base_model=None: the adapter would name a folder"),
+    "a base that nobody has": ({"push_to_hub": "a/b"}, "base_model=None: the adapter would name a local folder"),
 }
 
 

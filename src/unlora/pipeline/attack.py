@@ -20,7 +20,8 @@ from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, att
 from unlora.evals.attacks.interface import Metrics, answer_places
 from unlora.evals.generation import end_tokens
 from unlora.evals.tofu import read_questions
-from unlora.models.load import load_adapter, load_model, load_tokenizer
+from unlora.models.load import load_adapter, load_model
+from unlora.pipeline.loading import comparable_model
 from unlora.pipeline.prepare import usable_length
 from unlora.runs.folder import ADAPTER, check_adapter, saved_settings, settings_of
 from unlora.runs.folder import ATTACKS as ATTACKS_FILE
@@ -68,8 +69,7 @@ def attack(run: str, config: AttackConfig) -> dict[str, Any]:
     config = replace(config, learning_rate=config.learning_rate or target.learning_rate)
     rows = {name: evaluated_rows(target, name) for name in ("forget", "retain")}
     questions = {name: distinct(name, part) for name, part in rows.items() if not is_text(part[0])}
-    if config.retrained is not None:
-        check_tokens(target.model, config.retrained)
+    other = None if config.retrained is None else comparable_model(target.model, config.retrained, "retrained")
     model, tokenizer = load_model(target.model)
     materials = make_materials(target, rows, questions, model, tokenizer, config.given_tokens)
     plan, unavailable = make_plan(model, materials, config)
@@ -78,8 +78,8 @@ def attack(run: str, config: AttackConfig) -> dict[str, Any]:
     results["unlearned"] = run_cases("unlearned", model, plan, materials)
     del model  # there may not be memory for two
     results["retrained"] = None
-    if config.retrained is not None:
-        retrained, _ = load_model(_other_model(target.model, config.retrained))
+    if other is not None:
+        retrained, _ = load_model(other)
         results["retrained"] = run_cases("retrained", retrained, plan, materials)
     report = {
         "models": {"original": target.model.model_name_or_path, "unlearned": run, "retrained": config.retrained},
@@ -149,18 +149,6 @@ def chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[R
         fix = "give longer texts"
         raise InputError(Problem(name, f"{len(examples)} chunks", "each is a single token", fix))
     return list(kept.values())
-
-
-def check_tokens(model: ModelConfig, retrained: str) -> None:
-    """Refuse a retrained model with another vocabulary, because the probabilities could not be compared."""
-    if load_tokenizer(model).get_vocab() != load_tokenizer(_other_model(model, retrained)).get_vocab():
-        reason = f"its tokens are not those of {model.model_name_or_path}"
-        raise InputError(Problem("retrained", retrained, reason, "give a model with the same tokenizer"))
-
-
-def _other_model(model: ModelConfig, name: str) -> ModelConfig:
-    """Return another model, to be loaded in the same way."""
-    return replace(model, model_name_or_path=name, model_revision="main")
 
 
 def make_plan(

@@ -1,12 +1,14 @@
-"""The model that a request starts from: the base, with the adapter of the earlier run that it continues from."""
+"""The models that a command works on: the start of a request, a model to evaluate, another one to compare with."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from unlora.models.load import load_adapter, load_model
+from unlora.common.errors import InputError, Problem
+from unlora.models.load import load_adapter, load_model, load_tokenizer
 from unlora.runs.folder import ADAPTER
 from unlora.runs.verify import check_base
 from unlora.settings import ModelConfig, TargetConfig
@@ -29,3 +31,16 @@ def load_target(config: ModelConfig, target: TargetConfig) -> tuple[PreTrainedMo
     """Load the model to evaluate, with its adapter if it has one, and the tokenizer."""
     model, tokenizer = load_start(config)
     return (load_adapter(model, target.adapter) if target.adapter else model), tokenizer
+
+
+def comparable_model(config: ModelConfig, name: str, argument: str) -> ModelConfig:
+    """Return another model, loaded in the same way, to compare probabilities with.
+
+    Raises:
+        InputError: it has another vocabulary, so the probabilities would be of other tokens.
+    """
+    other = replace(config, model_name_or_path=name, model_revision="main", on=None)
+    if load_tokenizer(config).get_vocab() != load_tokenizer(other).get_vocab():
+        reason = f"it has another vocabulary than {config.model_name_or_path}"
+        raise InputError(Problem(argument, name, reason, "name a model with the same tokenizer"))
+    return other

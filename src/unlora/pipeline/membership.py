@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unlora.common.distributed import on_main
-from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.errors import Problem, raise_if
 from unlora.common.files import write_json
 from unlora.common.progress import shown
 from unlora.data import Example, TextFormat, check_overlap, encode_records, load_set
@@ -19,7 +18,7 @@ from unlora.evals.membership.leakage import Scores, check_retrained, leakage_sco
 from unlora.evals.scoring import example_nll
 from unlora.models.hashes import sets_sha256
 from unlora.models.load import load_model, load_tokenizer
-from unlora.pipeline.loading import load_target
+from unlora.pipeline.loading import comparable_model, load_target
 from unlora.pipeline.request import model_problems
 from unlora.settings import MembershipConfig, ModelConfig, TextConfig
 
@@ -101,10 +100,6 @@ def reference_nll(
 
     The reference model is loaded here and released again, because there may not be memory for two models.
     """
-    other = replace(model_config, model_name_or_path=str(config.reference_model), model_revision="main", on=None)
-    if load_tokenizer(other).get_vocab() != text_format.tokenizer.get_vocab():
-        reason = "it has another vocabulary, so its loss per token is not that of the same tokens"
-        raise InputError(Problem("reference_model", other.model_name_or_path, reason, "use a model of the same family"))
-    model, _ = load_model(other)
+    model, _ = load_model(comparable_model(model_config, str(config.reference_model), "reference_model"))
     losses = {name: example_nll(model, part, text_format, config.eval_batch_size) for name, part in sets.items()}
     return {name: sums / tokens for name, (sums, tokens) in losses.items()}
