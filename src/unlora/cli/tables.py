@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from unlora.common.errors import NOT_AVAILABLE
 from unlora.evals.tofu import BENCHMARK_SETS
-from unlora.report.names import OVERALL, metric_rows, number
+from unlora.report.names import METRICS, OVERALL, metric_rows, number
 
 if TYPE_CHECKING:
     from unlora.benchmarks import Benchmark, Reading
 
-SUMMARY_COLUMNS = {
-    "probability": "probability",
-    "rougeL_recall": "ROUGE-L recall",
-    "truth_ratio": "truth ratio",
-    "truth_ratio_geometric": "geometric",
-}
+SUMMARY_COLUMNS = {**METRICS, "truth_ratio_geometric": "geometric"}
 # Terms of model utility in TOFU: three of each set but forget.
 WHOLE_UTILITY = 3 * (len(BENCHMARK_SETS["tofu"]) - 1)
 
