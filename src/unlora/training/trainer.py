@@ -376,5 +376,5 @@ def _argument_problems(
     for name, given in {"alternates": alternates, "lessons": lessons}.items():
         if given is not None and len(given) != len(forget):
             reason, fix = f"there are {len(forget)} forget examples", "give one for each of them, in the same order"
-            problems.append(Problem(name, f"{len(given)} given", reason, fix))
+            problems.append(Problem(name, f"{len(given)} examples", reason, fix))
     return problems
