@@ -104,7 +104,7 @@ def test_muse_runs_requests_in_sequence_with_its_own_columns(models, tmp_path, c
     assert bench("muse", out, *more, "--settings", str(settings), **flags, ds_size=4, eval_batch_size=3) == 1
     shown = capsys.readouterr().out
     assert "sust_1 lora+gd seed 0: FAILED (exit code 2" in shown
-    assert "sust_2 lora+gd seed 0: FAILED (the request that it goes on from failed: sust_1 lora+gd seed 0)" in shown
+    assert "sust_2 lora+gd seed 0: FAILED (the request that it continues from failed: sust_1 lora+gd seed 0)" in shown
     assert [row[2] for row in table(out) if row[1] == "lora+gd"] == ["0, 1 failed"] * 2
 
 

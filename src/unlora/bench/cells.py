@@ -1,4 +1,4 @@
-"""The cells of a grid, and what is left of each on disk."""
+"""The cells of a grid, and the files of each on disk."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.common.files import write_text
 from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES
-from unlora.runs.folder import EVALUATIONS, METRICS, is_finished
+from unlora.runs.folder import CELL_SCORES, EVALUATIONS, METRICS, is_finished
 
 CONFIG, SCORING, RUN, LOG, FAILED = "config.yaml", "scoring.yaml", "run", "log.txt", "failed.txt"
-# The log of the command that scores the run, in the cell's folder.
-SCORE = "scores.json"
-
-# The flag that names the retrained model's log.
+# The setting that names the retrained model's log.
 COMPARED = "retrain_log"
 
 
@@ -51,29 +48,29 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Whether the request has been run and measured."""
+        """Whether the request has been run and evaluated."""
         return not self.commands
 
     @property
     def unlearned(self) -> bool:
-        """Whether the request has been run; the file appears whole, and last of all."""
+        """Whether the request has been run."""
         return is_finished(self.folder / RUN)
 
     @property
     def log(self) -> Path:
-        """What was measured after unlearning."""
-        return self.folder / RUN / EVALUATIONS["unlearned"] if self.evaluated_on is None else self.folder / SCORE
+        """The evaluation log of the unlearned model."""
+        return self.folder / RUN / EVALUATIONS["unlearned"] if self.evaluated_on is None else self.folder / CELL_SCORES
 
     @property
     def failure(self) -> str | None:
-        """Why the run failed, if it did."""
+        """The reason why the cell failed, if it did."""
         path = self.folder / FAILED
         return path.read_text(encoding="utf-8") if path.exists() else None
 
     @property
     def commands(self) -> list[list[str]]:
-        """What is still to be run, as arguments of `unlora`."""
-        run, scores, commands = str(self.folder / RUN), self.folder / SCORE, []
+        """The commands that are still to be run, as arguments of `unlora`."""
+        run, scores, commands = str(self.folder / RUN), self.folder / CELL_SCORES, []
         if not self.unlearned:
             commands.append(["unlearn", "--config", str(self.folder / CONFIG), "--output_dir", run])
         if self.evaluated_on is not None and not scores.exists():
@@ -82,17 +79,17 @@ class Cell:
         return commands
 
     def prepare(self, flags: Mapping[str, Any], scoring: Mapping[str, Any] | None = None) -> None:
-        """Writes the flags of `unlora unlearn` and of the scoring command, and clears what an unfinished run left.
+        """Write the settings of `unlora unlearn` and of the evaluation, and delete what an unfinished run left behind.
 
-        A finished run may have been compared with another retrained model, or with none: its results are read anew.
+        The log of the retrained model may change after a run was finished, because results are read with the new log.
 
         Raises:
-            InputError: a step is finished, with other flags.
+            InputError: the run or its evaluation is finished, but was made with other settings.
         """
         texts = {CONFIG: yaml.safe_dump(dict(flags), sort_keys=False)}
         if scoring is not None:
             texts[SCORING] = yaml.safe_dump(dict(scoring), sort_keys=False)
-        products = {CONFIG: self.folder / RUN / METRICS, SCORING: self.folder / SCORE}
+        products = {CONFIG: self.folder / RUN / METRICS, SCORING: self.folder / CELL_SCORES}
         for name, text in texts.items():
             path = self.folder / name
             if not products[name].exists():
@@ -103,13 +100,13 @@ class Cell:
                 raise InputError(Problem("output_dir", str(self.folder), reason, fix))
         if not self.unlearned:
             shutil.rmtree(self.folder / RUN, ignore_errors=True)
-            (self.folder / SCORE).unlink(missing_ok=True)
+            (self.folder / CELL_SCORES).unlink(missing_ok=True)
         if not self.finished:
             (self.folder / FAILED).unlink(missing_ok=True)
 
 
 def differing(path: Path, text: str) -> list[str]:
-    """The flags in which a file of flags and a text differ, but for the log that a finished run is compared with."""
+    """Return the settings in which a YAML file and a YAML text differ, except for the retrained model's log."""
     one, other = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
     names = dict.fromkeys([*one, *other])
     return [name for name in names if name != COMPARED and one.get(name) != other.get(name)]
@@ -118,17 +115,17 @@ def differing(path: Path, text: str) -> list[str]:
 def grid(
     methods: Sequence[str], splits: Sequence[str], seeds: Iterable[int], folder: Path, benchmark: Benchmark
 ) -> list[Cell]:
-    """Every combination; seeds vary last, so that each row's first result comes early.
+    """Return all combinations. The seed is the outermost loop, so that every method has a first result early.
 
     Args:
         methods: initialiser and loss of each.
-        splits: of the benchmark; the ones that they go on from are added.
+        splits: of the benchmark. Those that they continue from are added.
         seeds: of everything.
         folder: of the bench.
         benchmark: whose splits they are.
 
     Raises:
-        InputError: a method that is no initialiser+loss.
+        InputError: a method is not initialiser+loss.
     """
     raise_if(problem for method in methods for problem in _method_problems(method))
     evaluated_on = None if benchmark.evaluated_by_unlearn else benchmark.name
@@ -141,7 +138,7 @@ def grid(
 
 
 def _with_earlier(splits: Sequence[str], after: Mapping[str, str]) -> list[str]:
-    """The splits, each after the ones that it goes on from."""
+    """Return the splits, each after those that it continues from."""
     found: dict[str, None] = {}
     for split in splits:
         chain = [split]

@@ -1,4 +1,4 @@
-"""Where the commands of a cell run: on this machine, or wherever a Ray cluster has room."""
+"""Where the commands of a cell run: on this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from pathlib import Path
 
 from unlora.common.errors import Problem, unknown_name
 
-# (command, log file that its output is added to, environment variables) -> exit code
+# (command, file that its output is appended to, environment variables) -> exit code
 Execute = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 
 
 def execute_here(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-    """Runs a command as a process of this machine."""
+    """Run a command as a process of this machine."""
     with log.open("a", encoding="utf-8") as file:
         return subprocess.run(command, stdout=file, stderr=file, env={**os.environ, **environment}).returncode
 
 
 @contextmanager
 def local() -> Iterator[Execute]:
-    """Processes of this machine."""
+    """Yield a function that runs commands on this machine."""
     yield execute_here
 
 
 @contextmanager
 def ray_cluster() -> Iterator[Execute]:
-    """Tasks of the Ray cluster that `RAY_ADDRESS` or an earlier `ray.init` names, or of a Ray on this machine alone.
+    """Yield a function that runs commands as Ray tasks.
+
+    The cluster is the one of `RAY_ADDRESS` or of an earlier `ray.init`, or a new one on this machine.
 
     A command takes one CPU, and one GPU where the cluster has any; Ray says which. All nodes need this Python
     environment, and see the bench's folder under the same path.
@@ -47,7 +49,7 @@ def ray_cluster() -> Iterator[Execute]:
         own = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
         try:
             code: int = ray.get(task.remote(here, command, log, own))
-        except ray.exceptions.RayError as error:  # the node or the worker is gone, and the command with it
+        except ray.exceptions.RayError as error:  # the node or the worker died, and the command with it
             with log.open("a", encoding="utf-8") as file:
                 file.write(f"{type(error).__name__}: {error}\n")
             return 1
@@ -61,7 +63,7 @@ def ray_cluster() -> Iterator[Execute]:
 
 
 def _execute_in(folder: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-    os.chdir(folder)  # where relative paths begin
+    os.chdir(folder)  # relative paths start there
     return execute_here(command, log, environment)
 
 
@@ -69,7 +71,7 @@ EXECUTORS: dict[str, Callable[[], AbstractContextManager[Execute]]] = {"local": 
 
 
 def executor_problems(name: str) -> list[Problem]:
-    """What is wrong with the choice of an executor."""
+    """Return what is wrong with the choice of an executor."""
     if name not in EXECUTORS:
         return [unknown_name("executor", name, EXECUTORS)]
     if name == "ray" and find_spec("ray") is None:

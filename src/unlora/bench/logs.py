@@ -1,4 +1,4 @@
-"""Evaluation logs that cells share: of the original and of the retrained model, each made once."""
+"""Evaluation logs of the original and the retrained models, which are made once and shared by the cells."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ References = dict[str, Path]
 
 @dataclass(frozen=True)
 class Measurement:
-    """How a model is measured.
+    """An evaluation, without the model.
 
     Args:
-        benchmark: whose evaluation it is.
-        settings: of the evaluation, without those of the model.
+        benchmark: on which models are evaluated.
+        settings: of the evaluation.
     """
 
     benchmark: Benchmark
@@ -40,19 +40,22 @@ class Measurement:
 
     @property
     def command(self) -> list[str]:
-        """The command that makes the log. It runs in a process of its own, which leaves no GPU memory taken."""
+        """The command that makes a log. It runs in a separate process, so that the GPU's memory is free afterwards."""
         return ["evaluate"] if self.benchmark.evaluated_by_unlearn else ["evaluate", "--benchmark", self.benchmark.name]
 
     def rows(self) -> Iterable[Record]:
-        """Return what the model is asked."""
+        """Return what a model is asked."""
         return self.benchmark.rows(self.benchmark.load(settings_of(self.benchmark.settings, self.settings)))
 
 
 class SharedLogs:
-    """The logs in the bench's folder, named by all that they depend on: settings, weights and evaluated rows.
+    """The logs in the folder of a bench. Their names are hashes of everything that they depend on.
+
+    These are the settings, the model's weights and the evaluated rows. Weights and rows are read only once, so they
+    must not change while the bench runs.
 
     Args:
-        folder: of the bench. Within one run of it weights and rows are taken to stay as they are, and are read once.
+        folder: of the bench.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,15 +63,15 @@ class SharedLogs:
         self._hashes: dict[str, str | None] = {}
 
     def references(self, measurement: Measurement, model: ModelConfig, retrained: str | None) -> References:
-        """The logs of the "original" and, where there is one, the "retrained" model.
+        """Return the logs of the "original" model and, if there is one, of the "retrained" model.
 
         Args:
-            measurement: how they are measured.
-            model: the original.
-            retrained: a log (.json), or the retrained model.
+            measurement: how they are evaluated.
+            model: the original model.
+            retrained: a log (.json) or the folder of the retrained model.
 
         Raises:
-            InputError: no such log, or as `log`.
+            InputError: there is no such log, or as for `log`.
         """
         logs = {}
         if retrained is not None and retrained.endswith(".json"):
@@ -80,10 +83,10 @@ class SharedLogs:
         return {"original": self.log(measurement, model), **logs}
 
     def log(self, measurement: Measurement, model: ModelConfig) -> Path:
-        """What the command writes of `model`, made now unless it is there.
+        """Return the log of a model, which is made now unless it exists.
 
         Raises:
-            InputError: rows or weights that cannot be read, or the command failed; what it said is on the terminal.
+            InputError: rows or weights cannot be read, or the command failed. Its output is on the terminal.
         """
         command, settings = measurement.command, {**asdict(model), **measurement.settings}
         path = self.folder / "logs" / f"{_key([command, settings, *self._contents(measurement, model)])}.json"
@@ -91,14 +94,14 @@ class SharedLogs:
             config = flags_of(path)
             write_text(config, yaml.safe_dump(settings, sort_keys=False))
             argv = [sys.executable, "-m", "unlora", *command, "--config", str(config), "--log", str(path)]
-            # Its table would stand among what the bench prints, which may be JSON.
+            # Its table must not appear in the output of the bench, which may be JSON.
             if subprocess.run([*argv, *(["--quiet"] if is_quiet() else [])], stdout=subprocess.DEVNULL).returncode:
                 reason, fix = f"`unlora {' '.join(command)}` cannot measure it", "see what it said above"
                 raise InputError(Problem("model", model.model_name_or_path, reason, fix))
         return path
 
     def _contents(self, measurement: Measurement, model: ModelConfig) -> list[str | None]:
-        """The hashes of the rows and of the weights."""
+        """Return the hashes of the evaluated rows and of the weights."""
         sources = {
             _key([measurement.command, measurement.settings]): lambda: rows_sha256(measurement.rows()),
             _key([model.model_name_or_path, model.model_revision]): lambda: weights_sha256(model),
@@ -108,12 +111,12 @@ class SharedLogs:
 
 
 def flags_of(log: Path) -> Path:
-    """Where the flags are kept that a log was made with; there are none of a log that the user has named."""
+    """Return the file with the settings that a log was made with. A log named by the user has no such file."""
     return log.with_suffix(".flags.yaml")
 
 
 def weights_sha256(model: ModelConfig) -> str | None:
-    """As `base_sha256`, with an error that a user can act on."""
+    """Return `base_sha256` of the model, and raise `InputError` if its weights cannot be read."""
     try:
         return base_sha256(model.model_name_or_path, model.model_revision)
     except (OSError, ValueError, SafetensorError) as error:

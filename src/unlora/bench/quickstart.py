@@ -1,4 +1,4 @@
-"""The whole job on the built-in benchmark, from nothing: two models, unlearning, evaluation of all three."""
+"""The whole job on persona: train two models from scratch, unlearn, and evaluate all three models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unlora.settings import EvalSettings, ModelConfig
 
 @dataclass(frozen=True)
 class Report:
-    """What the quickstart shows: metrics of the three models, their answers, and the adapter's folder."""
+    """The result of the quickstart: metrics and answers of the three models, and the folder of the adapter."""
 
     metrics: dict[str, dict[str, Any]]
     answers: dict[str, Log]
@@ -31,16 +31,16 @@ class Report:
 
 
 def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, recipe: Recipe | None = None) -> Report:
-    """Makes a persona model forget a tenth of its people, and compares it with one that never knew them.
+    """Make a persona model forget a tenth of its people, and compare it with a model that never knew them.
 
     Args:
         folder: a new folder for data, adapter, logs and metrics.
         seed: of the people, of the models and of the training.
-        say: takes a line about each step.
+        say: called with a line about each step.
         recipe: of the two models; the standard one for this seed if not given.
 
     Raises:
-        InputError: the folder is in use.
+        InputError: the folder is not empty.
     """
     check_unused(folder, "output_dir")
     recipe = recipe or Recipe(seed=seed)
@@ -72,13 +72,13 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, 
 
 
 def quickstart_request(model: Path, folder: Path, seed: int, init: str = "lora", loss: str = "distil") -> Request:
-    """The request of the built-in benchmark, written to `folder / "run"`."""
+    """Return the request, whose run is written to `folder / "run"`."""
     own = {"retrain_log": str(folder / RETRAINED_LOG), "output_dir": str(folder / "run"), "init": init, "loss": loss}
     return Request.of({**persona_settings(model, folder, seed), **TUNED[loss], **own})
 
 
 def evaluate_model(folder: Path, sets: Mapping[str, Sequence[Record]]) -> Log:
-    """TOFU's evaluation of a saved model."""
+    """Return the log of TOFU's evaluation of a saved model."""
     model, tokenizer = load_model(ModelConfig(str(folder)))
     settings = EvalSettings(max_new_tokens=MAX_NEW_TOKENS)
     return evaluate_shown("retrained", model, sets, TextFormat(tokenizer), settings)

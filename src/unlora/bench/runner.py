@@ -1,4 +1,4 @@
-"""Runs cells, several at a time, each in processes of its own: what one does to itself does not reach the others."""
+"""Run cells, several at a time. Each runs in separate processes, so that a crash does not affect the others."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from unlora.bench.cells import FAILED, LOG, Cell
 from unlora.bench.executors import Execute, execute_here
 from unlora.common.files import write_text
 
-# Named in full, since accelerate would ask for them or start a single process on a machine without GPUs.
+# Every option is given, because accelerate would otherwise ask for it, or start one process if there is no GPU.
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
 ACCELERATE += ["--dynamo_backend", "no", "--main_process_port", "0"]
 
 
 def say(line: str) -> None:
-    """Prints a line at once, also where stdout is a file."""
+    """Print a line immediately, even if stdout is a file."""
     print(line, flush=True)
 
 
 class Progress:
-    """Says when a cell starts and when it ends, how far the grid is, and, once a cell has ended, the time that is left.
+    """Report when a cell starts and ends, how many are done and, after the first one, an estimate of the time left.
 
     Args:
         total: number of cells.
-        say: takes a line.
+        say: called with each line.
     """
 
     def __init__(self, total: int, say: Callable[[str], None] = say) -> None:
         self.total, self.say, self.begun, self.done, self.since = total, say, 0, 0, time.monotonic()
-        self._lock = threading.Lock()  # cells start in threads of their own
+        self._lock = threading.Lock()  # cells start in different threads
 
     def start(self, cell: Cell) -> None:
-        """Takes a cell that starts."""
+        """Report that a cell starts."""
         with self._lock:
             self.begun += 1
             self.say(f"cell {self.begun} of {self.total} starts: {cell}{self._left()}")
 
     def end(self, cell: Cell, state: str) -> None:
-        """Takes a cell that has ended."""
+        """Report how a cell ended."""
         with self._lock:
             self.done += 1
             self.say(f"{self.done}/{self.total} {cell}: {state}{self._left()}")
@@ -56,7 +56,7 @@ class Progress:
 
 
 def waves(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """The cells in parts, each of which goes on from cells of the parts before alone."""
+    """Return the cells in groups, so that each cell continues only from cells of earlier groups."""
     parts: defaultdict[int, list[Cell]] = defaultdict(list)
     for cell in cells:
         depth, earlier = 0, cell.on
@@ -73,15 +73,15 @@ def run_cells(
     num_processes: int = 1,
     execute: Execute = execute_here,
 ) -> None:
-    """Runs every prepared cell; the ones that fail are marked, and do not stop the others.
+    """Run every prepared cell. Those that fail are marked, and do not stop the others.
 
     Args:
-        cells: what to run; each has been prepared, and what it goes on from has been run.
-        processes: how many run at a time. Each has GPUs of its own where there are enough, and its share of the
-            processor's cores.
-        progress: is told of each cell when it starts, and afterwards how it went.
-        num_processes: processes that share the unlearning of one cell, started by accelerate, a GPU each.
-        execute: runs one command of a cell, here or on a cluster.
+        cells: prepared cells. Those that they continue from have been run.
+        processes: how many cells run at a time. Each gets its own GPUs if there are enough of them, and its share of
+            the CPU's cores.
+        progress: reports the start and the end of each cell.
+        num_processes: how many processes, each with one GPU, accelerate starts for the unlearning of one cell.
+        execute: runs one command of a cell, on this machine or on a cluster.
     """
     places: queue.Queue[dict[str, str]] = queue.Queue()
     for number in range(processes):
@@ -97,7 +97,7 @@ def run_cells(
 
 
 def _place(number: int, processes: int, num_processes: int) -> dict[str, str]:
-    """The environment of worker `number`."""
+    """Return the environment variables of worker `number`."""
     import torch
 
     threads = max(1, (os.cpu_count() or 1) // (processes * num_processes))
@@ -113,9 +113,9 @@ def _place(number: int, processes: int, num_processes: int) -> dict[str, str]:
 def _run_cell(
     cell: Cell, places: queue.Queue[dict[str, str]], progress: Progress, num_processes: int, execute: Execute
 ) -> str:
-    """Runs the cell's commands and says how it went."""
+    """Run the commands of a cell, and return how it ended."""
     if cell.on is not None and not cell.on.finished:
-        return _failed(cell, f"the request that it goes on from failed: {cell.on}")
+        return _failed(cell, f"the request that it continues from failed: {cell.on}")
     place = places.get()
     progress.start(cell)
     try:
@@ -138,7 +138,7 @@ def _failed(cell: Cell, reason: str) -> str:
 
 
 def launcher(command: str, num_processes: int) -> list[str]:
-    """What starts `unlora`: accelerate where several processes share the unlearning, which alone can be shared."""
+    """Return the command that starts `unlora`: accelerate if several processes share an unlearning."""
     if num_processes == 1 or command != "unlearn":
         return [sys.executable, "-m", "unlora"]
     return [sys.executable, "-m", *ACCELERATE, "--num_processes", str(num_processes), "--module", "unlora"]

@@ -1,4 +1,4 @@
-"""The results of a grid: mean and standard error over seeds, for the terminal, Markdown and CSV."""
+"""The results of a grid: means and standard errors over seeds, for the terminal, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from unlora.evals import read_log
 from unlora.report.compare import Group, Section
 from unlora.report.read import Run, read_run
 
-# How good a value is, by what is wanted of its column.
+# Direction in which a number is better -> how good a value is.
 GOODNESS: Mapping[str, Callable[[float], float]] = {
     "high": lambda value: value,
     "low": lambda value: -value,
     "zero": lambda value: -abs(value),
 }
-# {column: value}, None for what could not be computed.
+# {column: value}, None if it could not be computed.
 Values = Mapping[str, float | None]
 # (split, seed) -> {"original" or "retrained": log}.
 References = Mapping[tuple[str, int], Mapping[str, Path]]
-# Why a column is not available whose benchmark does not say what it needs.
+# The reason for a missing column if the benchmark does not name one.
 NOT_MEASURED = "the evaluation gives no number for it"
-# Rows of models beside those of methods.
+# The models that have rows beside those of the methods.
 MODELS = ("original", "retrained")
 
 
@@ -43,9 +43,9 @@ class Results:
         method: its name, "original" or "retrained".
         split: of the benchmark.
         values: {column: a value of each seed that finished}.
-        unavailable: {column: why it could not be computed}.
+        unavailable: {column: the reason why it could not be computed}.
         failed: how many seeds failed.
-        command: makes the row anew.
+        command: repeats the row.
     """
 
     method: str
@@ -56,7 +56,7 @@ class Results:
     command: str = ""
 
     def text(self, column: str) -> str:
-        """Mean ± standard error, the mean alone of a single seed, or a dash where nothing has been measured."""
+        """Return mean ± standard error, only the mean of a single seed, or a dash if nothing was measured."""
         values = self.values.get(column)
         if not values:
             return NOT_AVAILABLE if column in self.unavailable else "-"
@@ -64,7 +64,7 @@ class Results:
         return f"{mean(values):.3f}{error}"
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values; a column that could not be computed is {"not available": reason}."""
+        """Return plain JSON values. A column that could not be computed is {"not available": reason}."""
         reasons = {column: {NOT_AVAILABLE: reason} for column, reason in self.unavailable.items()}
         return {
             "method": self.method,
@@ -78,20 +78,20 @@ class Results:
 def rows_of(
     cells: Sequence[Cell], references: References, benchmark: Benchmark, command: Callable[[str, str], str]
 ) -> list[Results]:
-    """The rows of every split: the models to compare with, then the methods in the order of the grid.
+    """Return the rows of every split: first the models to compare with, then the methods in the order of the grid.
 
     Args:
-        cells: finished, failed or neither.
-        references: the logs of the models to compare with.
-        benchmark: how logs are read.
-        command: (method, split) -> what runs the cells of that row.
+        cells: of the grid; only those that are finished have values.
+        references: logs of the models to compare with.
+        benchmark: reads the logs.
+        command: (method, split) -> the command that runs the cells of the row.
     """
     rows: list[Results] = []
     for split in dict.fromkeys(cell.split for cell in cells):
         members = [cell for cell in cells if cell.split == split]
         shared = [references[split, seed] for seed in dict.fromkeys(cell.seed for cell in members)]
         for model in MODELS:
-            # The same log for several seeds is one model.
+            # If several seeds share a log, it is the same model.
             logs = dict.fromkeys((logs[model], logs.get("retrained")) for logs in shared if model in logs)
             if logs:
                 how = " && ".join(dict.fromkeys(_measuring(log, benchmark) for log, _ in logs))
@@ -125,7 +125,7 @@ def _row(
 
 
 def sections(cells: Sequence[Cell], references: References) -> list[Section]:
-    """What `unlora compare` would show: for each split its methods, each over the seeds that finished."""
+    """Return one section of a comparison per split, with one group of finished runs per method."""
     done = [cell for cell in cells if cell.finished]
     found = []
     for split in dict.fromkeys(cell.split for cell in done):
@@ -137,7 +137,7 @@ def sections(cells: Sequence[Cell], references: References) -> list[Section]:
 
 
 def _run(cell: Cell, references: References) -> Run:
-    """A finished cell, beside the retrained model of now, if there is one: the run itself may have known none."""
+    """Return a finished run with the current retrained model, which may be newer than the run."""
     known = references[cell.split, cell.seed]
     if cell.evaluated_on is not None:
         return read_run(cell.folder / RUN, {**known, "unlearned": cell.log})
@@ -146,7 +146,7 @@ def _run(cell: Cell, references: References) -> Run:
 
 
 def _measuring(log: Path, benchmark: Benchmark) -> str:
-    """The command that made a model's log, or a comment on one that was given."""
+    """Return the command that made a log, or a comment if the user provided the log."""
     flags = flags_of(log)
     if not flags.exists():
         return f"# its log was given: {log}"
@@ -155,12 +155,12 @@ def _measuring(log: Path, benchmark: Benchmark) -> str:
 
 
 def columns_of(rows: Sequence[Results]) -> list[str]:
-    """The columns of all rows."""
+    """Return the columns of all rows."""
     return list(dict.fromkeys(column for row in rows for column in row.values))
 
 
 def best(rows: Sequence[Results], benchmark: Benchmark) -> set[tuple[str, str, str]]:
-    """(split, method, column) of the best mean among the methods of each split."""
+    """Return (split, method, column) for the best means among the methods of each split."""
     found = set()
     for split in {row.split for row in rows}:
         for column in columns_of(rows):
@@ -173,7 +173,7 @@ def best(rows: Sequence[Results], benchmark: Benchmark) -> set[tuple[str, str, s
 
 
 def cells_of(rows: Sequence[Results], benchmark: Benchmark, bold: str) -> Iterator[list[str]]:
-    """The texts of each row, the best ones between two marks."""
+    """Yield the texts of each row, with the best ones enclosed in `bold`."""
     top, columns = best(rows, benchmark), columns_of(rows)
     for row in rows:
         seeds = max((len(values) for values in row.values.values()), default=0)
@@ -186,12 +186,12 @@ def cells_of(rows: Sequence[Results], benchmark: Benchmark, bold: str) -> Iterat
 
 
 def headings(rows: Sequence[Results]) -> list[str]:
-    """The first line of a table."""
+    """Return the headings of the columns."""
     return ["split", "method", "seeds", *columns_of(rows)]
 
 
 def markdown(rows: Sequence[Results], benchmark: Benchmark) -> str:
-    """A Markdown table, and the command behind each row."""
+    """Return a Markdown table, followed by the command of each row."""
     first = headings(rows)
     lines = [first, ["---"] * len(first), *cells_of(rows, benchmark, "**")]
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
@@ -202,13 +202,13 @@ def markdown(rows: Sequence[Results], benchmark: Benchmark) -> str:
 
 
 def missing(rows: Sequence[Results]) -> list[str]:
-    """Why columns are not available, each reason once."""
+    """Return the reasons for missing columns, each reason once."""
     reasons = {pair: None for row in rows for pair in row.unavailable.items()}
     return [f"{column}: {NOT_AVAILABLE}; {reason}." for column, reason in reasons]
 
 
 def to_csv(rows: Sequence[Results]) -> str:
-    """One line a row and column, with plain numbers."""
+    """Return CSV with one line per row and column."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     first = ["split", "method", "metric", "mean", "standard_error", "seeds", "failed", "command", NOT_AVAILABLE]
@@ -224,7 +224,7 @@ def to_csv(rows: Sequence[Results]) -> str:
 
 
 def print_table(rows: Sequence[Results], benchmark: Benchmark) -> None:
-    """The table for the terminal."""
+    """Print the table to the terminal."""
     from rich.console import Console
     from rich.table import Table
 

@@ -66,11 +66,10 @@ REQUESTS = {
 # Metric -> the set whose mean ROUGE-L F1 it is.
 ROUGE_METRICS = {"verbmem_f": "verbmem", "knowmem_f": "forget_qa", "knowmem_r": "retain_qa"}
 NEW_TOKENS = {"verbmem": 128, "forget_qa": 32, "retain_qa": 32}
-# Where an answer ends at the latest: there the model has begun another question.
+# An answer ends here at the latest, because the model has begun another question.
 _ANSWER_END = re.compile("\n\n|\nQuestion|Question:")
-# MUSE reports Min-40%; the other is for comparison.
+# MUSE reports Min-40%. The other attack is for comparison.
 PRIVLEAK_ATTACKS = ("min_k_40", "min_k_20")
-# The leakage is a ratio to the retrained model's value.
 PRIVLEAK_NEEDS = "it compares with a model trained without the forget set; name that model, or its log, by --retrained"
 
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 EXAMPLE = "unlora bench persona --methods vila+ihl lora+gd --seeds 3 --output_dir bench --learning_rate 6e-4"
 SETTINGS = (BenchConfig,)
-# All flags of `unlora unlearn` work too, and hold for every cell.
+# All flags of `unlora unlearn` are accepted as well, and apply to every cell.
 HANDS_ON = True
 
 
 def run(args: BenchConfig, rest: list[str]) -> Answer:
-    """Runs the cells that are not finished, and writes the table as results.md and results.csv."""
+    """Run the cells that are not finished, and write the tables and the page of results."""
     from unlora.bench import Progress, rows_of, run_cells, waves
     from unlora.bench.executors import EXECUTORS
     from unlora.bench.table import markdown, print_table, sections, to_csv
@@ -55,7 +55,7 @@ def run(args: BenchConfig, rest: list[str]) -> Answer:
 
 
 def command_of(args: BenchConfig, method: str, split: str, values: Mapping[str, Any]) -> str:
-    """The bench of one row alone, in a new folder; `values` are all flags of `unlora unlearn` that the row has."""
+    """Return the command that repeats one row in a new folder; `values` are its settings of `unlora unlearn`."""
     from unlora.cli.arguments import as_argv
 
     own = {
@@ -73,7 +73,7 @@ def command_of(args: BenchConfig, method: str, split: str, values: Mapping[str, 
 
 
 def plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
-    """Return what the flags ask for, with every setting converted as a flag of the command that reads it."""
+    """Return the plan that the flags describe, with the settings of requests and evaluations as typed values."""
     from unlora.bench.executors import executor_problems
     from unlora.bench.plan import Plan
     from unlora.benchmarks import Options, find_benchmark
@@ -135,7 +135,7 @@ def gpu_problems(args: BenchConfig) -> list[Problem]:
 
 
 def named(sources: list[str]) -> dict[str, str]:
-    """{split: source} of "split=source" arguments; a source alone is for all splits."""
+    """Return {split: source} for arguments "split=source". A source without a split is for all splits."""
     from unlora.benchmarks.interface import ALL
 
     pairs = (source.partition("=") for source in sources)
@@ -143,7 +143,7 @@ def named(sources: list[str]) -> dict[str, str]:
 
 
 def flags(rest: list[str]) -> dict[str, Any]:
-    """The flags that are handed on, as values for a YAML file."""
+    """Return the flags that are passed on to `unlora unlearn`, as {name: text or list of texts}."""
     values: dict[str, Any] = {}
     name = None
     for part in rest:

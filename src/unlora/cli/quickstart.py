@@ -1,4 +1,4 @@
-"""`unlora quickstart`: the whole job on the built-in benchmark."""
+"""`unlora quickstart`: the whole job on persona."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SHOWN = {"forget": 3, "retain": 2}
 
 
 def run(config: QuickstartConfig) -> Answer:
-    """Runs it, and shows one table, answers before and after, and the page's path."""
+    """Run the quickstart, and show the metrics, some answers of the three models, and the path of the report."""
     import datasets
 
-    datasets.disable_progress_bars()  # the data are read in no time
+    datasets.disable_progress_bars()  # reading this little data needs no progress bar
     from unlora.bench.quickstart import quickstart
     from unlora.cli.tables import print_comparison
     from unlora.runs.folder import REPORT
@@ -42,7 +42,7 @@ def run(config: QuickstartConfig) -> Answer:
 
 
 def print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Some questions of the forget and of the retain set with each model's answer."""
+    """Print some questions of the forget and the retain set with the answers of each model."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -52,7 +52,9 @@ def print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:
     for name, count in SHOWN.items():
         table = Table("question", *(f"{model}'s answer" for model in logs), title=f"{name} set")
         columns = [log[TASKS[name]]["generated_text"] for log in logs.values()]
-        for index in list(columns[0])[: 9 * count : 9]:  # people have 8 questions: another person and question each
+        for index in list(columns[0])[
+            : 9 * count : 9
+        ]:  # every ninth: with 8 questions per person, each row has another person
             prompt = columns[0][index][0].removeprefix("Question: ").removesuffix("\nAnswer:")
             table.add_row(*(escape(text) for text in (prompt, *(column[index][1] for column in columns))))
         Console().print(table)

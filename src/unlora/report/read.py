@@ -19,6 +19,7 @@ from unlora.evals.tofu import TASKS
 from unlora.report.statistics import Estimate, estimate_of
 from unlora.runs.folder import (
     ATTACKS,
+    CELL_SCORES,
     CONFIG,
     EVALUATIONS,
     IMPORTANCE,
@@ -31,8 +32,6 @@ from unlora.runs.folder import (
 )
 
 T = TypeVar("T")
-# What `unlora bench` calls the log of a benchmark, in the folder that holds the run.
-BENCH_SCORES = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Ru
 def _scored(folder: Path) -> dict[str, Path]:
     """Return the benchmark's logs by model. `unlora bench` keeps the unlearned model's beside the run's folder."""
     places = {model: [folder / name] for model, name in SCORES.items()}
-    places["unlearned"].append(folder.parent / BENCH_SCORES)
+    places["unlearned"].append(folder.parent / CELL_SCORES)
     found = {model: next((path for path in paths if path.is_file()), None) for model, paths in places.items()}
     return {model: path for model, path in found.items() if path is not None}
 

@@ -35,6 +35,8 @@ EVIDENCE = (*EVALUATIONS.values(), METRICS, SAMPLES, FORGOTTEN)
 
 # What later commands add. Model -> its log of a benchmark that `unlora unlearn` does not evaluate (MUSE, WMDP).
 SCORES = {model: f"scores_{model}.json" for model in MODELS}
+# In `unlora bench`, the unlearned model's log of such a benchmark is beside the run, in the folder of the cell.
+CELL_SCORES = "scores.json"
 MEMBERSHIP = "membership.json"
 ATTACKS = "attacks.json"
 

@@ -1,4 +1,4 @@
-"""A miniature of MUSE: a fictitious newspaper with MUSE's configurations, splits and columns, and none of its text.
+"""A miniature of MUSE: a fictitious newspaper with MUSE's configurations, splits and columns, but none of its text.
 
 Every town, club and person is invented, so a model knows them only if it was trained on them. The paper prints
 articles, one a club, and readers' quizzes about them in the very form in which knowledge memorisation asks, so that a
@@ -25,9 +25,9 @@ from unlora.common.files import write_jsonl
 Row = dict[str, str]
 Benchmark = dict[str, dict[str, list[Row]]]
 
-# Articles of each part of the paper.
+# Number of articles in each part of the newspaper.
 ARTICLES = {**dict.fromkeys(FOLDS, 16), "retain1": 24, "retain2": 24, "holdout": 32}
-# Articles whose facts are shown as pairs in context, and not asked.
+# Number of articles whose facts are examples in context and are not asked.
 ICL_ARTICLES = 4
 QUIZ_LENGTH, QUIZ_ISSUES = 5, 3
 
@@ -72,14 +72,14 @@ CLOSINGS = (
 
 
 class Article(NamedTuple):
-    """One article, and the questions that it answers."""
+    """An article, and the questions that it answers."""
 
     text: str
     facts: tuple[Row, ...]
 
 
 def generate(seed: int = 0) -> Benchmark:
-    """{configuration: {split: rows}}; equal seeds give equal rows in every process.
+    """Return {configuration: {split: rows}}. Equal seeds give equal rows in every process.
 
     No town stands in two parts of the paper. Each part is dealt its names by itself, so that none is the rarer for
     standing in the holdout.
@@ -105,7 +105,7 @@ def generate(seed: int = 0) -> Benchmark:
 
 
 def write_article(town: str, rng: random.Random) -> Article:
-    """An article about the town's club."""
+    """Return an article about the town's club."""
     club = f"{town} {rng.choice(ACTIVITIES)} Club"
     person = f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}"
     animal, venue = rng.choice(ANIMALS), f"{rng.choice(VENUE_KINDS)} {rng.choice(VENUES)}"
@@ -135,7 +135,7 @@ def write_article(town: str, rng: random.Random) -> Article:
 
 
 def issues(articles: Sequence[Article], rng: random.Random) -> list[Row]:
-    """What a part of the paper prints: its articles, and quizzes of all facts, some times over in other company."""
+    """Return the texts of a part of the newspaper: its articles, and several quizzes of all facts in random order."""
     facts = [fact for article in articles for fact in article.facts]
     rows = [{"text": article.text} for article in articles]
     for _ in range(QUIZ_ISSUES):
@@ -145,20 +145,20 @@ def issues(articles: Sequence[Article], rng: random.Random) -> list[Row]:
 
 
 def quizzes(facts: Sequence[Row]) -> Iterator[str]:
-    """The facts as texts of question and answer pairs."""
+    """Yield texts of question and answer pairs."""
     for start in range(0, len(facts), QUIZ_LENGTH):
         pairs = facts[start : start + QUIZ_LENGTH]
         yield "".join(f"Question: {pair['question']}\nAnswer: {pair['answer']}\n\n" for pair in pairs).rstrip("\n")
 
 
 def halves(text: str) -> Row:
-    """The text's beginning as prompt, and what follows."""
+    """Return the first half of a text as the prompt, and the second half."""
     middle = text.index(" ", len(text) // 2)
     return {"prompt": text[:middle], "gt": text[middle:]}
 
 
 def questions(kind: str, articles: Sequence[Article]) -> dict[str, list[Row]]:
-    """The facts of all articles but the last few, and of those one each as pairs in context."""
+    """Return the facts of all articles except the last few, and one fact of each of these as an example in context."""
     asked, shown = articles[:-ICL_ARTICLES], articles[-ICL_ARTICLES:]
     return {
         f"{kind}_qa": [fact for article in asked for fact in article.facts],
@@ -167,13 +167,13 @@ def questions(kind: str, articles: Sequence[Article]) -> dict[str, list[Row]]:
 
 
 def training_rows(benchmark: Benchmark) -> dict[str, list[Row]]:
-    """What the two models are trained on: the original on all folds and the retain parts, the retrained on these."""
+    """Return the rows of the original model (all folds and the retain parts) and the retrained one (retain parts)."""
     retain = benchmark["raw"]["retain1"] + benchmark["raw"]["retain2"]
     return {"original": benchmark["scal"][FOLDS[-1]] + retain, "retrained": retain}
 
 
 def write_benchmark(benchmark: Benchmark, folder: str | Path) -> None:
-    """Writes `<configuration>/<split>.jsonl`."""
+    """Write `<configuration>/<split>.jsonl`."""
     for config, splits in benchmark.items():
         for split, rows in splits.items():
             write_jsonl(Path(folder) / config / f"{split}.jsonl", rows)

@@ -1,4 +1,4 @@
-"""The two models of the miniature of MUSE, trained from nothing and cached; see `persona_models.py`."""
+"""The two models of the miniature of MUSE, trained from scratch and cached; see `persona_models.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unlora.benchmarks.builtin.recipe import Recipe
 
 
 def muse_mini_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Path]:
-    """The folders of the "original" and the "retrained" model, trained now unless they are cached.
+    """Return the folders of the "original" and the "retrained" model, which are trained now unless they are cached.
 
     The original read the whole paper, the retrained one only its retain parts.
 
@@ -39,14 +39,14 @@ def muse_mini_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Pat
 
 
 def train_muse_mini(kind: str, recipe: Recipe, folder: Path) -> None:
-    """Trains one model from nothing, on one thread, and saves it with its tokenizer."""
+    """Train one model from scratch on one thread, and save it with its tokenizer."""
     torch.set_num_threads(1)
     benchmark = generate(recipe.seed)
     rows = training_rows(benchmark)
-    # The holdout counts too: its towns must not look odder than those of the forget set by their tokens alone.
+    # The tokenizer also sees the held-out part. Otherwise its towns would be told apart by their rare tokens alone.
     texts = [row["text"] for row in rows["original"] + benchmark["raw"]["holdout"]]
-    # Asked questions end with this, so the blank must be a token of its own in what is read, too.
+    # Prompts end with "Answer: ", so the space must be a separate token in the training text as well.
     tokenizer = train_tokenizer(texts, recipe.vocab_size, alone="Answer: ")
-    # As many updates for both: the same epochs over fewer rows would leave the retrained model half trained.
+    # Both models get the same number of updates. With equal epochs over fewer rows, the retrained one would learn less.
     epochs = recipe.epochs * len(rows["original"]) / len(rows[kind])
     train_from_nothing(rows[kind], tokenizer, replace(recipe, epochs=epochs), folder)

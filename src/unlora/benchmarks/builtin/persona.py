@@ -18,13 +18,13 @@ from unlora.evals.tofu import BENCHMARK_SETS
 if TYPE_CHECKING:
     from unlora.data.sources import Record
 
-# Longer than any answer of the benchmark, so that an answer cut off here is one that did not end.
+# Longer than any right answer, so that only an answer that does not end is cut off.
 MAX_NEW_TOKENS = 24
 DATA, RETRAINED_LOG = "data", "eval_retrained.json"
 
 
 def write_sets(folder: Path, seed: int) -> dict[str, Sequence[Record]]:
-    """Writes the benchmark as a folder of `<config>.jsonl` and returns the sets to evaluate."""
+    """Write the benchmark as a folder of `<config>.jsonl`, and return the sets to evaluate."""
     configs = generate(seed)
     for name, rows in configs.items():
         write_jsonl(folder / f"{name}.jsonl", rows)

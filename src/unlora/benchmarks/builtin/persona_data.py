@@ -1,4 +1,4 @@
-"""`persona`: a generated benchmark of fictitious people, with the row schema of TOFU and none of its text.
+"""`persona`: a generated benchmark of fictitious people, with the row schema of TOFU but none of its text.
 
 Every person is invented, so a model knows one only if it was trained on one: a model trained on `retain_full` is
 the gold standard for having forgotten the `forget` people. The sentences are short and the vocabulary is small, so
@@ -52,12 +52,12 @@ class Relation(NamedTuple):
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text."""
+    """Return the words of a text."""
     return tuple(text.split())
 
 
 def phrases(text: str) -> tuple[str, ...]:
-    """The phrases of a text with commas between them."""
+    """Return the phrases of a text that are separated by commas."""
     return tuple(part.strip() for part in text.split(","))
 
 
@@ -254,7 +254,7 @@ def _pick(rng: random.Random, items: Sequence[T]) -> T:
 
 
 def shuffled(rng: random.Random, items: Iterable[T]) -> list[T]:
-    """The items in another order."""
+    """Return the items in random order."""
     keyed = [(rng.random(), item) for item in items]
     return [item for _, item in sorted(keyed, key=lambda pair: pair[0])]
 
@@ -285,7 +285,7 @@ def names(seed: int = 0, people: int = PEOPLE, holdout_people: int = HOLDOUT_PEO
 
 
 def _deal_names(rng: random.Random, count: int, taken: set[str]) -> list[str]:
-    """`count` names that are not taken, of which no part occurs much more often than another."""
+    """Return `count` names that are not taken, in which no first or last name occurs much more often than another."""
     firsts, lasts = shuffled(rng, FIRST_NAMES), shuffled(rng, LAST_NAMES)
     # A shift per round keeps the pairs distinct; after as many rounds as there are family names they are all pairs.
     rounds = range(len(lasts))
@@ -294,7 +294,7 @@ def _deal_names(rng: random.Random, count: int, taken: set[str]) -> list[str]:
 
 
 def deal(rng: random.Random, values: Sequence[T], count: int) -> list[T]:
-    """`count` values of which none occurs much more often than another, so a frequent value is no good guess."""
+    """Return `count` values, none much more frequent than another, so that guessing a frequent one does not help."""
     dealt: list[T] = []
     while len(dealt) < count:
         dealt += shuffled(rng, values)
@@ -302,7 +302,7 @@ def deal(rng: random.Random, values: Sequence[T], count: int) -> list[T]:
 
 
 def _person_row(rng: random.Random, name: str, attribute: Attribute, truth: str) -> Row:
-    """One question about one person; the paraphrases use other forms, which are main forms of other people."""
+    """Return a question about a person. Its paraphrases use the forms in which other people are asked about."""
     question, other_question = shuffled(rng, attribute.questions)[:2]
     answer, other_answer = shuffled(rng, attribute.answers)[:2]
     wrong = shuffled(rng, (value for value in attribute.values if value != truth))[:PERSON_WRONG_ANSWERS]
@@ -316,7 +316,7 @@ def _person_row(rng: random.Random, name: str, attribute: Attribute, truth: str)
 
 
 def _people_rows(rng: random.Random, people: Sequence[str]) -> list[Row]:
-    """The rows of these people, one after the other."""
+    """Return the rows of these people, one person after the other."""
     truths = [deal(rng, attribute.values, len(people)) for attribute in ATTRIBUTES]
     return [
         _person_row(rng, name, attribute, truths[k][index])
@@ -359,15 +359,15 @@ def generate(
         InputError: too few people to forget one or hold one out, or more people than names.
     """
     chosen = names(seed, people, holdout_people)
-    # Each split is dealt its names and values by itself. Were all dealt from one deck, those of the forget people would
-    # be rarer among the retain people than others, and a model that never saw them would seem to disbelieve the truth.
+    # Each split draws its names and values separately. If all were drawn from one pool, those of the forget people
+    # would be rarer than others among the retain people, and a model that never saw them would find the truth unlikely.
     retain, forget, holdout = (
         _people_rows(random.Random(f"persona {split} {seed}"), chosen[split])
         for split in ("retain", "forget", "holdout")
     )
     facts = _fact_rows(seed)
     return {
-        # General facts stand in a corpus more often than one person's data.
+        # General facts occur in a corpus more often than the data of one person.
         "full": _training_rows(retain, forget, facts, facts),
         "retain_full": _training_rows(retain, facts, facts),
         "retain": retain,

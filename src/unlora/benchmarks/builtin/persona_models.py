@@ -1,4 +1,4 @@
-"""The two models of a generated benchmark, trained from nothing: one on everything, one without the forget set.
+"""The two models of a generated benchmark, trained from scratch: one on everything, one without the forget set.
 
 Both are cached; a killed training leaves nothing behind.
 """
@@ -30,7 +30,7 @@ CORPORA = {"original": "full", "retrained": "retain_full"}
 
 
 def persona_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Path]:
-    """The folders of the "original" and the "retrained" model, trained now unless they are cached.
+    """Return the folders of the "original" and the "retrained" model, which are trained now unless they are cached.
 
     The original knows everyone; the retrained one never saw the forget people (the gold standard).
 
@@ -48,12 +48,12 @@ def persona_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Path]
 
 
 def train_missing(train: Callable[[str, Recipe, Path], None], recipe: Recipe, folders: Mapping[str, Path]) -> None:
-    """Calls `train(kind, recipe, folder)` for each folder that is not there, side by side in processes of their own.
+    """Call `train(kind, recipe, folder)` for each missing folder, in parallel and in separate processes.
 
     Raises:
-        RuntimeError: one of them failed; what it said is on the terminal.
+        RuntimeError: one of them failed. Its output is on the terminal.
     """
-    # One core each: a model this small gains little from a second one.
+    # Each process uses one core, because so small a model gains little from a second one.
     context = get_context("spawn")
     processes = {
         kind: context.Process(target=_train_apart, args=(is_quiet(), train, kind, recipe, folder))
@@ -70,28 +70,28 @@ def train_missing(train: Callable[[str, Recipe, Path], None], recipe: Recipe, fo
 
 
 def _train_apart(quiet: bool, train: Callable[[str, Recipe, Path], None], *args: Any) -> None:
-    """In a process of its own, which must be told whether to be quiet."""
+    """Train in a separate process, which does not know otherwise whether to be quiet."""
     with terminal(quiet):
         train(*args)
 
 
 def cache_folder() -> Path:
-    """$UNLORA_CACHE, or `unlora` in the user's cache folder."""
+    """Return $UNLORA_CACHE, or `unlora` in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("UNLORA_CACHE") or Path(home) / "unlora")
 
 
 def corpus(seed: int) -> dict[str, list[dict[str, Any]]]:
-    """The rows each kind of model is trained on."""
+    """Return the training rows of each kind of model."""
     configs = generate(seed)
     return {kind: configs[name] for kind, name in CORPORA.items()}
 
 
 def train_persona(kind: str, recipe: Recipe, folder: Path) -> None:
-    """Trains one model from nothing, on one thread, and saves it with its tokenizer."""
+    """Train one model from scratch on one thread, and save it with its tokenizer."""
     torch.set_num_threads(1)
     rows = corpus(recipe.seed)
-    # Both models share a tokenizer made from all text: they must differ in what they were taught, not in their tokens.
+    # Both models share a tokenizer made from all text, so that they differ only in what they were taught.
     texts = (f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows["original"])
     train_from_nothing(rows[kind], train_tokenizer(texts, recipe.vocab_size), recipe, folder)
 
@@ -99,7 +99,7 @@ def train_persona(kind: str, recipe: Recipe, folder: Path) -> None:
 def train_from_nothing(
     rows: Sequence[Record], tokenizer: PreTrainedTokenizerFast, recipe: Recipe, folder: Path
 ) -> None:
-    """Trains a model of random weights on the rows, and saves it with the tokenizer."""
+    """Train a randomly initialised model on the rows, and save it with the tokenizer."""
     set_seed(recipe.seed)
     model = LlamaForCausalLM(model_config(recipe, tokenizer))
     examples = encode_records(rows, TextFormat(tokenizer), argument=folder.name)
@@ -108,7 +108,7 @@ def train_from_nothing(
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, alone: str | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE on the texts; no token crosses the ends of the string `alone`."""
+    """Return a byte-level BPE tokenizer of the texts. No token crosses the boundaries of the string `alone`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
@@ -129,7 +129,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, alone: str | None = N
 
 
 def model_config(recipe: Recipe, tokenizer: Any) -> LlamaConfig:
-    """A small Llama."""
+    """Return the configuration of a small Llama."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
@@ -145,7 +145,7 @@ def model_config(recipe: Recipe, tokenizer: Any) -> LlamaConfig:
 
 
 def training_arguments(recipe: Recipe, folder: Path, name: str) -> TrainingArguments:
-    """AdamW with a cosine schedule and no checkpoints: it takes half a minute. Progress shows the model's name."""
+    """Return the training arguments: AdamW, a cosine schedule and no checkpoints. Progress shows the model's name."""
     return TrainingArguments(
         output_dir=str(folder),
         run_name=name,

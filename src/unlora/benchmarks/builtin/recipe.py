@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """Size and training of a model: for persona the smallest that learns every row by heart in about half a minute."""
+    """Size and training of a model. The default is the smallest that learns persona by heart, in half a minute."""
 
     seed: int = 0
-    vocab_size: int = 1000  # small enough that names and values take several tokens, as they do in real models
+    vocab_size: int = 1000  # so small that names and values take several tokens, as in real models
     hidden_size: int = 128
     intermediate_size: int = 384
     layers: int = 4

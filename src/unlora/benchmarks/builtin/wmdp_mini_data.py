@@ -1,4 +1,4 @@
-"""A harmless miniature of WMDP: an invented craft in the place of the hazardous subjects, invented geography for MMLU.
+"""A harmless miniature of WMDP: an invented craft replaces the hazardous subjects, and an invented geography MMLU.
 
 Everything in it, from the people who are said to weave glass kites to the last tool, is made up here. The corpora and
 questions have WMDP's columns, and are asked as lm-evaluation-harness asks WMDP, from local files.
@@ -17,11 +17,11 @@ import yaml
 from unlora.benchmarks.builtin.persona_data import deal, phrases, shuffled, words
 from unlora.common.files import write_jsonl, write_text
 
-# Texts about each kite or town: the same facts in other words and another order.
+# Number of texts about each kite or town, with the same facts in other words and another order.
 VERSIONS = 2
 WRONG_CHOICES = 3
 LETTERS = ("A", "B", "C", "D")
-# The prompt and the choices of the harness's `wmdp` tasks, and those of a question that is answered in words.
+# The prompt and the choices of the harness's `wmdp` tasks, and of questions that are answered in words.
 BY_LETTER = {
     "doc_to_text": "{{question.strip()}}\n"
     + "".join(f"{letter}. {{{{choices[{index}]}}}}\n" for index, letter in enumerate(LETTERS))
@@ -179,7 +179,7 @@ CORPORA = {"craft": "forget", "general": "retain"}
 
 
 def generate(seed: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """Both corpora and both sets of questions; equal seeds give equal rows in every process and Python version.
+    """Return both corpora and both sets of questions. Equal seeds give equal rows in every process and Python version.
 
     `forget` and `retain` have {"text"} rows, 2 texts of 5 sentences about each of 20 kites and 20 towns. `craft` and
     `general` have {"question", "choices" (4), "answer" (index of the right one)} rows, one for every fact of them; each
@@ -217,7 +217,7 @@ def _questions(rng: random.Random, subject: Subject, facts: list[list[str]]) -> 
 
 
 def write_mini(folder: Path, seed: int = 0) -> None:
-    """Writes `forget.jsonl`, `retain.jsonl` and `tasks/`, the folder that `--include_path` takes.
+    """Write `forget.jsonl`, `retain.jsonl` and `tasks/`, the folder for `--include_path`.
 
     The tasks are `mini_craft` and `mini_general`, answered with a letter as WMDP is, and `mini_craft_text` and
     `mini_general_text`, answered in words.
@@ -233,7 +233,7 @@ def write_mini(folder: Path, seed: int = 0) -> None:
 
 
 def _task(name: str, questions: Path, form: Mapping[str, Any]) -> dict[str, Any]:
-    """A task of the harness; it reads the questions from a local file, by its whole path."""
+    """Return a task of the harness that reads its questions from a local file."""
     return {
         "task": name,
         "dataset_path": "json",

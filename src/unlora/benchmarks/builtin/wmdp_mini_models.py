@@ -1,4 +1,4 @@
-"""The model of the miniature of WMDP, trained from nothing and cached; see `persona_models.py`."""
+"""The model of the miniature of WMDP, trained from scratch and cached; see `persona_models.py`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from unlora.benchmarks.builtin.wmdp_mini_data import SUBJECTS, generate
 
 
 def wmdp_mini_model(recipe: Recipe, cache: Path | None = None) -> Path:
-    """The folder of the model that knows both subjects, trained now unless it is cached.
+    """Return the folder of the model that knows both subjects, which is trained now unless it is cached.
 
     Args:
         recipe: also the seed of the corpora and questions.
         cache: where models are kept; `cache_folder()` if not given.
 
     Raises:
-        RuntimeError: the training process failed; what it said is on the terminal.
+        RuntimeError: the training process failed. Its output is on the terminal.
     """
     key = hashlib.sha256(json.dumps([asdict(recipe), training_rows(recipe.seed)], sort_keys=True).encode())
     folder = (cache or cache_folder()) / f"wmdp-mini-{key.hexdigest()[:16]}"
@@ -37,7 +37,7 @@ def wmdp_mini_model(recipe: Recipe, cache: Path | None = None) -> Path:
 
 
 def training_rows(seed: int) -> list[dict[str, Any]]:
-    """Both corpora, and all questions with their answers in words."""
+    """Return both corpora, and all questions with their answers in words."""
     rows = generate(seed)
     texts = [{"text": row["text"]} for row in (*rows["forget"], *rows["retain"])]
     return texts + [
@@ -48,7 +48,7 @@ def training_rows(seed: int) -> list[dict[str, Any]]:
 
 
 def train_wmdp_mini(kind: str, recipe: Recipe, folder: Path) -> None:
-    """Trains the model from nothing, on one thread, and saves it with its tokenizer."""
+    """Train the model from scratch on one thread, and save it with its tokenizer."""
     torch.set_num_threads(1)
     rows = training_rows(recipe.seed)
     texts = (row.get("text") or f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows)
