@@ -213,6 +213,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_model_is_compared_with_the_retrained_one(command, folder, tmp_path, capsys):
     assert command(model_name_or_path=folder / "retrained", log=tmp_path / "retrained.json") == 0
     assert "not available" in capsys.readouterr().out
@@ -232,6 +233,7 @@ def test_a_model_is_compared_with_the_retrained_one(command, folder, tmp_path, c
     assert log["scores"]["forget_qa"]["rougeL"][2] == rouge_l_f1(said, right)
 
 
+@pytest.mark.slow
 def test_only_the_first_rows_are_evaluated_and_all_pairs_are_shown(command, folder, tmp_path):
     assert command(ds_size=2) == 0
     assert command(log=tmp_path / "all.json") == 0
@@ -305,6 +307,7 @@ def test_a_retrain_log_of_other_sets_is_refused_before_weights_are_read(command,
     assert "no scores of MUSE's sets" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_retrain_log_of_as_many_other_rows_is_refused(command, folder, tmp_path, capsys):
     assert command(log=tmp_path / "retrained.json") == 0
     shutil.copytree(folder / "data", tmp_path / "data")

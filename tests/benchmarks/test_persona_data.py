@@ -143,6 +143,7 @@ def test_no_value_or_part_of_a_name_is_much_more_frequent_than_another(people):
             assert max(counts.values()) <= math.ceil(len(chosen[split]) / len(attribute.values))
 
 
+@pytest.mark.slow
 def test_names_and_values_of_forget_people_are_no_rarer_among_retain_people_than_others():
     """Over 40 seeds a forget person's first name and birthplace occur among the retain people as often as any at
     random: 1.8 times (72 people, 40 names, 40 values). Dealt from one deck with them it would be 1.0 times."""

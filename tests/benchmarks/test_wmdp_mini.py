@@ -123,6 +123,7 @@ def test_the_result_is_plain_json_with_values_errors_counts_and_versions(model, 
     assert result["tasks"]["mini_craft"]["acc_stderr"] == pytest.approx((p * (1 - p) / 99) ** 0.5)
 
 
+@pytest.mark.slow
 def test_a_limit_asks_the_first_questions_and_leaves_no_number_that_json_lacks(model, tokenizer, tasks, settings):
     limited = TaskSettings(settings.tasks, settings.include_path, limit=1)
     rows = evaluate_tasks(model, tokenizer, tasks, limited)["tasks"]
@@ -268,6 +269,7 @@ def test_the_subjects_share_no_names_values_or_texts():
         assert not [name for name in SUBJECTS[other].names if re.search(rf"\b{name}\b", corpus)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["rmu", "npo_mean", "ihl"])
 def test_unlearning_runs_on_the_corpora(loss, model, tokenizer, mini, tmp_path):
     model.save_pretrained(tmp_path / "model")

@@ -61,6 +61,7 @@ def test_unlearn_prints_one_json_document(model_folder, data, tmp_path, capsys):
     assert document == json.loads((run / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_unlearn_is_quiet_but_for_the_path_and_errors(model_folder, data, tmp_path, capfd):
     run = tmp_path / "run"
     argv = flags(model_folder, data, run, disable_tqdm=False)

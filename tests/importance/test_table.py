@@ -56,6 +56,7 @@ def test_a_registered_initialiser_is_chosen_by_its_name_like_the_built_in_ones(c
     assert "| `ones` | all ones | sigma = 0.05, normalised = true," in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("registries")
 def test_a_registered_initialiser_starts_a_run_and_its_importance_is_saved(model_folder, data, tmp_path):
     register_initialiser("ones", Initialiser(ones, "all ones", "ours", uses_data=True))

@@ -65,6 +65,7 @@ def test_the_adapter_starts_at_the_dequantised_weight_and_leaves_the_model_as_it
         torch.testing.assert_close(layer.lora_B["unlearn"].weight, b0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
 def test_one_request_whole_on_a_quantised_base(inputs, tmp_path, bits):
     pytest.importorskip("bitsandbytes", reason="needs unlora[quantised]")

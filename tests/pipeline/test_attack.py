@@ -163,6 +163,7 @@ def test_the_rows_of_the_run_s_benchmark_are_asked(tmp_path):
     assert list(attacks["relearn"]) == ["20 % (1 of 3)", "50 % (2 of 3)"]
 
 
+@pytest.mark.slow
 def test_a_run_on_top_of_another_is_attacked_whole(attacked, tmp_path):
     more = [{"question": f"Where is fox {i}?", "answer": f"In house {i}."} for i in range(4)]
     data = [str(write_rows(tmp_path / f"{name}.jsonl", rows)) for name, rows in (("more", more), ("retain", RETAIN))]

@@ -41,6 +41,7 @@ def export(run, folder, **settings):
     return main(["export", str(run), "--output_dir", str(folder), *given])
 
 
+@pytest.mark.slow
 def test_an_adapter_loads_in_transformers_and_peft_to_the_model_of_the_run(compared, model_folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert export(compared / "run", out) == 0
@@ -94,6 +95,7 @@ def judged(run):
     return f"**{found.label}.** {plain(found.sentence)}"
 
 
+@pytest.mark.slow
 def test_the_card_says_what_speaks_against_the_run(work, tmp_path):
     assert export(work / "run", tmp_path / "before") == 0
     text = (tmp_path / "before" / "README.md").read_text()

@@ -70,6 +70,7 @@ def test_importance_computed_alone_is_the_one_that_a_run_computes(model_folder, 
     assert adapters[0] == adapters[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export_rank", [None, 2])
 def test_evaluation_of_the_exported_adapter_equals_the_run_s_own(model_folder, data, tmp_path, export_rank):
     facts = [{**row, "perturbed_answer": ["No.", "Never."]} for row in RETAIN]
@@ -139,6 +140,7 @@ def test_a_known_log_of_the_model_before_is_taken_and_one_of_other_sets_is_refus
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["fila", "pissa", "lora"])
 def test_a_single_forget_example_is_served_by_starts_that_need_no_variance(model_folder, data, tmp_path, init):
     write_rows(data / "forget.jsonl", FORGET[:1])
@@ -197,6 +199,7 @@ def test_a_second_request_goes_on_from_the_first_and_leaves_one_adapter_for_the_
         assert (logits(result.model) - logits(after_first)).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 def test_before_the_second_request_is_after_the_first(model_folder, data, tmp_path, first_run, second):
     """Both runs evaluate the same questions; the second starts at the model that the first left."""
     settings = {**second, "forget_name": "forget", "on": first_run}

@@ -141,6 +141,7 @@ def test_the_command_prints_a_table_and_the_page_last(two, tmp_path, capsys, mon
     assert "<tr><th scope=row>bad" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["short", "a-name-that-leaves-no-room-for-any-of-the-numbers-at-80-columns"])
 def test_a_terminal_of_80_columns_breaks_no_name_or_number(tmp_path, capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "80")
@@ -154,6 +155,7 @@ def test_a_terminal_of_80_columns_breaks_no_name_or_number(tmp_path, capsys, mon
     assert all(number in shown for number in ("0.990", "0.400", "0.100", "1.000"))
 
 
+@pytest.mark.slow
 def test_json_and_markdown_say_the_same(two, tmp_path, capsys):
     page = ["--output", str(tmp_path / "compare.html")]
     assert main(["compare", *map(str, two), "--json", *page]) == 0
@@ -178,6 +180,7 @@ def test_wrong_folders_are_refused_before_anything_is_written(tmp_path, capsys):
     assert not (tmp_path / "c.html").exists()
 
 
+@pytest.mark.slow
 def test_many_runs_still_make_a_page(tmp_path):
     groups = [
         Group(f"run {i}", [read_run(make_run(tmp_path / str(i), logs(unlearned=log(0.1 + i / 20, NEAR + i / 50))))])

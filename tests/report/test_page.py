@@ -53,6 +53,7 @@ def test_no_torch_is_loaded_for_a_page(tmp_path):
     subprocess.run(argv, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_page_needs_nothing_but_itself(tmp_path):
     text = write_report(make_run(tmp_path, **FULL)).read_text()
     assert set(re.findall(r'(?:href|src|action)="([^"#]*)', text)) <= {"data:,", ""}
@@ -64,6 +65,7 @@ def test_a_page_needs_nothing_but_itself(tmp_path):
     assert set(re.findall(r'(?:url\(|href="?)#([^)"]+)', text)) <= set(ids)
 
 
+@pytest.mark.slow
 def test_everything_that_a_run_has_is_shown(tmp_path):
     record = {"unlora": "1.2", "command": "unlora unlearn --seed 7", "data": {"forget": {"sha256": "f00d"}}}
     text = page_of(tmp_path, **FULL, record=record)
@@ -80,6 +82,7 @@ def test_everything_that_a_run_has_is_shown(tmp_path):
     assert text.count('<p class="missing">') == 1  # the attack that was not possible
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_with_the_way_to_get_it(tmp_path):
     text = page_of(tmp_path, logs(retrained=None))
     for shown in (
@@ -118,6 +121,7 @@ def plain(retain):
     return found
 
 
+@pytest.mark.slow
 def test_tokens_are_coloured_by_what_unlearning_changed(tmp_path):
     """The first token falls from 0.99 to 0.4, by 0.59 and so underlined; the others stay as they were."""
     text = page_of(tmp_path)
@@ -137,6 +141,7 @@ def test_the_token_that_ends_a_text_stands_in_the_table_alone(tmp_path):
     assert ("<eos></span>" in first, first.count("<eos>")) == (False, 1)
 
 
+@pytest.mark.slow
 def test_a_name_within_a_title_keeps_its_capitals(tmp_path):
     checks = [{"step": step, "stop_auc": 1 - step / 10, "stop_ks_pvalue": 0.5} for step in (0, 5)]
     assert "AUC against unseen rows: from 1 at step 0 to 0.5 at step 5." in page_of(tmp_path, metrics={"train": checks})
@@ -155,6 +160,7 @@ def test_answers_that_are_likeliest_still_come_first(tmp_path):
     assert shown == list(range(39, 19, -1))
 
 
+@pytest.mark.slow
 def test_the_command_that_repeats_a_run_without_a_record_names_the_retrained_log_it_had(tmp_path):
     expected = "--config RUN/config.yaml --output_dir RUN-again --retrain_log RUN/eval_retrained.json"
     assert expected in page_of(tmp_path / "a")
@@ -162,6 +168,7 @@ def test_the_command_that_repeats_a_run_without_a_record_names_the_retrained_log
     assert "--output_dir RUN-again</code>" in named
 
 
+@pytest.mark.slow
 def test_importance_is_told_by_layer_and_by_how_rows_stand_out(tmp_path):
     """Rows 1, 2, 3, 4: mean 2.5, deviation √1.25, quotient 0.447; rows 1 to 5 have mean 3."""
     text = write_report(make_run(tmp_path)).read_text()

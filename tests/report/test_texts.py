@@ -73,6 +73,7 @@ def test_without_unseen_texts_only_the_change_is_told(tmp_path):
     assert "The original model's is not known" in alone.cost
 
 
+@pytest.mark.slow
 def test_the_page_shows_all_models_and_what_is_missing(tmp_path):
     text = page_of(tmp_path / "a", **MODELS)
     for shown in ("MUSE, with 95 % intervals", "verbmem_f", "privleak", "knowledge of the retain set (knowmem_r)"):

@@ -110,6 +110,7 @@ def test_the_recorded_command_names_no_place(tmp_path, monkeypatch):
     assert repeat_command(run, "RUN") == "unlora unlearn --config RUN/config.yaml --output_dir RUN-again"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_says_so(work, tmp_path):
     argv = flags(work / "model", work / "data", work / "run", **recorded_settings(work), resume_from_checkpoint="true")
     before = read(work)

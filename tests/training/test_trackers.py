@@ -24,6 +24,7 @@ def test_nothing_is_reported_unless_asked_for(tmp_path):
         assert kind(output_dir=str(tmp_path)).report_to == []
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_losses(model_folder, data, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

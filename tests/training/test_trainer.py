@@ -88,6 +88,7 @@ def test_reference_log_probabilities_are_those_of_the_original(tiny_model, token
     torch.testing.assert_close(torch.tensor(trainer.pairs.ref_logp["forget"]), original, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_equal_settings_give_equal_adapters_and_another_seed_another(tiny_model, tokenizer, tmp_path):
     states = []
     for seed in (1, 1, 2):

@@ -176,6 +176,7 @@ def test_a_prefix_is_given_and_the_remainder_scored_and_continued_as_in_a_plain_
     assert metrics.keys() == {"forget_probability", "forget_rougeL_recall"}
 
 
+@pytest.mark.slow
 def test_the_continuation_of_a_prefix_is_compared_with_the_remainder_alone(tiny_model, base):
     model = copy.deepcopy(tiny_model("llama"))
     learn(model, encode_rows(ROWS, base), 60)
@@ -330,6 +331,7 @@ def test_more_of_a_text_may_be_given_and_room_is_left_for_the_rest(tiny_model, b
     assert measure(tiny_model("llama"), case, material).keys() == {"forget_probability", "forget_rougeL_recall"}
 
 
+@pytest.mark.slow
 def test_a_text_that_was_learned_is_continued_and_comes_back_by_relearning(tiny_model, base, texts):
     model, material = copy.deepcopy(tiny_model("llama")), materials(base, texts, max_new_tokens=40)
     learn(model, texts, 80)

@@ -62,6 +62,7 @@ def scores(tiny_model, learned, sets, text_format):
     return leakage_scores(learned, sets, text_format, 4, reference, gradnorm=True)
 
 
+@pytest.mark.slow
 def test_what_is_known_by_heart_is_told_from_what_is_not_by_every_score(scores):
     summary = summarise_leakage(scores)
     assert summary["examples"] == {"forget": 6, "holdout": 6}
