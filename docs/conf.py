@@ -1,6 +1,6 @@
-"""Sphinx: the pages of this folder, and what is made of the package itself before they are read.
+"""Sphinx configuration. Some pages are generated from the package before Sphinx reads this folder.
 
-`_generated/` holds the reference (a page for each module or package), the index of papers and the figures.
+`_generated/` contains the reference (one page for each module or package), the index of papers and the figures.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!unlora\.).*"), ("py:.*", r".*\._\w+"), ("
 
 
 def settings_of(obj: Any) -> list[Any]:
-    """The fields that `--help` describes, of a dataclass of settings; none of anything else."""
+    """Return the fields of a settings dataclass that `--help` describes, or nothing for any other object."""
     if not (isinstance(obj, type) and dataclasses.is_dataclass(obj)):
         return []
     own = vars(obj).get("__annotations__", {})
@@ -52,7 +52,7 @@ def settings_of(obj: Any) -> list[Any]:
 
 
 def describe(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Prepares a docstring for napoleon and reStructuredText, and adds the settings of a class of settings."""
+    """Prepare a docstring for napoleon and reStructuredText, and list the settings of a settings dataclass."""
     lines[:] = ["`".join(escaped(part, code % 2 == 1) for code, part in enumerate(line.split("`"))) for line in lines]
     hide_types(what, lines)
     fields = settings_of(obj)
@@ -65,7 +65,7 @@ def describe(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
 
 
 def hide_types(what: str, lines: list[str]) -> None:
-    """Gives napoleon an empty type where it would take the words before a colon for one: properties and results."""
+    """Give napoleon an empty type for properties and results, where it would take words before a colon for a type."""
     starts = [0] if what in ("property", "attribute", "data") else []
     starts += [at + 1 for at, line in enumerate(lines) if line.strip() in ("Returns:", "Yields:")]
     for at in starts:
@@ -74,17 +74,17 @@ def hide_types(what: str, lines: list[str]) -> None:
 
 
 def escaped(text: str, is_code: bool) -> str:
-    """Text without what reStructuredText would take for a substitution or for bold."""
+    """Escape what reStructuredText would take for a substitution or for bold."""
     return text if is_code else re.sub(r"\||(?<![\w*])\*\*(?=\w)", lambda found: "\\" + "\\".join(found[0]), text)
 
 
 def without_settings(app: Any, what: str, name: str, obj: Any, *rest: Any) -> tuple[str, str] | None:
-    """Hides a signature of a hundred settings: they are listed below it."""
+    """Hide a signature with a hundred settings. They are listed below it."""
     return ("(**settings)", "") if what == "class" and settings_of(obj) else None
 
 
 def setup(app: Any) -> None:
-    """Makes the generated pages and figures before Sphinx looks for pages."""
+    """Write the generated pages and figures before Sphinx looks for pages."""
     generate.everything(HERE / "_generated")
     app.connect("autodoc-process-docstring", describe, priority=400)  # before napoleon, at 500
     app.connect("autodoc-process-signature", without_settings)

@@ -1,4 +1,4 @@
-"""What the site shows of the package itself: the reference, the index of papers and the figures."""
+"""The pages that are generated from the package: the reference, the index of papers and the figures."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.pipeline.choices import linked
 
-# Commands are documented by `--help`; their modules are no interface.
+# Commands are documented by `--help`. Their modules are not an interface.
 WITHOUT_PAGE = ("cli", "__main__")
 
 
 def everything(folder: Path) -> None:
-    """Writes all of it; a page that has not changed is left alone, so that Sphinx does not read it anew."""
+    """Write all pages. A page that has not changed is not touched, so that Sphinx does not read it again."""
     pages = {f"reference/{name}.md": reference_page(name) for name in modules()}
     pages["papers.md"] = papers_table()
     for name, text in pages.items():
@@ -31,12 +31,12 @@ def everything(folder: Path) -> None:
 
 
 def modules() -> list[str]:
-    """The modules and packages right under `unlora` that have a page."""
+    """Return the modules and packages directly under `unlora` that have a page."""
     return sorted(found.name for found in pkgutil.iter_modules(unlora.__path__) if found.name not in WITHOUT_PAGE)
 
 
 def reference_page(name: str) -> str:
-    """One page for a module, or for a package and the modules in it."""
+    """Return the page of a module, or of a package and the modules in it."""
     full = f"unlora.{name}"
     package = Path(unlora.__path__[0]) / name
     inner = pkgutil.walk_packages([str(package)], f"{full}.") if package.is_dir() else ()
@@ -47,12 +47,12 @@ def reference_page(name: str) -> str:
 
 
 def automodule(name: str) -> str:
-    """The directive that documents a module's own names."""
+    """Return the directive that documents a module's own names."""
     return f"```{{eval-rst}}\n.. automodule:: {name}\n```"
 
 
 def papers_table() -> str:
-    """The papers of everything that there is to choose from, one row each, as a Markdown table."""
+    """Return a Markdown table of the papers of all losses and initialisers, with one row for each paper."""
     rows: dict[str, list[str]] = defaultdict(list)
     citations: dict[str, str] = {}
     kinds = {"initialiser": INITIALISERS, "loss": LOSSES, "retain loss": RETAIN_LOSSES}
