@@ -173,7 +173,7 @@ def test_data_that_is_not_there_is_refused(mini, tmp_path):
         (0, {"question": None, "answer": None}, r"tasks=\['mini_craft_text'\]: the harness cannot load them"),
         (2, {"choices": None}, r"mini_craft_text\[2\]=None: its choices are not texts"),
         (2, {"choices": ["wyl", None]}, r"mini_craft_text\[2\]=\['wyl', None\]: its choices are not texts"),
-        (2, {"answer": 4}, r"mini_craft_text\[2\]=4: the right one is none of the 4 choices"),
+        (2, {"answer": 4}, r"mini_craft_text\[2\]=4: the right choice is none of the 4 choices"),
     ],
 )
 def test_questions_of_another_schema_are_refused(tmp_path, place, change, message):
@@ -203,7 +203,7 @@ def test_the_command_evaluates_a_saved_model_and_its_adapter(model, tiny_model, 
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == str(tmp_path / "log.json")
     assert re.search(r"mini_craft acc +│ [01]", shown)
-    assert "examples: mini_craft 20, mini_general 20" in shown
+    assert "examples: mini_craft 20, mini_general_text 20" in shown
     assert json.loads((tmp_path / "log.json").read_text())["tasks"].keys() == set(TASKS)
     assert main([*EVALUATE, *which, *rest]) == 2
     assert "exists already" in capsys.readouterr().err
