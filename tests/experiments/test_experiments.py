@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiments.ablation import GRID, METHODS, Cell, Results, chosen, mean_error
+from experiments._persona import mean_error
+from experiments.ablation import GRID, METHODS, Cell, Results, chosen
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import enable_progress_bar
 
@@ -59,8 +60,8 @@ def test_the_best_setting_is_the_one_of_best_quality_among_those_that_keep_the_u
 
 def test_standard_error_of_the_mean():
     """1 and 3: mean 2, deviation √2, error √2/√2 = 1."""
-    assert mean_error([{"x": 1.0}, {"x": 3.0}], "x") == "2.000 ± 1.000"
-    assert mean_error([], "x") == "-"
+    assert mean_error([1.0, 3.0]) == "2.000 ± 1.000"
+    assert mean_error([]) == mean_error([1.0]) == "-"
 
 
 # Parameters of the models that the shapes are named after.
