@@ -206,7 +206,7 @@ def test_the_command_evaluates_a_saved_model_and_its_adapter(model, tiny_model, 
     assert "examples: mini_craft 20, mini_general_text 20" in shown
     assert json.loads((tmp_path / "log.json").read_text())["tasks"].keys() == set(TASKS)
     assert main([*EVALUATE, *which, *rest]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already in use" in capsys.readouterr().err
 
 
 @pytest.mark.slow
