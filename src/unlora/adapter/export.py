@@ -16,7 +16,7 @@ from unlora.adapter.compress import Compression, compress, total
 from unlora.adapter.offset import lora_layers
 from unlora.adapter.settings import OFFSET, UNLEARN, base_modules
 from unlora.common.errors import InputError, Problem
-from unlora.common.files import atomic_path
+from unlora.common.files import atomic_path, check_unused
 from unlora.common.progress import bar
 from unlora.models.hashes import ADAPTER_WEIGHTS
 
@@ -110,12 +110,6 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 def _not_resumable(folder: Path, reason: str) -> InputError:
     fix = "name a checkpoint of this run, or start anew"
     return InputError(Problem("resume_from_checkpoint", str(folder), reason, fix))
-
-
-def check_unused(folder: Path, argument: str) -> None:
-    """Raise `InputError` if `folder` is a file, or a folder with anything in it."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(Problem(argument, str(folder), "it is already in use", "name a new folder or empty this one"))
 
 
 def _check_attached(model: object) -> None:

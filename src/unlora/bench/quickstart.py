@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlora.adapter.export import check_unused
 from unlora.benchmarks.builtin.persona import DATA, MAX_NEW_TOKENS, RETRAINED_LOG, TUNED, persona_settings, write_sets
 from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
+from unlora.common.files import check_unused
 from unlora.data import TextFormat
 from unlora.data.sources import Record
 from unlora.evals import Log, read_log, summarise, write_log

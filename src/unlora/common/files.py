@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from unlora.common.errors import InputError, Problem
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -44,3 +46,9 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically. NaN and infinity raise `ValueError`, because JSON does not have them."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_unused(folder: Path, argument: str) -> None:
+    """Raise `InputError` if `folder` is a file, or a folder with anything in it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(Problem(argument, str(folder), "it is already in use", "name a new folder or empty this one"))

@@ -16,10 +16,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from unlora.adapter.export import check_unused, compression, export_adapter
+from unlora.adapter.export import compression, export_adapter
 from unlora.adapter.settings import UNLEARN
 from unlora.common.errors import InputError, Problem, raise_if
-from unlora.common.files import atomic_path, write_json, write_text
+from unlora.common.files import atomic_path, check_unused, write_json, write_text
 from unlora.models.hashes import ADAPTER_SETTINGS
 from unlora.models.load import load_adapter, load_model, load_tokenizer
 from unlora.pipeline.card import CARD, model_card, read_facts

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unlora.adapter.export import check_unused
 from unlora.common.errors import Problem, raise_if, unknown_name
+from unlora.common.files import check_unused
 from unlora.importance.table import initialiser_problems, unread_settings
 from unlora.losses import LOSSES
 from unlora.runs.folder import continued_problems, settings_of

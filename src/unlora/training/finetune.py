@@ -11,8 +11,8 @@ from typing import Any
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
 
-from unlora.adapter.export import check_unused
 from unlora.common.errors import Problem
+from unlora.common.files import check_unused
 from unlora.data import Example, pad_batch, padding_id
 from unlora.models.forward import causal_lm, labelled_tokens
 from unlora.models.packing import packing
