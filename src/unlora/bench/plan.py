@@ -22,7 +22,8 @@ ReferencesOf = dict[tuple[str, int], References]
 class Plan:
     """What a bench runs.
 
-    Settings of a request come from the preset, the benchmark, `shared`, the method and `of_method`; the later ones win.
+    Settings of a request come from the preset, the benchmark, its settings for the loss, `shared`, the method and
+    `of_method`; the later ones win.
 
     Args:
         benchmark: what is forgotten and measured.
@@ -61,16 +62,16 @@ class Plan:
         logs, references = SharedLogs(self.options.folder), ReferencesOf()
         for cell in cells:
             place = cell.split, cell.seed
-            tuned = self.benchmark.tuned.get(cell.method.rpartition("+")[2], {})
-            given = {**self.preset, **self.benchmark.request(self.options, *place), **tuned, **self.shared}
+            given = {**self.preset, **self.benchmark.request(self.options, *place)}
             if place not in references:
-                references[place] = self._references(logs, given, *place)
+                references[place] = self._references(logs, {**given, **self.shared}, *place)
             self._prepare(cell, {**given, **self._of_cell(cell.method)}, references[place])
         return cells, references
 
     def _of_cell(self, method: str) -> dict[str, Any]:
         init, _, loss = method.partition("+")
-        return {**self.shared, "init": init, "loss": loss, **self.of_method.get(method, {})}
+        own = {**self.shared, "init": init, "loss": loss, **self.of_method.get(method, {})}
+        return {**self.benchmark.tuned.get(loss, {}), **own}
 
     def _evaluation(self, split: str, seed: int) -> dict[str, Any]:
         return {**self.benchmark.evaluation(self.options, split, seed), **self.evaluation}

@@ -74,7 +74,7 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, 
 def quickstart_request(model: Path, folder: Path, seed: int, init: str = "lora", loss: str = "distil") -> Request:
     """Return the request, whose run is written to `folder / "run"`."""
     own = {"retrain_log": str(folder / RETRAINED_LOG), "output_dir": str(folder / "run"), "init": init, "loss": loss}
-    return Request.of({**persona_settings(model, folder, seed), **TUNED[loss], **own})
+    return Request.of({**persona_settings(model, folder, seed), **TUNED.get(loss, {}), **own})
 
 
 def evaluate_model(folder: Path, sets: Mapping[str, Sequence[Record]]) -> Log:

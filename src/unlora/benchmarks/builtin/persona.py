@@ -31,15 +31,12 @@ def write_sets(folder: Path, seed: int) -> dict[str, Sequence[Record]]:
     return {"forget": configs["forget"], "retain": configs["retain"], "world_facts": configs["facts"]}
 
 
-# Loss -> settings that were chosen for it: of distil on seeds 100 to 102, of ihl on seed 3 (docs/results.md).
-TUNED: dict[str, dict[str, Any]] = {
-    "distil": {"learning_rate": 4e-3, "retain_weight": 2.0, "until_taught": True},
-    "ihl": {"learning_rate": 6e-4, "num_train_epochs": 20, "warmup_steps": 0.1},
-}
+# What distil needs beyond `persona_settings`, chosen on seeds 100 to 102 (docs/results.md).
+TUNED: dict[str, dict[str, Any]] = {"distil": {"learning_rate": 4e-3, "retain_weight": 2.0, "until_taught": True}}
 
 
 def persona_settings(model: Path, folder: Path, seed: int) -> dict[str, Any]:
-    """Return the settings of a request, but for those of its loss.
+    """Return the settings of a request, tuned on seed 3 for ihl (docs/results.md).
 
     Args:
         model: folder of the original model.
@@ -61,6 +58,9 @@ def persona_settings(model: Path, folder: Path, seed: int) -> dict[str, Any]:
         "eval_real_authors_name": "none",
         "eval_world_facts_name": "facts",
         "max_new_tokens": MAX_NEW_TOKENS,
+        "learning_rate": 6e-4,
+        "num_train_epochs": 20,
+        "warmup_steps": 0.1,
         "per_device_train_batch_size": 16,
         "gradient_accumulation_steps": 1,
         "logging_steps": 20,
