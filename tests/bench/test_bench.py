@@ -229,9 +229,7 @@ def test_built_in_benchmarks_take_no_data_of_the_user_s(tmp_path, capsys, name):
 
 @pytest.mark.slow
 def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(
-        type(BENCHMARKS["tofu"]), "tuned", {"gd": {"max_grad_norm": 0.5}, "npo": {"until_taught": True}}
-    )
+    monkeypatch.setattr(type(BENCHMARKS["tofu"]), "tuned", {"gd": {"max_grad_norm": 0.5}})
     out, preset = tmp_path / "bench", tmp_path / "preset.yaml"
     preset.write_text("{lora_alpha: 3, r: 5, init: vila, forget_name: other}")
     more = ["--retrained", f"forget01={tofu / 'model'}", "--config", str(preset)]
