@@ -105,6 +105,8 @@ class Reading:
 class Benchmark:
     """A benchmark. Subclasses set the attributes, and override the methods that differ for them.
 
+    `settings` is the dataclass of the evaluation's settings, which become flags of `unlora evaluate`.
+
     Attributes:
         name: under which it is registered; logs carry it.
         title: what it is called in the report.
@@ -115,7 +117,6 @@ class Benchmark:
         metrics: the meaning of each number.
         plane: names of the two numbers (utility, forgetting) that span the forgetting-utility plane.
         tuned: {loss: settings of requests that were chosen for it on this benchmark}.
-        settings: dataclass of the evaluation's settings, flags of `unlora evaluate`.
         takes_text_settings: whether prompt format and maximum length are flags of `unlora evaluate` as well.
         evaluated_by_unlearn: whether `unlora unlearn` makes the log itself, in TOFU's format.
     """
