@@ -2,7 +2,7 @@
 
 import pytest
 
-from unlora.data.names import BUILT_IN, Vocabulary, detect_names, invent_names, mentions_any, replace_names
+from unlora.data.names import BUILT_IN, Vocabulary, detect_names, invent_names, replace_names
 
 FORGET = [
     "Where was Ada de Vries born?\nAda de Vries was born in Oslo.",
@@ -40,8 +40,10 @@ def test_parts_of_a_name_are_replaced_unless_others_are_called_so_too():
 
 def test_a_name_is_found_across_a_line_break():
     assert replace_names("Ada de\nVries", {("Ada", "de", "Vries"): ("Cleo", "Marsh")}, Vocabulary()) == "Cleo Marsh"
-    assert mentions_any("by Ada de\nVries.", [("Ada", "de", "Vries")])
-    assert not mentions_any("by Ada de Vriesland.", [("Ada", "de", "Vries")])
+
+
+def test_a_name_inside_a_longer_word_stays():
+    assert replace_names("Vries of Vriesland", {("Vries",): ("Marsh",)}, Vocabulary()) == "Marsh of Vriesland"
 
 
 def test_names_with_signs_of_regular_expressions_are_taken_literally():

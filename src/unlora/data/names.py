@@ -156,11 +156,6 @@ def replace_names(text: str, substitutes: Mapping[Name, Name], known: Vocabulary
     return re.sub(pattern, lambda found: " ".join(parts[tuple(found[0].split())]), text)
 
 
-def mentions_any(text: str, names: Iterable[Name]) -> bool:
-    """Whether one of the names occurs in the text, whole."""
-    return any(re.search(_whole(_spaced(name)), text) for name in names)
-
-
 def _spaced(words: Name) -> str:
     return r"\s+".join(map(re.escape, words))
 
