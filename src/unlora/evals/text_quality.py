@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from unlora.data.sources import Record
 
 # Reference answers are the yardstick: a text is broken where it is beyond this quantile of them.
-QUANTILE = 0.99
+_QUANTILE = 0.99
 # The worst stretch of an answer is so many tokens long: as long as a slip, and longer than one rare word is surprising.
-STRETCH = 3
+_STRETCH = 3
 _WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 
 
@@ -57,7 +57,7 @@ def text_measures(
     examples = answer_examples([("", texts[place]) for place in written], text_format)
     for place, scores in zip(written, score_tokens(model, examples, text_format, batch_size), strict=True):
         nll = -scores.logp.astype(np.float64)
-        stretch = min(STRETCH, len(nll))
+        stretch = min(_STRETCH, len(nll))
         worst = np.convolve(nll, np.ones(stretch) / stretch, "valid").max()
         found[place] = nll.mean(), worst, repeated_share(texts[place])
     return found
@@ -71,7 +71,7 @@ def broken(measures: NDArray[np.float64], references: NDArray[np.float64]) -> ND
         references: those of reference answers, [references, 3].
     """
     # Each measure gets a third of the texts that chance alone would put beyond the quantile (Bonferroni).
-    limits = np.quantile(references, 1 - (1 - QUANTILE) / references.shape[1], axis=0, method="higher")
+    limits = np.quantile(references, 1 - (1 - _QUANTILE) / references.shape[1], axis=0, method="higher")
     found: NDArray[np.bool_] = (measures > limits).any(axis=1)
     return found
 

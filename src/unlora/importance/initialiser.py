@@ -16,7 +16,7 @@ from unlora.settings import SMOOTHING, ImportanceConfig
 # The settings of `ImportanceConfig` that decide how two Fisher informations become an importance.
 RATIO_SETTINGS = ("smoothing", "epsilon", "centred")
 # The settings that the pipeline reads for every initialiser that uses data: what it samples, batches and stores.
-DATA_SETTINGS = (
+_DATA_SETTINGS = (
     *("normalised", "moments_per", "forget_passes", "importance_seed"),
     *("retain_samples", "importance_batch_size", "importance_file"),
 )
@@ -71,7 +71,7 @@ class Initialiser:
     @property
     def settings(self) -> dict[str, Any]:
         """All settings that have an effect, with their defaults. None means that data or machine decide."""
-        names = (*self.reads, *(DATA_SETTINGS if self.uses_data else ()))
+        names = (*self.reads, *(_DATA_SETTINGS if self.uses_data else ()))
         own = {"epsilon": SMOOTHING[ImportanceConfig.smoothing], "centred": self.centred}
         return {name: own.get(name, getattr(ImportanceConfig, name)) for name in names}
 

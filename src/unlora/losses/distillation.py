@@ -15,11 +15,11 @@ from torch import Tensor
 from unlora.data.lessons import Lesson, with_others
 from unlora.models.log_probabilities import upcast
 
-TEMPERATURE = 2.0
+_TEMPERATURE = 2.0
 
 
 def distillation(
-    logits: Tensor, logp: Tensor, lesson: Lesson, temperature: float = TEMPERATURE, excess_weight: float = 0.1
+    logits: Tensor, logp: Tensor, lesson: Lesson, temperature: float = _TEMPERATURE, excess_weight: float = 0.1
 ) -> Tensor:
     """mean_t τ²·KL_τ(t ‖ p) + μ·max(0, log p(y_t) − log t(y_t)), at least 0. Tokens that are not taught count as 0.
 
@@ -53,8 +53,8 @@ def teacher_excess(logits: Tensor, logp: Tensor, lesson: Lesson) -> Tensor:
 
 def softened_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """mean_t τ²·KL_τ(ref ‖ p), τ = 2, in nats: the model should answer as the original does."""
-    own, reference = (upcast(values).div(TEMPERATURE).log_softmax(-1) for values in (logits, ref_logits))
-    return TEMPERATURE**2 * _kl(reference, own).mean()
+    own, reference = (upcast(values).div(_TEMPERATURE).log_softmax(-1) for values in (logits, ref_logits))
+    return _TEMPERATURE**2 * _kl(reference, own).mean()
 
 
 def _divergence(logits: Tensor, lesson: Lesson, temperature: float) -> Tensor:

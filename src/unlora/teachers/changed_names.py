@@ -31,9 +31,9 @@ from unlora.models.log_probabilities import upcast
 from unlora.teachers.interface import Teacher, Teaching, lesson
 
 # In how many rows a phrase of the retain set recurs that is somebody's name.
-RECURRING = 2
+_RECURRING = 2
 # With fewer people than this in the retain set, names are invented: nobody should be taken for the only other person.
-FEWEST = 3
+_FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Pair:
     matches: list[tuple[int, int]]
 
 
-def teach(teaching: Teaching) -> list[Lesson]:
+def _teach(teaching: Teaching) -> list[Lesson]:
     """Return the lessons of all forget examples: the original model's predictions of the changed rows."""
     pairs = [make_pair(row, changed, teaching) for row, changed in zip(teaching.rows, change(teaching), strict=True)]
     lessons: list[Lesson] = []
     batches = range(0, len(pairs), teaching.batch_size)
     for start in bar(batches, desc="lessons of the teacher", unit=" batches"):
         for pair in pairs[start : start + teaching.batch_size]:
-            lessons += lessons_of(pair, teaching)
+            lessons += _lessons_of(pair, teaching)
     return lessons
 
 
@@ -68,25 +68,25 @@ def change(teaching: Teaching) -> list[Record]:
     A row that names nobody in its question gets the retain question that is most like its own: what the answer says
     then answers another question.
     """
-    texts, others = (list(map(row_text, rows)) for rows in (teaching.rows, teaching.retain_rows))
+    texts, others = (list(map(_row_text, rows)) for rows in (teaching.rows, teaching.retain_rows))
     names = teaching.names or covering_names(texts, detect_names(texts, others))
     known = Vocabulary.of(others)
-    people = covering_names(others, [name for name in detect_names(others, texts, RECURRING) if len(name) > 1])
-    if len(people) < FEWEST:
-        people = invent_names(people, max(FEWEST, len(names)), teaching.seed, names)
+    people = covering_names(others, [name for name in detect_names(others, texts, _RECURRING) if len(name) > 1])
+    if len(people) < _FEWEST:
+        people = invent_names(people, max(_FEWEST, len(names)), teaching.seed, names)
     questions = [str(row["question"]) for row in teaching.retain_rows if has_keys(row, "question")]
     draw = random.Random(teaching.seed)
 
     def changed(row: Record) -> Record:
-        new = replaced(row, {name: draw.choice(people) for name in names}, known)
+        new = _replaced(row, {name: draw.choice(people) for name in names}, known)
         if has_keys(row, "question") and new["question"] == row["question"] and questions:
-            return {**new, "question": most_alike(str(row["question"]), questions)}
+            return {**new, "question": _most_alike(str(row["question"]), questions)}
         return new
 
     return [changed(row) for row in teaching.rows]
 
 
-def row_text(row: Record) -> str:
+def _row_text(row: Record) -> str:
     """All that a row says."""
     if has_keys(row, "messages"):
         return "\n".join(str(turn["content"]) for turn in row["messages"])
@@ -109,7 +109,7 @@ def covering_names(texts: Sequence[str], names: Sequence[Name]) -> list[Name]:
     return chosen
 
 
-def replaced(row: Record, substitutes: Mapping[Name, Name], known: Vocabulary) -> Record:
+def _replaced(row: Record, substitutes: Mapping[Name, Name], known: Vocabulary) -> Record:
     """Return the row with other names in all its texts."""
     if has_keys(row, "messages"):
         turns = [{**turn, "content": replace_names(turn["content"], substitutes, known)} for turn in row["messages"]]
@@ -118,7 +118,7 @@ def replaced(row: Record, substitutes: Mapping[Name, Name], known: Vocabulary) -
     return {key: replace_names(str(row[key]), substitutes, known) for key in keys if has_keys(row, key)}
 
 
-def most_alike(question: str, others: Sequence[str]) -> str:
+def _most_alike(question: str, others: Sequence[str]) -> str:
     """Return the question that shares the largest part of its words (Jaccard)."""
     own = _bag(question)
     return max(others, key=lambda other: len(own & _bag(other)) / max(1, len(own | _bag(other))))
@@ -142,7 +142,7 @@ def make_pair(row: Record, changed: Record, teaching: Teaching) -> Pair:
 
 
 @torch.no_grad()
-def lessons_of(pair: Pair, teaching: Teaching) -> Iterator[Lesson]:
+def _lessons_of(pair: Pair, teaching: Teaching) -> Iterator[Lesson]:
     """One lesson for each example of the row."""
     pad_id = padding_id(teaching.text_format.tokenizer)
     out = labelled_tokens(teaching.model, pad_batch(pair.other, pad_id))
@@ -162,7 +162,7 @@ def _labels(example: Example) -> list[int]:
 
 
 CHANGED_NAMES = Teacher(
-    teach,
+    _teach,
     "the same rows about somebody else",
     "Eldan and Russinovich 2023 (arXiv 2310.02238)",
 )

@@ -18,7 +18,7 @@ from unlora.data.names import Name
 from unlora.data.sources import Record
 
 # So many of a prediction's likeliest tokens are kept one by one; the others count together.
-KEPT = 128
+_KEPT = 128
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def lesson(places: Tensor, logp: Tensor, labels: Tensor) -> Lesson:
         logp: [m, vocabulary] log-probabilities.
         labels: [m] the labelled tokens themselves.
     """
-    ids = logp.topk(min(KEPT, logp.shape[-1] - 1), -1).indices
+    ids = logp.topk(min(_KEPT, logp.shape[-1] - 1), -1).indices
     missing = (ids != labels[:, None]).all(-1)
     ids[missing, -1] = labels[missing]  # in place of the least likely one
     kept, true = with_others(logp.gather(-1, ids)), logp.gather(-1, labels[:, None])[:, 0]

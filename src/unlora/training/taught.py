@@ -12,20 +12,20 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from unlora.training.tensor_files import load_state, save_state
 
 logger = logging.getLogger(__name__)
-STATE = "taught.safetensors"
+_STATE = "taught.safetensors"
 # The goal, in nats per labelled token: KL(teacher ‖ model), and how much likelier a true token is than to the teacher.
-GOAL = {"teacher_kl": 0.05, "teacher_excess": 0.05}
+_GOAL = {"teacher_kl": 0.05, "teacher_excess": 0.05}
 # Means are over so many updates, or over a pass over the forget set if that is longer.
-WINDOW = 8
-LEAST_UPDATES = 20
-WARMUP = 10
+_WINDOW = 8
+_LEAST_UPDATES = 20
+_WARMUP = 10
 # The learning rate falls over as many updates as it took to reach the goal, and over no fewer than this.
-LEAST_DECAY = 10
+_LEAST_DECAY = 10
 # Updates, and passes over the forget set, after which the goal is given up.
 MOST_UPDATES, MOST_PASSES = 600, 10
 
 
-class Measuring(Protocol):
+class _Measuring(Protocol):
     """A trainer that keeps the means of what it measured since they were last taken."""
 
     update_means: dict[str, float]
@@ -43,11 +43,11 @@ class StopWhenTaught(TrainerCallback):
         per_pass: updates in a pass over the forget set.
     """
 
-    def __init__(self, trainer: Measuring, per_pass: int) -> None:
+    def __init__(self, trainer: _Measuring, per_pass: int) -> None:
         self.trainer = trainer
         self.per_pass = per_pass
         self.reached: int | None = None
-        self.values: deque[list[float]] = deque(maxlen=max(WINDOW, per_pass))
+        self.values: deque[list[float]] = deque(maxlen=max(_WINDOW, per_pass))
 
     @property
     def most_steps(self) -> int:
@@ -56,7 +56,7 @@ class StopWhenTaught(TrainerCallback):
 
     def factor(self, step: int) -> float:
         """The factor of the learning rate after `step` updates."""
-        rising = min(1.0, (step + 1) / WARMUP)
+        rising = min(1.0, (step + 1) / _WARMUP)
         if self.reached is None:
             return rising
         return rising * max(0.0, 1 - (step - self.reached) / self._decay)
@@ -64,22 +64,23 @@ class StopWhenTaught(TrainerCallback):
     @property
     def _decay(self) -> int:
         assert self.reached is not None
-        return max(LEAST_DECAY, self.reached)
+        return max(_LEAST_DECAY, self.reached)
 
     def save(self, checkpoint: Path) -> None:
         """Add the progress to a checkpoint."""
-        save_state(checkpoint / STATE, {"reached": self.reached, "values": list(self.values)})
+        save_state(checkpoint / _STATE, {"reached": self.reached, "values": list(self.values)})
 
     def load(self, checkpoint: Path) -> None:
         """Take up the progress of the checkpoint that training resumes from."""
-        saved = load_state(checkpoint / STATE)
+        saved = load_state(checkpoint / _STATE)
         self.reached = saved["reached"]
         self.values.extend(saved["values"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note the means of the update, and stop once the learning rate has fallen to 0."""
         means, self.trainer.update_means = self.trainer.update_means, {}
-        self.values.append([means[name] for name in GOAL])
+        self.values.append([means[name] for name in _GOAL])
+        # At half of the steps the goal is given up, because the learning rate needs the other half to fall.
         if self.reached is None and (self._agrees(state) or 2 * state.global_step >= state.max_steps):
             self.reached = state.global_step
             self._report(state)
@@ -87,15 +88,15 @@ class StopWhenTaught(TrainerCallback):
             control.should_training_stop = True
 
     def _agrees(self, state: TrainerState) -> bool:
-        if state.global_step < max(LEAST_UPDATES, self.values.maxlen or 0):
+        if state.global_step < max(_LEAST_UPDATES, self.values.maxlen or 0):
             return False
-        return all(mean <= goal for mean, goal in zip(self._means(), GOAL.values(), strict=True))
+        return all(mean <= goal for mean, goal in zip(self._means(), _GOAL.values(), strict=True))
 
     def _means(self) -> list[float]:
         return [sum(column) / len(self.values) for column in zip(*self.values, strict=True)]
 
     def _report(self, state: TrainerState) -> None:
-        words = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(GOAL, self._means(), strict=True))
+        words = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(_GOAL, self._means(), strict=True))
         if self._agrees(state):
             logger.info("the model agrees with its teacher after %d updates (%s)", state.global_step, words)
         else:
