@@ -102,5 +102,6 @@ def deal(size: int, seed: int, number: int) -> int:
 
 @lru_cache(maxsize=4)
 def _shuffled(size: int, seed: int, deck: int) -> list[int]:
+    # Not `seed + deck`, by which the second deck of one seed would be the first deck of the next.
     generator = torch.Generator().manual_seed(seed * 1_000_003 + deck)
     return torch.randperm(size, generator=generator).tolist()

@@ -181,6 +181,7 @@ def length_sorted_batches(
         places = list(order[start : start + batch_size])
         yield places, pad_batch([examples[place] for place in places], pad_id, side)
         if progress is not None:
+            # This process sees only its own share. The others are about as far with theirs.
             progress(round((start + len(places)) * len(examples) / len(order)))
 
 

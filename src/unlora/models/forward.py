@@ -132,6 +132,7 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], layer: int = 7) ->
     core = causal_lm(model)
     labels, chosen = _labelled(batch)
     inputs, places = _arranged(core, batch, chosen)
+    # Nobody reads the logits, so the head is given no position at all.
     with _layers_up_to(core, layer) as last, _head_sees_only(core, places[:0]):
         model(**inputs)
         states = last.output
