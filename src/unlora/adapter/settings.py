@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from unlora.common.errors import Problem
 from unlora.settings.checks import range_problems
@@ -86,7 +87,7 @@ def _pattern_problems(config: AdapterSettings, targets: Mapping[str, tuple[int, 
         for pattern in patterns.keys() - {get_pattern_key(list(patterns), name) for name in targets}:
             yield Problem(argument, pattern, "no adapted layer has such a name", "remove it")
     ranks: dict[Any, int] = {None: config.r, **_pattern(config, "rank_pattern")}
-    largest: dict[Any, int] = {}  # by the pattern that sets a layer's rank, None where `r` does
+    largest: dict[str | None, int] = {}  # by the pattern that sets a layer's rank, None where `r` does
     for name, shape in targets.items():
         key = get_pattern_key(list(_pattern(config, "rank_pattern")), name)
         key = key if key in ranks else None
@@ -170,12 +171,10 @@ def base_modules(base: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def linear_shape(module: Any) -> tuple[int, ...]:
+def linear_shape(module: nn.Linear | Conv1D) -> tuple[int, ...]:
     """Return (out, in) of a linear layer, however it stores its weight."""
     if hasattr(module, "in_features"):  # a quantised weight is packed and has another shape
         return (int(module.out_features), int(module.in_features))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.common.errors import InputError, Problem
+from unlora.settings.data import ForgetData, HoldoutData, RetainData, TrainDataConfig
 
 Record = Mapping[str, Any]
 # A dataset's or model's name on the Hub: "name" or "owner/name".
@@ -70,7 +71,9 @@ def load_records(
     return rows
 
 
-def load_set(settings: Any, name: str, stream: Stream | None = None) -> list[Record]:
+def load_set(
+    settings: ForgetData | RetainData | HoldoutData | TrainDataConfig, name: str, stream: Stream | None = None
+) -> list[Record]:
     """Load the dataset that the settings `<name>_data`, `<name>_name` and `<name>_split` describe.
 
     Args:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any
 
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from unlora.common.distributed import together
 from unlora.common.errors import InputError, Problem
@@ -147,7 +146,7 @@ def labelled_texts(example: Example, tokenizer: PreTrainedTokenizerFast) -> list
 
 
 @contextmanager
-def generating(model: nn.Module) -> Iterator[Any]:
+def generating(model: nn.Module) -> Iterator[PreTrainedModel]:
     """Switch gradients, dropout and the model's own generation settings off; yield the module that can generate."""
     core = causal_lm(model)
     own = core.generation_config

@@ -19,6 +19,7 @@ from unlora.common.errors import InputError, Problem, raise_if
 from unlora.settings import TaskSettings
 
 if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -98,7 +99,7 @@ def _unknown_task(name: str, known: Iterable[str]) -> Problem:
     return Problem("tasks", name, "neither a task of the harness nor a YAML file", fix)
 
 
-def _wrong_schema(name: str, task: Any) -> Iterator[Problem]:
+def _wrong_schema(name: str, task: ConfigurableTask) -> Iterator[Problem]:
     """Yield a problem for the first row without choices or a right one, which the harness would count as wrong."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return
@@ -162,7 +163,7 @@ def _row(name: str, values: Mapping[str, Any], results: Mapping[str, Any]) -> di
     }
 
 
-def _finite(value: Any) -> float | None:
+def _finite(value: object) -> float | None:
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 

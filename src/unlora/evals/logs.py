@@ -82,5 +82,5 @@ def _value_errors(task: str, columns: dict[str, dict[str, Any]]) -> Iterator[str
                 yield f"{metric} of {task} does not have {count} wrong answers at example {index}, unlike the first one"
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from unlora.common.errors import InputError, Problem
 from unlora.common.files import atomic_path
+from unlora.data import Example
 from unlora.models.hashes import weights_digest
 
-FORMAT = "unlora-importance-1"
+_FORMAT = "unlora-importance-1"
 
 
-def importance_key(model: nn.Module, datasets: Iterable[Any], settings: Mapping[str, Any]) -> str:
+def importance_key(model: nn.Module, datasets: Iterable[Sequence[Example]], settings: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the model's weights, the tokenised datasets and the settings of the estimate."""
     digest = weights_digest(sorted(model.state_dict().items()))
     digest.update(json.dumps([list(datasets), dict(settings)], sort_keys=True).encode())
@@ -27,7 +28,7 @@ def importance_key(model: nn.Module, datasets: Iterable[Any], settings: Mapping[
 
 def save_importance(importance: Mapping[str, Tensor], path: str | Path, key: str, settings: Mapping[str, Any]) -> None:
     """Write {module name: [out] or [out, in] importance}, whole or not at all."""
-    metadata = {"format": FORMAT, "key": key, "settings": json.dumps(dict(settings), sort_keys=True)}
+    metadata = {"format": _FORMAT, "key": key, "settings": json.dumps(dict(settings), sort_keys=True)}
     tensors = {name: tensor.contiguous() for name, tensor in importance.items()}
     with atomic_path(path) as partial:
         save_file(tensors, partial, metadata=metadata)
@@ -48,7 +49,7 @@ def load_importance(path: str | Path, key: str) -> dict[str, Tensor]:
         raise InputError(
             Problem("importance_file", str(path), f"cannot be read as safetensors ({error})", fix)
         ) from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != _FORMAT:
         raise InputError(Problem("importance_file", str(path), "it does not hold an importance that unlora wrote", fix))
     if metadata["key"] != key:
         reason = f"it was made for another model, data or settings (its settings: {metadata['settings']})"

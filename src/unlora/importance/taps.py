@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -104,7 +104,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 def _without_dropout(model: nn.Module) -> Iterator[None]:
     """Within, the model is in evaluation mode, but layers that checkpoint their activations go on doing so."""
 
-    def training(value: bool) -> Any:
+    def training(value: bool) -> Callable[..., None]:
         return lambda module, *args: setattr(module, "training", value)
 
     was_training = [module for module in model.modules() if module.training]

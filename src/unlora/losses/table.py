@@ -286,11 +286,13 @@ def _setting_problems(loss: str, settings: Mapping[str, Any]) -> Iterator[Proble
             yield Problem("loss_kwargs", name, f"{loss!r} has no settings", "remove loss_kwargs")
 
 
-def _fix(name: str, value: Any, default: Any) -> str | None:
+def _fix(name: str, value: object, default: int | float) -> str | None:
     """Return what a setting must be, if its value is not that."""
-    whole = isinstance(default, int)
-    wanted = (
-        "a whole number, 0 or more" if whole else f"a {'positive value' if name in _POSITIVE else 'value of 0 or more'}"
-    )
-    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return None if number and (value > 0 or (value == 0 and name not in _POSITIVE)) else f"use {wanted}"
+    whole, positive = isinstance(default, int), name in _POSITIVE
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        in_range = value > 0 or (value == 0 and not positive)
+        if in_range and (isinstance(value, int) or not whole):
+            return None
+    if whole:
+        return "use a whole number, 0 or more"
+    return f"use a {'positive value' if positive else 'value of 0 or more'}"

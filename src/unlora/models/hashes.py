@@ -113,12 +113,12 @@ def adapter_sha256(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _canonical(value: Any) -> bytes:
+def _canonical(value: object) -> bytes:
     # `default=str` is for dates: JSON has none, but tables read some texts as dates.
     return json.dumps(_without_gaps(value), sort_keys=True, ensure_ascii=False, default=str).encode()
 
 
-def _without_gaps(value: Any) -> Any:
+def _without_gaps(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): _without_gaps(item) for key, item in value.items() if item is not None}
     return [_without_gaps(item) for item in value] if isinstance(value, list | tuple) else value

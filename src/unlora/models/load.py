@@ -122,7 +122,7 @@ def _zero3_settings_of(config: ModelConfig) -> dict[str, Any] | None:
     return zero3_settings(str(config.shard_base), str(_weights_dtype(config)).removeprefix("torch."))
 
 
-def _weights_dtype(config: ModelConfig) -> Any:
+def _weights_dtype(config: ModelConfig) -> torch.dtype | str:
     """Return the type that the weights will have, without loading them."""
     if config.dtype != "auto":
         return config.dtype

@@ -116,5 +116,5 @@ def whole(weight: Tensor) -> Tensor:
     return weight
 
 
-def _in_zero3(weight: Any) -> bool:
+def _in_zero3(weight: Tensor) -> bool:
     return hasattr(weight, "ds_id")

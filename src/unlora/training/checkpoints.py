@@ -49,10 +49,10 @@ class SafeTrainer(Trainer):
         self.remove_callback(interrupt)
         return result
 
-    def _get_output_dir(self, trial: Any) -> str:
+    def _get_output_dir(self, trial: dict[str, Any] | None) -> str:
         return self._staging or super()._get_output_dir(trial)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: dict[str, Any] | None) -> None:
         """Write the checkpoint into a staging folder, and move it to its place when it is complete."""
         run, limit = Path(self._get_output_dir(trial)), self.args.save_total_limit
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -70,6 +70,7 @@ class SafeTrainer(Trainer):
             rotate_checkpoints(output_dir=str(run), save_total_limit=limit)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # The superclass would also pickle the training arguments.
         folder = output_dir or self.args.output_dir
         self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)

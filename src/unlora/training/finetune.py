@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
-from transformers import TrainingArguments
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
 from unlora.common.errors import Problem
 from unlora.common.files import check_unused
@@ -46,7 +47,11 @@ class _FinetuneTrainer(SafeTrainer):
     """A Trainer that computes logits at labelled positions only, which saves the memory of all the others."""
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the NLL of the batch's labels, divided by the number of labels in all batches of the update."""
         if self.label_smoother is not None:
@@ -60,7 +65,11 @@ class _FinetuneTrainer(SafeTrainer):
 
 
 def finetune(
-    model: Any, tokenizer: Any, examples: Sequence[Example], args: TrainingArguments, lora: LoraConfig | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Sequence[Example],
+    args: TrainingArguments,
+    lora: LoraConfig | None = None,
 ) -> Path:
     """Train `model` on `examples`, and save the model and the tokenizer.
 

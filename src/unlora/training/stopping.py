@@ -189,7 +189,7 @@ class StopWhenUnseen(TrainerCallback):
         self.stopped = False
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Check the model before the first step, or load the nearest check from the checkpoint of a resumed run."""
         file = _checkpoint(args, state) / _STATE_FILE
@@ -212,7 +212,7 @@ class StopWhenUnseen(TrainerCallback):
             save_state(_checkpoint(args, state) / _STATE_FILE, saved | {"nearest": vars(self.nearest)})
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Check the model if a check is due, and stop at the target."""
         if self.stopped:  # the run had stopped before it was resumed; `on_train_end` undoes the step just done
@@ -249,7 +249,7 @@ class StopWhenUnseen(TrainerCallback):
                 *(nearest, step, now),
             )
 
-    def on_train_end(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_end(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
         """Leave the model at the kept step, if the test stopped training."""
         if self.stopped:
             restore(model, self.parameters)

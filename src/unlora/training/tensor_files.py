@@ -18,7 +18,7 @@ from torch import Tensor
 from unlora.common.files import atomic_path
 
 
-def save_state(path: str | Path, value: Any) -> None:
+def save_state(path: str | Path, value: object) -> None:
     """Write a nested value of dicts, lists, tuples, numbers, strings, None, arrays and tensors.
 
     Raises:
@@ -37,7 +37,7 @@ def load_state(path: str | Path) -> Any:
         return _unpack(json.loads(file.metadata()["skeleton"]), tensors)
 
 
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _pack(value: object, tensors: dict[str, Tensor]) -> Any:
     """Return the value as JSON in which each container and tensor is {kind: content}; add its tensors to `tensors`."""
     if isinstance(value, Tensor | np.ndarray):
         name = str(len(tensors))
@@ -53,7 +53,7 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a value of type {type(value).__name__} cannot be saved in a state file")
 
 
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpack(value: object, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     [(kind, content)] = value.items()

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -90,7 +91,7 @@ class UnlearnTrainer(SafeTrainer):
         per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         taught = StopWhenTaught(self, -(-len(self.pairs) // per_update)) if args.until_taught else None
         if taught and args.max_steps <= 0:
-            args.max_steps = taught.most_steps
+            args.max_steps = taught.most_steps  # only a limit: the callback normally stops training earlier
         super().__init__(
             model=model,
             args=args,
@@ -107,7 +108,7 @@ class UnlearnTrainer(SafeTrainer):
             copy_from_main(parameter.data for name, parameter in model.named_parameters() if ".lora_" in name)
         self.model_accepts_loss_kwargs = False  # `compute_loss` returns a mean, which gradient accumulation averages
         if self.forget_loss.update_weight:
-            self.add_callback(_AfterStep(self.update_retain_weight))
+            self.add_callback(_AfterStep(self._update_retain_weight))
         self.retain_weight = args.retain_weight
         self._retain_limit = args.max_retain_loss
         self._step_retain: list[tuple[float, float]] = []
@@ -160,7 +161,11 @@ class UnlearnTrainer(SafeTrainer):
         return add_columns([self._items(batch) for batch in batch_samples])
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: list[int] | None = None,
     ) -> Any:
         """Return forget loss + λ · retain loss of one batch of pairs. The log shows the two separately.
 
@@ -177,6 +182,7 @@ class UnlearnTrainer(SafeTrainer):
         of_update = num_items_in_batch and [*num_items_in_batch, *num_items_in_batch[:1] * of_forget]
         self._check_and_log({**losses, **progress}, [*items, *items[:1] * of_forget], of_update)
         if num_items_in_batch is not None:
+            # Trainer divides by the batches of an update, and gradients are averaged over processes. This undoes both.
             batches = self.current_gradient_accumulation_steps * self.args.world_size
             shares = [batches * own / whole for own, whole in zip(items, num_items_in_batch, strict=True)]
             losses = {name: loss * part for (name, loss), part in zip(losses.items(), shares, strict=True)}
@@ -218,15 +224,16 @@ class UnlearnTrainer(SafeTrainer):
                 gradient.div_(self.args.world_size)
         return loss
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """Return the learning rate's schedule: that of the arguments, or of training until the teacher is reached."""
         if self.taught is None:
             return super().create_scheduler(num_training_steps, optimizer)
         factor = self.taught.factor
+        # A plain function, because LambdaLR saves the attributes of any other callable with its state.
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: factor(step))
         return self.lr_scheduler
 
-    def update_retain_weight(self) -> None:
+    def _update_retain_weight(self) -> None:
         """Update λ after an optimiser step, from the mean retain loss of the step's batches."""
         total, items = (sum(column) for column in zip(*self._step_retain, strict=True))
         assert self.forget_loss.update_weight is not None

@@ -5,14 +5,15 @@ To add an attack, write `cases(model, materials, config)` in a file of its own, 
 """
 
 from collections.abc import Callable
-from typing import Any
+
+from torch import nn
 
 from unlora.common.errors import Problem, unknown_name
 from unlora.evals.attacks import fewshot, paraphrase, prefix, quantise, relearn
 from unlora.evals.attacks.interface import Case, Materials, UnavailableError, measure, probe
 from unlora.settings import AttackConfig
 
-ATTACKS: dict[str, Callable[[Any, Materials, AttackConfig], list[Case]]] = {
+ATTACKS: dict[str, Callable[[nn.Module, Materials, AttackConfig], list[Case]]] = {
     "relearn": relearn.cases,
     "quantise": quantise.cases,
     "paraphrase": paraphrase.cases,

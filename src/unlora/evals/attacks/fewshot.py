@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+
+from torch import nn
 
 from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records, encode_turns
 from unlora.data.sources import Record
@@ -25,7 +26,7 @@ from unlora.evals.scoring import position_limit
 from unlora.settings import AttackConfig
 
 
-def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:
+def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[Case]:
     """Return a case for each seed, which draws the shots. The other rows are asked for."""
     check_questions(materials.forget)
     if len(materials.forget) <= config.shots:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
@@ -81,7 +81,7 @@ class Case:
     setting: str
     forget: Probe
     retain: bool = False
-    change: Callable[[Any], AbstractContextManager[Any]] = nullcontext
+    change: Callable[[nn.Module], AbstractContextManager[nn.Module]] = nullcontext
 
 
 def _are_chunks(rows: Sequence[Record]) -> bool:

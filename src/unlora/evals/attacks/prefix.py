@@ -5,7 +5,7 @@ Carlini et al., ICLR 2023 (https://arxiv.org/abs/2202.07646).
 
 from __future__ import annotations
 
-from typing import Any
+from torch import nn
 
 from unlora.data import Example
 from unlora.evals.attacks.interface import (
@@ -21,7 +21,7 @@ from unlora.evals.generation import end_tokens
 from unlora.settings import AttackConfig
 
 
-def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:
+def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[Case]:
     """Return a case for each share of the answers that is given. Answers of one token are skipped."""
     ends = end_tokens(materials.text_format)
     examples = encode_rows(materials.forget, materials.text_format)

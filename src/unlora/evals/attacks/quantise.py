@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from unlora.adapter.settings import base_modules, target_shapes
@@ -23,7 +23,7 @@ from unlora.settings import AttackConfig
 FORMATS = {8: None, 4: 128}
 
 
-def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:
+def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[Case]:
     """Return two cases: 8 bits with a step per output channel, and 4 bits with a step per 128 weights of a channel."""
     if getattr(model, "is_quantized", False):
         raise UnavailableError("the model is quantised already", "unlearn a model with floating-point weights")
@@ -54,7 +54,7 @@ def round_to_nearest(weight: Tensor, bits: int, group_size: int | None = None) -
 
 
 @contextmanager
-def quantised(model: Any, *, bits: int, group_size: int | None) -> Iterator[Any]:
+def quantised(model: nn.Module, *, bits: int, group_size: int | None) -> Iterator[nn.Module]:
     """Merge the adapters and round all linear layers but the head; at the end, restore all weights."""
     modules: dict[str, Any] = dict(base_modules(model))
     linear = {name: modules[name] for name in target_shapes(model, None)}

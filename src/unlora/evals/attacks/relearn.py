@@ -9,10 +9,10 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from peft import LoraConfig
+from torch import nn
 
 from unlora.adapter import attach_adapters, check_adapter_settings, detach_adapters
 from unlora.common.errors import raise_if
@@ -23,7 +23,7 @@ from unlora.models.forward import labelled_tokens
 from unlora.settings import AttackConfig
 
 
-def cases(model: Any, materials: Materials, config: AttackConfig) -> list[Case]:
+def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[Case]:
     """Return a case for each share of the forget set and each seed. Shares of the same number of rows are one."""
     rows = len(materials.forget)
     if rows < 2:
@@ -51,8 +51,8 @@ def _adapter_settings(config: AttackConfig) -> LoraConfig:
 
 @contextmanager
 def relearned(
-    model: Any, *, examples: Sequence[Example], config: AttackConfig, pad_id: int, seed: int
-) -> Iterator[Any]:
+    model: nn.Module, *, examples: Sequence[Example], config: AttackConfig, pad_id: int, seed: int
+) -> Iterator[nn.Module]:
     """Attach a LoRA adapter trained on `examples`, and remove it at the end. The model's own adapters are frozen.
 
     It is trained by AdamW without weight decay at a constant learning rate, on batches drawn with `seed`.
@@ -66,7 +66,7 @@ def relearned(
         detach_adapters(attacked).eval()
 
 
-def _train(model: Any, examples: Sequence[Example], config: AttackConfig, pad_id: int, seed: int) -> None:
+def _train(model: nn.Module, examples: Sequence[Example], config: AttackConfig, pad_id: int, seed: int) -> None:
     assert config.learning_rate is not None
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0.0)

@@ -200,7 +200,7 @@ def read_scores(
     return checked
 
 
-def _is_scores(scores: Any) -> bool:
+def _is_scores(scores: object) -> bool:
     if not isinstance(scores, dict) or not all(isinstance(scores.get(part), dict) for part in SETS):
         return False
     if scores["forget"].keys() != scores["holdout"].keys() or "loss" not in scores["forget"]:
