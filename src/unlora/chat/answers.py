@@ -70,7 +70,7 @@ class Scored:
         return float(np.exp(self.logp[side].mean()))
 
 
-class TokenStreamer(TextIteratorStreamer):
+class _TokenStreamer(TextIteratorStreamer):
     """Iterate over the ids of generated tokens. The base class gives text, from which tokens cannot be scored."""
 
     def put(self, value: Tensor) -> None:
@@ -163,7 +163,7 @@ class SideBySide:
         The generation has a thread of its own: gradients are switched off per thread, and the reader of an iterator may
         change threads between two tokens.
         """
-        streamer, closed, done = TokenStreamer(self.text_format.tokenizer), Event(), Future[None]()
+        streamer, closed, done = _TokenStreamer(self.text_format.tokenizer), Event(), Future[None]()
 
         def stop(ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
             return torch.full((len(ids),), closed.is_set(), device=ids.device)

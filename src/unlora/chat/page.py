@@ -17,53 +17,56 @@ from unlora.common.errors import InputError
 from unlora.pipeline.attack import Target
 
 # System fonts: Gradio's themes may fetch theirs from the network.
-SANS, MONO = ("ui-sans-serif", "system-ui", "sans-serif"), ("ui-monospace", "Consolas", "monospace")
+_SANS, _MONO = ("ui-sans-serif", "system-ui", "sans-serif"), ("ui-monospace", "Consolas", "monospace")
 LOOK = {
-    "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=SANS, font_mono=MONO),
+    "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_SANS, font_mono=_MONO),
     "css_paths": Path(__file__).with_name("page.css"),
 }
-LONGEST_ANSWER = 1024  # tokens, if the model has that many positions
-PROMPTS_A_PAGE = 5
+_LONGEST_ANSWER = 1024  # tokens, if the model has that many positions
+_PROMPTS_A_PAGE = 5
 # There is a single model, and it can only be one side at a time.
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+_ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 
 
-class Asked(NamedTuple):
+class _Asked(NamedTuple):
     """The last question, and the tokens of both answers by side."""
 
     question: str
     tokens: dict[str, list[int]]
 
 
-class Handlers:
+class _Handlers:
     """The event handlers of the page."""
 
     def __init__(self, models: SideBySide) -> None:
         self.models = models
 
-    def ask(self, question: str, max_new_tokens: float, temperature: float) -> Iterator[tuple[str, str, Asked]]:
+    def ask(self, question: str, max_new_tokens: float, temperature: float) -> Iterator[tuple[str, str, _Asked]]:
         """Yield both answers as they grow."""
-        yield "", "", Asked(question, {side: [] for side in SIDES})
-        with shown_errors(), closing(self.models.answers(question, Sampling(int(max_new_tokens), temperature))) as news:
+        yield "", "", _Asked(question, {side: [] for side in SIDES})
+        with (
+            _shown_errors(),
+            closing(self.models.answers(question, Sampling(int(max_new_tokens), temperature))) as news,
+        ):
             for tokens in news:
                 original, unlearned = (self.models.text(tokens[side]) for side in SIDES)
-                yield original, unlearned, Asked(question, {side: list(tokens[side]) for side in SIDES})
+                yield original, unlearned, _Asked(question, {side: list(tokens[side]) for side in SIDES})
 
-    def probabilities(self, wanted: bool, question: str, reference: str, asked: Asked | None) -> str:
+    def probabilities(self, wanted: bool, question: str, reference: str, asked: _Asked | None) -> str:
         """Return every token of the reference and of the answers as HTML, or nothing if that is not wanted."""
         if not wanted:
             return ""
         answers: dict[str, str | list[int]] = {"Reference answer": reference} if reference.strip() else {}
         if asked is not None and asked.question == question:
             answers |= {f"{side.capitalize()} model's answer": asked.tokens[side] for side in SIDES}
-        with shown_errors():
+        with _shown_errors():
             return token_sections(
                 {title: self.models.score(question, answer) for title, answer in answers.items() if answer}
             )
 
 
 @contextmanager
-def shown_errors() -> Iterator[None]:
+def _shown_errors() -> Iterator[None]:
     """Show wrong input as a message on the page. Gradio would read the message as HTML, so it is escaped."""
     try:
         yield
@@ -74,37 +77,37 @@ def shown_errors() -> Iterator[None]:
 def build(models: SideBySide, target: Target, prompts: Prompts) -> gr.Blocks:
     """Return the page, which is not served yet."""
     with gr.Blocks(title="unlora chat", analytics_enabled=False) as page:
-        gr.HTML(heading(target, prompts))
+        gr.HTML(_heading(target, prompts))
         question = gr.Textbox(label="Question", placeholder="Ask both models", max_lines=8, render=False)
         reference = gr.Textbox(label="Reference answer", max_lines=8, render=False)
         with gr.Row():
-            clicks = [prompt_list(name, found, [question, reference]) for name, found in prompts.sets.items()]
+            clicks = [_prompt_list(name, found, [question, reference]) for name, found in prompts.sets.items()]
         question.render()
         with gr.Row():
             ask = gr.Button("Ask", variant="primary", scale=0, min_width=140)
             stop = gr.Button("Stop", scale=0, min_width=100)
-        settings = sampling_settings(models, target)
+        settings = _sampling_settings(models, target)
         with gr.Row():
-            answers = [answer_box(side) for side in SIDES]
+            answers = [_answer_box(side) for side in SIDES]
         reference.render()
         wanted = gr.Checkbox(label="Token probabilities")
         tokens = gr.HTML()
         asked = gr.State()
 
-        handlers = Handlers(models)
+        handlers = _Handlers(models)
         asking = (handlers.ask, [question, *settings], [*answers, asked])
         scoring = (handlers.probabilities, [wanted, question, reference, asked], tokens)
         running = []
         for event in (ask.click, question.submit, *(click.then for click in clicks)):
-            answering = event(*asking, scroll_to_output=True, **ONE_AT_A_TIME)
-            running += [answering, answering.success(*scoring, **ONE_AT_A_TIME)]
+            answering = event(*asking, scroll_to_output=True, **_ONE_AT_A_TIME)
+            running += [answering, answering.success(*scoring, **_ONE_AT_A_TIME)]
         for event in (wanted.change, reference.submit):
-            running.append(event(*scoring, **ONE_AT_A_TIME))
+            running.append(event(*scoring, **_ONE_AT_A_TIME))
         stop.click(None, cancels=running)
     return page
 
 
-def heading(target: Target, prompts: Prompts) -> str:
+def _heading(target: Target, prompts: Prompts) -> str:
     """Return the heading: which models are asked, and why a set has no prompts."""
     notes = "".join(
         f'<p class="note">There are no prompts from the {escape(name)} set: {escape(reason)}</p>'
@@ -117,14 +120,14 @@ def heading(target: Target, prompts: Prompts) -> str:
     )
 
 
-def prompt_list(name: str, prompts: list[Prompt], filled: list[gr.Textbox]) -> Any:
+def _prompt_list(name: str, prompts: list[Prompt], filled: list[gr.Textbox]) -> Any:
     """Add the questions of one set. A click on one fills in question and reference, and is returned as an event."""
     with gr.Column(min_width=300):
         questions = gr.Dataset(
             label=f"{name.capitalize()} set",
             components=[gr.Textbox(render=False)],
             samples=[[prompt.question] for prompt in prompts],
-            samples_per_page=PROMPTS_A_PAGE,
+            samples_per_page=_PROMPTS_A_PAGE,
             type="index",
         )
     return questions.click(
@@ -132,7 +135,7 @@ def prompt_list(name: str, prompts: list[Prompt], filled: list[gr.Textbox]) -> A
     )
 
 
-def answer_box(side: str) -> gr.Textbox:
+def _answer_box(side: str) -> gr.Textbox:
     """Return the box for one model's answer, which is shown as plain text whatever it contains."""
     return gr.Textbox(
         label=side.capitalize(),
@@ -145,9 +148,9 @@ def answer_box(side: str) -> gr.Textbox:
     )
 
 
-def sampling_settings(models: SideBySide, target: Target) -> list[gr.Slider]:
-    """Add the settings that `Handlers.ask` takes after the question."""
-    longest = min(models.longest or LONGEST_ANSWER, LONGEST_ANSWER)
+def _sampling_settings(models: SideBySide, target: Target) -> list[gr.Slider]:
+    """Add the settings that `_Handlers.ask` takes after the question."""
+    longest = min(models.longest or _LONGEST_ANSWER, _LONGEST_ANSWER)
     usual = min(target.evaluation.max_new_tokens, longest)
     with gr.Accordion("Settings", open=False):
         return [

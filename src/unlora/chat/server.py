@@ -12,9 +12,9 @@ from unlora.common.errors import InputError, Problem
 if TYPE_CHECKING:
     import gradio as gr
 
-HOST = "127.0.0.1"
+_HOST = "127.0.0.1"
 # Other names are refused: a website could make its own name resolve to this computer, and read along (DNS rebinding).
-NAMES = (HOST, "localhost")
+_NAMES = (_HOST, "localhost")
 
 
 def free_port(port: int) -> int:
@@ -24,7 +24,7 @@ def free_port(port: int) -> int:
         InputError: the port cannot be used.
     """
     try:
-        with socket.create_server((HOST, port)) as found:
+        with socket.create_server((_HOST, port)) as found:
             return int(found.getsockname()[1])
     except (OSError, OverflowError) as error:
         fix = "name another port, or 0 for any free one"
@@ -53,9 +53,9 @@ def serve(page: gr.Blocks, port: int, open_browser: bool) -> None:
     from unlora.chat.page import LOOK
 
     for name in ("no_proxy", "NO_PROXY"):  # Gradio requests the page once before it returns the address
-        os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST)))
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), _HOST)))
     _, address, _ = page.queue().launch(
-        server_name=HOST,
+        server_name=_HOST,
         server_port=free_port(port),
         inbrowser=open_browser,
         share=False,
@@ -65,7 +65,7 @@ def serve(page: gr.Blocks, port: int, open_browser: bool) -> None:
         footer_links=[],
         quiet=True,
         prevent_thread_lock=True,
-        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=list(NAMES))]},
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=list(_NAMES))]},
         **LOOK,
     )
     try:

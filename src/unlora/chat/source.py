@@ -15,7 +15,7 @@ from unlora.pipeline.attack import Target, evaluated_rows
 from unlora.pipeline.prepare import usable_length
 from unlora.runs.folder import ADAPTER
 
-SETS = ("forget", "retain")
+_SETS = ("forget", "retain")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def load_prompts(target: Target) -> Prompts:
     """Return the questions of the evaluated rows. The page is useful without them, so this does not raise."""
     sets: dict[str, list[Prompt]] = {}
     missing = {}
-    for name in SETS:
+    for name in _SETS:
         try:
             sets[name] = prompts_of(evaluated_rows(target, name))
         except InputError as error:

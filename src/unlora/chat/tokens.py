@@ -8,7 +8,7 @@ from html import escape
 
 from unlora.chat.answers import SIDES, Scored
 
-CAPTION = "Below each token is its probability, given the question and the tokens before it, for"
+_CAPTION = "Below each token is its probability, given the question and the tokens before it, for"
 
 
 def token_sections(answers: Mapping[str, Scored]) -> str:
@@ -19,21 +19,21 @@ def token_sections(answers: Mapping[str, Scored]) -> str:
     for title, scored in answers.items():
         together.setdefault(tuple(scored.tokens), []).append(title)
     names = " and ".join(f'<span class="p name {side}" style="--p:1">{side}</span>' for side in SIDES)
-    sections = "".join(section(" = ".join(titles), answers[titles[0]]) for titles in together.values())
-    return f'<div class="tokens"><p>{CAPTION} {names}</p>{sections}</div>'
+    sections = "".join(_section(" = ".join(titles), answers[titles[0]]) for titles in together.values())
+    return f'<div class="tokens"><p>{_CAPTION} {names}</p>{sections}</div>'
 
 
-def section(title: str, scored: Scored) -> str:
+def _section(title: str, scored: Scored) -> str:
     """Return the HTML of one answer."""
     whole = ", ".join(f"{side} {scored.probability(side):.3f}" for side in SIDES)
-    items = "".join(item(place, scored) for place in range(len(scored.tokens)))
+    items = "".join(_item(place, scored) for place in range(len(scored.tokens)))
     return (
         f"<section><h3>{escape(title)}</h3><p>Probability, normalised for length as in the evaluation: {whole}</p>"
         f'<ol aria-label="{escape(title)}, token by token">{items}</ol></section>'
     )
 
 
-def item(place: int, scored: Scored) -> str:
+def _item(place: int, scored: Scored) -> str:
     """Return the HTML of one token."""
     values = {side: math.exp(scored.logp[side][place]) for side in SIDES}
     cells = "".join(

@@ -31,12 +31,12 @@ COMMANDS = {
     "ls": "list losses, initialisers, benchmarks and published configurations",
 }
 # Former names of commands, and what they stand for now.
-ALIASES = {
+_ALIASES = {
     "evaluate-muse": ["evaluate", "--benchmark", "muse"],
     "evaluate-tasks": ["evaluate", "--benchmark", "wmdp"],
     "evaluate-log": ["evaluate"],
 }
-EXIT_OK, EXIT_STOPPED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+_EXIT_OK, _EXIT_STOPPED, _EXIT_INPUT, _EXIT_INTERRUPTED = 0, 1, 2, 130
 # Commands that can continue after an interrupt, and the flags that this takes.
 _FROM_CHECKPOINT = ["--resume_from_checkpoint", "true"]
 _RESUME = {"unlearn": _FROM_CHECKPOINT, "finetune": _FROM_CHECKPOINT, "bench": []}
@@ -52,51 +52,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if is_main():
         try:
-            code = execute(argv)
+            code = _execute(argv)
             sys.stdout.flush()
             return code
         except BrokenPipeError:  # as in `unlora ls | head`: stdout is flushed again at exit, so let it go nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_STOPPED
+            return _EXIT_STOPPED
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        return execute(argv)
+        return _execute(argv)
 
 
-def execute(argv: Sequence[str] | None) -> int:
+def _execute(argv: Sequence[str] | None) -> int:
     """Run one command, print its errors, and return the exit code."""
     from unlora.common.errors import DivergenceError, InputError
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return EXIT_OK
+        print(_usage())
+        return _EXIT_OK
     if arguments[0] == "--version":
         from unlora.common.version import __version__
 
         print(__version__)
-        return EXIT_OK
+        return _EXIT_OK
     try:
-        return run(arguments[0], arguments[1:])
+        return _run(arguments[0], arguments[1:])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_INPUT
+        return _EXIT_INPUT
     except DivergenceError as error:
         print(f"stopped: {error}", file=sys.stderr)
-        return EXIT_STOPPED
+        return _EXIT_STOPPED
     except KeyboardInterrupt:
         print(interrupted(arguments[0], arguments[1:]), file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _EXIT_INTERRUPTED
 
 
-def run(command: str, argv: list[str]) -> int:
+def _run(command: str, argv: list[str]) -> int:
     """Parse the flags, run the command's module, and print the result."""
     from unlora.cli.arguments import HELP, HELP_ALL, fill, help_text, read
     from unlora.cli.output import Answer, output_mode
     from unlora.common.errors import InputError, unknown_name
 
-    if command in ALIASES:
-        print(f"`unlora {command}` is now `unlora {shlex.join(ALIASES[command])}`", file=sys.stderr)
-        command, *chosen = ALIASES[command]
+    if command in _ALIASES:
+        print(f"`unlora {command}` is now `unlora {shlex.join(_ALIASES[command])}`", file=sys.stderr)
+        command, *chosen = _ALIASES[command]
         argv = [*chosen, *("--retrained" if part == "--retain-log" else part for part in argv)]
     if command not in COMMANDS:
         raise InputError(unknown_name("command", command, COMMANDS))
@@ -104,7 +104,7 @@ def run(command: str, argv: list[str]) -> int:
     mode, rest = output_mode(argv)
     if {*HELP, HELP_ALL} & set(rest):
         print(help_text(command, module.SETTINGS, COMMANDS[command], module.EXAMPLE, HELP_ALL in rest))
-        return EXIT_OK
+        return _EXIT_OK
     settings = module.settings_for(rest) if hasattr(module, "settings_for") else module.SETTINGS
     line = read(settings, rest, command, getattr(module, "HANDS_ON", False))  # before torch is loaded
     with mode.running():
@@ -124,7 +124,7 @@ def interrupted(command: str, argv: list[str]) -> str:
     return f"interrupted; finished work is kept, continue with: {shlex.join([*same, *new])}"
 
 
-def usage() -> str:
+def _usage() -> str:
     """Return the text of `unlora --help`."""
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())

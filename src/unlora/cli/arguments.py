@@ -35,7 +35,7 @@ OUTPUT = {
     "--json": "print the result as one JSON document, and nothing else, on stdout",
 }
 # Our own training settings -> the class that adds all fields of `transformers.TrainingArguments` and needs torch.
-TRAINING = {
+_TRAINING = {
     UnlearnSettings: "unlora.training.config:UnlearnConfig",
     FinetuneSettings: "unlora.training.finetune:FinetuneConfig",
 }
@@ -167,7 +167,7 @@ def make_parser(
         complete: whether it knows the fields of `TrainingArguments` with their types and help, or only their names.
         hands_on: whether `--config` is for another command.
     """
-    parents = [_training_parser(_whole(kind)) for kind in settings if complete and kind in TRAINING]
+    parents = [_training_parser(_whole(kind)) for kind in settings if complete and kind in _TRAINING]
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, formatter_class=_Formatter, parents=parents
     )
@@ -183,7 +183,7 @@ def make_parser(
         group = parser.add_argument_group((kind.__doc__ or kind.__name__).partition("\n")[0].rstrip("."))
         hints = get_type_hints(kind)
         usage += [shown for f in own if (shown := _add_field(group, f, hints[f.name]))]
-        if kind in TRAINING and not complete:
+        if kind in _TRAINING and not complete:
             _add_training_names(parser, command, kind)
     parser.usage = " ".join([*usage, "[--config RUN.yaml]", "[--flag value ...]"])
     return parser
@@ -257,7 +257,7 @@ def _boolean(text: str) -> bool:
 
 def _whole(kind: Any) -> Any:
     """Return the class that is filled: for our own training settings the one with all fields."""
-    return resolve_name(TRAINING[kind]) if kind in TRAINING else kind
+    return resolve_name(_TRAINING[kind]) if kind in _TRAINING else kind
 
 
 def _training_parser(kind: Any) -> argparse.ArgumentParser:

@@ -13,13 +13,13 @@ from unlora.settings import AttackConfig, RunConfig
 
 EXAMPLE = "unlora attack run --retrained retrained-model --attacks relearn quantise --seeds 5"
 SETTINGS = (RunConfig, AttackConfig)
-METRICS = {
+_METRICS = {
     "forget_probability": "probability",
     "forget_rougeL_recall": "ROUGE-L recall",
     "retain_probability": "retain probability",
 }
 # The least number of columns of a terminal for a table with a frame, and with standard errors in the same line.
-WIDE = 100
+_WIDE = 100
 
 
 def run(target: RunConfig, config: AttackConfig) -> Answer:
@@ -43,7 +43,7 @@ def print_attacks(report: Mapping[str, Any]) -> None:
 
     columns = {"original": "original", "unlearned": "unlearned", "retrained": "retrained", DIFFERENCE: "difference"}
     console = Console()
-    wide = console.width >= WIDE
+    wide = console.width >= _WIDE
     names = ("attack", "metric", *columns.values())
     table = Table(
         *(Column(name, overflow="fold") for name in names), box=box.HEAVY_HEAD if wide else box.SIMPLE, pad_edge=wide
@@ -53,11 +53,11 @@ def print_attacks(report: Mapping[str, Any]) -> None:
             table.add_row(attack, f"{NOT_AVAILABLE}: {settings[NOT_AVAILABLE]}", end_section=True)
             continue
         for setting, models in settings.items():
-            metrics = [name for name in METRICS if name in models["unlearned"]]
+            metrics = [name for name in _METRICS if name in models["unlearned"]]
             for metric in metrics:
                 label = f"{attack}: {setting}" if metric == metrics[0] else ""
                 cells = (_cell(models[column], metric, " " if wide else "\n") for column in columns)
-                table.add_row(label, METRICS[metric], *cells, end_section=metric == metrics[-1])
+                table.add_row(label, _METRICS[metric], *cells, end_section=metric == metrics[-1])
     console.print(table)
     if report["models"]["retrained"] is None:
         console.print(

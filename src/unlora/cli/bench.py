@@ -29,7 +29,7 @@ def run(args: BenchConfig, rest: list[str]) -> Answer:
     from unlora.report.compare_page import write_comparison
 
     handed_on = flags(rest)
-    plan = plan_of(args, handed_on)
+    plan = _plan_of(args, handed_on)
     cells, references = plan.prepare()
     unfinished = [cell for cell in cells if not cell.finished]
     progress = Progress(len(unfinished))
@@ -72,7 +72,7 @@ def command_of(args: BenchConfig, method: str, split: str, values: Mapping[str, 
     return shlex.join(["unlora", "bench", args.benchmark, *as_argv({**own, **values})])
 
 
-def plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
+def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
     """Return the plan that the flags describe, with the settings of requests and evaluations as typed values."""
     from unlora.bench.executors import executor_problems
     from unlora.bench.plan import Plan
@@ -81,32 +81,32 @@ def plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
     from unlora.cli.unlearn import SETTINGS as REQUEST
 
     benchmark = find_benchmark(args.benchmark)
-    raise_if([*args.problems(), *gpu_problems(args), *executor_problems(args.executor)])
+    raise_if([*args.problems(), *_gpu_problems(args), *executor_problems(args.executor)])
     shared = dict(handed_on)
-    preset = preset_of(shared.pop("config", None))
+    preset = _preset_of(shared.pop("config", None))
     names = () if benchmark.evaluated_by_unlearn else benchmark.settings.__dataclass_fields__.keys()
     evaluation = {name: shared.pop(name) for name in names & shared.keys()}
     return Plan(
         benchmark=benchmark,
-        options=Options(args.output_dir, args.model_name_or_path, args.data, named(args.retrained)),
+        options=Options(args.output_dir, args.model_name_or_path, args.data, _named(args.retrained)),
         methods=args.methods,
         splits=args.splits or (),
         seeds=range(args.first_seed, args.first_seed + args.seeds),
         preset=converted(REQUEST, preset),
         shared=converted(REQUEST, shared),
-        of_method={m: converted(REQUEST, v) for m, v in read_settings(args.settings, args.methods).items()},
+        of_method={m: converted(REQUEST, v) for m, v in _read_settings(args.settings, args.methods).items()},
         evaluation=converted((benchmark.settings,), evaluation),
     )
 
 
-def preset_of(name: str | None) -> dict[str, Any]:
+def _preset_of(name: str | None) -> dict[str, Any]:
     """The flags of a YAML file, or of a published configuration; those of the benchmark and the user's come first."""
     from unlora.cli.arguments import read_config
 
     return {} if name is None else read_config(name)
 
 
-def read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the settings of single methods, from a YAML file {method: {flag: value}}.
 
     Raises:
@@ -124,7 +124,7 @@ def read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[s
     return values
 
 
-def gpu_problems(args: BenchConfig) -> list[Problem]:
+def _gpu_problems(args: BenchConfig) -> list[Problem]:
     """Return the problem of more processes for a cell than there are GPUs. Without any, they share the CPU."""
     import torch
 
@@ -134,7 +134,7 @@ def gpu_problems(args: BenchConfig) -> list[Problem]:
     return [Problem("num_processes", args.num_processes, f"there are {gpus} GPUs", f"use at most {gpus}")]
 
 
-def named(sources: list[str]) -> dict[str, str]:
+def _named(sources: list[str]) -> dict[str, str]:
     """Return {split: source} for arguments "split=source". A source without a split is for all splits."""
     from unlora.benchmarks.interface import ALL
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from unlora.report.tables import Cell
 
 EXAMPLE = "unlora compare run-a run-b --output compare.html"
-BOLD = "on the Pareto front of utility and forgetting"
+_BOLD = "on the Pareto front of utility and forgetting"
 SETTINGS = (CompareConfig,)
 
 
@@ -49,7 +49,7 @@ def _markdown(section: Section) -> str:
 
     lines = [table.columns, ["---"] * len(table.columns), *([text(cell) for cell in row] for row in table.rows)]
     body = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    return f"{body}\n{table.caption}. Bold: {BOLD}.\n"
+    return f"{body}\n{table.caption}. Bold: {_BOLD}.\n"
 
 
 def _print_table(section: Section) -> None:
@@ -80,4 +80,4 @@ def _print_table(section: Section) -> None:
         if numbered or told != MISSING:
             text = f"{place} {name}: {told}" if numbered else f"{name}: {told}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"bold: {BOLD}", highlight=False)
+    console.print(f"bold: {_BOLD}", highlight=False)

@@ -33,16 +33,16 @@ def settings_for(argv: Sequence[str]) -> tuple[Any, ...]:
 def run(*settings: Any) -> Answer:
     """Evaluate a model and write its log, or read an existing log if no model is named; show the numbers."""
     if len(settings) == 1:
-        return summarise_log(*settings)
+        return _summarise_log(*settings)
     from unlora.pipeline.benchmark import measure
 
     model, target, benchmark_settings, *text = settings
     benchmark = _benchmark(target.benchmark)
     reading, summary = measure(benchmark, model, target, benchmark_settings, *text)
-    return Answer(summary, lambda: show(benchmark, reading, summary), target.log)
+    return Answer(summary, lambda: _show(benchmark, reading, summary), target.log)
 
 
-def summarise_log(config: EvaluateConfig) -> Answer:
+def _summarise_log(config: EvaluateConfig) -> Answer:
     """Show the numbers of an existing log, without a model.
 
     Raises:
@@ -55,7 +55,7 @@ def summarise_log(config: EvaluateConfig) -> Answer:
     log = benchmark.read_log(config.log)
     retrained = None if config.retrain_log is None else benchmark.read_log(config.retrain_log, "retrained")
     summary, reading = benchmark.summary(log, retrained), benchmark.read(log, retrained)
-    return Answer(summary, lambda: show(benchmark, reading, summary))
+    return Answer(summary, lambda: _show(benchmark, reading, summary))
 
 
 def _benchmark(name: str | None) -> Benchmark:
@@ -64,7 +64,7 @@ def _benchmark(name: str | None) -> Benchmark:
     return find_benchmark(name) if name else OWN_SETS
 
 
-def show(benchmark: Benchmark, reading: Reading, summary: Mapping[str, Any]) -> None:
+def _show(benchmark: Benchmark, reading: Reading, summary: Mapping[str, Any]) -> None:
     """Print the numbers as a table."""
     from unlora.benchmarks.tofu import TofuSchema
     from unlora.cli.tables import print_reading, print_sets

@@ -18,10 +18,10 @@ def run(source: RunConfig, config: ExportConfig) -> Answer:
     from unlora.pipeline.export import export_run
 
     result = export_run(source.run, config)
-    return Answer(result, lambda: print_result(result), Path(config.output_dir))
+    return Answer(result, lambda: _print_result(result), Path(config.output_dir))
 
 
-def print_result(result: Mapping[str, Any]) -> None:
+def _print_result(result: Mapping[str, Any]) -> None:
     """Print what a smaller rank cost, and where the folder was uploaded."""
     from unlora.cli.tables import compression_text
 

@@ -28,15 +28,15 @@ def run(config: LsConfig) -> Answer:
     raise_if(unknown_name("ls", kind, kinds) for kind in config.kinds if kind not in kinds)
     chosen = {kind: kinds[kind] for kind in config.kinds or kinds}
     rows = {kind: [dict(zip(table.columns, row, strict=True)) for row in table.rows] for kind, table in chosen.items()}
-    return Answer(rows, lambda: print_markdown(chosen) if config.markdown else print_tables(chosen))
+    return Answer(rows, lambda: _print_markdown(chosen) if config.markdown else _print_tables(chosen))
 
 
-def print_markdown(tables: Mapping[str, Choices]) -> None:
+def _print_markdown(tables: Mapping[str, Choices]) -> None:
     """Print the tables as they are in docs/methods.md."""
     print("\n".join(table.markdown() for table in tables.values()), end="")
 
 
-def print_tables(tables: Mapping[str, Choices]) -> None:
+def _print_tables(tables: Mapping[str, Choices]) -> None:
     """Print one paragraph for each row, with a line or more for each column, so that no text is ever cut."""
     from unlora.settings import ImportanceConfig
     from unlora.training.config import UnlearnConfig
@@ -48,11 +48,11 @@ def print_tables(tables: Mapping[str, Choices]) -> None:
         for name, *rest in table.rows:
             print(name + (" (default)" if name == defaults.get(kind) else ""))
             for column, text in zip(table.columns[1:], rest, strict=True):
-                print(paragraph(f"{column.partition(' of a ')[0]}: {text}", width))
+                print(_paragraph(f"{column.partition(' of a ')[0]}: {text}", width))
             print()
 
 
-def paragraph(text: str, width: int) -> str:
+def _paragraph(text: str, width: int) -> str:
     """Return indented text, wrapped between words. A word that is wider than the terminal is not broken."""
     return textwrap.fill(
         text,

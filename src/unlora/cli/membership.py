@@ -23,10 +23,10 @@ def run(model: ModelConfig, text: TextConfig, config: MembershipConfig) -> Answe
 
     config.log_in_run(model, MEMBERSHIP)
     metrics = measure_membership(model, text, config)
-    return Answer(metrics, lambda: print_tables(metrics), config.log)
+    return Answer(metrics, lambda: _print_tables(metrics), config.log)
 
 
-def print_tables(metrics: Mapping[str, Any]) -> None:
+def _print_tables(metrics: Mapping[str, Any]) -> None:
     """Print memorisation by set, and membership by attack. A dash stands for what was not measured."""
     from rich.console import Console
     from rich.table import Table

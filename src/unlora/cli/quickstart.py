@@ -12,7 +12,7 @@ from unlora.settings import QuickstartConfig
 
 EXAMPLE = "unlora quickstart --seed 1"
 SETTINGS = (QuickstartConfig,)
-SHOWN = {"forget": 3, "retain": 2}
+_SHOWN = {"forget": 3, "retain": 2}
 
 
 def run(config: QuickstartConfig) -> Answer:
@@ -35,13 +35,13 @@ def run(config: QuickstartConfig) -> Answer:
 
     def show() -> None:
         print_comparison(report.metrics)
-        print_answers(report.answers)
+        _print_answers(report.answers)
         print(page)
 
     return Answer({"report": page, **report.metrics}, show, report.adapter)
 
 
-def print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:
+def _print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:
     """Print some questions of the forget and the retain set with the answers of each model."""
     from rich.console import Console
     from rich.markup import escape
@@ -49,7 +49,7 @@ def print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:
 
     from unlora.evals.tofu import TASKS
 
-    for name, count in SHOWN.items():
+    for name, count in _SHOWN.items():
         table = Table("question", *(f"{model}'s answer" for model in logs), title=f"{name} set")
         columns = [log[TASKS[name]]["generated_text"] for log in logs.values()]
         for index in list(columns[0])[

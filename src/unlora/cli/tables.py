@@ -12,9 +12,9 @@ from unlora.report.names import METRICS, OVERALL, metric_rows, number
 if TYPE_CHECKING:
     from unlora.benchmarks import Benchmark, Reading
 
-SUMMARY_COLUMNS = {**METRICS, "truth_ratio_geometric": "geometric"}
+_SUMMARY_COLUMNS = {**METRICS, "truth_ratio_geometric": "geometric"}
 # Terms of model utility in TOFU: three of each set but forget.
-WHOLE_UTILITY = 3 * (len(BENCHMARK_SETS["tofu"]) - 1)
+_WHOLE_UTILITY = 3 * (len(BENCHMARK_SETS["tofu"]) - 1)
 
 
 def print_comparison(models: Mapping[str, Mapping[str, Any]]) -> None:
@@ -30,7 +30,7 @@ def print_comparison(models: Mapping[str, Mapping[str, Any]]) -> None:
     terms = {len(summary["utility_terms"]) for summary in models.values()}
     for label, values in metric_rows(models):
         overall = label in OVERALL.values()
-        if label == OVERALL["model_utility"] and terms != {WHOLE_UTILITY}:
+        if label == OVERALL["model_utility"] and terms != {_WHOLE_UTILITY}:
             label = f"{label} ({' or '.join(map(str, sorted(terms)))} terms)"
         table.add_row(label, *map(number, values), style="bold" if overall else None)
     Console().print(table)
@@ -64,12 +64,12 @@ def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table("set", *SUMMARY_COLUMNS.values())
+    table = Table("set", *_SUMMARY_COLUMNS.values())
     for name, values in summary["sets"].items():
-        table.add_row(name, *(number(values[column]) for column in SUMMARY_COLUMNS))
+        table.add_row(name, *(number(values[column]) for column in _SUMMARY_COLUMNS))
     console.print(table)
     without, terms = summary["missing_utility_terms"], len(summary["utility_terms"])
-    utility = number(summary["model_utility"]) + ("" if terms == WHOLE_UTILITY else f" (of {terms} terms)")
+    utility = number(summary["model_utility"]) + ("" if terms == _WHOLE_UTILITY else f" (of {terms} terms)")
     lines = {
         "model utility": f"not available without {', '.join(without)}" if without else utility,
         "forget quality": number(summary["forget_quality"]),

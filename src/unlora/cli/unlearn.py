@@ -22,13 +22,13 @@ def run(*settings: Any) -> Answer:
     result = unlearn(Request(*settings))
 
     def show() -> None:
-        print_metrics(result.metrics)
+        _print_metrics(result.metrics)
         print(result.folder / REPORT)
 
     return Answer(result.metrics, show, result.folder / ADAPTER)
 
 
-def print_metrics(metrics: Mapping[str, Any]) -> None:
+def _print_metrics(metrics: Mapping[str, Any]) -> None:
     """Print one table of both models, and what a smaller rank cost."""
     from unlora.cli.tables import compression_text, print_comparison
 

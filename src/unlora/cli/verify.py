@@ -19,10 +19,10 @@ def run(config: VerifyConfig) -> Answer:
 
     parts = verify(**asdict(config))
     same = all(part["status"] == UNCHANGED for part in parts.values())
-    return Answer(parts, lambda: print_parts(parts), code=0 if same else 1)
+    return Answer(parts, lambda: _print_parts(parts), code=0 if same else 1)
 
 
-def print_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
+def _print_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
     """Print one line for each part."""
     width = max(map(len, parts))
     for name, part in parts.items():

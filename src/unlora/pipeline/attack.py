@@ -29,11 +29,11 @@ from unlora.settings import AttackConfig, DataConfig, EvalConfig, ModelConfig
 from unlora.training.config import UnlearnConfig
 
 # The measurement without an attack, with which the attacks are compared.
-PLAIN = "none"
+_PLAIN = "none"
 DIFFERENCE = "unlearned_minus_retrained"
 # The cases of each attack, and what each attack measured in these cases on one model.
-Plan = dict[str, list[Case]]
-Measured = dict[str, list[Metrics]]
+_Plan = dict[str, list[Case]]
+_Measured = dict[str, list[Metrics]]
 
 
 @dataclass(frozen=True)
@@ -68,23 +68,23 @@ def attack(run: str, config: AttackConfig) -> dict[str, Any]:
     raise_if(attack_problems(config))
     config = replace(config, learning_rate=config.learning_rate or target.learning_rate)
     rows = {name: evaluated_rows(target, name) for name in ("forget", "retain")}
-    questions = {name: distinct(name, part) for name, part in rows.items() if not is_text(part[0])}
+    questions = {name: _distinct(name, part) for name, part in rows.items() if not is_text(part[0])}
     other = None if config.retrained is None else comparable_model(target.model, config.retrained, "retrained")
     model, tokenizer = load_model(target.model)
-    materials = make_materials(target, rows, questions, model, tokenizer, config.given_tokens)
-    plan, unavailable = make_plan(model, materials, config)
-    results: dict[str, Measured | None] = {"original": run_cases("original", model, plan, materials)}
+    materials = _make_materials(target, rows, questions, model, tokenizer, config.given_tokens)
+    plan, unavailable = _make_plan(model, materials, config)
+    results: dict[str, _Measured | None] = {"original": _run_cases("original", model, plan, materials)}
     model = load_adapter(model, str(Path(run) / ADAPTER), argument="RUN")
-    results["unlearned"] = run_cases("unlearned", model, plan, materials)
+    results["unlearned"] = _run_cases("unlearned", model, plan, materials)
     del model  # there may not be memory for two
     results["retrained"] = None
     if other is not None:
         retrained, _ = load_model(other)
-        results["retrained"] = run_cases("retrained", retrained, plan, materials)
+        results["retrained"] = _run_cases("retrained", retrained, plan, materials)
     report = {
         "models": {"original": target.model.model_name_or_path, "unlearned": run, "retrained": config.retrained},
         "settings": asdict(config),
-        "attacks": summarise(plan, results) | unavailable,
+        "attacks": _summarise(plan, results) | unavailable,
     }
     write_json(Path(run) / ATTACKS_FILE, report)
     return report
@@ -110,13 +110,13 @@ def evaluated_rows(target: Target, name: str) -> list[Record]:
     return rows[: evaluation.ds_size]
 
 
-def distinct(name: str, rows: Sequence[Record]) -> Sequence[Record]:
+def _distinct(name: str, rows: Sequence[Record]) -> Sequence[Record]:
     """Return each question with its answer once. An attack may show a row, and a copy of it must not be measured."""
     questions = read_questions(name, rows)
     return list({(q.question, q.answer): row for q, row in zip(questions, rows, strict=True)}.values())
 
 
-def make_materials(
+def _make_materials(
     target: Target,
     rows: Mapping[str, Sequence[Record]],
     questions: Mapping[str, Sequence[Record]],
@@ -130,11 +130,11 @@ def make_materials(
     text_format = TextFormat(tokenizer, data.prompt_format, length, data.max_chunks)
     texts = {name: part for name, part in rows.items() if name not in questions}
     kept = dict(questions)
-    kept |= {name: chunks(name, part, text_format)[: evaluation.ds_size] for name, part in texts.items()}
+    kept |= {name: _chunks(name, part, text_format)[: evaluation.ds_size] for name, part in texts.items()}
     return Materials(text_format, kept["forget"], kept["retain"], evaluation, given_tokens)
 
 
-def chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[Record]:
+def _chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[Record]:
     """Return the tokenised chunks of plain text that the run was trained on, each once.
 
     Chunks of a single token are dropped: nothing would be left to measure after what is given.
@@ -151,11 +151,11 @@ def chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[R
     return list(kept.values())
 
 
-def make_plan(
+def _make_plan(
     model: PreTrainedModel, materials: Materials, config: AttackConfig
-) -> tuple[Plan, dict[str, dict[str, str]]]:
+) -> tuple[_Plan, dict[str, dict[str, str]]]:
     """Return the cases of every attack, and why some attacks have none."""
-    plan = {PLAIN: [Case("whole forget set", probe(materials.forget, materials), retain=True)]}
+    plan = {_PLAIN: [Case("whole forget set", probe(materials.forget, materials), retain=True)]}
     unavailable = {}
     for name in config.attacks or ATTACKS:
         try:
@@ -167,7 +167,7 @@ def make_plan(
     return plan, unavailable
 
 
-def run_cases(name: str, model: PreTrainedModel, plan: Plan, materials: Materials) -> Measured:
+def _run_cases(name: str, model: PreTrainedModel, plan: _Plan, materials: Materials) -> _Measured:
     """Measure every case on one model, with a progress bar."""
     cases = sum(map(len, plan.values()))
     with bar(total=cases, desc=f"attacks on the {name} model", unit=" cases") as shown_bar:
@@ -180,7 +180,7 @@ def run_cases(name: str, model: PreTrainedModel, plan: Plan, materials: Material
         return {attack: [measured(case) for case in cases] for attack, cases in plan.items()}
 
 
-def summarise(plan: Plan, results: dict[str, Measured | None]) -> dict[str, Any]:
+def _summarise(plan: _Plan, results: dict[str, _Measured | None]) -> dict[str, Any]:
     """Return the mean of each metric over the draws, and its standard error, by attack, setting and model."""
     report: dict[str, Any] = {}
     for attack, cases in plan.items():

@@ -29,9 +29,9 @@ from unlora.runs.verify import recorded_hashes
 from unlora.settings import ExportConfig
 
 CARD = "README.md"
-TEMPLATE = Path(__file__).with_name("card.md.j2")
+_TEMPLATE = Path(__file__).with_name("card.md.j2")
 # The values that vLLM allows for `--max-lora-rank`.
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,17 @@ def model_card(facts: Facts, cost: Mapping[str, Any] | None) -> str:
     """
     cut = cost if cost is not None and cost["relative_error"] > 0 else None
     card = ModelCard.from_template(
-        metadata(facts, measured=cut is None),
-        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        _metadata(facts, measured=cut is None),
+        template_str=_TEMPLATE.read_text(encoding="utf-8"),
         facts=facts,
         cut=cut,
         compression=facts.record["metrics"].get("compression"),
         rows=[(label, map(number, values)) for label, values in metric_rows(facts.models)],
-        vllm_rank=next((size for size in VLLM_RANKS if size >= facts.adapter["r"]), None),
-        vllm_ranks=VLLM_RANKS,
+        vllm_rank=next((size for size in _VLLM_RANKS if size >= facts.adapter["r"]), None),
+        vllm_ranks=_VLLM_RANKS,
         membership_table=membership_table,
         attacks_table=attacks_table,
-        table=markdown,
+        table=_markdown,
         number=number,
         plain=plain,
         code=code,
@@ -121,9 +121,9 @@ def model_card(facts: Facts, cost: Mapping[str, Any] | None) -> str:
     return f"{card}\n"
 
 
-def metadata(facts: Facts, measured: bool) -> ModelCardData:
+def _metadata(facts: Facts, measured: bool) -> ModelCardData:
     """Return the card's metadata. The Hub's model index has the metrics if they were measured on what is published."""
-    results = list(results_of(facts)) if measured else []
+    results = list(_results_of(facts)) if measured else []
     return ModelCardData(
         base_model=facts.base if facts.base_on_hub else None,
         base_model_relation=("finetune" if facts.merged else "adapter") if facts.base_on_hub else None,
@@ -135,7 +135,7 @@ def metadata(facts: Facts, measured: bool) -> ModelCardData:
     )
 
 
-def results_of(facts: Facts) -> Iterator[EvalResult]:
+def _results_of(facts: Facts) -> Iterator[EvalResult]:
     """Yield one result for each metric of the unlearned model and each membership attack, as far as measured."""
     unlearned = facts.models.get("unlearned", {"sets": {}})
     values = [(SETS[key], column, row.get(column)) for key, row in unlearned["sets"].items() for column in METRICS]
@@ -151,7 +151,7 @@ def results_of(facts: Facts) -> Iterator[EvalResult]:
         yield EvalResult("text-generation", kind, dataset, metric, round(area.value, 6), metric_name=name)
 
 
-def markdown(table: Table) -> str:
+def _markdown(table: Table) -> str:
     """Return a table of the report as Markdown."""
     cells = [[plain(c.text) + (f"<br>{plain(c.note)}" if c.note else "") for c in row] for row in table.rows]
     lines = [[plain(name) for name in table.columns], ["---"] * len(table.columns), *cells]

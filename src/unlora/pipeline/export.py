@@ -29,7 +29,7 @@ from unlora.settings import ExportConfig, ModelConfig
 
 logger = logging.getLogger(__name__)
 # Above this relative error of the weight change, an adapter of smaller rank is not the model that was measured.
-LARGE_ERROR = 0.03
+_LARGE_ERROR = 0.03
 
 
 def export_run(run: str, config: ExportConfig) -> dict[str, Any]:
@@ -47,31 +47,31 @@ def export_run(run: str, config: ExportConfig) -> dict[str, Any]:
             into, or a Hub that cannot be reached or refuses. The folder is then either complete or absent.
     """
     raise_if(config.problems())
-    folder, model = Path(config.output_dir), read_base(run)
+    folder, model = Path(config.output_dir), _read_base(run)
     check_unused(folder, "output_dir")
     facts = read_facts(run, config) if config.card else None
     if config.push_to_hub is not None:
-        raise_if(hidden_base(config, model))
-        check_hub(config.push_to_hub)
+        raise_if(_hidden_base(config, model))
+        _check_hub(config.push_to_hub)
     check_base(run, model, "RUN")
     with atomic_path(folder) as partial:
-        cost = write_model(run, model, config, partial)
+        cost = _write_model(run, model, config, partial)
         if facts is not None:
             write_text(partial / CARD, model_card(facts, cost))
         if folder.exists():
             folder.rmdir()  # it is empty, as checked; not every system lets a rename replace it
-    url = None if config.push_to_hub is None else push(folder, config.push_to_hub, config.private)
+    url = None if config.push_to_hub is None else _push(folder, config.push_to_hub, config.private)
     return {"merged": config.merge, "compression": cost, "url": url}
 
 
-def read_base(run: str) -> ModelConfig:
+def _read_base(run: str) -> ModelConfig:
     """Return the base of a run's adapter. The adapter contains those of earlier requests, so there is no other."""
     check_adapter(run)
     model: ModelConfig = settings_of(ModelConfig, saved_settings(run, "RUN"))
     return replace(model, on=None)
 
 
-def hidden_base(config: ExportConfig, model: ModelConfig) -> list[Problem]:
+def _hidden_base(config: ExportConfig, model: ModelConfig) -> list[Problem]:
     """Find an adapter whose base nobody else could download."""
     if config.merge or config.base_model is not None or not Path(model.model_name_or_path).exists():
         return []
@@ -79,7 +79,7 @@ def hidden_base(config: ExportConfig, model: ModelConfig) -> list[Problem]:
     return [Problem("base_model", None, reason, "name the base's repository on the Hub, or merge")]
 
 
-def write_model(run: str, model: ModelConfig, config: ExportConfig, folder: Path) -> dict[str, Any] | None:
+def _write_model(run: str, model: ModelConfig, config: ExportConfig, folder: Path) -> dict[str, Any] | None:
     """Write weights, settings and tokenizer; return what compression cost, if there was any."""
     adapter, cost = str(Path(run) / ADAPTER), None
     if config.merge:
@@ -109,7 +109,7 @@ def _write_compressed(adapter: str, model: ModelConfig, rank: int, name: str, fo
     fitted: Any = load_adapter(base, adapter, UNLEARN, argument="RUN")
     export_adapter(fitted, folder, rank)
     cost = asdict(compression(fitted, rank))
-    if cost["relative_error"] > LARGE_ERROR:
+    if cost["relative_error"] > _LARGE_ERROR:
         logger.warning(
             "at rank %s the weight change has a relative error of %.1f %%: this adapter is not the one that was "
             "measured; evaluate it with `unlora evaluate --adapter %s`, or give it more ranks",
@@ -118,24 +118,24 @@ def _write_compressed(adapter: str, model: ModelConfig, rank: int, name: str, fo
     return cost
 
 
-def check_hub(repository: str) -> None:
+def _check_hub(repository: str) -> None:
     """Raise `InputError` for an invalid name, or if the user is not logged in to the Hub, before any long work."""
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
         raise InputError(Problem("push_to_hub", repository, str(error), "write it as owner/name")) from error
-    with hub_errors(repository, "log in with `hf auth login`, or set HF_TOKEN; check the network and HF_ENDPOINT"):
+    with _hub_errors(repository, "log in with `hf auth login`, or set HF_TOKEN; check the network and HF_ENDPOINT"):
         HfApi().whoami()
 
 
-def push(folder: Path, repository: str, private: bool) -> str:
+def _push(folder: Path, repository: str, private: bool) -> str:
     """Upload the folder, unless the repository exists and is public while a private one is wanted.
 
     Returns:
         The address of the repository.
     """
     api = HfApi()
-    with hub_errors(repository, f"{folder} is complete: try again with `hf upload {repository} {folder}`"):
+    with _hub_errors(repository, f"{folder} is complete: try again with `hf upload {repository} {folder}`"):
         url = api.create_repo(repository, private=private, exist_ok=True)
         exposed = private and not api.model_info(url.repo_id).private
         if not exposed:
@@ -147,7 +147,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
 
 
 @contextmanager
-def hub_errors(repository: str, fix: str) -> Iterator[None]:
+def _hub_errors(repository: str, fix: str) -> Iterator[None]:
     """Turn errors of the Hub and of the network into `InputError`."""
     try:
         yield

@@ -37,14 +37,14 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
     """
     settings = (*text.problems(), *config.target_problems(model_config), *config.problems())
     raise_if([*model_problems(model_config), *settings])
-    rows = load_rows(config)
+    rows = _load_rows(config)
     retrained = None if config.retrain_log is None else read_scores(config.retrain_log, sets=rows)
     tokenizer = load_tokenizer(model_config)
     text_format = TextFormat(tokenizer, text.prompt_format, text.max_length)
-    sets = encode_sets(rows, text_format)
+    sets = _encode_sets(rows, text_format)
     if retrained is not None:
         check_retrained(retrained, {name: len(examples) for name, examples in sets.items()})
-    reference = None if config.reference_model is None else reference_nll(model_config, config, text_format, sets)
+    reference = None if config.reference_model is None else _reference_nll(model_config, config, text_format, sets)
     model, _ = load_target(model_config, config)
     passes = 2 if config.gradnorm else 1
 
@@ -66,7 +66,7 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
     return metrics
 
 
-def load_rows(config: MembershipConfig) -> dict[str, Sequence[Record]]:
+def _load_rows(config: MembershipConfig) -> dict[str, Sequence[Record]]:
     """Load the rows of the two sets.
 
     Raises:
@@ -78,7 +78,7 @@ def load_rows(config: MembershipConfig) -> dict[str, Sequence[Record]]:
     return {"forget": forget[: config.ds_size], "holdout": holdout[: config.ds_size]}
 
 
-def encode_sets(rows: Mapping[str, Sequence[Record]], text_format: TextFormat) -> dict[str, list[Example]]:
+def _encode_sets(rows: Mapping[str, Sequence[Record]], text_format: TextFormat) -> dict[str, list[Example]]:
     """Tokenise the two sets.
 
     Raises:
@@ -93,7 +93,7 @@ def encode_sets(rows: Mapping[str, Sequence[Record]], text_format: TextFormat) -
     return sets
 
 
-def reference_nll(
+def _reference_nll(
     model_config: ModelConfig, config: MembershipConfig, text_format: TextFormat, sets: Mapping[str, Sequence[Example]]
 ) -> dict[str, NDArray[np.float64]]:
     """Return the mean-token loss of each example under the reference model, by set: [examples].

@@ -58,23 +58,23 @@ def unlearn(
     """
     clock = Clock()
     job = clock.time("loading", prepare, request, sets, retrained_log)
-    inputs = clock.time("hashes", describe_job, job)
-    write_inputs(job)
+    inputs = clock.time("hashes", _describe_job, job)
+    _write_inputs(job)
     original = clock.time("evaluation_original", evaluate_in_run, job, "original", job.model, job.original_log)
     if job.retrained_log is not None:  # so that the folder holds everything that its report shows
         clock.time("evaluation_retrained", evaluate_in_run, job, "retrained", job.model, job.retrained_log)
     importance = clock.time("importance", importance_for, job)
-    lessons = clock.time("lessons", lessons_for, job) if request.args.has_teacher else None
-    trainer = clock.time("training", train, job, importance, lessons)
-    model, cost = clock.time("export", export, job, trainer.model)
+    lessons = clock.time("lessons", _lessons_for, job) if request.args.has_teacher else None
+    trainer = clock.time("training", _train, job, importance, lessons)
+    model, cost = clock.time("export", _export, job, trainer.model)
     unlearned = clock.time("evaluation_unlearned", evaluate_in_run, job, "unlearned", model)
-    metrics = {"train": trainer.state.log_history, **cost, **compare(job, original, unlearned)}
-    write_results(job, inputs, clock, metrics)
+    metrics = {"train": trainer.state.log_history, **cost, **_compare(job, original, unlearned)}
+    _write_results(job, inputs, clock, metrics)
     return Result(job.folder, metrics, model)
 
 
 @main_only
-def describe_job(job: Job) -> dict[str, Any]:
+def _describe_job(job: Job) -> dict[str, Any]:
     """Return what the record says about the data and the base model."""
     request, rows = job.request, job.rows
     parts = (request.model, request.data, request.stopping, request.evaluation)
@@ -82,13 +82,13 @@ def describe_job(job: Job) -> dict[str, Any]:
 
 
 @main_only
-def write_inputs(job: Job) -> None:
+def _write_inputs(job: Job) -> None:
     """Write what the run was asked for: its settings, and the hashes of the rows to forget."""
     write_text(job.folder / CONFIG, yaml.safe_dump(job.request.settings(), sort_keys=False))
     write_forgotten(job.folder, job.rows.used_forget, job.request.model.on)
 
 
-def lessons_for(job: Job) -> list[Lesson]:
+def _lessons_for(job: Job) -> list[Lesson]:
     """Return what the teacher predicts for each forget example."""
     request, rows = job.request, job.rows
     names = [tuple(name.split()) for name in request.data.forget_names or ()]
@@ -97,7 +97,7 @@ def lessons_for(job: Job) -> list[Lesson]:
     return TEACHERS[request.args.teacher].teach(teaching)
 
 
-def train(job: Job, importance: Mapping[str, Tensor] | None, lessons: Sequence[Lesson] | None) -> UnlearnTrainer:
+def _train(job: Job, importance: Mapping[str, Tensor] | None, lessons: Sequence[Lesson] | None) -> UnlearnTrainer:
     """Attach the adapters at their start, and train them until the epochs or the stopping test end."""
     args, stopping = job.request.args, job.request.stopping
     set_seed(args.seed)  # a plain LoRA start is drawn at random
@@ -110,7 +110,7 @@ def train(job: Job, importance: Mapping[str, Tensor] | None, lessons: Sequence[L
     return trainer
 
 
-def export(job: Job, model: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _export(job: Job, model: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Write the adapter. Return the model that it makes, and what compressing it cost.
 
     With fewer ranks than were trained, the exported adapter differs from the trained one. Then it is the exported one
@@ -126,7 +126,7 @@ def export(job: Job, model: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
 
 
 @main_only
-def compare(job: Job, original: Log | None, unlearned: Log | None) -> dict[str, Any]:
+def _compare(job: Job, original: Log | None, unlearned: Log | None) -> dict[str, Any]:
     """Write the answers of both models side by side, and return the metrics of each; none without an evaluation."""
     if original is None or unlearned is None:
         return {}
@@ -135,7 +135,7 @@ def compare(job: Job, original: Log | None, unlearned: Log | None) -> dict[str, 
 
 
 @main_only
-def write_results(job: Job, inputs: dict[str, Any], clock: Clock, metrics: dict[str, Any]) -> None:
+def _write_results(job: Job, inputs: dict[str, Any], clock: Clock, metrics: dict[str, Any]) -> None:
     """Write metrics, record and report, in this order: each needs the files before it."""
     args = job.request.args
     seeds = {"seed": args.seed, "data_seed": args.pairing_seed}

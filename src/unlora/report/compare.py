@@ -29,12 +29,14 @@ COLUMNS = {
     "membership_auc": ("AUC", "AUC: of the membership attack that is the most telling for the run."),
     "brought_back": ("Back", "Back: forget P minus the retrained model's, under the attack that leaves the most."),
 }
-INTERVALS = "Below each value is its 95 % interval over examples; several runs have mean ± one standard error over runs"
+_INTERVALS = (
+    "Below each value is its 95 % interval over examples; several runs have mean ± one standard error over runs"
+)
 # The name of a number: a column, a metric of a benchmark, or the kind of number and which one.
 Key = str | tuple[str, ...]
 
 
-def numbers_of(run: Run, summary: Summary, model: str) -> Iterator[tuple[Key, Estimate | None]]:
+def _numbers_of(run: Run, summary: Summary, model: str) -> Iterator[tuple[Key, Estimate | None]]:
     """Yield every number of one model of a run that is compared with those of other runs."""
     for name, by_model in summary.scores.items():
         yield name, by_model.get(model)
@@ -78,7 +80,7 @@ class Group:
         found: dict[tuple[str, Key], list[Estimate]] = {}
         for run, summary in zip(self.runs, self.summaries, strict=True):
             for model in ("original", "unlearned", "retrained"):
-                for key, value in numbers_of(run, summary, model):
+                for key, value in _numbers_of(run, summary, model):
                     if value is not None:
                         found.setdefault((model, key), []).append(value)
         return found
@@ -199,7 +201,7 @@ def comparison(section: Section) -> Table:
     for model, group in section.references.items():
         rows.append(row(Cell(f"{model} model"), group, model, MISSING))
     explained = [text for key, (_, text) in COLUMNS.items() if key in columns and text]
-    return Table(" ".join([*explained, INTERVALS]), ["Run", *columns.values(), "Verdict"], rows)
+    return Table(" ".join([*explained, _INTERVALS]), ["Run", *columns.values(), "Verdict"], rows)
 
 
 def as_json(section: Section) -> list[dict[str, Any]]:

@@ -14,10 +14,10 @@ from unlora.report.statistics import Estimate
 from unlora.report.tables import Cell, Table, flat
 
 # With more curves than this in one drawing, none of them can be followed.
-MOST_CURVES = 8
+_MOST_CURVES = 8
 # Settings in which runs of the same method differ.
-PLACES = {"output_dir", "original_log", "retrain_log"}
-RETRAINED = "retrained model"
+_PLACES = {"output_dir", "original_log", "retrain_log"}
+_RETRAINED = "retrained model"
 
 
 def write_comparison(sections: Sequence[Section], path: Path) -> None:
@@ -28,8 +28,8 @@ def write_comparison(sections: Sequence[Section], path: Path) -> None:
             "table": comparison(section),
             "front": best(section),
             "plane": section.axes is not None,
-            "plots": [draw(section) for draw in PLOTS],
-            "settings": differing_settings(section),
+            "plots": [draw(section) for draw in _PLOTS],
+            "settings": _differing_settings(section),
             "doubts": doubts(section),
         }
         for section in sections
@@ -37,7 +37,7 @@ def write_comparison(sections: Sequence[Section], path: Path) -> None:
     write_text(path, render("compare.html.j2", sections=parts))
 
 
-def plane(section: Section) -> Plot | None:
+def _plane(section: Section) -> Plot | None:
     """Draw utility against forgetting, with the front."""
     axes, places, on_front = section.axes, section.places, best(section)
     if axes is None or not places:
@@ -53,9 +53,9 @@ def plane(section: Section) -> Plot | None:
     return plots.plane(points, axes, caption, front=line)
 
 
-def overlay(section: Section) -> Plot | None:
+def _overlay(section: Section) -> Plot | None:
     """Draw the truth ratios of all groups, over their runs, and of the retrained model."""
-    ours = {group.label: group.ratios("unlearned") for group in section.groups[:MOST_CURVES]}
+    ours = {group.label: group.ratios("unlearned") for group in section.groups[:_MOST_CURVES]}
     ours = {label: values for label, values in ours.items() if len(values)}
     if not ours:
         return None
@@ -65,7 +65,7 @@ def overlay(section: Section) -> Plot | None:
     return plots.distributions(ours, retrained, series, caption + _cut(section))
 
 
-def probabilities(section: Section) -> Plot | None:
+def _probabilities(section: Section) -> Plot | None:
     """Draw the probabilities of the forget and the retain answers."""
     names = {f"{name} answers": f"{name}_probability" for name in ("forget", "retain")}
     lines = [(group.label, group, "unlearned") for group in section.groups]
@@ -78,19 +78,19 @@ def probabilities(section: Section) -> Plot | None:
     return plots.dots("Probabilities of the answers", rows, series, "probability", caption)
 
 
-def membership(section: Section) -> Plot | None:
+def _membership(section: Section) -> Plot | None:
     """Draw the AUC of every membership attack for all groups and the retrained model."""
     rows = []
     for key in _keys(section, "membership"):
         retrained = (group.estimate(key, "retrained") for group in section.groups)
         known = next((value for value in retrained if value is not None), None)
-        rows.append(_row(key[1], {**_by_group(section, key), RETRAINED: known}))
+        rows.append(_row(key[1], {**_by_group(section, key), _RETRAINED: known}))
     axis = "AUC (0.5: cannot be distinguished from unseen rows)"
     caption = "How well each attack distinguishes the forget set from unseen rows." + _cut(section)
     return plots.dots("Membership attacks", rows, _series(section), axis, caption, level=0.5)
 
 
-def attacks(section: Section) -> Plot | None:
+def _attacks(section: Section) -> Plot | None:
     """Draw what every attack leaves between the unlearned and the retrained model, for all groups."""
     rows = [_row(key[1], _by_group(section, key)) for key in _keys(section, "attack")]
     axis = "forget probability, unlearned − retrained"
@@ -98,7 +98,7 @@ def attacks(section: Section) -> Plot | None:
     return plots.dots("Attacks", rows, _series(section), axis, caption, level=0.0)
 
 
-PLOTS: Sequence[Callable[[Section], Plot | None]] = (plane, overlay, probabilities, membership, attacks)
+_PLOTS: Sequence[Callable[[Section], Plot | None]] = (_plane, _overlay, _probabilities, _membership, _attacks)
 
 
 def _keys(section: Section, kind: str) -> Iterable[tuple[str, ...]]:
@@ -110,8 +110,8 @@ def _by_group(section: Section, key: Key) -> dict[str, Estimate | None]:
 
 
 def _series(section: Section) -> dict[str, int | None]:
-    labels = [group.label for group in section.groups[:MOST_CURVES]]
-    return {label: place for place, label in enumerate(labels)} | {RETRAINED: None}
+    labels = [group.label for group in section.groups[:_MOST_CURVES]]
+    return {label: place for place, label in enumerate(labels)} | {_RETRAINED: None}
 
 
 def _row(label: str, values: Mapping[str, Estimate | None]) -> Row:
@@ -119,13 +119,13 @@ def _row(label: str, values: Mapping[str, Estimate | None]) -> Row:
 
 
 def _cut(section: Section) -> str:
-    return f" Only the first {MOST_CURVES} are shown." if len(section.groups) > MOST_CURVES else ""
+    return f" Only the first {_MOST_CURVES} are shown." if len(section.groups) > _MOST_CURVES else ""
 
 
-def differing_settings(section: Section) -> Table | None:
+def _differing_settings(section: Section) -> Table | None:
     """Return the settings in which the groups' first runs differ."""
     settings = {group.label: dict(flat(group.runs[0].settings)) for group in section.groups}
-    names = [name for name in dict.fromkeys(name for part in settings.values() for name in part) if name not in PLACES]
+    names = [name for name in dict.fromkeys(name for part in settings.values() for name in part) if name not in _PLACES]
     rows = [
         [Cell(name), *(Cell(part.get(name, "default")) for part in settings.values())]
         for name in names

@@ -8,7 +8,7 @@ from typing import Any
 SETS = {"forget": "forget set", "retain": "retain set", "real_authors": "real authors", "world_facts": "world facts"}
 METRICS = {"probability": "probability", "rougeL_recall": "ROUGE-L recall", "truth_ratio": "truth ratio"}
 # Counts of generated answers, and the sets that they are shown of.
-COUNTS = {"broken": ("broken answers", tuple(SETS)), "given_away": ("answers that give the fact away", ("forget",))}
+_COUNTS = {"broken": ("broken answers", tuple(SETS)), "given_away": ("answers that give the fact away", ("forget",))}
 # Metrics over all sets.
 OVERALL = {
     "model_utility": "model utility",
@@ -38,7 +38,7 @@ def metric_rows(models: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, 
 def _count_rows(key: str, sets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[float | None]]]:
     """Yield the counts of a set that any of the models has."""
     answers = max((values.get("answers", 0) for values in sets), default=0)
-    for metric, (name, shown_of) in COUNTS.items():
+    for metric, (name, shown_of) in _COUNTS.items():
         counts = [values.get(metric) for values in sets]
         if key in shown_of and any(count is not None for count in counts):
             yield f"{SETS[key]}: {name} (of {answers})", counts

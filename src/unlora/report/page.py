@@ -18,19 +18,19 @@ from unlora.runs.command import ELSEWHERE, repeat_command
 from unlora.runs.folder import REPORT
 
 # The settings that are shown first.
-MAIN = (
+_MAIN = (
     *("model_name_or_path", "model_revision", "on", "forget_data", "forget_name", "retain_data", "retain_name"),
     *("init", "loss", "retain_weight", "r", "lora_alpha", "learning_rate", "num_train_epochs", "max_steps", "seed"),
 )
 # What the plane shows, by `Axes.better`.
-PLANE = {
+_PLANE = {
     1: "Utility increases to the right, forgetting upwards. The retrained model marks the goal.",
     -1: "Utility increases to the right, forgetting downwards. A retrained model would mark the goal.",
     0: "Utility against the probability of the forget answers. Lower is not better in itself: only a retrained "
     "model's value could tell how low it should be.",
 }
 # What is drawn of the trainer's log: key -> label, and a value that is marked.
-CURVES = {
+_CURVES = {
     "forget_loss": ("forget loss", None),
     "retain_loss": ("retain loss", None),
     "stop_auc": ("AUC against unseen rows", 0.5),
@@ -45,30 +45,30 @@ def write_report(folder: str | Path) -> Path:
     """
     run = read_run(folder)
     path = run.folder / REPORT
-    write_text(path, run_page(run))
+    write_text(path, _run_page(run))
     return path
 
 
-def run_page(run: Run) -> str:
+def _run_page(run: Run) -> str:
     """Return the page as HTML."""
     summary = summarise_run(run)
-    main = {name: run.settings[name] for name in MAIN if run.settings.get(name) is not None}
+    main = {name: run.settings[name] for name in _MAIN if run.settings.get(name) is not None}
     recorded = run.record.get("command")
     return render(
         "report.html.j2",
         run=run,
         summary=summary,
         verdict=verdict(run, summary),
-        tiles=tiles(run, summary),
-        plane=plane(summary),
+        tiles=_tiles(run, summary),
+        plane=_plane(summary),
         scores=tables.scores_table(run, summary) if run.benchmark else None,
-        distributions=distributions(summary),
+        distributions=_distributions(summary),
         metrics=tables.metrics_table(run, summary) if run.logs else None,
-        membership=membership(run),
-        attacks=attacks(run),
+        membership=_membership(run),
+        attacks=_attacks(run),
         samples={name: samples(run, name) for name in SAMPLES},
         counts=sample_counts(run),
-        training=training(run),
+        training=_training(run),
         training_table=tables.training_table(run),
         importance=tables.importance_tables(run),
         main_settings=tables.pairs_table("Main settings", main),
@@ -93,7 +93,7 @@ def render(template: str, **values: Any) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be written
 
 
-def tiles(run: Run, summary: Summary) -> list[tuple[str, str, str]]:
+def _tiles(run: Run, summary: Summary) -> list[tuple[str, str, str]]:
     """Return the numbers to see first: a name, the value, and what to compare it with."""
     found = _probability_tile(summary, "forget")
     if "unlearned" in summary.quality:
@@ -120,15 +120,15 @@ def _probability_tile(summary: Summary, name: str) -> list[tuple[str, str, str]]
     return [(f"Probability of the {name} answers", fixed(values["unlearned"].value), ", ".join(others))]
 
 
-def plane(summary: Summary) -> Plot | None:
+def _plane(summary: Summary) -> Plot | None:
     """Draw utility against forgetting for all models."""
     if summary.axes is None:
         return None
     points = [plots.Point(model, *place, plots.MODELS[model]) for model, place in summary.axes.points.items()]
-    return plots.plane(points, summary.axes, f"{PLANE[summary.axes.better]} Whiskers are 95 % intervals.")
+    return plots.plane(points, summary.axes, f"{_PLANE[summary.axes.better]} Whiskers are 95 % intervals.")
 
 
-def distributions(summary: Summary) -> Plot | None:
+def _distributions(summary: Summary) -> Plot | None:
     """Draw the truth ratios of all models that have them."""
     if "unlearned" not in summary.ratios:
         return None
@@ -141,7 +141,7 @@ def distributions(summary: Summary) -> Plot | None:
     return plots.distributions(ours, retrained, plots.MODELS, caption, quantiles=True)
 
 
-def membership(run: Run) -> Plot | None:
+def _membership(run: Run) -> Plot | None:
     """Draw the AUC of every membership attack."""
     if run.membership is None:
         return None
@@ -155,7 +155,7 @@ def membership(run: Run) -> Plot | None:
     return plots.dots("Membership attacks", rows, plots.MODELS, axis, caption, level=0.5, table=table)
 
 
-def attacks(run: Run) -> Plot | None:
+def _attacks(run: Run) -> Plot | None:
     """Draw the probability of the forget answers under every attack."""
     if run.attacks is None:
         return None
@@ -171,7 +171,7 @@ def attacks(run: Run) -> Plot | None:
     return plots.dots("Attacks", rows, plots.MODELS, axis, caption, table=tables.attacks_table(run))
 
 
-def training(run: Run) -> list[Plot]:
+def _training(run: Run) -> list[Plot]:
     """Draw the losses over the steps, and the stopping test if there was one."""
-    points = {key: [(row["step"], row[key]) for row in run.train if {key, "step"} <= row.keys()] for key in CURVES}
-    return [plots.curve(points[key], label, level) for key, (label, level) in CURVES.items() if points[key]]
+    points = {key: [(row["step"], row[key]) for row in run.train if {key, "step"} <= row.keys()] for key in _CURVES}
+    return [plots.curve(points[key], label, level) for key, (label, level) in _CURVES.items() if points[key]]

@@ -24,15 +24,15 @@ from unlora.report.summary import Axes
 from unlora.report.tables import Cell, Table
 
 # Stand-ins, and what replaces them.
-INK, FAINT = "#010203", "#010204"
-SERIES = [f"#0102{16 + place:02x}" for place in range(8)]
-CSS = {INK: "currentColor", FAINT: "var(--rule)", **{code: f"var(--s{place})" for place, code in enumerate(SERIES)}}
-MARKERS, DASHES = ("o", "s", "D", "^", "v", "P", "X", "*"), ("-", "--", ":", "-.")
+_INK, _FAINT = "#010203", "#010204"
+_SERIES = [f"#0102{16 + place:02x}" for place in range(8)]
+_CSS = {_INK: "currentColor", _FAINT: "var(--rule)", **{code: f"var(--s{place})" for place, code in enumerate(_SERIES)}}
+_MARKERS, _DASHES = ("o", "s", "D", "^", "v", "P", "X", "*"), ("-", "--", ":", "-.")
 # Model -> its place among the series.
 MODELS = {"unlearned": 0, "retrained": 1, "original": 2}
 # By name of a series its place, which decides colour and marker; None stands for what the others are compared with.
 Series = Mapping[str, int | None]
-SIZE = (4.4, 3.0)  # inches of 72 CSS units
+_SIZE = (4.4, 3.0)  # inches of 72 CSS units
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def plane(points: Sequence[Point], axes: Axes, caption: str, front: Sequence[tup
 
     def paint(ax: Any) -> None:
         if front:
-            ax.plot(*zip(*sorted(front), strict=True), color=INK, lw=1, ls=":", zorder=1)
+            ax.plot(*zip(*sorted(front), strict=True), color=_INK, lw=1, ls=":", zorder=1)
         for point in points:
             tone = _colour(point.series)
             bars = {"xerr": _whiskers([point.x]), "yerr": _whiskers([point.y]), "elinewidth": 1, "ecolor": tone}
@@ -77,7 +77,7 @@ def plane(points: Sequence[Point], axes: Axes, caption: str, front: Sequence[tup
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set(xlabel=axes.x, ylabel=axes.y)
         if axes.level is not None:
-            ax.axhline(axes.level, color=INK, lw=0.8, ls="--", zorder=0)
+            ax.axhline(axes.level, color=_INK, lw=0.8, ls="--", zorder=0)
             note = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "fontsize": 8}
             ax.annotate("p = 0.05", (0, axes.level), (2, -10), **note)
         _label_points(ax, points)
@@ -104,16 +104,16 @@ def distributions(
     def paint(ax: Any) -> None:
         for name, values in curves.items():
             shares = np.arange(1, len(values) + 1) / len(values)
-            style = {"color": _colour(series[name]), "ls": DASHES[(series[name] or 0) % len(DASHES)]}
+            style = {"color": _colour(series[name]), "ls": _DASHES[(series[name] or 0) % len(_DASHES)]}
             ax.step(np.maximum(np.sort(values), 1e-12), shares, where="post", label=_short(name, 24), **style)
         if retrained is not None and len(ratios) <= 2:
             first = next(iter(ratios.values()))
             distance, where = largest_distance(first, retrained)
             ends = sorted(float((values <= where).mean()) for values in (first, retrained))
-            ax.plot([max(where, 1e-12)] * 2, ends, color=INK, lw=1, label=f"largest distance {distance:.2f}")
+            ax.plot([max(where, 1e-12)] * 2, ends, color=_INK, lw=1, label=f"largest distance {distance:.2f}")
         ax.set(xscale="log", xlabel="truth ratio R (below 1: prefers the truth)", ylabel="share of examples ≤ R")
         _plain_log_axis(ax)
-        ax.axvline(1, color=FAINT, lw=0.8, zorder=0)
+        ax.axvline(1, color=_FAINT, lw=0.8, zorder=0)
         ax.legend(loc="best", frameon=False, labelcolor="linecolor")
 
     shown = dict(ratios) if retrained is None else {**ratios, "retrained": retrained}
@@ -144,13 +144,13 @@ def curve(points: Sequence[tuple[float, float]], label: str, level: float | None
     def paint(ax: Any) -> None:
         ax.plot(*zip(*points, strict=True), color=_colour(0), marker="o" if len(points) <= 40 else "", ms=3.5)
         if level is not None:
-            ax.axhline(level, color=INK, lw=0.8, ls="--", zorder=0)
+            ax.axhline(level, color=_INK, lw=0.8, ls="--", zorder=0)
         ax.set(xlabel="step", ylabel=label)
         ax.margins(y=0.15)
 
     (first, start), (last, end) = points[0], points[-1]
     title, words = capitalised(label), f"from {start:.3g} at step {first:g} to {end:.3g} at step {last:g}"
-    return Plot(_draw(paint, title, words, (SIZE[0], 2.2)), f"{title}: {words}.")
+    return Plot(_draw(paint, title, words, (_SIZE[0], 2.2)), f"{title}: {words}.")
 
 
 def dots(
@@ -174,7 +174,7 @@ def dots(
 
     def paint(ax: Any) -> None:
         if level is not None:
-            ax.axvline(level, color=INK, lw=0.8, ls="--", zorder=0)
+            ax.axvline(level, color=_INK, lw=0.8, ls="--", zorder=0)
         for place, name in enumerate(names):
             shift = (place - (len(names) - 1) / 2) * between
             chosen = {at + shift: row.values[name] for at, row in enumerate(rows) if name in row.values}
@@ -205,7 +205,7 @@ def _draw(
     paint: Callable[[Any], None],
     title: str,
     description: str,
-    size: tuple[float, float] = SIZE,
+    size: tuple[float, float] = _SIZE,
     wide: bool = False,
 ) -> Markup:
     """Return what `paint` draws on Matplotlib axes; a screen reader speaks the title and the description."""
@@ -221,8 +221,8 @@ def _draw(
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
-        **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), FAINT),
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _INK),
+        **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _FAINT),
         "lines.linewidth": 1.6,
     }
     text = io.StringIO()
@@ -249,7 +249,7 @@ def _inline(svg: str, title: str, description: str, kind: str) -> Markup:
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     svg = svg.replace('<style type="text/css">*{stroke-linejoin: round; stroke-linecap: butt}</style>', "")
     svg = svg.replace("xlink:href", "href")
-    svg = re.sub("#0102[0-9a-f]{2}", lambda found: CSS.get(found[0], found[0]), svg)
+    svg = re.sub("#0102[0-9a-f]{2}", lambda found: _CSS.get(found[0], found[0]), svg)
     return Markup(f'<div class="{kind}">{svg}</div>')  # Matplotlib has escaped the text in it
 
 
@@ -260,11 +260,11 @@ def _short(text: str, most: int = 32) -> str:
 
 
 def _colour(series: int | None) -> str:
-    return INK if series is None else SERIES[series % len(SERIES)]
+    return _INK if series is None else _SERIES[series % len(_SERIES)]
 
 
 def _marker(series: int | None) -> str:
-    return "x" if series is None else MARKERS[series % len(MARKERS)]
+    return "x" if series is None else _MARKERS[series % len(_MARKERS)]
 
 
 def _label_points(ax: Any, points: Sequence[Point]) -> None:

@@ -19,8 +19,8 @@ from unlora.benchmarks import Measured
 Values = NDArray[np.float64]
 # {set: {metric: [examples]}}
 Columns = Mapping[str, Mapping[str, Values]]
-DRAWS, SEED, LEVEL = 1000, 0, 0.95
-# The middle `LEVEL` of a normal distribution lies within this many standard errors of its mean.
+_DRAWS, _SEED, _LEVEL = 1000, 0, 0.95
+# The middle `_LEVEL` of a normal distribution lies within this many standard errors of its mean.
 SPREAD = 1.96
 
 
@@ -62,8 +62,8 @@ def quotient(one: Measured, other: Measured) -> Estimate | None:
 
 
 def interval(value: float, drawn: Values) -> Estimate:
-    """Return the value with the middle `LEVEL` of `drawn`, [draws]."""
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    """Return the value with the middle `_LEVEL` of `drawn`, [draws]."""
+    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Estimate(float(value), float(low), float(high))
 
 
@@ -107,5 +107,5 @@ def _bootstrap(statistic: Callable[..., Any], *samples: NDArray[Any]) -> Values:
 
     # SciPy refuses a sample of one example. Two copies of it are the same in every draw.
     enough = [np.resize(sample, max(2, len(sample))) for sample in samples]
-    result = bootstrap(enough, statistic, n_resamples=DRAWS, method="percentile", vectorized=True, rng=SEED)
+    result = bootstrap(enough, statistic, n_resamples=_DRAWS, method="percentile", vectorized=True, rng=_SEED)
     return np.asarray(result.bootstrap_distribution)

@@ -13,17 +13,17 @@ from unlora.report.summary import LEVEL, Summary, smallest_distance
 from unlora.report.tables import DIFFERENCE
 
 # A model that keeps less of its utility than this has paid for its forgetting, whatever the tests say.
-LEAST_KEPT = 0.9
+_LEAST_KEPT = 0.9
 # What attacks are compared by, and the name of the evaluation without one.
-PROBABILITY, NO_ATTACK = "forget_probability", "none"
-LABELS = {
+_PROBABILITY, _NO_ATTACK = "forget_probability", "none"
+_LABELS = {
     "alike": "No difference found",
     "mixed": "Inconclusive",
     "apart": "Still distinguishable",
     "undecided": "Inconclusive",
     "untested": "Not tested",
 }
-LIMITS = (
+_LIMITS = (
     "A test that finds no difference does not prove that there is none. Other questions, other tests or a stronger "
     "attacker may find one.",
     "The verdict is about the evaluated examples and this run only. It says nothing about other data that the model "
@@ -31,7 +31,7 @@ LIMITS = (
     "Intervals cover the choice of examples. Another seed or another retrained model would add to the uncertainty.",
 )
 # State, sentence and limits.
-Finding = tuple[str, str, tuple[str, ...]]
+_Finding = tuple[str, str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,20 @@ class Verdict:
 def verdict(run: Run, summary: Summary) -> Verdict:
     """Apply the rule of docs/report.md."""
     state, sentence, limits = _forgetting(run, summary)
-    label, worst = LABELS[state], strongest(run)
+    label, worst = _LABELS[state], strongest(run)
     if state == "alike" and (unseen := run.membership) is not None:
         telling, distance = most_telling(unseen)
         if distance > SPREAD:
-            state, label = "mixed", LABELS["mixed"]
+            state, label = "mixed", _LABELS["mixed"]
             sentence += f" But a membership attack distinguishes them from unseen rows ({_areas(unseen, telling)})."
-    if state == "alike" and summary.kept is not None and summary.kept.high < LEAST_KEPT:
+    if state == "alike" and summary.kept is not None and summary.kept.high < _LEAST_KEPT:
         state, label = "mixed", "No difference found, but at a high cost"
     if state == "alike" and _brings_back(worst, summary.gap, len(_compared(run))):
         state, label = "mixed", "No difference found until attacked"
-    return Verdict(state, label, sentence, _cost(summary), _attacks(run, worst), (*limits, *LIMITS))
+    return Verdict(state, label, sentence, _cost(summary), _attacks(run, worst), (*limits, *_LIMITS))
 
 
-def _forgetting(run: Run, summary: Summary) -> Finding:
+def _forgetting(run: Run, summary: Summary) -> _Finding:
     if _has_quality(summary):
         return _against_retrained(summary)
     if (unseen := run.membership) is not None:
@@ -105,7 +105,7 @@ def _checks(run: Run) -> list[dict[str, float]]:
     return [row for row in run.train if {"stop_ks_pvalue", "stop_auc"} <= row.keys()]
 
 
-def _against_retrained(summary: Summary) -> Finding:
+def _against_retrained(summary: Summary) -> _Finding:
     p, original, gap = summary.quality["unlearned"], summary.quality["original"], summary.gap
     count, others = (len(summary.ratios[model]) for model in ("unlearned", "retrained"))
     least = smallest_distance(count, others)
@@ -182,7 +182,7 @@ def _areas(membership: Membership, name: str) -> str:
     return f"{name}: AUC {', '.join(values).removeprefix('unlearned ')}, ± standard error"
 
 
-def _against_unseen(membership: Membership, summary: Summary) -> Finding:
+def _against_unseen(membership: Membership, summary: Summary) -> _Finding:
     worst, distance = most_telling(membership)
     forget, unseen = (membership.sizes.get(name, 0) for name in ("forget", "holdout"))
     found = f"{forget} forget and {unseen} unseen examples; the most telling attack is {_areas(membership, worst)}"
@@ -207,7 +207,7 @@ def _against_unseen(membership: Membership, summary: Summary) -> Finding:
     return "alike", f"{sentence}. {_fall(summary)}", (limit, power)
 
 
-def _at_the_last_check(checks: list[dict[str, float]], summary: Summary) -> Finding:
+def _at_the_last_check(checks: list[dict[str, float]], summary: Summary) -> _Finding:
     step = checks[-1].get("stop_step", checks[-1].get("step"))
     kept = next((row for row in checks if row.get("step") == step), checks[-1])
     original = checks[0]["stop_ks_pvalue"]  # the first check is before the first step
@@ -270,8 +270,8 @@ def _attacks(run: Run, worst: Attack | None) -> str:
         return "No attacks were tried, so it is not known whether the data stays forgotten."
     if worst is None:
         return "Attacks were tried, but without a retrained model there is nothing to compare their success with."
-    value, error = worst.models[DIFFERENCE][PROBABILITY], worst.models[DIFFERENCE].get(f"{PROBABILITY}_se")
-    count = len({attack.name for attack in run.attacks.found} - {NO_ATTACK})
+    value, error = worst.models[DIFFERENCE][_PROBABILITY], worst.models[DIFFERENCE].get(f"{_PROBABILITY}_se")
+    count = len({attack.name for attack in run.attacks.found} - {_NO_ATTACK})
     kinds = f"{count} kind{'' if count == 1 else 's'} of attack"
     if value <= 0:
         return f"Of {kinds}, none makes the answers more likely than on the retrained model."
@@ -284,12 +284,14 @@ def _attacks(run: Run, worst: Attack | None) -> str:
 
 def strongest(run: Run) -> Attack | None:
     """Return the attack that lifts the answers' probability furthest above that on the retrained model."""
-    return max(_compared(run), key=lambda attack: attack.models[DIFFERENCE][PROBABILITY], default=None)
+    return max(_compared(run), key=lambda attack: attack.models[DIFFERENCE][_PROBABILITY], default=None)
 
 
 def _compared(run: Run) -> list[Attack]:
     found = [] if run.attacks is None else run.attacks.found
-    return [attack for attack in found if attack.name != NO_ATTACK and PROBABILITY in attack.models.get(DIFFERENCE, {})]
+    return [
+        attack for attack in found if attack.name != _NO_ATTACK and _PROBABILITY in attack.models.get(DIFFERENCE, {})
+    ]
 
 
 def _brings_back(attack: Attack | None, gap: Estimate | None, tried: int) -> bool:
@@ -301,8 +303,8 @@ def _brings_back(attack: Attack | None, gap: Estimate | None, tried: int) -> boo
     if attack is None or gap is None:
         return False
     difference, over_examples = attack.models[DIFFERENCE], (gap.high - gap.low) / (2 * SPREAD)
-    error = math.hypot(over_examples, difference.get(f"{PROBABILITY}_se", 0.0))
-    return difference[PROBABILITY] - NormalDist().inv_cdf(1 - LEVEL / 2 / tried) * error > max(gap.high, 0.0)
+    error = math.hypot(over_examples, difference.get(f"{_PROBABILITY}_se", 0.0))
+    return difference[_PROBABILITY] - NormalDist().inv_cdf(1 - LEVEL / 2 / tried) * error > max(gap.high, 0.0)
 
 
 def _signed(estimate: Estimate) -> str:

@@ -41,7 +41,7 @@ MEMBERSHIP = "membership.json"
 ATTACKS = "attacks.json"
 
 
-def has_adapter(run: str | Path) -> bool:
+def _has_adapter(run: str | Path) -> bool:
     """Return whether the run has exported its adapter."""
     return (Path(run) / ADAPTER / ADAPTER_WEIGHTS).is_file()
 
@@ -53,7 +53,7 @@ def is_finished(run: str | Path) -> bool:
 
 def check_adapter(run: str | Path, argument: str = "RUN") -> None:
     """Raise `InputError` unless the run has exported its adapter."""
-    if not has_adapter(run):
+    if not _has_adapter(run):
         reason, fix = "it has no exported adapter", "name the folder of an `unlora unlearn` that has finished"
         raise InputError(Problem(argument, str(run), reason, fix))
 
@@ -78,7 +78,7 @@ def continued_problems(model: ModelConfig) -> list[Problem]:
     """Check the run that `model.on` names: it needs an adapter, and the adapter must be for the same model."""
     if model.on is None:
         return []
-    if not has_adapter(model.on):
+    if not _has_adapter(model.on):
         reason, fix = "it has no exported adapter", "name the folder of an `unlora unlearn` that has finished"
         return [Problem("on", model.on, reason, fix)]
     values = {name: getattr(model, name) for name in ("model_name_or_path", "model_revision")}

@@ -20,7 +20,7 @@ from unlora.runs.folder import FORGOTTEN
 logger = logging.getLogger(__name__)
 
 
-def row_hashes(rows: Iterable[Record]) -> list[str]:
+def _row_hashes(rows: Iterable[Record]) -> list[str]:
     """Return the SHA-256 of what each distinct row teaches. They are sorted, which hides the order of the rows."""
     return sorted({hashlib.sha256(fingerprint(row).encode()).hexdigest() for row in rows})
 
@@ -33,7 +33,7 @@ def write_forgotten(folder: Path, rows: Iterable[Record], on: str | None) -> Non
         rows: its forget rows.
         on: folder of the run that it continues from, if any.
     """
-    write_json(folder / FORGOTTEN, [*forgotten(on), {"run": folder.resolve().name, "rows": row_hashes(rows)}])
+    write_json(folder / FORGOTTEN, [*forgotten(on), {"run": folder.resolve().name, "rows": _row_hashes(rows)}])
 
 
 def forgotten(run: str | None) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def check_not_taught_again(retain: Sequence[Record], on: str | None) -> None:
     A run of an early version did not write them down. Then there is only a warning.
     """
     earlier = forgotten(on)
-    hashes = set(row_hashes(retain)) if earlier else set()
+    hashes = set(_row_hashes(retain)) if earlier else set()
     problems = []
     for part in earlier:
         if part["rows"] is None:

@@ -14,7 +14,7 @@ from unlora.models.hashes import adapter_sha256, base_sha256, file_sha256, rows_
 from unlora.runs.folder import ADAPTER, EVIDENCE, RECORD, saved_settings, settings_of
 from unlora.settings import DataConfig, EvalConfig, ModelConfig, StoppingConfig
 
-UNCHANGED, CHANGED, NOT_FOUND = "unchanged", "changed", "not found"
+UNCHANGED, _CHANGED, _NOT_FOUND = "unchanged", "changed", "not found"
 
 
 def recorded_hashes(run: str | Path) -> dict[str, str | None]:
@@ -105,8 +105,8 @@ def _compared(recorded: str | None, compute: Callable[[], str], flag: str | None
     except (OSError, ValueError, SafetensorError) as error:
         fix = f"; say where it is now with {flag}" if flag else ""
         reason = str(error).splitlines()[0].rstrip(".") + fix
-        return {"status": NOT_FOUND, "recorded": recorded, "found": None, "reason": reason}
-    return {"status": UNCHANGED if found == recorded else CHANGED, "recorded": recorded, "found": found}
+        return {"status": _NOT_FOUND, "recorded": recorded, "found": None, "reason": reason}
+    return {"status": UNCHANGED if found == recorded else _CHANGED, "recorded": recorded, "found": found}
 
 
 def check_base(run: str, model: ModelConfig, argument: str) -> None:

@@ -26,7 +26,7 @@ class Published:
 
 
 # Of each model and loss: learning rate, retain weight and, for npo, beta, for forget01, forget05 and forget10.
-TOFU_TUNED = {
+_TOFU_TUNED = {
     "llama2-7b": {
         "gd": ((7e-5, 0.7), (1e-4, 1.8), (5e-5, 1.6)),
         "ihl": ((2e-4, 0.9), (1e-4, 1.3), (1e-4, 1.3)),
@@ -39,13 +39,13 @@ TOFU_TUNED = {
     },
 }
 # Of each loss: its name here (NPO averages over tokens there), and the same numbers.
-WMDP_TUNED = {"gd": ("gd", (8e-5, 1.6)), "ihl": ("ihl", (3e-5, 1.0)), "npo": ("npo_mean", (1e-5, 1.1, 0.02))}
+_WMDP_TUNED = {"gd": ("gd", (8e-5, 1.6)), "ihl": ("ihl", (3e-5, 1.0)), "npo": ("npo_mean", (1e-5, 1.1, 0.02))}
 # Of each split of TOFU: the retain split, updates and warm-up. Updates are 5 epochs in batches of 32, warm-up is one.
-TOFU_SPLITS = {"forget01": ("retain99", 6, 1), "forget05": ("retain95", 31, 6), "forget10": ("retain90", 62, 12)}
-TITLES = {"llama2-7b": "Llama-2-7B-chat", "phi-1.5": "Phi-1.5"}
-PROMPTS = {"llama2-7b": "chat", "phi-1.5": "tofu"}
+_TOFU_SPLITS = {"forget01": ("retain99", 6, 1), "forget05": ("retain95", 31, 6), "forget10": ("retain90", 62, 12)}
+_TITLES = {"llama2-7b": "Llama-2-7B-chat", "phi-1.5": "Phi-1.5"}
+_PROMPTS = {"llama2-7b": "chat", "phi-1.5": "tofu"}
 
-VILA = {
+_VILA = {
     "dtype": "bfloat16",
     "init": "vila",
     "sigma": 0.05,
@@ -60,8 +60,8 @@ VILA = {
     "lora_alpha": 16,
     "lr_scheduler_type": "linear",
 }
-VILA_TOFU = {
-    **VILA,
+_VILA_TOFU = {
+    **_VILA,
     "forget_data": "locuslab/TOFU",
     "retain_data": "locuslab/TOFU",
     "eval_data": "locuslab/TOFU",
@@ -73,8 +73,8 @@ VILA_TOFU = {
     "seed": 42,
 }
 # 500 texts, of each the first 512 tokens, and every text once.
-VILA_WMDP = {
-    **VILA,
+_VILA_WMDP = {
+    **_VILA,
     "model_name_or_path": "HuggingFaceH4/zephyr-7b-beta",
     "forget_split": "train[:500]",
     "retain_data": "Salesforce/wikitext",
@@ -91,7 +91,7 @@ VILA_WMDP = {
     "gradient_accumulation_steps": 4,
     "seed": 3,
 }
-TOFU_FINETUNING = {
+_TOFU_FINETUNING = {
     "train_data": "locuslab/TOFU",
     "train_name": "full",
     "max_length": 500,
@@ -102,14 +102,14 @@ TOFU_FINETUNING = {
     "save_strategy": "no",
     "seed": 42,
 }
-ALL_WEIGHTS = {"dtype": "float32", "weight_decay": 0.01, "num_train_epochs": 5, "warmup_steps": 0.2}
-PHI = {"model_name_or_path": "microsoft/phi-1_5", "prompt_format": "tofu"}
-LLAMA = {
+_ALL_WEIGHTS = {"dtype": "float32", "weight_decay": 0.01, "num_train_epochs": 5, "warmup_steps": 0.2}
+_PHI = {"model_name_or_path": "microsoft/phi-1_5", "prompt_format": "tofu"}
+_LLAMA = {
     "model_name_or_path": "NousResearch/Llama-2-7b-chat-hf",
     "prompt_format": "chat",
     "gradient_checkpointing": True,
 }
-LORA = {
+_LORA = {
     "dtype": "bfloat16",
     "weight_decay": 0.0,
     "num_train_epochs": 10,
@@ -129,31 +129,31 @@ def _fine_tuning() -> Iterator[tuple[str, Published]]:
     kinds = {
         "tofu-llama2-7b-lora": (
             "Llama-2-7B-chat with LoRA, merged at the end",
-            {**LLAMA, **LORA, "learning_rate": 1e-4},
+            {**_LLAMA, **_LORA, "learning_rate": 1e-4},
         ),
-        "tofu-llama2-7b": ("Llama-2-7B-chat, all weights", {**LLAMA, **ALL_WEIGHTS, "learning_rate": 1e-5}),
-        "tofu-phi-1.5": ("Phi-1.5, all weights", {**PHI, **ALL_WEIGHTS, "learning_rate": 2e-5}),
+        "tofu-llama2-7b": ("Llama-2-7B-chat, all weights", {**_LLAMA, **_ALL_WEIGHTS, "learning_rate": 1e-5}),
+        "tofu-phi-1.5": ("Phi-1.5, all weights", {**_PHI, **_ALL_WEIGHTS, "learning_rate": 2e-5}),
     }
     for name, (title, own) in kinds.items():
         about = f"`unlora finetune` on TOFU: {title}. The retrained model of forget10: add --train_name retain90"
-        yield name, Published({**TOFU_FINETUNING, **own}, about)
+        yield name, Published({**_TOFU_FINETUNING, **own}, about)
 
 
 def _vila_tofu() -> Iterator[tuple[str, Published]]:
-    for model, losses in TOFU_TUNED.items():
-        for split, (retain, steps, warmup) in TOFU_SPLITS.items():
+    for model, losses in _TOFU_TUNED.items():
+        for split, (retain, steps, warmup) in _TOFU_SPLITS.items():
             of_split = {
                 "forget_name": split,
                 "retain_name": retain,
                 "eval_forget_name": f"{split}_perturbed",
-                "prompt_format": PROMPTS[model],
+                "prompt_format": _PROMPTS[model],
                 "max_steps": steps,
                 "warmup_steps": warmup,
             }
             for loss, tuned in losses.items():
-                numbers = tuned[list(TOFU_SPLITS).index(split)]
-                about = f"`unlora unlearn` on TOFU: {split}, {TITLES[model]}, {loss}. Add --model_name_or_path MODEL"
-                settings = {**VILA_TOFU, **of_split, **_loss(loss, *numbers)}
+                numbers = tuned[list(_TOFU_SPLITS).index(split)]
+                about = f"`unlora unlearn` on TOFU: {split}, {_TITLES[model]}, {loss}. Add --model_name_or_path MODEL"
+                settings = {**_VILA_TOFU, **of_split, **_loss(loss, *numbers)}
                 yield f"vila-{model}-{split}-{loss}", Published(settings, f"{about}, fine-tuned on TOFU")
 
 
@@ -162,8 +162,8 @@ def _vila_wmdp() -> Iterator[tuple[str, Published]]:
         "`unlora unlearn` on WMDP: Zephyr-7B, {}. Add --forget_data FORGET.jsonl: both of WMDP's forget corpora "
         "(bio is given out on request), shuffled, one {{'text': ...}} per line"
     )
-    for loss, (name, numbers) in WMDP_TUNED.items():
-        yield f"vila-zephyr-7b-wmdp-{loss}", Published({**VILA_WMDP, **_loss(name, *numbers)}, about.format(name))
+    for loss, (name, numbers) in _WMDP_TUNED.items():
+        yield f"vila-zephyr-7b-wmdp-{loss}", Published({**_VILA_WMDP, **_loss(name, *numbers)}, about.format(name))
 
 
 def _loss(name: str, learning_rate: float, retain_weight: float, beta: float | None = None) -> dict[str, Any]:
