@@ -7,7 +7,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
-from typing import Any
 
 import numpy as np
 import torch
@@ -165,7 +164,7 @@ class SideBySide:
         """
         streamer, closed, done = _TokenStreamer(self.text_format.tokenizer), Event(), Future[None]()
 
-        def stop(ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        def stop(ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
             return torch.full((len(ids),), closed.is_set(), device=ids.device)
 
         def work() -> None:

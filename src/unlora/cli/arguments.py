@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -26,6 +26,9 @@ from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.runs.folder import continued_settings
 from unlora.settings import FinetuneSettings, UnlearnSettings
 from unlora.settings.published import published
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 HELP = ("-h", "--help")
 HELP_ALL = "--help_all"
@@ -54,18 +57,20 @@ class CommandLine:
     """
 
     command: str
-    settings: Sequence[Any]
+    settings: Sequence[type[DataclassInstance]]
     argv: list[str]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     hands_on: bool = False
 
 
-def parse(settings: Sequence[Any], argv: Sequence[str], command: str) -> tuple[Any, ...]:
+def parse(settings: Sequence[type[DataclassInstance]], argv: Sequence[str], command: str) -> tuple[Any, ...]:
     """Return one instance of each dataclass: `read` and `fill`."""
     return fill(read(settings, argv, command))
 
 
-def read(settings: Sequence[Any], argv: Sequence[str], command: str, hands_on: bool = False) -> CommandLine:
+def read(
+    settings: Sequence[type[DataclassInstance]], argv: Sequence[str], command: str, hands_on: bool = False
+) -> CommandLine:
     """Check the names of all flags, and of the keys in the YAML file of `--config`, without loading torch.
 
     Args:
@@ -90,6 +95,7 @@ def read(settings: Sequence[Any], argv: Sequence[str], command: str, hands_on: b
     run = getattr(known, "on", None) or values.get("on")
     if run:
         values = {key: value for key, value in continued_settings(str(run)).items() if key in flags} | values
+    # A required setting has no default, so its dataclass field left `MISSING` as the default of its flag.
     missing = [action for action in parser._actions if getattr(known, action.dest) is MISSING]
     raise_if(_missing(action, command) for action in missing if action.dest not in values)
     return CommandLine(command, settings, argv, values, hands_on)
@@ -114,7 +120,7 @@ def fill(line: CommandLine) -> tuple[Any, ...]:
     return (*filled, unknown) if line.hands_on else tuple(filled)
 
 
-def converted(settings: Sequence[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def converted(settings: Sequence[type[DataclassInstance]], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of flags, given as text or as YAML has them, with the types of their dataclass fields.
 
     Raises:
@@ -138,7 +144,9 @@ def as_argv(values: Mapping[str, Any]) -> list[str]:
     return argv
 
 
-def help_text(command: str, settings: Sequence[Any], about: str, example: str, complete: bool = False) -> str:
+def help_text(
+    command: str, settings: Sequence[type[DataclassInstance]], about: str, example: str, complete: bool = False
+) -> str:
     """Return what `unlora COMMAND --help` prints.
 
     Args:
@@ -157,7 +165,7 @@ def help_text(command: str, settings: Sequence[Any], about: str, example: str, c
 
 
 def make_parser(
-    command: str, settings: Iterable[Any], complete: bool = False, hands_on: bool = False
+    command: str, settings: Iterable[type[DataclassInstance]], complete: bool = False, hands_on: bool = False
 ) -> argparse.ArgumentParser:
     """Return the parser of a command, with one group of flags for each dataclass.
 
@@ -223,7 +231,7 @@ class _Formatter(argparse.HelpFormatter):
         return f"{action.help} (default: {default})"
 
 
-def _add_field(group: Any, field: Field[Any], hint: Any) -> str:
+def _add_field(group: argparse._ArgumentGroup, field: Field[Any], hint: object) -> str:
     """Add the argument of a field. Return its part of the usage line, which only positional arguments have."""
     options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     several = get_origin(options[0]) is list
@@ -255,12 +263,12 @@ def _boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-def _whole(kind: Any) -> Any:
+def _whole(kind: type[DataclassInstance]) -> type[DataclassInstance]:
     """Return the class that is filled: for our own training settings the one with all fields."""
     return resolve_name(_TRAINING[kind]) if kind in _TRAINING else kind
 
 
-def _training_parser(kind: Any) -> argparse.ArgumentParser:
+def _training_parser(kind: type[DataclassInstance]) -> argparse.ArgumentParser:
     from transformers import HfArgumentParser
 
     parser: argparse.ArgumentParser = HfArgumentParser(kind, add_help=False)
@@ -268,7 +276,7 @@ def _training_parser(kind: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_training_names(parser: argparse.ArgumentParser, command: str, kind: Any) -> None:
+def _add_training_names(parser: argparse.ArgumentParser, command: str, kind: type[DataclassInstance]) -> None:
     """Let the parser accept the fields of `TrainingArguments`. Their types are known only after loading torch."""
     text = f"every field of transformers.TrainingArguments is a flag too: unlora {command} {HELP_ALL} lists them"
     group = parser.add_argument_group("training arguments", text)
@@ -329,14 +337,14 @@ def _with_underscores(argument: str) -> str:
     return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
 
 
-def _as_argument(value: Any) -> Any:
+def _as_argument(value: object) -> object:
     """Return a value from YAML as it stands on the command line, so that both go through the same conversion."""
     if isinstance(value, dict):
         return json.dumps(value)
     return value if value is None or isinstance(value, list) else str(value)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """Return a default as it is written on the command line."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -77,13 +77,14 @@ def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
     from unlora.bench.executors import executor_problems
     from unlora.bench.plan import Plan
     from unlora.benchmarks import Options, find_benchmark
-    from unlora.cli.arguments import converted
+    from unlora.cli.arguments import converted, read_config
     from unlora.cli.unlearn import SETTINGS as REQUEST
 
     benchmark = find_benchmark(args.benchmark)
     raise_if([*args.problems(), *_gpu_problems(args), *executor_problems(args.executor)])
     shared = dict(handed_on)
-    preset = _preset_of(shared.pop("config", None))
+    config = shared.pop("config", None)
+    preset = {} if config is None else read_config(config)  # the benchmark's and the user's own flags override it
     names = () if benchmark.evaluated_by_unlearn else benchmark.settings.__dataclass_fields__.keys()
     evaluation = {name: shared.pop(name) for name in names & shared.keys()}
     return Plan(
@@ -97,13 +98,6 @@ def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
         of_method={m: converted(REQUEST, v) for m, v in _read_settings(args.settings, args.methods).items()},
         evaluation=converted((benchmark.settings,), evaluation),
     )
-
-
-def _preset_of(name: str | None) -> dict[str, Any]:
-    """The flags of a YAML file, or of a published configuration; those of the benchmark and the user's come first."""
-    from unlora.cli.arguments import read_config
-
-    return {} if name is None else read_config(name)
 
 
 def _read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:

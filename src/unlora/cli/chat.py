@@ -12,6 +12,7 @@ def run(about: RunConfig, config: ChatConfig) -> int:
     """Serve the page of the run, print its address, and return on Ctrl-C."""
     from unlora.chat.server import check_gradio, free_port, serve
 
+    # Whatever can fail quickly comes before the models are loaded, and gradio before `chat.page` imports it.
     free_port(config.port)
     check_gradio()
     from unlora.chat.page import build

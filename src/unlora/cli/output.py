@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unlora.cli.arguments import OUTPUT
 
@@ -25,7 +24,7 @@ class Answer:
         code: the exit code.
     """
 
-    value: Any
+    value: object
     show: Callable[[], None]
     path: Path | str | None = None
     code: int = 0

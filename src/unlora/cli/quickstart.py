@@ -52,9 +52,8 @@ def _print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:
     for name, count in _SHOWN.items():
         table = Table("question", *(f"{model}'s answer" for model in logs), title=f"{name} set")
         columns = [log[TASKS[name]]["generated_text"] for log in logs.values()]
-        for index in list(columns[0])[
-            : 9 * count : 9
-        ]:  # every ninth: with 8 questions per person, each row has another person
+        # With eight questions per person, every ninth one is about another person.
+        for index in list(columns[0])[: 9 * count : 9]:
             prompt = columns[0][index][0].removeprefix("Question: ").removesuffix("\nAnswer:")
             table.add_row(*(escape(text) for text in (prompt, *(column[index][1] for column in columns))))
         Console().print(table)

@@ -67,8 +67,7 @@ def export_run(run: str, config: ExportConfig) -> dict[str, Any]:
 def _read_base(run: str) -> ModelConfig:
     """Return the base of a run's adapter. The adapter contains those of earlier requests, so there is no other."""
     check_adapter(run)
-    model: ModelConfig = settings_of(ModelConfig, saved_settings(run, "RUN"))
-    return replace(model, on=None)
+    return replace(settings_of(ModelConfig, saved_settings(run, "RUN")), on=None)
 
 
 def _hidden_base(config: ExportConfig, model: ModelConfig) -> list[Problem]:

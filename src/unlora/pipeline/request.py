@@ -17,6 +17,8 @@ from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfi
 from unlora.training.config import UnlearnConfig
 
 logger = logging.getLogger(__name__)
+# The parts of a `Request`, in its order.
+_KINDS: tuple[type[Any], ...] = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, UnlearnConfig, StoppingConfig)
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,9 @@ class Request:
         Raises:
             InputError: a name that is not a setting, or settings that `UnlearnConfig` refuses.
         """
-        kinds = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, UnlearnConfig, StoppingConfig)
-        known = {name for kind in kinds for name in kind.__dataclass_fields__}
+        known = {name for kind in _KINDS for name in kind.__dataclass_fields__}
         raise_if(unknown_name("settings", name, known) for name in values if name not in known)
-        return cls(*(settings_of(kind, values) for kind in kinds))
+        return cls(*(settings_of(kind, values) for kind in _KINDS))
 
     def check(self) -> None:
         """Raise one `InputError` with every problem that can be seen before anything is loaded."""
@@ -83,8 +84,8 @@ def model_problems(model: ModelConfig) -> list[Problem]:
     return [*model.problems(), *continued_problems(model)]
 
 
-def _changed_arguments(args: Any) -> dict[str, Any]:
-    """Return the fields of a `TrainingArguments` that differ from their defaults, as plain values for YAML."""
+def _changed_arguments(args: UnlearnConfig) -> dict[str, Any]:
+    """Return the fields of the training arguments that differ from their defaults, as plain values for YAML."""
     # Creating another `TrainingArguments` sets up the device again. With another device than before, this process would
     # leave the process group that it trains with, so the second one gets the same `use_cpu`.
     values, defaults = args.to_dict(), type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict()

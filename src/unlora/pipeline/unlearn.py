@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
@@ -110,7 +111,7 @@ def _train(job: Job, importance: Mapping[str, Tensor] | None, lessons: Sequence[
     return trainer
 
 
-def _export(job: Job, model: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _export(job: Job, model: PeftModel) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Write the adapter. Return the model that it makes, and what compressing it cost.
 
     With fewer ranks than were trained, the exported adapter differs from the trained one. Then it is the exported one

@@ -225,6 +225,7 @@ def doubts(section: Section) -> list[str]:
     found = []
     if len({tuple(sorted(group.examples())) for group in section.groups}) > 1:
         found.append("The runs were not evaluated on the same examples, so their numbers are not comparable.")
+    # The same model on another machine gives ratios that differ in their last digits.
     if len({tuple(group.ratios("retrained").round(6)) for group in section.groups}) > 1:
         found.append("The runs were not all compared with the same retrained model.")
     tests = {group.label: group.tests() for group in section.groups}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from unlora.common.files import write_text
 from unlora.report import plots, tables
@@ -78,7 +77,7 @@ def _run_page(run: Run) -> str:
     )
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, **values: object) -> str:
     """Return a page. All values are escaped, except drawings, whose texts are escaped already."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -22,6 +22,9 @@ from unlora.report.names import capitalised
 from unlora.report.statistics import Estimate, Values
 from unlora.report.summary import Axes
 from unlora.report.tables import Cell, Table
+
+if TYPE_CHECKING:
+    import matplotlib.axes
 
 # Stand-ins, and what replaces them.
 _INK, _FAINT = "#010203", "#010204"
@@ -66,20 +69,30 @@ def plane(points: Sequence[Point], axes: Axes, caption: str, front: Sequence[tup
     """Draw labelled points with intervals, and a line through a Pareto front."""
     from matplotlib.ticker import MaxNLocator
 
-    def paint(ax: Any) -> None:
+    def paint(ax: matplotlib.axes.Axes) -> None:
         if front:
             ax.plot(*zip(*sorted(front), strict=True), color=_INK, lw=1, ls=":", zorder=1)
         for point in points:
             tone = _colour(point.series)
-            bars = {"xerr": _whiskers([point.x]), "yerr": _whiskers([point.y]), "elinewidth": 1, "ecolor": tone}
-            ax.errorbar(point.x.value, point.y.value, **bars, fmt=_marker(point.series), color=tone, ms=6, zorder=2)
+            ax.errorbar(
+                point.x.value,
+                point.y.value,
+                xerr=_whiskers([point.x]),
+                yerr=_whiskers([point.y]),
+                fmt=_marker(point.series),
+                color=tone,
+                ecolor=tone,
+                elinewidth=1,
+                ms=6,
+                zorder=2,
+            )
         ax.margins(0.14)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set(xlabel=axes.x, ylabel=axes.y)
         if axes.level is not None:
             ax.axhline(axes.level, color=_INK, lw=0.8, ls="--", zorder=0)
-            note = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "fontsize": 8}
-            ax.annotate("p = 0.05", (0, axes.level), (2, -10), **note)
+            left = ax.get_yaxis_transform()
+            ax.annotate("p = 0.05", (0, axes.level), (2, -10), left, textcoords="offset points", fontsize=8)
         _label_points(ax, points)
 
     words = "; ".join(f"{point.label}: {point.x.value:.3f}, {point.y.value:.3g}" for point in points)
@@ -101,11 +114,12 @@ def distributions(
     """
     curves = dict(ratios) if retrained is None else {"retrained": retrained, **ratios}
 
-    def paint(ax: Any) -> None:
+    def paint(ax: matplotlib.axes.Axes) -> None:
         for name, values in curves.items():
             shares = np.arange(1, len(values) + 1) / len(values)
-            style = {"color": _colour(series[name]), "ls": _DASHES[(series[name] or 0) % len(_DASHES)]}
-            ax.step(np.maximum(np.sort(values), 1e-12), shares, where="post", label=_short(name, 24), **style)
+            dash, tone = _DASHES[(series[name] or 0) % len(_DASHES)], _colour(series[name])
+            above_zero = np.maximum(np.sort(values), 1e-12)  # the axis is logarithmic
+            ax.step(above_zero, shares, where="post", label=_short(name, 24), color=tone, ls=dash)
         if retrained is not None and len(ratios) <= 2:
             first = next(iter(ratios.values()))
             distance, where = largest_distance(first, retrained)
@@ -141,7 +155,7 @@ def largest_distance(one: Values, other: Values) -> tuple[float, float]:
 def curve(points: Sequence[tuple[float, float]], label: str, level: float | None = None) -> Plot:
     """Draw one line over the steps of training."""
 
-    def paint(ax: Any) -> None:
+    def paint(ax: matplotlib.axes.Axes) -> None:
         ax.plot(*zip(*points, strict=True), color=_colour(0), marker="o" if len(points) <= 40 else "", ms=3.5)
         if level is not None:
             ax.axhline(level, color=_INK, lw=0.8, ls="--", zorder=0)
@@ -172,15 +186,22 @@ def dots(
     names = [name for name in series if any(name in row.values for row in rows)]
     between = min(0.22, 0.8 / len(names))
 
-    def paint(ax: Any) -> None:
+    def paint(ax: matplotlib.axes.Axes) -> None:
         if level is not None:
             ax.axvline(level, color=_INK, lw=0.8, ls="--", zorder=0)
         for place, name in enumerate(names):
             shift = (place - (len(names) - 1) / 2) * between
             chosen = {at + shift: row.values[name] for at, row in enumerate(rows) if name in row.values}
-            style = {"fmt": _marker(series[name]), "color": _colour(series[name]), "ms": 4.5, "elinewidth": 1}
-            values, whiskers = [value.value for value in chosen.values()], _whiskers(chosen.values())
-            ax.errorbar(values, list(chosen), xerr=whiskers, label=_short(name, 24), **style)
+            ax.errorbar(
+                [value.value for value in chosen.values()],
+                list(chosen),
+                xerr=_whiskers(chosen.values()),
+                label=_short(name, 24),
+                fmt=_marker(series[name]),
+                color=_colour(series[name]),
+                ms=4.5,
+                elinewidth=1,
+            )
         ax.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
         ax.tick_params(axis="y", length=0)
         ax.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
@@ -202,7 +223,7 @@ def _whiskers(estimates: Iterable[Estimate]) -> list[list[float]]:
 
 
 def _draw(
-    paint: Callable[[Any], None],
+    paint: Callable[[matplotlib.axes.Axes], None],
     title: str,
     description: str,
     size: tuple[float, float] = _SIZE,
@@ -267,10 +288,12 @@ def _marker(series: int | None) -> str:
     return "x" if series is None else _MARKERS[series % len(_MARKERS)]
 
 
-def _label_points(ax: Any, points: Sequence[Point]) -> None:
+def _label_points(ax: matplotlib.axes.Axes, points: Sequence[Point]) -> None:
     """Label the points, each at the first place beside it that no point, whisker or earlier label takes."""
+    from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
+    assert isinstance(ax.figure, Figure)  # Matplotlib also allows for figures inside figures
     ax.figure.draw_without_rendering()  # the layout decides where points lie
     unit = ax.figure.dpi / 72
 
@@ -294,11 +317,11 @@ def _label_points(ax: Any, points: Sequence[Point]) -> None:
             if ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and not box.count_overlaps(taken):
                 break
         taken.append(box)
-        style = {"textcoords": "offset points", "ha": side, "va": "center", "color": _colour(point.series)}
-        ax.annotate(text, (point.x.value, point.y.value), (shift, away), **style)
+        place, tone = (point.x.value, point.y.value), _colour(point.series)
+        ax.annotate(text, place, (shift, away), textcoords="offset points", ha=side, va="center", color=tone)
 
 
-def _plain_log_axis(ax: Any) -> None:
+def _plain_log_axis(ax: matplotlib.axes.Axes) -> None:
     """Show plain numbers at few ticks: powers of ten, or steps of 1, 2 and 5 on an axis of less than three of them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

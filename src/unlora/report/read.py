@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -211,13 +212,13 @@ def _json(path: Path) -> Any:
 def _placeless(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Keep only the last part of absolute paths: readers of a page need not know where files are on the machine."""
 
-    def shown(value: Any) -> Any:
+    def shown(value: object) -> object:
         return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
     return {str(name): shown(value) for name, value in settings.items()}
 
 
-def _numbers(rows: Any) -> list[dict[str, float]]:
+def _numbers(rows: Iterable[Mapping[str, object]]) -> list[dict[str, float]]:
     """Return the numbers in the trainer's log."""
     return [{str(k): float(v) for k, v in row.items() if isinstance(v, int | float)} for row in rows]
 
@@ -228,7 +229,7 @@ def _importance(path: Path) -> dict[str, NDArray[np.float64]]:
     return {name: values.astype(np.float64) for name, values in load_file(path).items() if values.size}
 
 
-def _membership(log: Any) -> Membership | None:
+def _membership(log: Mapping[str, Any]) -> Membership | None:
     areas: dict[str, dict[str, Measured]] = {}
     for model in MODELS:
         metrics = log["metrics"] if model == "unlearned" else log.get(model)
@@ -238,7 +239,7 @@ def _membership(log: Any) -> Membership | None:
     return Membership(sizes, areas) if areas["unlearned"] else None
 
 
-def _attacks(report: Any) -> Attacks:
+def _attacks(report: Mapping[str, Mapping[str, Any]]) -> Attacks:
     found, unavailable = [], {}
     for name, settings in report.items():
         if NOT_AVAILABLE in settings:
@@ -260,5 +261,5 @@ def _check_tokens(folder: Path, log: Log) -> None:
             raise InputError(Problem("RUN", str(folder), reason, "evaluate the run again"))
 
 
-def _all_of(kind: Any, values: Any) -> bool:
+def _all_of(kind: type | UnionType, values: object) -> bool:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)

@@ -93,7 +93,7 @@ def _sample(run: Run, name: str, models: Sequence[str], probability: Mapping[str
 def _cell(run: Run, model: str, name: str, metric: str, place: int) -> Any:
     """Return a column's value of the example at this place."""
     column = run.task(model, name)[metric]
-    return column[sorted(column, key=int)[place]]
+    return column[sorted(column, key=int)[place]]  # JSON's keys are texts, and "10" would come before "2"
 
 
 def _tokens(run: Run, name: str, models: Sequence[str], place: int, reference: str) -> list[ShownToken]:
@@ -108,6 +108,7 @@ def _tokens(run: Run, name: str, models: Sequence[str], place: int, reference: s
         if _cell(run, model, name, "gt_tokens", place) == own
     }
     last = len(own) - 1
+    # The log does not mark the end token. If the others spell out the whole answer, it is the last one.
     ends = "".join(own[:-1]).strip() == reference.strip()
     found = []
     for at, text in enumerate(own):

@@ -138,6 +138,7 @@ def importance_tables(run: Run) -> list[Table]:
 
 def _heat(caption: str, values: Mapping[str, float]) -> Table:
     by_place = {_place(name): value for name, value in values.items()}
+    # Numbers in numeric order, before the names of modules outside any layer.
     layers = sorted({layer for layer, _ in by_place}, key=lambda layer: (not layer.isdecimal(), layer.zfill(9)))
     modules = sorted({module for _, module in by_place})
     low, high = min(values.values()), max(values.values())

@@ -208,6 +208,7 @@ def _against_unseen(membership: Membership, summary: Summary) -> _Finding:
 
 
 def _at_the_last_check(checks: list[dict[str, float]], summary: Summary) -> _Finding:
+    # The adapter that is kept is from the check nearest to the target, which may be before the last one.
     step = checks[-1].get("stop_step", checks[-1].get("step"))
     kept = next((row for row in checks if row.get("step") == step), checks[-1])
     original = checks[0]["stop_ks_pvalue"]  # the first check is before the first step

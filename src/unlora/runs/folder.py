@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from unlora.common.errors import InputError, Problem
+from unlora.common.errors import InputError, Problem, raise_if
 from unlora.models.hashes import ADAPTER_WEIGHTS
 from unlora.settings import ModelConfig, TextConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 MODELS = ("original", "unlearned", "retrained")
 
@@ -41,11 +46,6 @@ MEMBERSHIP = "membership.json"
 ATTACKS = "attacks.json"
 
 
-def _has_adapter(run: str | Path) -> bool:
-    """Return whether the run has exported its adapter."""
-    return (Path(run) / ADAPTER / ADAPTER_WEIGHTS).is_file()
-
-
 def is_finished(run: str | Path) -> bool:
     """Return whether the run is finished: its metrics are written after everything that they are computed from."""
     return (Path(run) / METRICS).is_file()
@@ -53,9 +53,14 @@ def is_finished(run: str | Path) -> bool:
 
 def check_adapter(run: str | Path, argument: str = "RUN") -> None:
     """Raise `InputError` unless the run has exported its adapter."""
-    if not _has_adapter(run):
-        reason, fix = "it has no exported adapter", "name the folder of an `unlora unlearn` that has finished"
-        raise InputError(Problem(argument, str(run), reason, fix))
+    raise_if(_adapter_problems(run, argument))
+
+
+def _adapter_problems(run: str | Path, argument: str) -> list[Problem]:
+    if (Path(run) / ADAPTER / ADAPTER_WEIGHTS).is_file():
+        return []
+    reason, fix = "it has no exported adapter", "name the folder of an `unlora unlearn` that has finished"
+    return [Problem(argument, str(run), reason, fix)]
 
 
 def saved_settings(run: str | Path, argument: str = "on") -> dict[str, Any]:
@@ -78,9 +83,8 @@ def continued_problems(model: ModelConfig) -> list[Problem]:
     """Check the run that `model.on` names: it needs an adapter, and the adapter must be for the same model."""
     if model.on is None:
         return []
-    if not _has_adapter(model.on):
-        reason, fix = "it has no exported adapter", "name the folder of an `unlora unlearn` that has finished"
-        return [Problem("on", model.on, reason, fix)]
+    if problems := _adapter_problems(model.on, "on"):
+        return problems
     values = {name: getattr(model, name) for name in ("model_name_or_path", "model_revision")}
     theirs = continued_settings(model.on)
     return [
@@ -90,7 +94,7 @@ def continued_problems(model: ModelConfig) -> list[Problem]:
     ]
 
 
-def settings_of(kind: Any, values: Mapping[str, Any]) -> Any:
+def settings_of(kind: type[T], values: Mapping[str, Any]) -> T:
     """Return one of the settings dataclasses, filled with those of `values` that belong to it."""
     return kind(**{name: values[name] for name in kind.__dataclass_fields__ if name in values})
 

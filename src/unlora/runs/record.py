@@ -81,7 +81,7 @@ def describe_inputs(
     return {"data": parts, "base": base}
 
 
-def _described_set(settings: Any, name: str, rows: Sequence[Record]) -> dict[str, Any]:
+def _described_set(settings: DataConfig | StoppingConfig, name: str, rows: Sequence[Record]) -> dict[str, Any]:
     path, configuration, split = (getattr(settings, f"{name}_{part}") for part in ("data", "name", "split"))
     return _described(path, configuration, split, rows)
 
@@ -172,6 +172,7 @@ def _peak_memory() -> dict[str, int]:
     if sys.platform != "win32":
         import resource
 
+        # macOS counts bytes, Linux kilobytes.
         unit = 1 if sys.platform == "darwin" else 1024
         peaks["machine"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return peaks

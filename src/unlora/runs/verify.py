@@ -55,9 +55,9 @@ def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict
         InputError: a folder without record or configuration.
     """
     (recorded, stream), values = _read_record(run), saved_settings(str(run), "RUN")
-    moved = {name: value for name, value in {**data, "model_name_or_path": base}.items() if value is not None}
-    kinds = (DataConfig, StoppingConfig, EvalConfig, ModelConfig)
-    sets, stopping, evaluation, model = (settings_of(kind, {**values, **moved}) for kind in kinds)
+    values |= {name: value for name, value in {**data, "model_name_or_path": base}.items() if value is not None}
+    sets, stopping = settings_of(DataConfig, values), settings_of(StoppingConfig, values)
+    evaluation, model = settings_of(EvalConfig, values), settings_of(ModelConfig, values)
 
     def compute(part: str) -> str:
         if part == "base":
@@ -67,6 +67,7 @@ def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict
         if part in EVIDENCE:
             return file_sha256(Path(run) / part)
         if part.startswith("eval_"):
+            assert evaluation.eval_data is not None  # otherwise the record has no such part
             configuration = getattr(evaluation, f"{part}_name")
             return rows_sha256(load_records(evaluation.eval_data, configuration, argument="eval_data"))
         settings = stopping if part == "holdout" else sets

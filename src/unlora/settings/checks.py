@@ -7,9 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from unlora.common.errors import Problem, unknown_name
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def between(low: float, high: float, reason: str) -> Range:
 
 
 def number_problems(
-    settings: Any, ranges: Mapping[str, Range] | None = None, infinite: Collection[str] = ()
+    settings: DataclassInstance, ranges: Mapping[str, Range] | None = None, infinite: Collection[str] = ()
 ) -> list[Problem]:
     """Check every number of a settings dataclass: its type, that it is finite, and its range.
 
@@ -72,21 +75,21 @@ def number_problems(
     return problems
 
 
-def range_problems(settings: Any, ranges: Mapping[str, Range]) -> list[Problem]:
+def range_problems(settings: object, ranges: Mapping[str, Range]) -> list[Problem]:
     """Check the ranges only, for settings whose dataclass is not ours, such as `peft.LoraConfig`."""
     return [problem for name in ranges for problem in _in_range(name, getattr(settings, name), ranges)]
 
 
-def _types_in(hint: Any) -> set[Any]:
+def _types_in(hint: object) -> set[object]:
     """Return the types in an annotation, such as {float, NoneType, ...} of `float | None`."""
     return {hint}.union(*map(_types_in, get_args(hint)))
 
 
-def _type_problem(name: str, value: Any, types: Collection[Any]) -> Problem | None:
+def _type_problem(name: str, value: object, types: Collection[object]) -> Problem | None:
     if value is None and NoneType in types:
         return None
     wanted, kind = ("a number", Real) if float in types else ("a whole number", Integral)
-    if isinstance(value, kind) and not isinstance(value, bool):
+    if isinstance(value, kind) and not isinstance(value, bool):  # Python counts True and False as whole numbers
         return None
     return Problem(name, value, f"it is of type {type(value).__name__}", f"use {wanted}")
 
@@ -101,19 +104,21 @@ def _in_range(name: str, value: float | None, ranges: Mapping[str, Range]) -> li
     return [] if value is None or name not in ranges else ranges[name].problems(name, value)
 
 
-def choice_problems(settings: Any, choices: Mapping[str, Collection[str]]) -> list[Problem]:
+def choice_problems(settings: object, choices: Mapping[str, Collection[str]]) -> list[Problem]:
     """Check the settings that have a fixed set of values."""
     values = {name: getattr(settings, name) for name in choices}
     return [unknown_name(name, value, choices[name]) for name, value in values.items() if value not in choices[name]]
 
 
-def missing(settings: Any, names: Iterable[str], reason: str = "it is required", fix: str = "name it") -> list[Problem]:
+def missing(
+    settings: object, names: Iterable[str], reason: str = "it is required", fix: str = "name it"
+) -> list[Problem]:
     """Check that required settings are not empty."""
     values = {name: getattr(settings, name) for name in names}
     return [Problem(name, value, reason, fix) for name, value in values.items() if not value]
 
 
-def changed(settings: Any) -> dict[str, Any]:
+def changed(settings: DataclassInstance) -> dict[str, Any]:
     """Return the settings that differ from their defaults."""
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     return {name: value for name, value in values.items() if value != getattr(type(settings), name)}

@@ -7,7 +7,7 @@ from dataclasses import field
 from typing import Any
 
 
-def setting(default: Any, help_text: str, **metadata: Any) -> Any:
+def setting(default: object, help_text: str, **metadata: object) -> Any:
     """Return the dataclass field of a setting, as the command line and `HfArgumentParser` read it.
 
     Args:
