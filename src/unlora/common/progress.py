@@ -22,7 +22,7 @@ _BAR = re.compile(
 _UP = "\x1b[A"
 
 
-def bar(iterable: Iterable[Any] | None = None, **settings: Any) -> Any:
+def bar(iterable: Iterable[object] | None = None, **settings: object) -> Any:
     """Return a progress bar with tqdm's arguments. It is shown if its step takes longer than two seconds."""
     from transformers.utils.logging import tqdm
 

@@ -13,13 +13,14 @@ from unlora.pipeline.prepare import usable_length
 from unlora.pipeline.request import model_problems
 from unlora.runs.folder import EVALUATIONS, SCORES
 from unlora.settings import EvaluateConfig, ModelConfig, TextConfig
+from unlora.settings.checks import Checked
 
 
 def measure(
     benchmark: Benchmark,
     model_config: ModelConfig,
     target: EvaluateConfig,
-    settings: Any,
+    settings: Checked,
     text: TextConfig | None = None,
 ) -> tuple[Reading, dict[str, Any]]:
     """Score a model on a benchmark, and write the log where `target` says.

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from unlora.common.files import write_json
 from unlora.common.version import __version__
@@ -26,6 +26,7 @@ from unlora.runs.folder import ADAPTER, EVIDENCE, RECORD
 from unlora.settings import DataConfig, EvalConfig, ModelConfig, StoppingConfig
 
 T = TypeVar("T")
+P = ParamSpec("P")
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 # The parts of metrics.json that are recorded. The log of every training step is not.
 _METRICS = ("original", "unlearned", "compression")
@@ -37,10 +38,10 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def time(self, stage: str, function: Callable[..., T], *args: Any) -> T:
+    def time(self, stage: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function as a stage, and return its result."""
         started = time.monotonic()
-        result = function(*args)
+        result = function(*args, **kwargs)
         self.seconds[stage] = round(time.monotonic() - started, 3)
         return result
 

@@ -7,12 +7,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 
 from unlora.common.errors import Problem, unknown_name
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+
+class Checked(Protocol):
+    """Settings that can be checked."""
+
+    def problems(self) -> list[Problem]:
+        """Return everything that is wrong with them and can be seen without data."""
 
 
 @dataclass(frozen=True)
