@@ -15,6 +15,7 @@ import httpx
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from peft import PeftModel
 
 from unlora.adapter.export import compression, export_adapter
 from unlora.adapter.settings import UNLEARN
@@ -99,13 +100,14 @@ def _write_merged(adapter: str, model: ModelConfig, folder: Path) -> None:
     if getattr(base, "is_quantized", False):
         reason = "its base is quantised, and merging would round most of the change away"
         raise InputError(Problem("merge", True, reason, "export the adapter, or run on the base without quantisation"))
-    merged: Any = load_adapter(base, adapter, argument="RUN")
+    merged: PeftModel = load_adapter(base, adapter, argument="RUN")
     merged.merge_and_unload(progressbar=True, safe_merge=True).save_pretrained(folder)
 
 
 def _write_compressed(adapter: str, model: ModelConfig, rank: int, name: str, folder: Path) -> dict[str, Any]:
     base, _ = load_model(model)
-    fitted: Any = load_adapter(base, adapter, UNLEARN, argument="RUN")
+    # `export_adapter` and `compression` expect the adapter under the name that it has during training.
+    fitted: PeftModel = load_adapter(base, adapter, UNLEARN, argument="RUN")
     export_adapter(fitted, folder, rank)
     cost = asdict(compression(fitted, rank))
     if cost["relative_error"] > _LARGE_ERROR:
@@ -136,6 +138,7 @@ def _push(folder: Path, repository: str, private: bool) -> str:
     api = HfApi()
     with _hub_errors(repository, f"{folder} is complete: try again with `hf upload {repository} {folder}`"):
         url = api.create_repo(repository, private=private, exist_ok=True)
+        # `create_repo` does not change who can see a repository that exists already.
         exposed = private and not api.model_info(url.repo_id).private
         if not exposed:
             api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Upload by unlora")
