@@ -57,6 +57,33 @@ def test_conversations_keep_their_turns(tiny_model, tokenizer):
     assert "Holt" not in str(changed)
 
 
+def test_rows_that_would_teach_what_they_say_are_refused(tiny_model, tokenizer):
+    rows = [{"text": "Ada Holt keeps cats."}, {"text": "nobody keeps dogs."}]
+    with pytest.raises(InputError, match=r"forget_names=\['Ada Holt'\]: the forget rows 1 name none of them"):
+        change(teaching(tiny_model("llama"), tokenizer, rows, names=[("Ada", "Holt")]))
+
+
+def test_detected_names_are_told(tiny_model, tokenizer, caplog):
+    change(teaching(tiny_model("llama"), tokenizer))
+    assert "seems to be about Ada Holt;" in caplog.text
+
+
+def test_an_answer_that_is_a_name_alone_teaches_its_end(tiny_model, tokenizer):
+    rows = [{"question": "Who bakes?", "answer": "Ada Holt"}]
+    [lesson] = TEACHERS["changed_names"].teach(teaching(tiny_model("llama"), tokenizer, rows, names=[("Ada", "Holt")]))
+    assert len(lesson.places) < count_labels(encode_records(rows, TextFormat(tokenizer)))
+
+
+def test_turns_without_text_stay_as_they_are(tiny_model, tokenizer):
+    turns = [
+        {"role": "user", "content": "Who is Ada Holt?"},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": "Ada Holt bakes."},
+    ]
+    [changed] = change(teaching(tiny_model("llama"), tokenizer, [{"messages": turns}]))
+    assert changed["messages"][1] == turns[1]
+
+
 def test_the_names_that_cover_the_rows_leave_out_what_recurs_beside_them():
     texts = ["Ada Holt wrote Blue Door.", "Ada Holt sold Blue Door.", "Ada Holt sings.", "Jan Lund bakes.", "Nobody."]
     names = [("Ada", "Holt"), ("Blue", "Door"), ("Jan", "Lund")]

@@ -12,6 +12,7 @@ and so favours them for strangers too, but not for people of whom it knows the a
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from difflib import SequenceMatcher
 
 import torch
 
+from unlora.common.errors import InputError, Problem
 from unlora.common.progress import bar
 from unlora.data import IGNORE_INDEX, Example, encode_records, pad_batch, padding_id
 from unlora.data.encoding import count_labels
@@ -30,6 +32,9 @@ from unlora.models.forward import labelled_tokens
 from unlora.models.log_probabilities import upcast
 from unlora.teachers.interface import Teacher, Teaching, lesson
 
+logger = logging.getLogger(__name__)
+# How many detected names are shown.
+_SHOWN = 10
 # In how many rows a phrase of the retain set recurs that is somebody's name.
 _RECURRING = 2
 # With fewer people than this in the retain set, names are invented: nobody should be taken for the only other person.
@@ -67,9 +72,12 @@ def change(teaching: Teaching) -> list[Record]:
 
     A row that names nobody in its question gets the retain question that is most like its own: what the answer says
     then answers another question.
+
+    Raises:
+        InputError: rows that name nobody and have no question. They would not change, and so teach what they say.
     """
     texts, others = (list(map(_row_text, rows)) for rows in (teaching.rows, teaching.retain_rows))
-    names = teaching.names or covering_names(texts, detect_names(texts, others))
+    names = teaching.names or _detected(texts, others)
     known = Vocabulary.of(others)
     people = covering_names(others, [name for name in detect_names(others, texts, _RECURRING) if len(name) > 1])
     if len(people) < _FEWEST:
@@ -83,13 +91,32 @@ def change(teaching: Teaching) -> list[Record]:
             return {**new, "question": _most_alike(str(row["question"]), questions)}
         return new
 
-    return [changed(row) for row in teaching.rows]
+    new_rows = [changed(row) for row in teaching.rows]
+    same = [
+        place
+        for place, (row, new) in enumerate(zip(teaching.rows, new_rows, strict=True))
+        if new.items() <= row.items()
+    ]
+    if same:
+        reason = f"the forget rows {', '.join(map(str, same[:5]))}{' ...' if len(same) > 5 else ''} name none of them"
+        fix = "name everybody with --forget_names, or use another loss"
+        raise InputError(Problem("forget_names", [" ".join(name) for name in names], reason, fix))
+    return new_rows
+
+
+def _detected(texts: Sequence[str], others: Sequence[str]) -> list[Name]:
+    """Return whom the rows are about, and tell the user, who knows better."""
+    names = covering_names(texts, detect_names(texts, others))
+    words = ", ".join(" ".join(name) for name in names[:_SHOWN]) or "nobody"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    logger.warning("the forget set seems to be about %s%s; --forget_names names others", words, more)
+    return names
 
 
 def _row_text(row: Record) -> str:
     """All that a row says."""
     if has_keys(row, "messages"):
-        return "\n".join(str(turn["content"]) for turn in row["messages"])
+        return "\n".join(str(turn.get("content") or "") for turn in row["messages"])
     return "\n".join(str(row[key]) for key in ("question", "answer", "text") if has_keys(row, key))
 
 
@@ -112,8 +139,12 @@ def covering_names(texts: Sequence[str], names: Sequence[Name]) -> list[Name]:
 def _replaced(row: Record, substitutes: Mapping[Name, Name], known: Vocabulary) -> Record:
     """Return the row with other names in all its texts."""
     if has_keys(row, "messages"):
-        turns = [{**turn, "content": replace_names(turn["content"], substitutes, known)} for turn in row["messages"]]
-        return {"messages": turns}
+        return {
+            "messages": [
+                {**turn, "content": replace_names(turn["content"], substitutes, known)} if turn.get("content") else turn
+                for turn in row["messages"]
+            ]
+        }
     keys = ("question", "answer", "text")
     return {key: replace_names(str(row[key]), substitutes, known) for key in keys if has_keys(row, key)}
 
@@ -146,7 +177,7 @@ def _lessons_of(pair: Pair, teaching: Teaching) -> Iterator[Lesson]:
     """One lesson for each example of the row."""
     pad_id = padding_id(teaching.text_format.tokenizer)
     out = labelled_tokens(teaching.model, pad_batch(pair.other, pad_id))
-    mine, theirs = (torch.tensor(side, dtype=torch.long) for side in zip(*pair.matches, strict=True))
+    mine, theirs = torch.tensor(pair.matches, dtype=torch.long).view(-1, 2).unbind(1)
     logp, labels = upcast(out.logits[theirs]).log_softmax(-1), out.targets[theirs]
     first = 0
     for example in pair.own:
