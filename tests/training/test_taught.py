@@ -78,6 +78,11 @@ def test_a_length_that_was_asked_for_is_kept(tmp_path, given):
     assert not config(tmp_path, **{"loss": "distil", "num_train_epochs": 5.0, **given}).until_taught
 
 
+def test_an_unknown_teacher_is_refused_with_the_nearest_name(tmp_path):
+    with pytest.raises(InputError, match=r"teacher='changed_name'.*did you mean 'changed_names'"):
+        config(tmp_path, loss="distil", teacher="changed_name")
+
+
 def test_a_loss_without_a_teacher_cannot_be_trained_until_taught(tmp_path):
     with pytest.raises(InputError, match="no teacher to agree with"):
         config(tmp_path, loss="ihl", until_taught=True)

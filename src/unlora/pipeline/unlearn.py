@@ -59,13 +59,14 @@ def unlearn(
     """
     clock = Clock()
     job = clock.time("loading", prepare, request, sets, retrained_log)
+    # First of all, because a teacher may refuse the rows, and nothing has been written yet.
+    lessons = clock.time("lessons", _lessons_for, job) if request.args.has_teacher else None
     inputs = clock.time("hashes", _describe_job, job)
     _write_inputs(job)
     original = clock.time("evaluation_original", evaluate_in_run, job, "original", job.model, job.original_log)
     if job.retrained_log is not None:  # so that the folder holds everything that its report shows
         clock.time("evaluation_retrained", evaluate_in_run, job, "retrained", job.model, job.retrained_log)
     importance = clock.time("importance", importance_for, job)
-    lessons = clock.time("lessons", _lessons_for, job) if request.args.has_teacher else None
     trainer = clock.time("training", _train, job, importance, lessons)
     model, cost = clock.time("export", _export, job, trainer.model)
     unlearned = clock.time("evaluation_unlearned", evaluate_in_run, job, "unlearned", model)

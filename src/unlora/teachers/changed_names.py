@@ -58,13 +58,9 @@ class Pair:
 
 def _teach(teaching: Teaching) -> list[Lesson]:
     """Return the lessons of all forget examples: the original model's predictions of the changed rows."""
-    pairs = [make_pair(row, changed, teaching) for row, changed in zip(teaching.rows, change(teaching), strict=True)]
-    lessons: list[Lesson] = []
-    batches = range(0, len(pairs), teaching.batch_size)
-    for start in bar(batches, desc="lessons of the teacher", unit=" batches"):
-        for pair in pairs[start : start + teaching.batch_size]:
-            lessons += _lessons_of(pair, teaching)
-    return lessons
+    rows = list(zip(teaching.rows, change(teaching), strict=True))
+    shown = bar(rows, desc="lessons of the teacher", unit=" rows")
+    return [lesson for row, changed in shown for lesson in _lessons_of(make_pair(row, changed, teaching), teaching)]
 
 
 def change(teaching: Teaching) -> list[Record]:

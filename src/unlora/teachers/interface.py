@@ -32,7 +32,6 @@ class Teaching:
         retain_rows: the retain set.
         names: who the forget rows are about; detected if not given.
         seed: of everything that is drawn.
-        batch_size: rows in a forward pass.
     """
 
     model: nn.Module
@@ -41,7 +40,6 @@ class Teaching:
     retain_rows: Sequence[Record]
     names: Sequence[Name] | None = None
     seed: int = 42
-    batch_size: int = 16
 
 
 @dataclass(frozen=True)
