@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from threading import Thread
+import time
+from threading import Event, Thread, current_thread
 
 import numpy as np
 import pytest
@@ -132,6 +133,49 @@ def test_two_who_ask_at_once_get_what_each_would_get_alone(models):
     for thread in threads:
         thread.join()
     assert [found[place] for place in range(2)] == alone
+
+
+def test_a_short_question_is_answered_while_a_long_one_is(models):
+    begun, finished, order = Event(), Event(), []
+
+    def ask():
+        begun.wait()
+        last(models.answers(QUESTION, Sampling(3)))
+        finished.set()
+
+    def before_each_token(*_):
+        order.append(current_thread())
+        begun.set()
+        while current_thread() is order[0] and not finished.is_set() and not models._turns.wanted:
+            time.sleep(0.001)
+
+    short = Thread(target=ask)
+    short.start()
+    hook = models.model.get_base_model().register_forward_pre_hook(before_each_token)
+    long = last(models.answers("What does the gardener keep?", Sampling(60)))
+    short.join()
+    hook.remove()
+    sides = list(dict.fromkeys(order))  # a thread each: the long question's, and between them both of the short one
+    assert len(sides) == 4
+    assert order.index(sides[2]) < max(place for place, side in enumerate(order) if side is sides[0])
+    assert last(models.answers("What does the gardener keep?", Sampling(60))) == long
+
+
+def test_answers_end_after_the_time_that_they_have(models):
+    short = SideBySide(models.model, models.text_format, max_seconds=1e-9)
+    found = []
+    with pytest.raises(InputError, match="took more than 1e-09 seconds, and were cut"):
+        for tokens in short.answers(QUESTION, Sampling(50)):
+            found.append(copy.deepcopy(tokens))
+    assert [len(found[-1][side]) for side in SIDES] == [1, 1]
+
+
+def test_question_and_answer_may_only_be_so_long(models):
+    short = SideBySide(models.model, models.text_format, max_tokens=40)
+    assert short.longest == 40
+    for wrong in (lambda: next(short.answers(QUESTION, Sampling(39))), lambda: short.score(QUESTION, "London " * 40)):
+        with pytest.raises(InputError, match="and may have 40"):
+            wrong()
 
 
 def test_a_temperature_draws_tokens(models):

@@ -204,6 +204,29 @@ def test_it_answers_to_the_names_of_this_computer_alone(served, name, status, pa
     assert answer.status_code == status
 
 
+JOIN = "/gradio_api/queue/join"
+FOREIGN = [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "content", "status"),
+    [
+        ("POST", JOIN, {}, b"{}", 422),  # it reaches Gradio, which finds it incomplete
+        *(("POST", JOIN, headers, b"{}", 403) for headers in FOREIGN),
+        ("GET", "/config", FOREIGN[0], None, 403),
+        ("POST", JOIN, {}, b" " * 300_000, 413),
+        ("POST", "/gradio_api/upload", {}, b"x", 403),
+        ("POST", "/gradio_api/run/ask", {}, b"{}", 403),
+        ("GET", "/gradio_api/file=/etc/passwd", {}, None, 403),
+        ("DELETE", "/config", {}, None, 403),
+    ],
+)
+def test_requests_of_other_sites_uploads_and_large_ones_are_refused(served, method, path, headers, content, status):
+    with httpx.Client(trust_env=False) as client:
+        answer = client.request(method, served.address + path, headers=headers, content=content)
+    assert answer.status_code == status
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_ends_it_cleanly(run, heard_interrupts):
@@ -257,6 +280,7 @@ REFUSED = {
     "no run": ([], "RUN='': no run is named"),
     "no such run": (["no/such/run"], "RUN='no/such/run': it has no exported adapter"),
     "no such port": (["RUN", "--port", "70000"], "port=70000"),
+    "no time": (["RUN", "--max_seconds", "0"], "max_seconds=0"),
     "an unknown flag": (["RUN", "--prot", "1"], "flag='prot'.*did you mean 'port'"),
 }
 

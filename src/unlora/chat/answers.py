@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from threading import Event, Lock, Thread
+from threading import Condition, Event, Thread
 
 import numpy as np
 import torch
@@ -82,23 +84,48 @@ class _TokenStreamer(TextIteratorStreamer):
         self.text_queue.put(self.stop_signal)
 
 
+class Turns:
+    """A lock that threads get in the order in which they asked for it, so that none of them waits for ever."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._asked = 0
+        self._served = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            mine, self._asked = self._asked, self._asked + 1
+            self._changed.wait_for(lambda: self._served == mine)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._served += 1
+            self._changed.notify_all()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a thread waits for the one that has the lock."""
+        return self._asked > self._served + 1
+
+
 class SideBySide:
-    """Ask both models, one at a time. Several threads may use one instance.
+    """Ask both models. Several threads may use one instance: they take turns, token by token.
 
     Args:
         model: the original model with the run's adapter as its only one.
         text_format: how the run turns a question into a prompt.
+        max_tokens: the largest number of tokens that a question and its answer may have together.
+        max_seconds: the time after which the answers to a question end.
     """
 
-    def __init__(self, model: PeftModel, text_format: TextFormat) -> None:
+    def __init__(
+        self, model: PeftModel, text_format: TextFormat, max_tokens: int = 4096, max_seconds: float = math.inf
+    ) -> None:
         self.model = model
         self.text_format = text_format
-        self._lock = Lock()
-
-    @property
-    def longest(self) -> int | None:
-        """The number of tokens that question and answer may have together; None if the model sets no limit."""
-        return position_limit(self.model)
+        self.max_seconds = max_seconds
+        self.longest = min(position_limit(model) or max_tokens, max_tokens)
+        self._turns = Turns()
 
     def answers(self, question: str, sampling: Sampling) -> Generator[dict[str, list[int]], None, None]:
         """Yield the tokens of both answers by side after every new token; the original model answers first.
@@ -106,18 +133,24 @@ class SideBySide:
         Closing the iterator stops the generation after the token that is being generated.
 
         Raises:
-            InputError: the question is empty, or leaves the model no positions for the answer.
+            InputError: the question is empty, or leaves the model no positions for the answer; at the end, if the time
+                was too short for both answers.
         """
         raise_if(sampling.problems())
         prompt = self._prompt(question)
         new = sampling.max_new_tokens
         check_positions(self.model, [prompt_example(prompt)], new, "max_new_tokens", new)
+        self._check_length("max_new_tokens", new, len(prompt) + new)
         config = generation_config(new, self.text_format, sampling.temperature)
         tokens: dict[str, list[int]] = {side: [] for side in SIDES}
+        deadline = time.monotonic() + self.max_seconds
         for side in SIDES:
-            for token in self._stream(side, prompt, config):
+            for token in self._stream(side, prompt, config, deadline):
                 tokens[side].append(token)
                 yield tokens
+        if time.monotonic() > deadline:
+            reason = f"the answers took more than {self.max_seconds:g} seconds, and were cut"
+            raise InputError(Problem("max_new_tokens", new, reason, "use less, or start the chat with --max_seconds"))
 
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of generated tokens, as the evaluation reads it."""
@@ -139,6 +172,7 @@ class SideBySide:
             (example,) = encode_records([row], self.text_format, argument="answer")
         else:
             example = Example(input_ids=[*prompt, *answer], labels=[IGNORE_INDEX] * len(prompt) + list(answer))
+        self._check_length("answer", f"{len(answer)} long", len(example["input_ids"]))
         logp = {}
         for side in SIDES:
             with self._as(side):
@@ -150,29 +184,41 @@ class SideBySide:
             raise InputError(Problem("question", question, "there is nothing to ask", "write a question"))
         return encode_prompt(question, self.text_format)
 
+    def _check_length(self, argument: str, value: object, tokens: int) -> None:
+        if tokens > self.longest:
+            reason = f"question and answer may need {tokens} tokens, and may have {self.longest}"
+            raise InputError(Problem(argument, value, reason, "shorten them, or start the chat with --max_tokens"))
+
     @contextmanager
     def _as(self, side: str) -> Iterator[None]:
         """Make the model that side, for this thread alone."""
-        with self._lock, nullcontext() if side == "unlearned" else self.model.disable_adapter():
+        with self._turns, nullcontext() if side == "unlearned" else self.model.disable_adapter():
             yield
 
-    def _stream(self, side: str, prompt: list[int], config: GenerationConfig) -> Iterator[int]:
-        """Yield the generated tokens as they come.
+    def _stream(self, side: str, prompt: list[int], config: GenerationConfig, deadline: float) -> Iterator[int]:
+        """Yield the generated tokens as they come, until the deadline.
 
         The generation has a thread of its own: gradients are switched off per thread, and the reader of an iterator may
-        change threads between two tokens.
+        change threads between two tokens. Between two tokens it lets others use the model.
         """
         streamer, closed, done = _TokenStreamer(self.text_format.tokenizer), Event(), Future[None]()
-
-        def stop(ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-            return torch.full((len(ids),), closed.is_set(), device=ids.device)
 
         def work() -> None:
             try:
                 ids = torch.tensor([prompt], device=next(self.model.parameters()).device)
-                settings = {"generation_config": config, "stopping_criteria": StoppingCriteriaList([stop])}
-                with self._as(side), generating(self.model) as core:
-                    core.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **settings)
+                with ExitStack() as turn:
+
+                    def stop(ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+                        over = closed.is_set() or time.monotonic() > deadline
+                        if self._turns.wanted and not over:
+                            turn.close()
+                            turn.enter_context(self._as(side))
+                        return torch.full((len(ids),), over, device=ids.device)
+
+                    turn.enter_context(self._as(side))
+                    settings = {"generation_config": config, "stopping_criteria": StoppingCriteriaList([stop])}
+                    with generating(self.model) as core:
+                        core.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **settings)
                 done.set_result(None)
             except Exception as error:
                 done.set_exception(error)

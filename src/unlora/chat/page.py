@@ -22,10 +22,10 @@ LOOK = {
     "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_SANS, font_mono=_MONO),
     "css_paths": Path(__file__).with_name("page.css"),
 }
-_LONGEST_ANSWER = 1024  # tokens, if the model has that many positions
+_LONGEST_ANSWER = 1024  # tokens, if the model and the settings allow that many
 _PROMPTS_A_PAGE = 5
-# There is a single model, and it can only be one side at a time.
-_ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+# There is a single model. Several questions take turns with it, so that a long one does not hold up the others.
+_TOGETHER: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 4, "api_visibility": "private"}
 
 
 class _Asked(NamedTuple):
@@ -99,10 +99,10 @@ def build(models: SideBySide, target: Target, prompts: Prompts) -> gr.Blocks:
         scoring = (handlers.probabilities, [wanted, question, reference, asked], tokens)
         running = []
         for event in (ask.click, question.submit, *(click.then for click in clicks)):
-            answering = event(*asking, scroll_to_output=True, **_ONE_AT_A_TIME)
-            running += [answering, answering.success(*scoring, **_ONE_AT_A_TIME)]
+            answering = event(*asking, scroll_to_output=True, **_TOGETHER)
+            running += [answering, answering.success(*scoring, **_TOGETHER)]
         for event in (wanted.change, reference.submit):
-            running.append(event(*scoring, **_ONE_AT_A_TIME))
+            running.append(event(*scoring, **_TOGETHER))
         stop.click(None, cancels=running)
     return page
 
@@ -150,7 +150,7 @@ def _answer_box(side: str) -> gr.Textbox:
 
 def _sampling_settings(models: SideBySide, target: Target) -> list[gr.Slider]:
     """Add the settings that `_Handlers.ask` takes after the question."""
-    longest = min(models.longest or _LONGEST_ANSWER, _LONGEST_ANSWER)
+    longest = min(models.longest, _LONGEST_ANSWER)
     usual = min(target.evaluation.max_new_tokens, longest)
     with gr.Accordion("Settings", open=False):
         return [

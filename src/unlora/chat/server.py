@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 # Other names are refused: a website could make its own name resolve to this computer, and read along (DNS rebinding).
 _NAMES = (_HOST, "localhost")
+_LONGEST_QUEUE = 16
 
 
 def free_port(port: int) -> int:
@@ -50,13 +51,16 @@ def serve(page: gr.Blocks, port: int, open_browser: bool) -> None:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    from unlora.chat.guard import Guard
     from unlora.chat.page import LOOK
 
+    port = free_port(port)
+    origins = [f"http://{name}:{port}" for name in _NAMES]
     for name in ("no_proxy", "NO_PROXY"):  # Gradio requests the page once before it returns the address
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), _HOST)))
-    _, address, _ = page.queue().launch(
+    _, address, _ = page.queue(max_size=_LONGEST_QUEUE).launch(
         server_name=_HOST,
-        server_port=free_port(port),
+        server_port=port,
         inbrowser=open_browser,
         share=False,
         ssr_mode=False,
@@ -65,7 +69,12 @@ def serve(page: gr.Blocks, port: int, open_browser: bool) -> None:
         footer_links=[],
         quiet=True,
         prevent_thread_lock=True,
-        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=list(_NAMES))]},
+        app_kwargs={
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=list(_NAMES)),
+                Middleware(Guard, origins=origins),
+            ]
+        },
         **LOOK,
     )
     try:

@@ -14,6 +14,7 @@ from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.attack import Target, evaluated_rows
 from unlora.pipeline.prepare import usable_length
 from unlora.runs.folder import ADAPTER
+from unlora.settings import ChatConfig
 
 _SETS = ("forget", "retain")
 
@@ -34,15 +35,20 @@ class Prompts:
     missing: dict[str, str]
 
 
-def load_side_by_side(target: Target) -> SideBySide:
+def load_side_by_side(target: Target, config: ChatConfig | None = None) -> SideBySide:
     """Load the original model with the run's exported adapter, which includes those of earlier requests.
+
+    Args:
+        target: the run.
+        config: how long questions and answers may be. Defaults to `ChatConfig`'s own limits.
 
     Raises:
         InputError: the model or the adapter cannot be loaded.
     """
     model, tokenizer = load_model(target.model)
     text_format = TextFormat(tokenizer, target.data.prompt_format, usable_length(model, target.data.max_length))
-    return SideBySide(load_adapter(model, str(Path(target.run) / ADAPTER), argument="RUN"), text_format)
+    adapted, limits = load_adapter(model, str(Path(target.run) / ADAPTER), argument="RUN"), config or ChatConfig()
+    return SideBySide(adapted, text_format, limits.max_tokens, limits.max_seconds)
 
 
 def load_prompts(target: Target) -> Prompts:

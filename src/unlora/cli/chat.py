@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unlora.common.errors import raise_if
 from unlora.settings import ChatConfig, RunConfig
 
 EXAMPLE = "unlora chat run --open_browser true"
@@ -13,6 +14,7 @@ def run(about: RunConfig, config: ChatConfig) -> int:
     from unlora.chat.server import check_gradio, free_port, serve
 
     # Whatever can fail quickly comes before the models are loaded, and gradio before `chat.page` imports it.
+    raise_if(config.problems())
     free_port(config.port)
     check_gradio()
     from unlora.chat.page import build
@@ -23,5 +25,5 @@ def run(about: RunConfig, config: ChatConfig) -> int:
     prompts = load_prompts(target)
     for name, reason in prompts.missing.items():
         print(f"There are no prompts from the {name} set: {reason}")
-    serve(build(load_side_by_side(target), target, prompts), config.port, config.open_browser)
+    serve(build(load_side_by_side(target, config), target, prompts), config.port, config.open_browser)
     return 0
