@@ -163,11 +163,11 @@ def test_a_short_question_is_answered_while_a_long_one_is(models):
 
 def test_answers_end_after_the_time_that_they_have(models):
     short = SideBySide(models.model, models.text_format, max_seconds=1e-9)
-    found = []
+    answers = short.answers(QUESTION, Sampling(50))
+    *_, found = [copy.deepcopy(next(answers)) for _ in SIDES]
+    assert [len(found[side]) for side in SIDES] == [1, 1]
     with pytest.raises(InputError, match="took more than 1e-09 seconds, and were cut"):
-        for tokens in short.answers(QUESTION, Sampling(50)):
-            found.append(copy.deepcopy(tokens))
-    assert [len(found[-1][side]) for side in SIDES] == [1, 1]
+        next(answers)
 
 
 def test_question_and_answer_may_only_be_so_long(models):
