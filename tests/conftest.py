@@ -107,12 +107,14 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], PreTrained
 
 @pytest.fixture
 def registries():
-    """The tables of benchmarks, losses and initialisers, to which a test may add its own for as long as it runs."""
+    """The tables of choices, to which a test may add its own for as long as it runs."""
     from unlora.benchmarks import BENCHMARKS
+    from unlora.common import plugins
     from unlora.importance import INITIALISERS
     from unlora.losses import LOSSES, RETAIN_LOSSES
+    from unlora.teachers import TEACHERS
 
-    tables: list[dict] = [BENCHMARKS, INITIALISERS, LOSSES, RETAIN_LOSSES]
+    tables: list[dict] = [BENCHMARKS, INITIALISERS, LOSSES, RETAIN_LOSSES, TEACHERS, plugins.LOADED, plugins.ORIGINS]
     kept = [dict(table) for table in tables]
     yield
     for table, before in zip(tables, kept, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shlex
@@ -30,8 +31,10 @@ from unlora.cli import main
 from unlora.cli.arguments import fill, read
 from unlora.cli.bench import command_of
 from unlora.cli.bench import flags as handed_on
+from unlora.common import plugins
 from unlora.common.errors import InputError
 from unlora.common.files import write_json, write_jsonl
+from unlora.losses import LOSSES, Loss, register_loss
 from unlora.settings import BenchConfig
 
 
@@ -157,6 +160,76 @@ def test_a_failed_cell_stops_no_other_and_is_shown_as_failed(tofu, tmp_path, cap
     settings.write_text("lora+rmu: {loss_kwargs: {layer: 1}}\n")
     assert main([*argv, "--settings", str(settings)]) == 0
     assert ", 1 failed" not in (out / "results.md").read_text()
+
+
+OWN = """
+from statistics import mean
+
+from unlora.benchmarks import Benchmark, Measured, Reading, register_benchmark
+from unlora.losses import Loss, register_loss
+
+
+def capped(logp, cap=4.0):
+    return logp.clamp(min=-cap).mean()
+
+
+class Lengths(Benchmark):
+    name = "lengths"
+
+    def request(self, options, split, seed):
+        data = {f"{name}_data": options.data + f"/{own}.jsonl" for name, own in SETS.items()}
+        return {**super().request(options, split, seed), **data}
+
+    def evaluation(self, options, split, seed):
+        return {"data": options.data + f"/{SETS['forget']}.jsonl"}
+
+    def score(self, model, text_format, data, settings):
+        return {"lengths": [len(row["answer"]) for row in data], "active": hasattr(model, "peft_config")}
+
+    def read(self, log, retrained=None):
+        return Reading({"length": Measured(mean(log["lengths"])), "active": Measured(float(log["active"]))})
+
+
+SETS = {"forget": "forget01", "retain": "retain99"}
+register_loss("capped", Loss(capped, "mean_t max(log p(y_t), −c)", "ours"))
+register_benchmark(Lengths())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("registries")
+def test_an_own_loss_and_an_own_benchmark_work_in_the_processes_of_a_bench(tofu, tmp_path, capsys):
+    plugin, out = tmp_path / "own.py", tmp_path / "bench"
+    plugin.write_text(OWN)
+    argv = arguments(tofu, out, "--plugin", str(plugin), methods=("lora+capped",), splits="forget")
+    argv[1] = "lengths"
+    assert main(argv) == 0
+    assert "forget lora+capped seed 0: done" in capsys.readouterr().out
+    values = {(row["method"], row["metric"]): row for row in csv.DictReader((out / "results.csv").open())}
+    assert float(values["lora+capped", "length"]["mean"]) == pytest.approx(len("Ada 0 does."))
+    assert [float(values[method, "active"]["mean"]) for method in ("original", "lora+capped")] == [0.0, 1.0]
+    assert values["lora+capped", "length"]["command"].endswith(f"--plugin {plugin}")
+    run = out / "cells/forget/lora+capped/seed-0/run"
+    [recorded] = json.loads((run / "record.json").read_text())["plugins"]
+    assert recorded["file"] == "own.py"
+    assert recorded["sha256"] == hashlib.sha256(plugin.read_bytes()).hexdigest()
+
+    # With other code, a finished cell is not what it would be now.
+    plugins.LOADED.clear()  # as in a new process
+    del BENCHMARKS["lengths"], LOSSES["capped"]
+    plugin.write_text(OWN.replace("cap=4.0", "cap=5.0"))
+    assert main(argv) == 2
+    assert "it is finished, with other settings than these: plugin" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("registries")
+def test_what_the_program_itself_registered_is_refused_before_a_process_would_not_know_it(tofu, tmp_path, capsys):
+    register_loss("capped", Loss(lambda logp: logp.mean(), "", "ours"))
+    assert main(arguments(tofu, tmp_path / "bench", methods=("lora+capped",))) == 2
+    shown = capsys.readouterr().err
+    assert "loss='capped': the program itself has registered it" in shown
+    assert "--plugin FILE.py" in shown
+    assert not (tmp_path / "bench").exists()
 
 
 @pytest.mark.slow

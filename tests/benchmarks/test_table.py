@@ -46,7 +46,7 @@ def test_a_log_of_another_benchmark_is_refused(shouting, tmp_path, capsys):
 
 
 def test_a_name_is_given_once(shouting):
-    with pytest.raises(InputError, match="name='shouting': there is a benchmark of that name"):
+    with pytest.raises(InputError, match="name='shouting': another benchmark has this name"):
         register_benchmark(Shouting())
 
 

@@ -87,7 +87,7 @@ def test_a_registered_initialiser_with_its_own_information_is_a_method_of_relati
 @pytest.mark.parametrize(
     ("name", "reads", "message"),
     [
-        ("vila", (), "name='vila': an initialiser of this name already exists"),
+        ("vila", (), "name='vila': another initialiser has this name"),
         ("mine", ("sigmma",), "reads='sigmma': unknown name.*did you mean 'sigma'"),
     ],
 )

@@ -129,8 +129,9 @@ def test_a_registered_loss_is_in_the_command_line_s_table(capsys):
 @pytest.mark.parametrize(
     ("name", "loss", "message"),
     [
-        ("ihl", Loss(capped, "", ""), "a loss of this name already exists"),
-        ("none", Loss(capped, "", ""), "a loss of this name already exists"),
+        ("ihl", Loss(capped, "", ""), "another loss has this name"),
+        ("none", Loss(capped, "", ""), "it stands for no retain loss"),
+        ("my+loss", Loss(capped, "", ""), "it is part of flags and of the names of folders"),
         ("mine", Loss(capped, "", "", retain="nl"), "did you mean 'nll'"),
         ("mine", Loss(lambda states: states.mean(), "", "", forward=hidden_states), "computed from hidden states"),
         ("mine", Loss(lambda logps: logps.mean(), "", ""), "logps.*unknown name.*did you mean 'logp'"),

@@ -12,13 +12,16 @@ from typing import Any
 import yaml
 
 from unlora.benchmarks.interface import Benchmark
-from unlora.common.errors import InputError, Problem, raise_if, unknown_name
+from unlora.common.errors import InputError, Problem, raise_if
 from unlora.common.files import write_text
+from unlora.common.plugins import unknown_choice
 from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES
 from unlora.runs.folder import CELL_SCORES, EVALUATIONS, METRICS, is_finished
 
 CONFIG, SCORING, RUN, LOG, FAILED = "config.yaml", "scoring.yaml", "run", "log.txt", "failed.txt"
+# The hashes of the plugins that the cell depends on, if there are any.
+CODE = "plugins.yaml"
 # The setting that names the retrained model's log.
 COMPARED = "retrain_log"
 
@@ -78,8 +81,12 @@ class Cell:
             commands.append([*evaluate, "--on", run, "--log", str(scores)])
         return commands
 
-    def prepare(self, flags: Mapping[str, Any], scoring: Mapping[str, Any] | None = None) -> None:
+    def prepare(
+        self, flags: Mapping[str, Any], scoring: Mapping[str, Any] | None = None, code: Sequence[str] = ()
+    ) -> None:
         """Write the settings of `unlora unlearn` and of the evaluation, and delete what an unfinished run left behind.
+
+        `code` are the hashes of the plugins that the cell's initialiser, losses and benchmark come from.
 
         The log of the retrained model may change after a run was finished, because results are read with the new log.
 
@@ -89,7 +96,10 @@ class Cell:
         texts = {CONFIG: yaml.safe_dump(dict(flags), sort_keys=False)}
         if scoring is not None:
             texts[SCORING] = yaml.safe_dump(dict(scoring), sort_keys=False)
-        products = {CONFIG: self.folder / RUN / METRICS, SCORING: self.folder / CELL_SCORES}
+        if code:
+            texts[CODE] = yaml.safe_dump({"plugin": list(code)})
+        products = dict.fromkeys((CONFIG, CODE), self.folder / RUN / METRICS)
+        products[SCORING] = self.folder / CELL_SCORES
         for name, text in texts.items():
             path = self.folder / name
             if not products[name].exists():
@@ -107,7 +117,7 @@ class Cell:
 
 def differing(path: Path, text: str) -> list[str]:
     """Return the settings in which a YAML file and a YAML text differ, except for the retrained model's log."""
-    one, other = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
+    one, other = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}, yaml.safe_load(text)
     names = dict.fromkeys([*one, *other])
     return [name for name in names if name != COMPARED and one.get(name) != other.get(name)]
 
@@ -153,4 +163,4 @@ def _method_problems(method: str) -> list[Problem]:
     if not plus:
         return [Problem("methods", method, "a method is an initialiser and a loss", "write it as vila+ihl")]
     parts = ((init, INITIALISERS), (loss, LOSSES))
-    return [unknown_name("methods", name, known) for name, known in parts if name not in known]
+    return [unknown_choice("methods", name, known) for name, known in parts if name not in known]

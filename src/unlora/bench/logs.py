@@ -15,6 +15,7 @@ import yaml
 from safetensors import SafetensorError
 
 from unlora.benchmarks import Benchmark
+from unlora.common import plugins
 from unlora.common.errors import InputError, Problem
 from unlora.common.files import write_text
 from unlora.common.progress import is_quiet
@@ -94,6 +95,7 @@ class SharedLogs:
             config = flags_of(path)
             write_text(config, yaml.safe_dump(settings, sort_keys=False))
             argv = [sys.executable, "-m", "unlora", *command, "--config", str(config), "--log", str(path)]
+            argv += plugins.flags()
             # Its table must not appear in the output of the bench, which may be JSON.
             if subprocess.run([*argv, *(["--quiet"] if is_quiet() else [])], stdout=subprocess.DEVNULL).returncode:
                 reason, fix = f"`unlora {' '.join(command)}` cannot measure it", "see what it said above"
@@ -101,13 +103,13 @@ class SharedLogs:
         return path
 
     def _contents(self, measurement: Measurement, model: ModelConfig) -> list[str | None]:
-        """Return the hashes of the evaluated rows and of the weights."""
+        """Return the hashes of the evaluated rows, of the weights, and of the benchmark's code if it is a plugin."""
         sources = {
             _key([measurement.command, measurement.settings]): lambda: rows_sha256(measurement.rows()),
             _key([model.model_name_or_path, model.model_revision]): lambda: weights_sha256(model),
         }
         self._hashes |= {key: compute() for key, compute in sources.items() if key not in self._hashes}
-        return [self._hashes[key] for key in sources]
+        return [self._hashes[key] for key in sources] + plugins.hashes_of({"benchmark": measurement.benchmark.name})
 
 
 def flags_of(log: Path) -> Path:

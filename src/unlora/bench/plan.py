@@ -9,6 +9,7 @@ from typing import Any
 from unlora.bench.cells import COMPARED, RUN, Cell, grid
 from unlora.bench.logs import Measurement, References, SharedLogs
 from unlora.benchmarks import Benchmark, Options
+from unlora.common import plugins
 from unlora.common.errors import raise_if, unknown_name
 from unlora.pipeline.request import Request
 from unlora.settings import TextConfig, TofuSettings
@@ -58,7 +59,7 @@ class Plan:
         raise_if(self.benchmark.problems(self.options))
         cells = grid(self.methods, self.splits or known, self.seeds, self.options.folder, self.benchmark)
         for method in self.methods:  # before models are made and evaluated
-            Request.of({"model_name_or_path": "any", **self.preset, **self._of_cell(method)})
+            raise_if(plugins.unshared_problems(self._choices(method)))
         logs, references = SharedLogs(self.options.folder), ReferencesOf()
         for cell in cells:
             place = cell.split, cell.seed
@@ -67,6 +68,13 @@ class Plan:
                 references[place] = self._references(logs, {**given, **self.shared}, *place)
             self._prepare(cell, {**given, **self._of_cell(cell.method)}, references[place])
         return cells, references
+
+    def _choices(self, method: str) -> dict[str, str]:
+        """Return what a cell chooses, by kind: all that may come from a plugin."""
+        request = Request.of({"model_name_or_path": "any", **self.preset, **self._of_cell(method)})
+        choices = {"initialiser": request.importance.init, "loss": request.args.loss, "teacher": request.args.teacher}
+        choices["retain loss"] = request.args.chosen_retain_loss
+        return choices if self.benchmark.evaluated_by_unlearn else {**choices, "benchmark": self.benchmark.name}
 
     def _of_cell(self, method: str) -> dict[str, Any]:
         init, _, loss = method.partition("+")
@@ -97,6 +105,6 @@ class Plan:
         else:
             evaluation = self._evaluation(cell.split, cell.seed) | retrained
         on = {} if cell.on is None else {"on": str(cell.on.folder / RUN)}
-        cell.prepare({**settings, **on}, evaluation)
+        cell.prepare({**settings, **on}, evaluation, plugins.hashes_of(self._choices(cell.method)))
         if not cell.unlearned:  # without `on`, whose run is not there yet
             Request.of({**settings, "output_dir": str(cell.folder / RUN)}).check()

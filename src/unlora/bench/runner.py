@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from unlora.bench.cells import FAILED, LOG, Cell
 from unlora.bench.executors import Execute, execute_here
+from unlora.common import plugins
 from unlora.common.files import write_text
 
 # Every option is given, because accelerate would otherwise ask for it, or start one process if there is no GPU.
@@ -121,7 +122,8 @@ def _run_cell(
     try:
         write_text(cell.folder / LOG, "")
         for command in cell.commands:
-            code = execute([*launcher(command[0], num_processes), *command], cell.folder / LOG, place)
+            argv = [*launcher(command[0], num_processes), *command, *plugins.flags()]
+            code = execute(argv, cell.folder / LOG, place)
             if code:
                 break
     finally:

@@ -14,6 +14,7 @@ from typing import Any
 from unlora.bench.cells import RUN, Cell
 from unlora.bench.logs import Measurement, flags_of
 from unlora.benchmarks import Benchmark
+from unlora.common import plugins
 from unlora.common.errors import NOT_AVAILABLE
 from unlora.evals import read_log
 from unlora.report.compare import Group, Section
@@ -150,8 +151,8 @@ def _measuring(log: Path, benchmark: Benchmark) -> str:
     flags = flags_of(log)
     if not flags.exists():
         return f"# its log was given: {log}"
-    command = Measurement(benchmark, {}).command
-    return f"unlora {shlex.join([*command, '--config', str(flags), '--log', f'NEW_FOLDER/{log.name}'])}"
+    command = [*Measurement(benchmark, {}).command, "--config", str(flags), "--log", f"NEW_FOLDER/{log.name}"]
+    return shlex.join(["unlora", *command, *plugins.flags()])
 
 
 def columns_of(rows: Sequence[Results]) -> list[str]:

@@ -12,7 +12,8 @@ from unlora.benchmarks.interface import Benchmark
 from unlora.benchmarks.muse import Muse
 from unlora.benchmarks.tofu import Tofu, TofuSchema
 from unlora.benchmarks.wmdp import Wmdp
-from unlora.common.errors import InputError, Problem, raise_if, unknown_name
+from unlora.common.errors import InputError
+from unlora.common.plugins import register, unknown_choice
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark for benchmark in (Persona(), Tofu(), Muse(), MuseMini(), Wmdp(), WmdpMini())
@@ -27,9 +28,7 @@ def register_benchmark(benchmark: Benchmark) -> None:
     Raises:
         InputError: the name is taken.
     """
-    reason, fix = "there is a benchmark of that name", "choose another name"
-    raise_if([Problem("name", benchmark.name, reason, fix)] if benchmark.name in BENCHMARKS else [])
-    BENCHMARKS[benchmark.name] = benchmark
+    register("benchmark", BENCHMARKS, benchmark.name, benchmark)
 
 
 def find_benchmark(name: str) -> Benchmark:
@@ -39,7 +38,7 @@ def find_benchmark(name: str) -> Benchmark:
         InputError: there is none.
     """
     if name not in BENCHMARKS:
-        raise InputError(unknown_name("benchmark", name, BENCHMARKS))
+        raise InputError(unknown_choice("benchmark", name, BENCHMARKS))
     return BENCHMARKS[name]
 
 

@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _execute(argv: Sequence[str] | None) -> int:
     """Run one command, print its errors, and return the exit code."""
     from unlora.common.errors import DivergenceError, InputError
+    from unlora.common.plugins import problem_in
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -86,13 +87,20 @@ def _execute(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print(interrupted(arguments[0], arguments[1:]), file=sys.stderr)
         return _EXIT_INTERRUPTED
+    except Exception as error:
+        problem = problem_in(error)
+        if problem is None:
+            raise
+        print(f"error: {problem}", file=sys.stderr)
+        return _EXIT_INPUT
 
 
 def _run(command: str, argv: list[str]) -> int:
     """Parse the flags, run the command's module, and print the result."""
-    from unlora.cli.arguments import HELP, HELP_ALL, fill, help_text, read
+    from unlora.cli.arguments import HELP, HELP_ALL, fill, help_text, plugin_paths, read
     from unlora.cli.output import Answer, output_mode
     from unlora.common.errors import InputError, unknown_name
+    from unlora.common.plugins import load_plugins
 
     if command in _ALIASES:
         print(f"`unlora {command}` is now `unlora {shlex.join(_ALIASES[command])}`", file=sys.stderr)
@@ -102,12 +110,18 @@ def _run(command: str, argv: list[str]) -> int:
         raise InputError(unknown_name("command", command, COMMANDS))
     module = importlib.import_module(f"unlora.cli.{command.replace('-', '_')}")
     mode, rest = output_mode(argv)
+    plugins, rest = plugin_paths(rest)
     if {*HELP, HELP_ALL} & set(rest):
         print(help_text(command, module.SETTINGS, COMMANDS[command], module.EXAMPLE, HELP_ALL in rest))
         return _EXIT_OK
-    settings = module.settings_for(rest) if hasattr(module, "settings_for") else module.SETTINGS
+    settings = module.SETTINGS
+    if hasattr(module, "settings_for"):  # they depend on the benchmark, which may be of a plugin
+        with mode.running(loads=bool(plugins)):
+            load_plugins(plugins)
+        settings = module.settings_for(rest)
     line = read(settings, rest, command, getattr(module, "HANDS_ON", False))  # before torch is loaded
     with mode.running():
+        load_plugins(plugins)
         answer: Answer | int = module.run(*fill(line))
     if isinstance(answer, int):  # a command that serves a page has no result
         return answer
@@ -132,7 +146,7 @@ def _usage() -> str:
         "usage: unlora COMMAND [--flags]\n\n"
         "Make a causal language model forget chosen data through a LoRA adapter, and measure how well it forgot.\n\n"
         f"commands:\n{rows}\n\n"
-        "unlora COMMAND --help lists a command's flags. Every command takes --quiet and --json.\n"
+        "unlora COMMAND --help lists a command's flags. Every command takes --quiet, --json and --plugin.\n"
         "exit codes: 0 done, 1 training stopped or a check failed, 2 wrong input, 130 interrupted\n"
         "example: unlora unlearn --config request.yaml --learning_rate 1e-4"
     )

@@ -23,6 +23,7 @@ import yaml
 
 from unlora.common.distributed import on_cpu
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
+from unlora.common.plugins import FLAG as PLUGIN
 from unlora.runs.folder import continued_settings
 from unlora.settings import FinetuneSettings, UnlearnSettings
 from unlora.settings.published import published
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 HELP = ("-h", "--help")
 HELP_ALL = "--help_all"
-# Flags of every command, which only change what is printed: see `unlora.cli.output`.
+# Flags of every command that only change what is printed: see `unlora.cli.output`.
 OUTPUT = {
     "--quiet": "print errors, and at the end the path of the result, but nothing else",
     "--json": "print the result as one JSON document, and nothing else, on stdout",
@@ -91,7 +92,7 @@ def read(
         _check_known(unknown, flags, command)
     config = getattr(known, "config", None) or getattr(known, "file", None)
     values = read_config(config) if config else {}
-    raise_if(unknown_name("config key", key, flags) for key in values if key not in flags)
+    raise_if(_unknown("config key", key, flags) for key in values if key not in flags)
     run = getattr(known, "on", None) or values.get("on")
     if run:
         values = {key: value for key, value in continued_settings(str(run)).items() if key in flags} | values
@@ -128,11 +129,31 @@ def converted(settings: Sequence[type[DataclassInstance]], values: Mapping[str, 
     """
     parser = make_parser("unlearn", settings, complete=True)
     flags = {action.dest for action in parser._actions}
-    raise_if(unknown_name("flag", name, flags) for name in values if name not in flags)
+    raise_if(_unknown("flag", name, flags) for name in values if name not in flags)
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     given, _ = _parse(parser, as_argv(values))
     return dict.fromkeys(values) | vars(given)
+
+
+def plugin_paths(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the files that `--plugin` names, and the other arguments.
+
+    Raises:
+        InputError: a flag without a file.
+    """
+    paths, rest = [], []
+    parts = iter(argv)
+    for part in parts:
+        flag, equals, path = part.partition("=")
+        if flag != PLUGIN:
+            rest.append(part)
+            continue
+        path = path if equals else next(parts, "")
+        if not path or path.startswith("--"):
+            raise InputError(Problem("plugin", path or None, "no file is named", f"write {PLUGIN} FILE.py"))
+        paths.append(path)
+    return paths, rest
 
 
 def as_argv(values: Mapping[str, Any]) -> list[str]:
@@ -158,9 +179,11 @@ def help_text(
     """
     parser = make_parser(command, settings, complete)
     parser.description = f"{about[:1].upper()}{about[1:]}."
-    output = parser.add_argument_group("output")
+    shared = parser.add_argument_group("every command")
     for flag, text in OUTPUT.items():
-        output.add_argument(flag, action="store_true", help=text)
+        shared.add_argument(flag, action="store_true", help=text)
+    text = "load your own losses, initialisers, teachers and benchmarks from this file; may be repeated"
+    shared.add_argument(PLUGIN, metavar="FILE.py", help=text)
     return f"{parser.format_help().rstrip()}\n\nexample:\n  {example}"
 
 
@@ -322,6 +345,14 @@ def _check_known(unknown: Sequence[str], flags: Iterable[str], command: str) -> 
     raise_if(Problem("flag", name, "unknown name", fix) for name, fix in fixes.items())
     if unknown:
         raise InputError(Problem("arguments", list(unknown), "no flag takes them", "write --flag value"))
+
+
+def _unknown(argument: str, name: str, flags: Iterable[str]) -> Problem:
+    """Return the problem of a name in a configuration that is none of the flags."""
+    if name == PLUGIN.removeprefix("--"):
+        reason = "a configuration may come from somebody else, and a plugin is code"
+        return Problem(argument, name, reason, f"name it on the command line: {PLUGIN} FILE.py")
+    return unknown_name(argument, name, flags)
 
 
 def _missing(action: argparse.Action, command: str) -> Problem:

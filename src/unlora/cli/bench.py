@@ -57,6 +57,7 @@ def run(args: BenchConfig, rest: list[str]) -> Answer:
 def command_of(args: BenchConfig, method: str, split: str, values: Mapping[str, Any]) -> str:
     """Return the command that repeats one row in a new folder; `values` are its settings of `unlora unlearn`."""
     from unlora.cli.arguments import as_argv
+    from unlora.common import plugins
 
     own = {
         "methods": method,
@@ -69,7 +70,7 @@ def command_of(args: BenchConfig, method: str, split: str, values: Mapping[str, 
         "retrained": args.retrained or None,
         "num_processes": args.num_processes if args.num_processes > 1 else None,
     }
-    return shlex.join(["unlora", "bench", args.benchmark, *as_argv({**own, **values})])
+    return shlex.join(["unlora", "bench", args.benchmark, *as_argv({**own, **values}), *plugins.flags()])
 
 
 def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:

@@ -38,14 +38,18 @@ class Mode:
     json: bool
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Keep stdout free for the result while the command runs, with `--json` or `--quiet`."""
+    def running(self, loads: bool = True) -> Iterator[None]:
+        """Keep stdout free for the result while the command runs, with `--json` or `--quiet`.
+
+        Args:
+            loads: whether libraries are loaded that take seconds, which is then said.
+        """
         from unlora.common.progress import Silence, terminal
 
         # accelerate imports DeepSpeed if it is installed, and DeepSpeed logs to stdout. `unlora.models.sharding` turns
         # the logger on again, on stderr, for runs that use DeepSpeed.
         logging.getLogger("DeepSpeed").disabled = True
-        if not self.quiet and "torch" not in sys.modules:
+        if loads and not self.quiet and "torch" not in sys.modules:
             print("loading libraries ...", file=sys.stderr, flush=True)
         with terminal(self.quiet):
             stdout = Silence() if self.quiet else sys.stderr if self.json else sys.stdout

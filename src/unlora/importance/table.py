@@ -1,6 +1,6 @@
 """The initialisers by name, and what follows from the choice of one.
 
-To add one to the package, write its file and add it to `INITIALISERS`. A program of your own adds one with
+To add one to the package, write its file and add it to `INITIALISERS`. Your own code adds one with
 `register_initialiser`, without changing the package (docs/how-to/own-initialiser.md).
 """
 
@@ -11,6 +11,7 @@ from dataclasses import fields
 from torch import Tensor
 
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
+from unlora.common.plugins import hashes_of, register, unknown_choice
 from unlora.importance.fila import FILA
 from unlora.importance.initialiser import Initialiser
 from unlora.importance.lora import LORA
@@ -33,11 +34,9 @@ def register_initialiser(name: str, initialiser: Initialiser) -> None:
     Raises:
         InputError: the name is taken, or `reads` names a setting that `ImportanceConfig` does not have.
     """
-    if name in INITIALISERS:
-        raise InputError(Problem("name", name, "an initialiser of this name already exists", "choose another name"))
     known = [field.name for field in fields(ImportanceConfig)]
     raise_if(unknown_name("reads", setting, known) for setting in initialiser.reads if setting not in known)
-    INITIALISERS[name] = initialiser
+    register("initialiser", INITIALISERS, name, initialiser)
 
 
 def relative_importance(
@@ -88,7 +87,7 @@ def relative_importance(
 def initialiser_problems(config: ImportanceConfig) -> list[Problem]:
     """Return what is wrong with the choice of an initialiser."""
     if config.init not in INITIALISERS:
-        return [unknown_name("init", config.init, INITIALISERS)]
+        return [unknown_choice("init", config.init, INITIALISERS)]
     if config.importance_file and not INITIALISERS[config.init].uses_data:
         reason = f"{config.init!r} does not measure an importance"
         return [Problem("importance_file", config.importance_file, reason, "remove it")]
@@ -112,4 +111,6 @@ def estimate_settings(config: ImportanceConfig) -> dict[str, object]:
     if config.moments_per == "example":  # moments of single examples do not depend on how these are batched
         no_effect |= {"importance_batch_size", "forget_passes"}
     names = [name for name in ("init", *INITIALISERS[config.init].settings) if name not in no_effect]
-    return {name: getattr(config, name) for name in names}
+    # The code of an own initialiser decides too, as far as it is known.
+    code = hashes_of({"initialiser": config.init})
+    return {name: getattr(config, name) for name in names} | ({"plugin": code} if code else {})

@@ -1,7 +1,7 @@
 """The forget and retain losses by name, and which of them and of their settings go together.
 
 To add one to the package, write its function, its entry here, its test, and its row in docs/methods.md (a test compares
-them). A program of your own adds one with `register_loss`, without changing the package (docs/how-to/own-loss.md).
+them). Your own code adds one with `register_loss`, without changing the package (docs/how-to/own-loss.md).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
+from unlora.common.plugins import register, unknown_choice
 from unlora.losses import distillation, dual, forget, hidden, preference, retain
 from unlora.models.forward import HiddenStates, LabelledTokens, Outputs, check_layer, hidden_states, labelled_tokens
 
@@ -68,7 +69,12 @@ class Loss:
     def __call__(self, out: Outputs, **settings: Any) -> Tensor:
         """Return the loss, a scalar. Settings of its forward pass or of λ are ignored here."""
         tensors = {name: getattr(out, name) for name in self.inputs}
-        return self.function(**tensors, **own_settings(self.function, settings))
+        value = self.function(**tensors, **own_settings(self.function, settings))
+        if not isinstance(value, Tensor) or value.dim():
+            shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            reason, fix = f"it returned {shown} instead of a scalar tensor", "return a mean over tokens or rows"
+            raise InputError(Problem("loss", self.function.__name__, reason, fix))
+        return value
 
     def progress(self, out: Outputs) -> dict[str, Tensor]:
         """Return the measures of what the model predicts, each a scalar."""
@@ -221,14 +227,15 @@ def register_loss(name: str, loss: Loss, losses: dict[str, Loss] = LOSSES) -> No
         InputError: the name is taken, its function takes a tensor that there is not, or its own retain loss is unknown
             or takes tensors of another forward pass.
     """
-    if name in (*losses, NO_RETAIN):
-        raise InputError(Problem("name", name, "a loss of this name already exists", "choose another name"))
+    kind = "loss" if losses is LOSSES else "retain loss"
+    if name == NO_RETAIN:
+        raise InputError(Problem("name", name, "it stands for no retain loss", "choose another name"))
     raise_if(_input_problems(loss, of_forget_set=losses is LOSSES))
     if losses is LOSSES:
         if loss.retain not in (NO_RETAIN, *RETAIN_LOSSES):
             raise InputError(unknown_name("retain", loss.retain, [NO_RETAIN, *RETAIN_LOSSES]))
         raise_if(_retain_problems(name, loss, loss.retain))
-    losses[name] = loss
+    register(kind, losses, name, loss)
 
 
 def _input_problems(loss: Loss, of_forget_set: bool) -> Iterator[Problem]:
@@ -246,9 +253,9 @@ def check_losses(loss: str, retain_loss: str | None, settings: Mapping[str, Any]
     """Return what is wrong with a choice of losses and with the settings of the forget loss."""
     problems = []
     if loss not in LOSSES:
-        problems.append(unknown_name("loss", loss, LOSSES))
+        problems.append(unknown_choice("loss", loss, LOSSES))
     if retain_loss not in (None, NO_RETAIN, *RETAIN_LOSSES):
-        problems.append(unknown_name("retain_loss", retain_loss, [NO_RETAIN, *RETAIN_LOSSES]))
+        problems.append(unknown_choice("retain_loss", retain_loss, [NO_RETAIN, *RETAIN_LOSSES]))
     elif loss in LOSSES:
         problems += _retain_problems(loss, LOSSES[loss], retain_loss or LOSSES[loss].retain)
     if loss in LOSSES:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import Tensor
 
 from unlora.common.distributed import on_main, share
-from unlora.common.errors import Problem
+from unlora.common.errors import InputError, Problem
 from unlora.common.progress import bar
 from unlora.data import Batch, Example, iter_batches, padding_id
 from unlora.importance import INITIALISERS, Initialiser, Measurement
@@ -84,7 +84,9 @@ def _measured(job: Job, initialiser: Initialiser, measurement: Measurement) -> d
         job.model.train()
     measured = initialiser.row_importance(measurement)
     job.model.eval()
-    assert measured is not None
+    if measured is None:
+        reason = "it is declared with uses_data=True, and returned None"
+        raise InputError(Problem("init", job.request.importance.init, reason, "return {module name: [out] importance}"))
     return measured
 
 

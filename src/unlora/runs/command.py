@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from unlora.common import plugins
 from unlora.runs.folder import CONFIG, EVALUATIONS, saved_settings
 
 # Stands for a run's folder whose path must not be shown.
@@ -25,7 +26,7 @@ def repeat_command(folder: Path, shown: str | None = None) -> str:
     parts = ["unlora", "unlearn", "--config", f"{run}/{CONFIG}", "--output_dir", f"{run}-again"]
     if log.is_file() and not saved_settings(folder, "RUN").get("retrain_log"):
         parts += ["--retrain_log", f"{run}/{log.name}"]
-    return shlex.join(parts)
+    return shlex.join([*parts, *plugins.shown_flags()])
 
 
 def shown_folder(folder: Path) -> str:

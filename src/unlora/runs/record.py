@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from unlora.common import plugins
 from unlora.common.files import write_json
 from unlora.common.version import __version__
 from unlora.data.sources import Record, Stream, load_set
@@ -140,6 +141,7 @@ def write_record(
         "files": {name: file_sha256(folder / name) for name in EVIDENCE if (folder / name).is_file()},
         "versions": {"python": platform.python_version(), "unlora": __version__}
         | {name: metadata.version(name) for name in _PACKAGES},
+        "plugins": plugins.described(),
         "seeds": seeds,
         "hardware": _hardware(device, processes),
         "times": times,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unlora.common.errors import InputError, Problem
+from unlora.common.plugins import register
 from unlora.teachers.changed_names import CHANGED_NAMES
 from unlora.teachers.interface import Teacher
 
@@ -15,6 +15,4 @@ def register_teacher(name: str, teacher: Teacher) -> None:
     Raises:
         InputError: the name is taken.
     """
-    if name in TEACHERS:
-        raise InputError(Problem("name", name, "there is a teacher of this name already", "choose another name"))
-    TEACHERS[name] = teacher
+    register("teacher", TEACHERS, name, teacher)

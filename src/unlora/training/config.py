@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import TrainingArguments
 
-from unlora.common.errors import Problem, raise_if, unknown_name
+from unlora.common.errors import Problem, raise_if
+from unlora.common.plugins import unknown_choice
 from unlora.losses.table import LOSSES, check_losses
 from unlora.settings.training import UnlearnSettings
 from unlora.teachers import TEACHERS
@@ -50,7 +51,7 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
 
     def _teacher_problems(self) -> list[Problem]:
         if self.teacher not in TEACHERS:
-            return [unknown_name("teacher", self.teacher, TEACHERS)]
+            return [unknown_choice("teacher", self.teacher, TEACHERS)]
         if not self.until_taught or self.has_teacher:
             return []
         fix = "remove it, or use --loss distil"
