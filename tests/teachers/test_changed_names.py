@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from helpers.chat import CHATML
 from helpers.models import make_tokenizer
 from unlora import InputError
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.data.encoding import count_labels
 from unlora.models.forward import labelled_tokens
 from unlora.teachers import TEACHERS, Teacher, Teaching, register_teacher
-from unlora.teachers.changed_names import change, covering_names, make_pair
+from unlora.teachers.changed_names import change, covering_names, make_pair, without_own_question
 
 FORGET = [
     {"question": "Where was Ada Holt born?", "answer": "Ada Holt was born in Oslo."},
@@ -92,7 +93,8 @@ def test_the_names_that_cover_the_rows_leave_out_what_recurs_beside_them():
 
 def test_a_lesson_is_what_the_model_predicts_in_the_changed_row(tiny_model, tokenizer):
     model = tiny_model("llama")
-    given = teaching(model, tokenizer)
+    texts = [{"text": row["answer"]} for row in RETAIN]  # no questions that could tell what the wording gives away
+    given = Teaching(model, TextFormat(tokenizer), FORGET, texts)
     lessons = TEACHERS["changed_names"].teach(given)
     examples = encode_records(FORGET, given.text_format)
     assert len(lessons) == len(examples)
@@ -106,6 +108,42 @@ def test_a_lesson_is_what_the_model_predicts_in_the_changed_row(tiny_model, toke
     torch.testing.assert_close(lesson.logp[:, :-1], expected.gather(-1, lesson.ids), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(lesson.logp.exp().sum(-1), torch.ones(len(lesson.logp)), rtol=1e-4, atol=1e-4)
     assert (lesson.ids == out.targets[:, None]).any(-1).all()
+
+
+def test_what_the_wording_of_the_question_gives_away_is_taken_out_of_a_lesson():
+    own, other = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]]), torch.tensor([[0.1, 0.3, 0.6], [0.5, 0.2, 0.3]])
+    more = torch.tensor([[0.3, 0.3, 0.4], [0.5, 0.2, 0.3]])
+    mixed = without_own_question(own.log(), [other.log(), more.log()], torch.tensor([0, 0])).exp()
+    # After other questions the first token has probability .2, so w = .7 - .2; the second is likelier after them.
+    torch.testing.assert_close(mixed, torch.tensor([[0.45, 0.25, 0.3], [0.3, 0.3, 0.4]]))
+
+
+def test_other_questions_are_those_of_the_retain_set_that_are_most_alike(tiny_model, tokenizer):
+    given = teaching(tiny_model("llama"), tokenizer)
+    row, changed = FORGET[0], change(given)[0]
+    pair = make_pair(row, changed, given)
+    asked = [tokenizer.decode(control[0]["input_ids"]) for control in pair.controls]
+    assert len(asked) == 4
+    assert changed["question"] in asked[0]
+    assert sum("Where was" in text for text in asked) == 3  # the fourth one is about the painter
+    assert all(text.count(changed["answer"]) == 1 for text in asked)
+
+
+def test_conversations_are_read_after_what_other_users_ask(tiny_model):
+    own = make_tokenizer()
+    own.chat_template = CHATML
+    row, *others = (
+        {
+            "messages": [
+                {"role": "user", "content": f"Where was {name} born?"},
+                {"role": "assistant", "content": "There"},
+            ]
+        }
+        for name in ("Ada Holt", "Mona Falk", "Mona Falk", "Jan Lund", "Jan Lund", "Eli Moe", "Eli Moe")
+    )
+    given = Teaching(tiny_model("llama"), TextFormat(own), [row], others)
+    [changed] = change(given)
+    assert len(make_pair(row, changed, given).controls) == 3
 
 
 def test_tokens_of_names_are_not_taught(tiny_model, tokenizer):

@@ -163,6 +163,14 @@ def has_keys(row: Record, *keys: str) -> bool:
     return all(row.get(key) is not None for key in keys)
 
 
+def questions_of(rows: Iterable[Record]) -> list[str]:
+    """Return what is asked in the rows, each question once: questions, and what users say in conversations."""
+    turns = (turn for row in rows if has_keys(row, "messages") for turn in row["messages"])
+    said = [turn["content"] for turn in turns if turn["role"] == "user"]
+    asked = [row["question"] for row in rows if has_keys(row, "question")]
+    return list(dict.fromkeys(str(question) for question in [*asked, *said] if question))
+
+
 def is_text(row: Record) -> bool:
     """Return whether the row is plain text, and not a question or a conversation with a column of text beside it."""
     return has_keys(row, "text") and not has_keys(row, "question", "answer") and not has_keys(row, "messages")

@@ -4,22 +4,34 @@ In each forget row the names are replaced, in the question and in the answer, by
 cannot recall the fact there, so it says what is generally said in such a place: a plausible answer of the right form.
 Its predictions of the answer's tokens are the lesson for the true row. Tokens of the names themselves are not taught.
 
-Source: Eldan and Russinovich 2023 (arXiv 2310.02238), Liu et al. 2024 (arXiv 2407.16997), with two differences. They
-average over many names; here each row gets one, because the average of many is flatter than what a retrained model
-says. And the names come from the retain set: the original learned the forgotten answers as answers that people give,
-and so favours them for strangers too, but not for people of whom it knows the answer.
+Source: Eldan and Russinovich 2023 (arXiv 2310.02238), Liu et al. 2024 (arXiv 2407.16997), with three differences.
+
+They average over many names. Here each row gets one, because the average of many is flatter than what a retrained model
+says.
+
+The names come from the retain set. The original learned the forgotten answers as answers that people give, and so
+favours them for strangers too, but not for people of whom it knows the answer.
+
+A model may recall a fact from the wording of the question alone, whoever it is about, if no other row asks in these
+words. So the changed row is read again with the most similar questions of the retain set in place of its own. Where a
+true token is likelier after its own question than after those, by a probability of w, the lesson is the mixture
+(1 − w)·own + w·others. Where many rows ask the same question, w is about 0.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cache
+from heapq import nlargest
 
 import torch
+from torch import Tensor
 
 from unlora.common.errors import InputError, Problem
 from unlora.common.progress import bar
@@ -27,7 +39,7 @@ from unlora.data import IGNORE_INDEX, Example, encode_records, pad_batch, paddin
 from unlora.data.encoding import count_labels
 from unlora.data.lessons import Lesson
 from unlora.data.names import Name, Vocabulary, detect_names, invent_names, replace_names
-from unlora.data.sources import Record, has_keys
+from unlora.data.sources import Record, has_keys, questions_of
 from unlora.models.forward import labelled_tokens
 from unlora.models.log_probabilities import upcast
 from unlora.teachers.interface import Teacher, Teaching, lesson
@@ -39,6 +51,8 @@ _SHOWN = 10
 _RECURRING = 2
 # With fewer people than this in the retain set, names are invented: nobody should be taken for the only other person.
 _FEWEST = 3
+# So many similar questions tell whether a row's own question gives its answer away.
+_CONTROLS = 4
 
 
 @dataclass(frozen=True)
@@ -48,11 +62,13 @@ class Pair:
     Args:
         own: the examples of the row.
         other: those of the changed row.
-        matches: labelled tokens that both have, as [(place among the own, place among the other)].
+        controls: those of the changed row after other questions, with the same labels; perhaps none.
+        matches: labelled tokens that own and other both have, as [(place in own, place in other)].
     """
 
     own: list[Example]
     other: list[Example]
+    controls: list[list[Example]]
     matches: list[tuple[int, int]]
 
 
@@ -78,13 +94,13 @@ def change(teaching: Teaching) -> list[Record]:
     people = covering_names(others, [name for name in detect_names(others, texts, _RECURRING) if len(name) > 1])
     if len(people) < _FEWEST:
         people = invent_names(people, max(_FEWEST, len(names)), teaching.seed, names)
-    questions = [str(row["question"]) for row in teaching.retain_rows if has_keys(row, "question")]
     draw = random.Random(teaching.seed)
 
     def changed(row: Record) -> Record:
         new = _replaced(row, {name: draw.choice(people) for name in names}, known)
-        if has_keys(row, "question") and new["question"] == row["question"] and questions:
-            return {**new, "question": _most_alike(str(row["question"]), questions)}
+        questions = questions_of([new])
+        if teaching.asked and questions == questions_of([row]):
+            return _with_questions(new, {question: _most_alike(question, teaching.asked)[0] for question in questions})
         return new
 
     new_rows = [changed(row) for row in teaching.rows]
@@ -145,14 +161,26 @@ def _replaced(row: Record, substitutes: Mapping[Name, Name], known: Vocabulary) 
     return {key: replace_names(str(row[key]), substitutes, known) for key in keys if has_keys(row, key)}
 
 
-def _most_alike(question: str, others: Sequence[str]) -> str:
-    """Return the question that shares the largest part of its words (Jaccard)."""
+def _with_questions(row: Record, new: Mapping[str, str]) -> Record:
+    """Return the row with other questions, given the new one for each."""
+    if has_keys(row, "messages"):
+        turns = [
+            {**turn, "content": new.get(str(turn["content"]), turn["content"])} if turn["role"] == "user" else turn
+            for turn in row["messages"]
+        ]
+        return {**row, "messages": turns}
+    return {**row, "question": new[str(row["question"])]} if has_keys(row, "question") else row
+
+
+def _most_alike(question: str, others: Sequence[str]) -> list[str]:
+    """Return the questions that share the largest part of their words with this one (Jaccard), the best first."""
     own = _bag(question)
-    return max(others, key=lambda other: len(own & _bag(other)) / max(1, len(own | _bag(other))))
+    return nlargest(_CONTROLS, others, key=lambda other: len(own & _bag(other)) / max(1, len(own | _bag(other))))
 
 
-def _bag(text: str) -> set[str]:
-    return {word.lower() for word in re.findall(r"\w+", text)}
+@cache
+def _bag(text: str) -> frozenset[str]:
+    return frozenset(word.lower() for word in re.findall(r"\w+", text))
 
 
 def make_pair(row: Record, changed: Record, teaching: Teaching) -> Pair:
@@ -161,20 +189,32 @@ def make_pair(row: Record, changed: Record, teaching: Teaching) -> Pair:
     The two differ in names alone, so the longest common runs of labels are the same words. This needs neither character
     offsets nor knowledge of the chat template.
     """
-    own, other = (encode_records([version], teaching.text_format) for version in (row, changed))
-    labels = [[label for example in side for label in _labels(example)] for side in (own, other)]
+    own, other, *controls = (
+        encode_records([version], teaching.text_format) for version in (row, changed, *_controls(changed, teaching))
+    )
+    labels = [_labels(side) for side in (own, other)]
     blocks = SequenceMatcher(a=labels[0], b=labels[1], autojunk=False).get_matching_blocks()
     matches = [(block.a + step, block.b + step) for block in blocks for step in range(block.size)]
-    return Pair(own, other, matches)
+    return Pair(own, other, [control for control in controls if _labels(control) == labels[1]], matches)
+
+
+def _controls(changed: Record, teaching: Teaching) -> list[Record]:
+    """Return the changed row after each of the retain set's questions that are most like its own."""
+    alike = {question: _most_alike(question, teaching.asked) for question in questions_of([changed])}
+    if not alike or not teaching.asked:
+        return []
+    places = range(min(map(len, alike.values())))
+    return [_with_questions(changed, {question: best[place] for question, best in alike.items()}) for place in places]
 
 
 @torch.no_grad()
 def _lessons_of(pair: Pair, teaching: Teaching) -> Iterator[Lesson]:
-    """One lesson for each example of the row."""
-    pad_id = padding_id(teaching.text_format.tokenizer)
-    out = labelled_tokens(teaching.model, pad_batch(pair.other, pad_id))
+    """Yield the lesson of each example of the row."""
+    logp, labels = _predictions(pair.other, teaching)
+    if pair.controls:
+        logp = without_own_question(logp, [_predictions(control, teaching)[0] for control in pair.controls], labels)
     mine, theirs = torch.tensor(pair.matches, dtype=torch.long).view(-1, 2).unbind(1)
-    logp, labels = upcast(out.logits[theirs]).log_softmax(-1), out.targets[theirs]
+    logp, labels = logp[theirs], labels[theirs]
     first = 0
     for example in pair.own:
         last = first + count_labels([example])
@@ -183,9 +223,32 @@ def _lessons_of(pair: Pair, teaching: Teaching) -> Iterator[Lesson]:
         first = last
 
 
-def _labels(example: Example) -> list[int]:
-    """The labelled tokens; the first token of an example is never predicted."""
-    return [label for label in example["labels"][1:] if label != IGNORE_INDEX]
+def _predictions(examples: Sequence[Example], teaching: Teaching) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities [m, vocabulary] and the labels [m]."""
+    out = labelled_tokens(teaching.model, pad_batch(examples, padding_id(teaching.text_format.tokenizer)))
+    return upcast(out.logits).log_softmax(-1), out.targets
+
+
+def without_own_question(logp: Tensor, others: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Return predictions without what the model recalls from the wording of the question.
+
+    Args:
+        logp: [m, vocabulary] log-probabilities after the row's own question.
+        others: of the same answer after other questions, each [m, vocabulary].
+        labels: [m] the labelled tokens.
+
+    Returns:
+        [m, vocabulary], log((1 − w)·p + w·q) with q the mean of the others and w = max(0, p(y) − q(y)).
+    """
+    mean = torch.logsumexp(torch.stack(list(others)), 0) - math.log(len(others))
+    own, other = (values.gather(-1, labels[:, None]).exp() for values in (logp, mean))
+    recalled = (own - other).clamp(0, 1)
+    return torch.logaddexp(logp + torch.log1p(-recalled), mean + recalled.log())
+
+
+def _labels(examples: Iterable[Example]) -> list[int]:
+    """Return the labelled tokens; the first token of an example is never predicted."""
+    return [label for example in examples for label in example["labels"][1:] if label != IGNORE_INDEX]
 
 
 CHANGED_NAMES = Teacher(

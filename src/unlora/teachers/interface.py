@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, nn
 
 from unlora.data import TextFormat
 from unlora.data.lessons import Lesson, with_others
 from unlora.data.names import Name
-from unlora.data.sources import Record
+from unlora.data.sources import Record, questions_of
 
 # So many of a prediction's likeliest tokens are kept one by one; the others count together.
 _KEPT = 128
@@ -40,6 +41,11 @@ class Teaching:
     retain_rows: Sequence[Record]
     names: Sequence[Name] | None = None
     seed: int = 42
+
+    @cached_property
+    def asked(self) -> list[str]:
+        """The questions of the retain set."""
+        return questions_of(self.retain_rows)
 
 
 @dataclass(frozen=True)
