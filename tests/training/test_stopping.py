@@ -20,7 +20,7 @@ from unlora import DivergenceError, InputError, UnlearnTrainer, attach_adapters
 from unlora.cli import main
 from unlora.data import TextFormat, encode_records
 from unlora.settings import StoppingConfig
-from unlora.training.stopping import Comparison, StopWhenUnseen, UnseenTest, unseen_test
+from unlora.training.stopping import Comparison, StopWhenUnseen, UnseenTest, holdout_rows, unseen_test
 
 NAMES = ("Ada", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jon")
 FORGET = [{"question": f"Who keeps cat {i}?", "answer": f"{name} does."} for i, name in enumerate(NAMES)]
@@ -247,8 +247,9 @@ HOLDOUTS = {
 def test_wrong_holdout_rows_are_refused(tokenizer, tmp_path, case):
     rows, message = HOLDOUTS[case]
     file = write_rows(tmp_path / "data" / "holdout.jsonl", rows)
+    config = StoppingConfig(str(file))
     with pytest.raises(InputError, match=message):
-        unseen_test(StoppingConfig(str(file)), FORGET, RETAIN, TextFormat(tokenizer), None, 8)
+        unseen_test(config, FORGET, holdout_rows(config, FORGET, RETAIN), TextFormat(tokenizer), None, 8)
 
 
 @pytest.mark.slow

@@ -11,6 +11,16 @@ from pathlib import Path
 
 from unlora.common.errors import InputError, Problem
 
+# What a pointer of git-lfs begins with, and how to get what it stands for.
+_LFS = b"version https://git-lfs.github.com/spec/"
+LFS_FIX = "run `git lfs pull` in the repository, or download it with `hf download`"
+
+
+def is_lfs_pointer(path: str | Path) -> bool:
+    """Return whether the file is what a clone without git-lfs has in place of a large file."""
+    with Path(path).open("rb") as file:
+        return file.read(len(_LFS)) == _LFS
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:

@@ -4,7 +4,7 @@ from unlora.data.alternates import alternate_rows
 from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_records, encode_turns
 from unlora.data.padding import Batch, UnlearnCollator, iter_batches, pad_batch, padding_id
 from unlora.data.pairing import ForgetRetainDataset, PairSampler
-from unlora.data.sources import Stream, check_overlap, load_records, load_set, without_short_texts
+from unlora.data.sources import Stream, check_overlap, check_rows, load_records, load_set, without_short_texts
 
 __all__ = [
     "IGNORE_INDEX",
@@ -17,6 +17,7 @@ __all__ = [
     "UnlearnCollator",
     "alternate_rows",
     "check_overlap",
+    "check_rows",
     "encode_records",
     "encode_turns",
     "iter_batches",

@@ -1,28 +1,37 @@
-"""Load rows from a dataset on the Hugging Face Hub, a local folder or a file.
+"""Load rows from a dataset on the Hugging Face Hub, a local folder or a file, and check them.
 
-A folder holds `<configuration>.jsonl` or `<configuration>/<split>.jsonl`, or files of the other formats.
+Local data is read by `files` and `folders`, and only what is on the Hub by `datasets`, because a path given to
+`datasets` is a pattern, and because it guesses the types of what it reads.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from unlora.common.errors import InputError, Problem
+from unlora.common.errors import InputError, Problem, raise_if
+from unlora.data.files import READERS, Row, is_saved_dataset, iter_rows
+from unlora.data.folders import WHOLE, find_table
 from unlora.settings.data import ForgetData, HoldoutData, RetainData, TrainDataConfig
 
 Record = Mapping[str, Any]
+logger = logging.getLogger(__name__)
 # A dataset's or model's name on the Hub: "name" or "owner/name".
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-# Ending of a file -> the loader of `datasets` that reads it.
-_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-# What the Hub adds to a split in the name of a file that holds all of it.
-_WHOLE = "-00000-of-00001"
+# Columns of a question that hold text, besides the list of texts in `perturbed_answer`.
+_QUESTION_TEXTS = ("question", "answer", "paraphrased_question", "paraphrased_answer")
+# Columns next to `text` that look like its answer or its prompt. The row would mean something else without them.
+_PARTS = ("answer", "answers", "completion", "label", "labels", "output", "prompt", "question", "response", "target")
+# Columns next to a question or a conversation that look like a part of the prompt.
+_CONTEXTS = ("context", "instruction", "passage", "system", "system_prompt", "text")
+# How many wrong rows an error lists, and how many characters of each value.
+_SHOWN, _LONG = 5, 120
 
 
 @dataclass(frozen=True)
@@ -48,12 +57,12 @@ def load_records(
     argument: str = "data",
     stream: Stream | None = None,
 ) -> list[Record]:
-    """Load the rows of one dataset.
+    """Load the rows of one dataset, with any columns.
 
     Args:
         path: a file (.jsonl, .json, .csv, .parquet), a folder, or a dataset's name on the Hugging Face Hub. A folder
             holds `<name>.jsonl` or, if configurations have several splits, `<name>/<split>.jsonl` (or files of the
-            other formats). A dataset downloaded from the Hub is such a folder.
+            other formats). A clone of a dataset on the Hub is such a folder, and so is what `save_to_disk` wrote.
         name: the configuration. In a folder, the file without its ending, or the folder inside it.
         split: as in `datasets.load_dataset`, slices such as "train[:160]" included. Defaults to "train".
         argument: what the user calls this dataset, for error messages.
@@ -65,14 +74,26 @@ def load_records(
     Raises:
         InputError: there is no such dataset, its format is unknown, or it has no rows.
     """
-    rows = _load(path, name, split or "train", argument, stream)
+    split = split or WHOLE
+    local = Path(path)
+    if local.exists():
+        rows = _local_rows(local, name, split, argument, stream)
+    elif HUB_ID.fullmatch(path) and local.suffix not in READERS:
+        rows = _hub_rows(path, name, split, argument, stream)
+    else:
+        raise InputError(Problem(argument, path, "no such file or folder", "check the path"))
     if not rows:
-        raise InputError(Problem(argument, path, "the dataset has no rows", "give a dataset with at least one row"))
+        reason = "the dataset has no rows" if split == WHOLE else f"its split {split!r} has no rows"
+        raise InputError(Problem(argument, path, reason, "give a dataset with at least one row"))
     return rows
 
 
 def load_set(
-    settings: ForgetData | RetainData | HoldoutData | TrainDataConfig, name: str, stream: Stream | None = None
+    settings: ForgetData | RetainData | HoldoutData | TrainDataConfig,
+    name: str,
+    stream: Stream | None = None,
+    *,
+    check: bool = True,
 ) -> list[Record]:
     """Load the dataset that the settings `<name>_data`, `<name>_name` and `<name>_split` describe.
 
@@ -80,82 +101,141 @@ def load_set(
         settings: has these three, such as `DataConfig` with "forget" and "retain".
         name: which set.
         stream: as for `load_records`.
+        check: whether to refuse rows that no model can be trained on.
+
+    Raises:
+        InputError: as `load_records` and `check_rows`.
     """
     path, configuration, split = (getattr(settings, f"{name}_{part}") for part in ("data", "name", "split"))
-    return load_records(path, configuration, split, argument=f"{name}_data", stream=stream)
+    rows = load_records(path, configuration, split, argument=f"{name}_data", stream=stream)
+    if check:
+        check_rows(rows, f"{name}_data")
+    return rows
 
 
-def _load(path: str, name: str | None, split: str, argument: str, stream: Stream | None) -> list[Record]:
-    local = Path(path)
-    if local.is_dir() and name is not None and (local / name).is_dir():
-        stem, bracket, cut = split.partition("[")
-        # `datasets` calls the whole of a single file "train", whatever split the file holds.
-        local, split = _file_in_folder(local / name, stem, argument, "split"), f"train{bracket}{cut}"
-    elif local.is_dir():
-        local = _file_in_folder(local, name, argument, "configuration")
-    if local.is_file():
-        return _load_file(local, split, argument, stream)
-    if not HUB_ID.fullmatch(path) or local.suffix in _LOADERS:
-        raise InputError(Problem(argument, path, "no such file or folder", "check the path"))
-    return _load_from_hub(path, name, split, argument, stream)
+def _local_rows(path: Path, name: str | None, split: str, argument: str, stream: Stream | None) -> list[Record]:
+    """Return the rows of a split, of a slice of it, or of several joined by "+"."""
+    if path.is_file() and path.suffix not in READERS:
+        fix = f"use one of {', '.join(READERS)}"
+        raise InputError(Problem(argument, str(path), f"files of type {path.suffix!r} are not read", fix))
+
+    def rows_of(part: str) -> Iterator[Row]:
+        whole = path.is_file() or (name is None and is_saved_dataset(path))
+        if whole and part != WHOLE:
+            reason = f"split {split!r} cannot be read: the whole of it is called {WHOLE!r}"
+            raise InputError(Problem(argument, str(path), reason, f"use {WHOLE}, or a slice such as {WHOLE}[:40]"))
+        for file in [path] if whole else find_table(path, name, part, argument):
+            yield from iter_rows(file, argument)
+
+    if stream is not None:
+        return _drawn(rows_of, split, stream)
+    return _sliced(split, rows_of, argument, path)
 
 
-def _load_file(file: Path, split: str, argument: str, stream: Stream | None) -> list[Record]:
+def _drawn(rows_of: Callable[[str], Iterator[Row]], split: str, stream: Stream) -> list[Record]:
+    from datasets import IterableDataset
+
+    streamed = IterableDataset.from_generator(rows_of, gen_kwargs={"part": split})
+    return list(streamed.shuffle(seed=stream.seed, buffer_size=stream.buffer_size).take(stream.rows))
+
+
+def _sliced(split: str, rows_of: Callable[[str], Iterator[Row]], argument: str, path: Path) -> list[Record]:
+    from datasets import ReadInstruction
+
+    whole = {name: list(rows_of(name)) for name in dict.fromkeys(part.partition("[")[0] for part in split.split("+"))}
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in whole.items()})
+    except (ValueError, AssertionError) as error:
+        reason = f"split {split!r} cannot be read: {error}"
+        fix = f"write it as {WHOLE}, {WHOLE}[:40] or {WHOLE}[10%:20%]"
+        raise InputError(Problem(argument, str(path), reason, fix)) from error
+    return [row for part in parts for row in whole[part.splitname][part.from_ : part.to]]
+
+
+def _hub_rows(path: str, name: str | None, split: str, argument: str, stream: Stream | None) -> list[Record]:
     import datasets
 
-    if file.suffix not in _LOADERS:
-        fix = f"use one of {', '.join(_LOADERS)}"
-        raise InputError(Problem(argument, str(file), f"files of type {file.suffix!r} are not read", fix))
-    if file.stat().st_size == 0:
-        return []
     try:
-        with _without_telemetry():
-            return _rows(stream, _LOADERS[file.suffix], data_files=str(file), split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = f"split {split!r} cannot be read: {error.__cause__ or error}"  # the cause is what the reader said
-        fix = f"check the split, and that the file is valid {file.suffix[1:]}"
-        raise InputError(Problem(argument, str(file), reason, fix)) from error
-
-
-def _load_from_hub(path: str, name: str | None, split: str, argument: str, stream: Stream | None) -> list[Record]:
-    import datasets
-
-    try:
-        return _rows(stream, path, name, split=split)
+        if stream is None:
+            return list(datasets.load_dataset(path, name, split=split))
+        rows = datasets.load_dataset(path, name, split=split, streaming=True)
+        return list(rows.shuffle(seed=stream.seed, buffer_size=stream.buffer_size).take(stream.rows))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = f"it is no local path, and the Hub gave no such dataset ({type(error).__name__}: {error})"
         raise InputError(Problem(argument, path, reason, "check the path, the hub name, or the network")) from error
 
 
-def _rows(stream: Stream | None, *args: Any, **kwargs: Any) -> list[Record]:
-    import datasets
+def check_rows(rows: Sequence[Record], argument: str) -> None:
+    """Check that rows are questions, conversations or texts, and that there is text where text belongs.
 
-    if stream is None:
-        return list(datasets.load_dataset(*args, **kwargs))
-    rows = datasets.load_dataset(*args, **kwargs, streaming=True)
-    return list(rows.shuffle(seed=stream.seed, buffer_size=stream.buffer_size).take(stream.rows))
+    Columns that look like a part of the prompt and are not read are named in a warning.
 
-
-@contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """Keep `datasets` from reporting to Hugging Face that it read a local file."""
-    import datasets
-
-    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    try:
-        yield
-    finally:
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
+    Raises:
+        InputError: other rows.
+    """
+    problems = (problem for place, row in enumerate(rows) for problem in _row_problems(row, f"{argument}[{place}]"))
+    raise_if(islice(problems, _SHOWN))
+    unread = sorted({name for row in rows for name in _unread_columns(row)})
+    if unread:
+        logger.warning("%s: the columns %s are not read", argument, ", ".join(unread))
 
 
-def _file_in_folder(folder: Path, name: str | None, argument: str, kind: str) -> Path:
-    known = {file.stem.removesuffix(_WHOLE): file for file in sorted(folder.iterdir()) if file.suffix in _LOADERS}
-    if name in known:
-        return known[name]
-    names = ", ".join(known) or "none"
-    reason = f"the folder has no {kind} {name!r}" if name else f"a folder needs the name of a {kind}"
-    raise InputError(Problem(argument, str(folder), reason, f"name one of the {kind}s there: {names}"))
+def _row_problems(row: Record, where: str) -> Iterator[Problem]:
+    if has_keys(row, "question", "answer"):
+        for key in _QUESTION_TEXTS:
+            yield from _text_problems(row.get(key), where, key)
+        yield from _wrong_answer_problems(row.get("perturbed_answer"), where)
+    elif has_keys(row, "messages"):
+        yield from _message_problems(row["messages"], where)
+    elif has_keys(row, "text"):
+        yield from _text_problems(row["text"], where, "text")
+        for key in _PARTS:
+            if isinstance(row.get(key), str):
+                reason = "only the column text would be read of this row"
+                yield Problem(
+                    f"{where}.{key}", _short(row[key]), reason, "rename text and this column to question and answer"
+                )
+    else:
+        reason = "a row needs the keys question and answer, or messages, or text"
+        yield Problem(where, sorted(map(str, row)), reason, "rename the columns")
+
+
+def _text_problems(value: object, where: str, key: str) -> Iterator[Problem]:
+    if value is not None and not isinstance(value, str):
+        fix = "choose one of its texts" if isinstance(value, list | dict) else "write it in quotes, as a text"
+        yield Problem(f"{where}.{key}", _short(value), f"it is of type {type(value).__name__}, not a text", fix)
+
+
+def _wrong_answer_problems(value: object, where: str) -> Iterator[Problem]:
+    if isinstance(value, list | None):
+        for place, answer in enumerate(value or ()):
+            yield from _text_problems(answer, where, f"perturbed_answer[{place}]")
+    else:
+        reason = f"it is of type {type(value).__name__}, not a list of texts"
+        yield Problem(f"{where}.perturbed_answer", _short(value), reason, "write a list of wrong answers")
+
+
+def _message_problems(messages: object, where: str) -> Iterator[Problem]:
+    """Check the type of each turn's content: a text, a list of parts, or nothing. The rest is the encoding's."""
+    for place, turn in enumerate(messages if isinstance(messages, list) else ()):
+        content = turn.get("content") if isinstance(turn, dict) else turn
+        if not isinstance(content, str | list | None) or not isinstance(turn, dict):
+            key = f"messages[{place}]{'.content' if isinstance(turn, dict) else ''}"
+            reason = f"it is of type {type(content).__name__}, not a text"
+            yield Problem(f"{where}.{key}", _short(content), reason, "give each turn a role and a text as content")
+
+
+def _short(value: object) -> object:
+    """Return the value as an error shows it: a long one as the beginning of its text."""
+    return value if len(repr(value)) <= _LONG else f"{str(value)[:_LONG]}…"
+
+
+def _unread_columns(row: Record) -> Iterator[str]:
+    """Yield the columns of text whose absence may change what a row means."""
+    if has_keys(row, "question", "answer") or has_keys(row, "messages"):
+        yield from (name for name in _CONTEXTS if isinstance(row.get(name), str))
+    else:
+        yield from (name for name, value in row.items() if name != "text" and isinstance(value, str))
 
 
 def has_keys(row: Record, *keys: str) -> bool:

@@ -63,12 +63,15 @@ class Question(NamedTuple):
 
 def configured_sets(config: TofuSettings) -> dict[str, list[Record]]:
     """Load the sets that `config` names from its `eval_data`: a local folder or a dataset on the Hub."""
-    from unlora.data import load_records
+    from unlora.data import check_rows, load_records
 
     assert config.eval_data is not None
     subsets = {name: getattr(config, f"eval_{name}_name") for name in ("forget", "retain", *_GENERAL_SETS)}
     chosen = {name: subset for name, subset in subsets.items() if subset != "none"}
-    return {name: load_records(config.eval_data, subset, argument=name) for name, subset in chosen.items()}
+    sets = {name: load_records(config.eval_data, subset, argument=name) for name, subset in chosen.items()}
+    for name, rows in sets.items():
+        check_rows(rows, name)
+    return sets
 
 
 def evaluate(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from unlora.common.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.common.files import write_json
 from unlora.common.progress import bar
-from unlora.data import TextFormat, encode_records, load_records, load_set
+from unlora.data import TextFormat, check_rows, encode_records, load_records, load_set
 from unlora.data.sources import Record, is_text
 from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, attack_problems, measure, probe
 from unlora.evals.attacks.interface import Metrics, answer_places
@@ -105,6 +105,7 @@ def evaluated_rows(target: Target, name: str) -> list[Record]:
     data, evaluation = target.data, target.evaluation
     if evaluation.eval_data:
         rows = load_records(evaluation.eval_data, getattr(evaluation, f"eval_{name}_name"), argument=name)
+        check_rows(rows, name)
     else:
         rows = load_set(data, name)
     return rows[: evaluation.ds_size]

@@ -23,6 +23,7 @@ class Rows:
         forget, retain: all rows, as they were read. The record has their hashes.
         used_forget, used_retain: the rows that are long enough to be used.
         alternates: other answers to the questions in `used_forget`, if the loss reads them.
+        holdout: rows that the model never saw, if training stops by them.
     """
 
     forget: Sequence[Record]
@@ -30,6 +31,7 @@ class Rows:
     used_forget: Sequence[Record]
     used_retain: Sequence[Record]
     alternates: Sequence[Record] | None = None
+    holdout: Sequence[Record] | None = None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from unlora.pipeline.job import Job, Rows
 from unlora.pipeline.loading import load_start
 from unlora.pipeline.request import Request
 from unlora.runs.forgotten import check_not_taught_again
-from unlora.training.stopping import unseen_test
+from unlora.training.stopping import holdout_rows, unseen_test
 
 
 def prepare(
@@ -46,12 +46,12 @@ def prepare(
 
 def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrained_log: Log | None) -> Job:
     rows = _load_rows(request)
+    evaluation = request.evaluation
+    sets = evaluation_sets(evaluation, rows.forget, rows.retain) if sets is None else sets
     model, text_format = _load_original(request)
     forget = encode_records(rows.used_forget, text_format, argument="forget_data")
     retain = encode_records(rows.used_retain, text_format, argument="retain_data")
     raise_if(too_few_examples(request.importance, forget, retain))
-    evaluation = request.evaluation
-    sets = evaluation_sets(evaluation, rows.forget, rows.retain) if sets is None else sets
     sizes = evaluation.ds_size, evaluation.eval_batch_size
     return Job(
         request=request,
@@ -62,14 +62,14 @@ def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrain
         retain=retain,
         sets=sets,
         alternates=encode_records(rows.alternates, text_format, argument="alternates") if rows.alternates else None,
-        unseen=unseen_test(request.stopping, rows.forget, rows.retain, text_format, *sizes),
+        unseen=unseen_test(request.stopping, rows.forget, rows.holdout, text_format, *sizes),
         original_log=known_log(evaluation, sets),
         retrained_log=_checked_retrained_log(request, sets, retrained_log),
     )
 
 
 def _load_rows(request: Request) -> Rows:
-    """Load and check both sets. Whatever is wrong with them is found before the model is loaded."""
+    """Load and check all sets. Whatever is wrong with them is found before the model is loaded."""
     data = request.data
     forget = load_set(data, "forget")
     retain = load_set(data, "retain", retain_stream(request, len(forget)))
@@ -79,7 +79,8 @@ def _load_rows(request: Request) -> Rows:
     check_not_taught_again(used_retain, request.model.on)
     seed = request.args.pairing_seed
     alternates = alternate_rows(used_forget, data.alternate_key, seed) if request.reads_alternates else None
-    return Rows(forget, retain, used_forget, used_retain, alternates)
+    holdout = holdout_rows(request.stopping, forget, retain)
+    return Rows(forget, retain, used_forget, used_retain, alternates, holdout)
 
 
 def _load_original(request: Request) -> tuple[PreTrainedModel, TextFormat]:

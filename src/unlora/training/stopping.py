@@ -138,10 +138,24 @@ def _have_comparable_truth_ratios(rows: Sequence[Record]) -> bool:
     return wrong and paraphrased in (0, len(rows))
 
 
+def holdout_rows(config: StoppingConfig, forget: Sequence[Record], retain: Sequence[Record]) -> Sequence[Record] | None:
+    """Return the configured holdout set, or None if there is none.
+
+    Raises:
+        InputError: rows that cannot be read, or that the model is trained on in this run.
+    """
+    if config.holdout_data is None:
+        return None
+    holdout = load_set(config, "holdout")
+    check_overlap(forget, holdout, names=("forget", "holdout"))
+    check_overlap(retain, holdout, names=("retain", "holdout"))
+    return holdout
+
+
 def unseen_test(
     config: StoppingConfig,
     forget: Sequence[Record],
-    retain: Sequence[Record],
+    holdout: Sequence[Record] | None,
     text_format: TextFormat,
     rows: int | None,
     batch_size: int,
@@ -149,13 +163,10 @@ def unseen_test(
     """Return the configured test on the first `rows` rows of each set, or None if there is no holdout set.
 
     Raises:
-        InputError: as `UnseenTest`, or holdout rows that the model is trained on in this run.
+        InputError: as `UnseenTest`.
     """
-    if config.holdout_data is None:
+    if holdout is None:
         return None
-    holdout = load_set(config, "holdout")
-    check_overlap(forget, holdout, names=("forget", "holdout"))
-    check_overlap(retain, holdout, names=("retain", "holdout"))
     return UnseenTest(forget[:rows], holdout[:rows], text_format, config.stop_statistic, batch_size)
 
 

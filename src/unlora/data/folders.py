@@ -1,0 +1,114 @@
+"""Find the files of one split in a folder: our own layout, a clone from the Hub, or what `save_to_disk` wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from unlora.common.errors import InputError, Problem
+from unlora.data.files import READERS, is_saved_dataset
+
+# What the Hub adds to the name of a split in the name of each of its files: "-00000-of-00002", also with a hash.
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
+# Files of `datasets` that describe a dataset and hold no rows.
+_DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+# `datasets` calls the whole of a dataset without splits "train".
+WHOLE = "train"
+
+
+def find_table(folder: Path, name: str | None, split: str, argument: str) -> list[Path]:
+    """Return the files (or folders of `save_to_disk`) that hold one split, in the order of their rows.
+
+    Args:
+        folder: the dataset's folder.
+        name: the configuration: one that the folder's README.md declares, a folder in it, or a file without its ending.
+            None if the folder has only one, whose splits are in it or in `data/`.
+        split: the name of the split.
+        argument: what the user calls the dataset, for error messages.
+
+    Raises:
+        InputError: there is no such configuration or split.
+    """
+    declared = _declared(folder)
+    chosen = name if name is not None else _only(declared)
+    if chosen in declared:
+        return _named(declared[chosen], split, folder, argument, "split")
+    tables = _tables(folder)
+    if name is None:
+        if is_saved_dataset(folder):
+            return _whole([folder], split, folder, argument)
+        splits = {**_tables(folder / "data"), **tables}
+        kind = "configuration" if WHOLE not in splits else "split"
+        return _named(_one_is_whole(splits), split, folder, argument, kind)
+    if name in tables:
+        return _whole(tables[name], split, folder, argument)
+    inside = folder / name
+    if PurePath(name).name == name and inside.is_dir():
+        return _named(_one_is_whole(_tables(inside)), split, inside, argument, "split")
+    return _named({**declared, **tables}, name, folder, argument, "configuration")
+
+
+def _tables(folder: Path) -> dict[str, list[Path]]:
+    """Return the datasets in a folder by name: files, whose shards belong together, and folders of `save_to_disk`."""
+    tables: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix in READERS and path.name not in _DESCRIPTIONS and not path.name.startswith("."):
+            tables.setdefault(_SHARD.sub("", path.stem), []).append(path)
+        elif is_saved_dataset(path):
+            tables[path.name] = [path]
+    return tables
+
+
+def _one_is_whole(tables: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """Return the tables with a split "train" if there is only one and it is not named after a split."""
+    return {WHOLE: table, **tables} if len(tables) == 1 and (table := next(iter(tables.values()))) else tables
+
+
+def _whole(table: list[Path], split: str, folder: Path, argument: str) -> list[Path]:
+    return _named({WHOLE: table}, split, folder, argument, "split")
+
+
+def _named(known: Mapping[str, Any], name: str, folder: Path, argument: str, kind: str) -> list[Path]:
+    """Return the files under this name, or list the names that there are."""
+    if found := known.get(name):
+        return list(found)
+    reason = f"the folder has no {kind} {name!r}"
+    if kind == "configuration" and name == WHOLE:  # nothing was named
+        reason = "a folder needs the name of a configuration"
+    raise InputError(
+        Problem(argument, str(folder), reason, f"name one of the {kind}s there: {', '.join(known) or 'none'}")
+    )
+
+
+def _declared(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Return {configuration: {split: files}} as the metadata in README.md has it, which the Hub follows."""
+    from datasets.data_files import sanitize_patterns
+    from huggingface_hub import metadata_load
+
+    readme = folder / "README.md"
+    metadata = (metadata_load(readme) if readme.is_file() else None) or {}
+    declared = {}
+    for entry in metadata.get("configs") or ():
+        if "data_files" in entry:
+            base = folder / entry.get("data_dir", "")
+            patterns = sanitize_patterns(entry["data_files"])
+            declared[str(entry.get("config_name", "default"))] = {
+                str(split): sorted({path for pattern in wanted for path in _matches(base, str(pattern))})
+                for split, wanted in patterns.items()
+            }
+    return declared
+
+
+def _matches(folder: Path, pattern: str) -> list[Path]:
+    """Return the files that match a pattern of a README.md, which may name nothing outside the folder."""
+    inside = PurePath(pattern)
+    if inside.is_absolute() or ".." in inside.parts:
+        return []
+    return [path for path in folder.glob(pattern) if path.suffix in READERS]
+
+
+def _only(declared: Mapping[str, Any]) -> str | None:
+    """Return the configuration that is meant when none is named."""
+    return next(iter(declared)) if len(declared) == 1 else "default" if "default" in declared else None
