@@ -113,3 +113,18 @@ def test_the_command_runs_as_an_installed_program():
     wrong = subprocess.run([program, "unlern"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "did you mean 'unlearn'" in wrong.stderr
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_a_file(capsys, monkeypatch, tmp_path):
+    def fail(*_):
+        raise RuntimeError("out of\nluck \x1b[2J" + "x" * 5000)
+
+    monkeypatch.setattr("unlora.cli.ls.run", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(["ls"]) == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line != "loading libraries ..."]
+    [saved] = tmp_path.iterdir()
+    assert line.startswith("error: RuntimeError: out of luck ␛[2Jxx")
+    assert len(line) < 1000
+    assert str(saved) in line
+    assert "in fail" in saved.read_text()

@@ -226,13 +226,15 @@ def to_csv(rows: Sequence[Results]) -> str:
 
 def print_table(rows: Sequence[Results], benchmark: Benchmark) -> None:
     """Print the table to the terminal."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from unlora.common.console import PlainConsole
 
     table = Table(*headings(rows))
     for line in cells_of(rows, benchmark, "\0"):
-        table.add_row(*(f"[bold]{text.strip(chr(0))}[/bold]" if text.startswith("\0") else text for text in line))
-    console = Console()
+        table.add_row(*(Text(text.strip("\0"), "bold") if text.startswith("\0") else text for text in line))
+    console = PlainConsole()
     console.print(table)
     for note in missing(rows):
-        console.print(note, highlight=False, markup=False)
+        console.print(note)

@@ -17,12 +17,12 @@ Importing a benchmark must not import torch: methods that need a model import wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from unlora.common import reading
 from unlora.common.errors import InputError, Problem, unknown_name
 from unlora.common.files import write_json
 from unlora.settings import BenchmarkSettings
@@ -239,7 +239,7 @@ def read_json(path: str | Path, argument: str) -> Log:
         InputError: there is no such file, or something else in it.
     """
     try:
-        log = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        log = dict(reading.read_json(path))
     except (OSError, ValueError, TypeError) as error:
         reason = f"it cannot be read as a log ({type(error).__name__}: {error})"
         raise InputError(Problem(argument, str(path), reason, "give a log of `unlora evaluate`")) from error

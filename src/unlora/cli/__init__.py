@@ -10,8 +10,10 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 COMMANDS = {
     "quickstart": "do the whole job on a generated benchmark, from scratch, on a laptop CPU",
@@ -46,20 +48,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. If several processes run it (`accelerate launch`), only the main one prints.
 
     Returns:
-        0 for success, 1 if training was stopped or a check failed, 2 for wrong input, 130 for an interrupt.
+        0 for success, 1 if training was stopped, a check failed or an error is ours, 2 for wrong input, 130 for an
+        interrupt.
     """
     from unlora.common.distributed import is_main
 
     if is_main():
         try:
-            code = _execute(argv)
-            sys.stdout.flush()
+            with _plain_output():
+                code = _execute(argv)
+                sys.stdout.flush()
             return code
         except BrokenPipeError:  # as in `unlora ls | head`: stdout is flushed again at exit, so let it go nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _EXIT_STOPPED
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         return _execute(argv)
+
+
+@contextmanager
+def _plain_output() -> Iterator[None]:
+    """Keep whatever models and files have written from acting on the terminal."""
+    from unlora.common.plain import PlainStream
+
+    output, errors = PlainStream(sys.stdout), PlainStream(sys.stderr, bars=sys.stderr.isatty())
+    with redirect_stdout(output), redirect_stderr(errors):  # type: ignore[type-var]  # they do all that print needs
+        yield
 
 
 def _execute(argv: Sequence[str] | None) -> int:
@@ -87,12 +101,26 @@ def _execute(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print(interrupted(arguments[0], arguments[1:]), file=sys.stderr)
         return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        raise
     except Exception as error:
         problem = problem_in(error)
-        if problem is None:
-            raise
-        print(f"error: {problem}", file=sys.stderr)
-        return _EXIT_INPUT
+        print(f"error: {problem}" if problem else _unexpected(error), file=sys.stderr)
+        return _EXIT_INPUT if problem else _EXIT_STOPPED
+
+
+def _unexpected(error: Exception) -> str:
+    """Save the traceback of an error that nobody foresaw, and return one line about it."""
+    from unlora.common.errors import shortened
+
+    text = shortened(f"{type(error).__name__}: {error}", 400)
+    try:
+        descriptor, path = tempfile.mkstemp(".txt", "unlora-traceback-")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            traceback.print_exception(error, file=file)
+    except OSError:  # there is no room for it
+        return f"error: {text}"
+    return f"error: {text}. The traceback is in {path}: report it if you cannot tell what is wrong"
 
 
 def _run(command: str, argv: list[str]) -> int:

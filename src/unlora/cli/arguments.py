@@ -19,11 +19,10 @@ from pkgutil import resolve_name
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-import yaml
-
 from unlora.common.distributed import on_cpu
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.common.plugins import FLAG as PLUGIN
+from unlora.common.reading import read_yaml
 from unlora.runs.folder import continued_settings
 from unlora.settings import FinetuneSettings, UnlearnSettings
 from unlora.settings.published import published
@@ -229,13 +228,15 @@ def read_config(config: str, argument: str = "config") -> dict[str, Any]:
     if config in published():
         return published()[config].settings
     try:
-        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        values = read_yaml(config)
     except FileNotFoundError as error:
-        known = ", ".join(published())
         reason = "neither a file nor the name of a published configuration"
-        raise InputError(Problem(argument, config, reason, f"check the path, or use one of {known}")) from error
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(Problem(argument, config, f"cannot be read as YAML: {error}", "check the file")) from error
+        near = difflib.get_close_matches(config, published(), n=1)
+        known = f"did you mean {near[0]!r}? " if near else ""
+        fix = f"check the path; {known}`unlora ls configurations` lists the names"
+        raise InputError(Problem(argument, config, reason, fix)) from error
+    except (OSError, ValueError) as error:
+        raise InputError(Problem(argument, config, f"cannot be read as YAML ({error})", "check the file")) from error
     if not isinstance(values, dict):
         raise InputError(Problem(argument, config, "not a mapping of flags", "write lines such as 'r: 8'"))
     return values

@@ -36,13 +36,13 @@ def print_attacks(report: Mapping[str, Any]) -> None:
     Metrics are of the forget set unless their name says otherwise.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Column, Table
 
+    from unlora.common.console import PlainConsole
     from unlora.pipeline.attack import DIFFERENCE
 
     columns = {"original": "original", "unlearned": "unlearned", "retrained": "retrained", DIFFERENCE: "difference"}
-    console = Console()
+    console = PlainConsole()
     wide = console.width >= _WIDE
     names = ("attack", "metric", *columns.values())
     table = Table(

@@ -55,14 +55,13 @@ def _markdown(section: Section) -> str:
 def _print_table(section: Section) -> None:
     """Print the table to the terminal, and the verdicts below it."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    from unlora.common.console import PlainConsole
     from unlora.report.compare import best, comparison
     from unlora.report.names import MISSING
 
-    shown, on_front, console = comparison(section), best(section), Console()
+    shown, on_front, console = comparison(section), best(section), PlainConsole()
     rows = [[cell.text for cell in row] for row in shown.rows]
     widths = [max(map(len, [*head.split(), *texts])) for head, *texts in zip(shown.columns, *rows, strict=True)]
     room = console.width - sum(width + 2 for width in widths[1:-1]) - 1
@@ -74,10 +73,10 @@ def _print_table(section: Section) -> None:
         table.add_column("\n".join(heading.split()), no_wrap=True, justify="right")
     for place, (name, *numbers, _) in enumerate(rows, 1):
         style = "bold" if name in on_front else None
-        table.add_row(str(place) if numbered else escape(name), *map(escape, numbers), style=style)
+        table.add_row(str(place) if numbered else name, *numbers, style=style)
     console.print(table)
     for place, (name, *_, told) in enumerate(rows, 1):
         if numbered or told != MISSING:
             text = f"{place} {name}: {told}" if numbered else f"{name}: {told}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"bold: {_BOLD}", highlight=False)
+            console.print(text, soft_wrap=True)
+    console.print(f"bold: {_BOLD}")

@@ -28,8 +28,9 @@ def run(model: ModelConfig, text: TextConfig, config: MembershipConfig) -> Answe
 
 def _print_tables(metrics: Mapping[str, Any]) -> None:
     """Print memorisation by set, and membership by attack. A dash stands for what was not measured."""
-    from rich.console import Console
     from rich.table import Table
+
+    from unlora.common.console import PlainConsole
 
     sets = metrics["examples"]
     memorisation = Table("memorisation", *(f"{name} ({size})" for name, size in sets.items()))
@@ -38,6 +39,6 @@ def _print_tables(metrics: Mapping[str, Any]) -> None:
     membership = Table("membership attack", "AUC", "standard error", "PrivLeak")
     for name, values in metrics["membership"].items():
         membership.add_row(name, *(number(values[column]) for column in ("auc", "standard_error", "privleak")))
-    console = Console()
+    console = PlainConsole()
     console.print(memorisation)
     console.print(membership)

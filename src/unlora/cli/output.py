@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlora.cli.arguments import OUTPUT
+from unlora.common.plain import escaped
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Mode:
         if self.json:
             path = {} if answer.path is None else {"path": str(answer.path)}
             value = {**path, **answer.value} if isinstance(answer.value, dict) else answer.value
-            print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+            print(escaped(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
             return
         if not self.quiet:
             answer.show()

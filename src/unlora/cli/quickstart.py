@@ -43,10 +43,9 @@ def run(config: QuickstartConfig) -> Answer:
 
 def _print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:
     """Print some questions of the forget and the retain set with the answers of each model."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    from unlora.common.console import PlainConsole
     from unlora.evals.tofu import TASKS
 
     for name, count in _SHOWN.items():
@@ -55,5 +54,5 @@ def _print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:
         # With eight questions per person, every ninth one is about another person.
         for index in list(columns[0])[: 9 * count : 9]:
             prompt = columns[0][index][0].removeprefix("Question: ").removesuffix("\nAnswer:")
-            table.add_row(*(escape(text) for text in (prompt, *(column[index][1] for column in columns))))
-        Console().print(table)
+            table.add_row(prompt, *(column[index][1] for column in columns))
+        PlainConsole().print(table)

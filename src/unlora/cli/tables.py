@@ -23,8 +23,9 @@ def print_comparison(models: Mapping[str, Mapping[str, Any]]) -> None:
     Args:
         models: by model the metrics that `unlora.evals.summarise` returns.
     """
-    from rich.console import Console
     from rich.table import Table
+
+    from unlora.common.console import PlainConsole
 
     table = Table("metric", *models)
     terms = {len(summary["utility_terms"]) for summary in models.values()}
@@ -33,13 +34,14 @@ def print_comparison(models: Mapping[str, Mapping[str, Any]]) -> None:
         if label == OVERALL["model_utility"] and terms != {_WHOLE_UTILITY}:
             label = f"{label} ({' or '.join(map(str, sorted(terms)))} terms)"
         table.add_row(label, *map(number, values), style="bold" if overall else None)
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def print_reading(reading: Reading, benchmark: Benchmark) -> None:
     """Print one row for each number of a log, with its standard error where that is known."""
-    from rich.console import Console
     from rich.table import Table
+
+    from unlora.common.console import PlainConsole
 
     table = Table("number", "value", "standard error")
     rows = {benchmark.metric(name).label: value for name, value in reading.values.items()}
@@ -48,7 +50,7 @@ def print_reading(reading: Reading, benchmark: Benchmark) -> None:
             table.add_row(label, NOT_AVAILABLE, "-")
         else:
             table.add_row(label, number(measured.value), number(measured.standard_error or None))
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     console.print("examples:", ", ".join(f"{name} {count}" for name, count in reading.examples.items()))
 
@@ -60,10 +62,11 @@ def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
         summary: from `unlora.evals.tofu.summarise`.
         expected: the sets of the benchmark.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from unlora.common.console import PlainConsole
+
+    console = PlainConsole()
     table = Table("set", *_SUMMARY_COLUMNS.values())
     for name, values in summary["sets"].items():
         table.add_row(name, *(number(values[column]) for column in _SUMMARY_COLUMNS))
@@ -76,9 +79,9 @@ def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
         "log10 forget quality": number(summary["log10_forget_quality"]),
     }
     for label, text in lines.items():
-        console.print(f"{label:<22}{text}", highlight=False)
+        console.print(f"{label:<22}{text}")
     if missing := [name for name in expected if name not in summary["sets"]]:
-        console.print(f"not in the log: {', '.join(missing)}", highlight=False)
+        console.print(f"not in the log: {', '.join(missing)}")
     if summary["forget_quality"] is None:
         console.print("forget quality needs --retrained, the log of a model trained without the forget set")
 

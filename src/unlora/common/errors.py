@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from unlora.common.plain import plain
+
+# Characters of each part of a message, and of a whole one. What is longer was pasted in, and hides the rest.
+_ARGUMENT, _VALUE, _REASON, _FIX, _MESSAGE = 60, 200, 360, 300, 980
 # The key in results that replaces a number which cannot be computed. Its value is the reason.
 NOT_AVAILABLE = "not available"
 
@@ -27,19 +31,38 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.argument}={self.value!r}: {self.reason}. Fix: {self.fix}."
+        """Return one line of fewer than 1,000 characters."""
+        argument, value = shortened(self.argument, _ARGUMENT), shortened(repr(self.value), _VALUE)
+        return f"{argument}={value}: {shortened(self.reason, _REASON)}. Fix: {shortened(self.fix, _FIX)}."
+
+
+def shortened(text: str, most: int) -> str:
+    """Return the text on one line, without its middle if it is longer than `most`."""
+    text = plain(" ".join(text.splitlines()))
+    return text if len(text) <= most else f"{text[: most - 60]} ... {text[-50:]}"
 
 
 class InputError(ValueError):
-    """Wrong input, found before long work starts. `problems` lists everything that is wrong."""
+    """Wrong input, found before long work starts. `problems` lists everything that is wrong.
+
+    The message has one line for each problem, and stays below 1,000 characters.
+    """
 
     def __init__(self, *problems: Problem) -> None:
         self.problems = problems
-        super().__init__("\n".join(str(problem) for problem in problems))
+        super().__init__(_listed([str(problem) for problem in problems]))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[Problem, ...]]:
         """Make the error picklable, so that one process can send it to the others."""
         return type(self), self.problems
+
+
+def _listed(lines: list[str]) -> str:
+    """Return the lines, or as many as a message has room for, and how many there are more."""
+    kept = len(lines)
+    while kept > 1 and sum(len(line) + 1 for line in lines[:kept]) + 30 > _MESSAGE:
+        kept -= 1
+    return "\n".join([*lines[:kept], *([f"... and {len(lines) - kept} more"] if kept < len(lines) else [])])
 
 
 class DivergenceError(RuntimeError):
@@ -55,7 +78,7 @@ def raise_if(problems: Iterable[Problem]) -> None:
 
 def unknown_name(argument: str, value: object, options: Iterable[str]) -> Problem:
     """Return the problem of a name that is not among `options`, with the nearest one as a suggestion."""
-    options = sorted(options)
+    options = sorted(map(str, options))
     close = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
     fix = f"did you mean {close[0]!r}? Known: {', '.join(options)}" if close else f"use one of {', '.join(options)}"
     return Problem(argument, value, "unknown name", fix)

@@ -10,6 +10,7 @@ from typing import Any
 
 from unlora.common.errors import InputError, Problem
 from unlora.common.files import write_text
+from unlora.common.reading import read_json
 from unlora.evals.tofu import TASKS, Log
 
 _LEAST_LOSS = -1e-6  # rounding may make a loss of 0 slightly negative
@@ -34,9 +35,9 @@ def read_log(path: str | Path, argument: str = "log") -> Log:
             [0, 1], or examples of one set with different numbers of wrong answers.
     """
     try:
-        log: Log = json.loads(Path(path).read_text(encoding="utf-8"))
+        log: Log = read_json(path)
     except (OSError, ValueError) as error:
-        raise InputError(Problem(argument, str(path), f"cannot be read as JSON: {error}", "check the path")) from error
+        raise InputError(Problem(argument, str(path), f"cannot be read as JSON ({error})", "check the path")) from error
     for reason in _format_errors(log):
         fix = "give a log that TOFU's evaluation or ours has written: {task file: {metric: {index: value}}}"
         raise InputError(Problem(argument, str(path), reason, fix))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from unlora.common.progress import bar
+from unlora.common.reading import read_json
 from unlora.models.sharding import whole
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def adapter_sha256(folder: str | Path) -> str:
         OSError: a file is missing.
     """
     digest = weights_digest(_saved_tensors([Path(folder) / ADAPTER_WEIGHTS]))
-    settings = json.loads((Path(folder) / ADAPTER_SETTINGS).read_text(encoding="utf-8"))
+    settings = read_json(Path(folder) / ADAPTER_SETTINGS)
     # PEFT keeps the names of modules in sets, so it writes them in an order that differs between processes.
     unordered = {key: sorted(value, key=str) for key, value in settings.items() if isinstance(value, list)}
     digest.update(_canonical({**settings, **unordered, "base_model_name_or_path": None}))

@@ -16,6 +16,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from unlora.common.reading import read_json
 from unlora.data.sources import HUB_ID
 from unlora.evals import summarise
 from unlora.models.hashes import ADAPTER_SETTINGS
@@ -70,7 +71,7 @@ def read_facts(run: str, config: ExportConfig) -> Facts:
         InputError: the run has no record, or a file in it was not written by unlora.
     """
     recorded_hashes(run)
-    record = json.loads((Path(run) / RECORD).read_text(encoding="utf-8"))
+    record = read_json(Path(run) / RECORD)
     settings = saved_settings(run, "RUN")
     models = {name: record["metrics"][name] for name in ("original", "unlearned") if name in record["metrics"]}
     shown = read_run(run)
@@ -88,7 +89,7 @@ def read_facts(run: str, config: ExportConfig) -> Facts:
         merged=config.merge,
         base=base,
         base_on_hub=not local and HUB_ID.fullmatch(base) is not None,
-        adapter=json.loads((Path(run) / ADAPTER / ADAPTER_SETTINGS).read_text(encoding="utf-8")),
+        adapter=read_json(Path(run) / ADAPTER / ADAPTER_SETTINGS),
     )
 
 

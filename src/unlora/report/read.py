@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,11 @@ from types import UnionType
 from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from unlora.benchmarks import Benchmark, Measured, Reading, benchmark_of
 from unlora.common.errors import NOT_AVAILABLE, InputError, Problem
+from unlora.common.reading import read_json, read_yaml
 from unlora.evals import Log, read_log
 from unlora.evals.tofu import TASKS
 from unlora.report.statistics import Estimate, estimate_of
@@ -145,15 +144,15 @@ def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Ru
     benchmark, readings = _read_benchmark(_scored(folder) if scored is None else scored)
     return Run(
         folder=folder,
-        settings=_read(folder / CONFIG, lambda path: _placeless(yaml.safe_load(_text(path)))) or {},
-        train=_read(folder / METRICS, lambda path: _numbers(_json(path)["train"])) or [],
+        settings=_read(folder / CONFIG, lambda path: _placeless(read_yaml(path))) or {},
+        train=_read(folder / METRICS, lambda path: _numbers(read_json(path)["train"])) or [],
         logs=logs,
         benchmark=benchmark,
         readings=readings,
         importance=_read(folder / IMPORTANCE, _importance) or {},
-        membership=_read(folder / MEMBERSHIP, lambda path: _membership(_json(path))) or _membership_of(readings),
-        attacks=_read(folder / ATTACKS, lambda path: _attacks(_json(path)["attacks"])),
-        record=_read(folder / RECORD, lambda path: dict(_json(path).items())) or {},
+        membership=_read(folder / MEMBERSHIP, lambda path: _membership(read_json(path))) or _membership_of(readings),
+        attacks=_read(folder / ATTACKS, lambda path: _attacks(read_json(path)["attacks"])),
+        record=_read(folder / RECORD, lambda path: dict(read_json(path).items())) or {},
     )
 
 
@@ -166,10 +165,10 @@ def _scored(folder: Path) -> dict[str, Path]:
 
 
 def _read_benchmark(paths: Mapping[str, Path]) -> tuple[Benchmark | None, dict[str, Reading]]:
-    retrained = _read(paths["retrained"], _json) if "retrained" in paths else None
+    retrained = _read(paths["retrained"], read_json) if "retrained" in paths else None
 
     def read(path: Path) -> tuple[Benchmark, Reading]:
-        log = _json(path)
+        log = read_json(path)
         benchmark = benchmark_of(log)
         return benchmark, benchmark.read(log, retrained)
 
@@ -196,17 +195,9 @@ def _read(path: Path, parse: Callable[[Path], T]) -> T | None:
         return None
     try:
         return parse(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, SafetensorError) as error:
         reason = f"unlora did not write this file ({type(error).__name__}: {error})"
         raise InputError(Problem("RUN", str(path), reason, "write it again, or delete it")) from error
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-def _json(path: Path) -> Any:
-    return json.loads(_text(path))
 
 
 def _placeless(settings: Mapping[str, Any]) -> dict[str, Any]:

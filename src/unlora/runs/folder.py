@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
-
 from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.reading import read_yaml
 from unlora.models.hashes import ADAPTER_WEIGHTS
 from unlora.settings import ModelConfig, TextConfig
 
@@ -66,8 +65,8 @@ def _adapter_problems(run: str | Path, argument: str) -> list[Problem]:
 def saved_settings(run: str | Path, argument: str = "on") -> dict[str, Any]:
     """Return all settings of a run, as one flat mapping of flags."""
     try:
-        return dict(yaml.safe_load((Path(run) / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
+        return dict(read_yaml(Path(run) / CONFIG))
+    except (OSError, TypeError, ValueError) as error:
         reason = f"its {CONFIG} cannot be read ({error})"
         fix = "name the folder of an earlier `unlora unlearn`"
         raise InputError(Problem(argument, str(run), reason, fix)) from error

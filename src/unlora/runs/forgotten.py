@@ -6,7 +6,6 @@ It contains only hashes. They do not keep the rows secret: whoever can guess a r
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.common.files import write_json
+from unlora.common.reading import read_json
 from unlora.data.sources import Record, fingerprint
 from unlora.runs.folder import FORGOTTEN
 
@@ -51,7 +51,7 @@ def forgotten(run: str | None) -> list[dict[str, Any]]:
     if not path.exists():
         return [{"run": Path(run).resolve().name, "rows": None}]
     try:
-        return [{"run": part["run"], "rows": part["rows"]} for part in json.loads(path.read_text(encoding="utf-8"))]
+        return [{"run": part["run"], "rows": part["rows"]} for part in read_json(path)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"its {FORGOTTEN} cannot be read ({type(error).__name__}: {error})"
         fix = "put the file of that run back, or delete it and check the retain set yourself"

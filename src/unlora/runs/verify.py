@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unlora.common.errors import InputError, Problem
+from unlora.common.reading import read_json
 from unlora.data.sources import HUB_ID, Stream, load_records, load_set
 from unlora.models.hashes import adapter_sha256, base_sha256, file_sha256, rows_sha256
 from unlora.runs.folder import ADAPTER, EVIDENCE, RECORD, saved_settings, settings_of
@@ -29,7 +29,7 @@ def recorded_hashes(run: str | Path) -> dict[str, str | None]:
 def _read_record(run: str | Path) -> tuple[dict[str, str | None], Stream | None]:
     """Return the recorded hashes, and how the rows of a streamed retain set were drawn."""
     try:
-        record = json.loads((Path(run) / RECORD).read_text(encoding="utf-8"))
+        record = read_json(Path(run) / RECORD)
         parts = {**record["data"], "base": record["base"], "adapter": record["adapter"]}
         hashes = {name: part["sha256"] for name, part in parts.items()} | record.get("files", {})
         stream = record["data"]["retain"].get("stream")

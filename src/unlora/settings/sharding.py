@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from unlora.common.errors import InputError, Problem
+from unlora.common.reading import read_json
 
 FSDP = "fsdp"
 SECTION = "zero_optimization"
@@ -35,7 +35,7 @@ def zero3_section(path: str) -> dict[str, Any]:
             which DeepSpeed does not do here.
     """
     try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        settings = read_json(path)
         section = settings[SECTION]
         stage = section["stage"]
     except (OSError, ValueError, KeyError, TypeError) as error:

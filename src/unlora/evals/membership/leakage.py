@@ -6,7 +6,6 @@ from them, so that the scores of two models can be compared later.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from unlora.common.errors import InputError, Problem
+from unlora.common.reading import read_json
 from unlora.evals.membership import scores as membership
 from unlora.evals.membership.memorisation import exact_memorisation, extraction_strength
 from unlora.evals.metrics import finite_values
@@ -183,7 +183,7 @@ def read_scores(
             scores of other rows.
     """
     try:
-        log = json.loads(Path(path).read_text(encoding="utf-8"))
+        log = read_json(path)
         scores = log["scores"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"cannot be read as a log with scores ({type(error).__name__}: {error})"

@@ -1,0 +1,23 @@
+"""Tables and lines on a terminal, in which text from elsewhere is neither markup nor a command to the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from unlora.common.plain import direct, plain
+
+
+class PlainConsole(Console):
+    """A console on stdout that shows all text as it is. Only its own styles become colours."""
+
+    def __init__(self) -> None:
+        super().__init__(file=direct(sys.stdout), markup=False, highlight=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Return the segments of something to show, with plain text in them."""
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(plain(part.text), part.style)
