@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from unlora.common.plain import direct, plain
 
@@ -16,6 +18,10 @@ class PlainConsole(Console):
 
     def __init__(self) -> None:
         super().__init__(file=direct(sys.stdout), markup=False, highlight=False, emoji=False)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Return a text of a table or a line, plain before its width is measured."""
+        return super().render_str(plain(text), **settings)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Return the segments of something to show, with plain text in them."""
