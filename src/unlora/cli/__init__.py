@@ -72,7 +72,7 @@ def _plain_output() -> Iterator[None]:
     from unlora.common.plain import PlainStream
 
     output, errors = PlainStream(sys.stdout), PlainStream(sys.stderr, bars=sys.stderr.isatty())
-    with redirect_stdout(output), redirect_stderr(errors):  # type: ignore[type-var]  # they do all that print needs
+    with redirect_stdout(output), redirect_stderr(errors):
         yield
 
 
