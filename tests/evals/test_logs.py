@@ -13,7 +13,7 @@ from unlora.evals.tofu import TASKS
         ("{", "cannot be read as JSON"),
         ("[1]", "none of the tasks eval_log.json"),
         ('{"retain": {}}', "none of the tasks"),
-        ('{"eval_log.json": {"avg_gt_loss": [1]}}', "eval_log.json is not"),
+        ('{"eval_log.json": {"avg_gt_loss": 1}}', "eval_log.json is not"),
         ('{"eval_log.json": {"avg_gt_loss": {"0": 1}, "rougeL_recall": {"1": 1}}}', "not have the same examples"),
         ('{"eval_log.json": {"avg_gt_loss": {"a": 1}}}', "not numbered"),
         ('{"eval_log.json": {"avg_gt_loss": {"0": "1"}}}', "avg_gt_loss of eval_log.json is not a number"),

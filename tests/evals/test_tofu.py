@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from helpers.models import make_tokenizer
 from helpers.scoring import answer_nll
-from unlora.benchmarks.tofu import check_forget_quality
+from unlora.benchmarks.tofu import Tofu, check_forget_quality
 from unlora.cli import main
 from unlora.cli.tables import print_comparison
 from unlora.common.errors import InputError
@@ -18,6 +18,7 @@ from unlora.common.files import write_jsonl
 from unlora.data import TextFormat
 from unlora.evals import evaluate, read_log, summarise, write_log
 from unlora.evals.generation import encode_prompt, generate_answers
+from unlora.evals.membership.readings import TOKEN_COLUMNS
 from unlora.evals.tofu import BENCHMARK_SETS, TASKS, configured_sets, generated_texts
 from unlora.settings import EvalConfig, EvalSettings
 
@@ -304,7 +305,7 @@ def test_the_command_prints_the_summary_as_json(tmp_path, capsys):
     flags = ("--benchmark", "tofu", "--log", tmp_path / "log.json", "--retrained", tmp_path / "log.json")
     assert run_command(*flags, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == summarise(log, log, tuple(TASKS))
+    assert printed == Tofu().summary(log, log)
     assert printed["missing_utility_terms"][0] == "retain probability"
 
 
@@ -386,7 +387,7 @@ def test_our_logs_have_the_metrics_of_the_published_ones(shared_data, model, bas
     }
     ours = evaluate(model, sets, base, EvalSettings(ds_size=1, max_new_tokens=2, eval_batch_size=8))
     published = read_log(shared_data / "tofu_logs" / "phi_full.json")
-    added = {TASKS["forget"]: {"gt_tokens", "gt_token_loss"}}
+    added = {TASKS["forget"]: {"gt_tokens", *TOKEN_COLUMNS}}
     assert {task: set(metrics) for task, metrics in ours.items()} == {
         task: set(metrics) | added.get(task, set()) for task, metrics in published.items()
     }

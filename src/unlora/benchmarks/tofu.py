@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from unlora.benchmarks.interface import (
 from unlora.common.errors import InputError, Problem
 from unlora.common.progress import shown
 from unlora.evals.logs import read_log, write_log
+from unlora.evals.open_unlearning import KEPT, numbers
 from unlora.evals.tofu import (
     BENCHMARK_SETS,
     TASKS,
@@ -39,11 +41,11 @@ if TYPE_CHECKING:
     from unlora.data.sources import Record
 
 SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
-# Column -> set and metric in a model's summary.
+# Column -> set and metric in a model's summary, and open-unlearning's name for it.
 SET_COLUMNS = {
-    "forget probability": ("forget", "probability"),
-    "forget ROUGE-L recall": ("forget", "rougeL_recall"),
-    "retain probability": ("retain", "probability"),
+    "forget probability": ("forget", "probability", "forget_Q_A_Prob"),
+    "forget ROUGE-L recall": ("forget", "rougeL_recall", "forget_Q_A_ROUGE"),
+    "retain probability": ("retain", "probability", "retain_Q_A_Prob"),
 }
 QUALITY_NEEDS = (
     "it compares with a model trained without the forget set; name that model, or its log, for each split by "
@@ -65,6 +67,7 @@ class TofuSchema(Benchmark):
     metrics = {  # noqa: RUF012
         "log10 forget quality": Metric("log₁₀ forget quality", "high", QUALITY_NEEDS),
         "model utility": Metric("model utility", "high"),
+        "model utility, geometric": Metric("model utility with the geometric truth ratio", "high"),
     }
     plane = ("model utility", "log10 forget quality")
     settings = TofuSettings
@@ -93,7 +96,7 @@ class TofuSchema(Benchmark):
 
     def owns(self, log: Mapping[str, Any]) -> bool:
         """Whether the log has one of TOFU's tasks."""
-        return bool(log.keys() & set(TASKS.values()))
+        return bool(log.keys() & {*TASKS.values(), KEPT}) and "scores" not in log
 
     def read_log(self, path: str | Path, argument: str = "log") -> Log:
         """Read a log in TOFU's format."""
@@ -108,17 +111,34 @@ class TofuSchema(Benchmark):
     def read(self, log: Log, retrained: Log | None = None) -> Reading:
         """Return forget quality, model utility, and probability and recall of the forget and the retain set."""
         summary = self.summary(log, retrained)
-        values = {"log10 forget quality": summary["log10_forget_quality"], "model utility": summary["model_utility"]}
-        sets = summary["sets"]
-        values |= {column: sets.get(name, {}).get(metric) for column, (name, metric) in SET_COLUMNS.items()}
+        sets, theirs = summary["sets"], summary["open_unlearning"]
+        values = {
+            "log10 forget quality": summary["log10_forget_quality"],
+            "model utility": summary["model_utility"],
+            "model utility, geometric": summary["model_utility_geometric"],
+            **{column: sets.get(name, {}).get(metric) for column, (name, metric, _) in SET_COLUMNS.items()},
+        }
+        if not sets:  # a file with aggregated values alone
+            values |= {column: theirs.get(metric) for column, (*_, metric) in SET_COLUMNS.items()}
         return Reading(
             values={name: None if value is None else Measured(value) for name, value in values.items()},
             examples={name: len(next(iter(log[TASKS[name]].values()))) for name in sets},
         )
 
     def summary(self, log: Log, retrained: Log | None = None) -> dict[str, Any]:
-        """Return the metrics of all sets; see `unlora.evals.tofu.summarise`."""
-        return summarise(log, retrained, self.sets)
+        """Return the metrics of all sets (see `unlora.evals.tofu.summarise`), and those that open-unlearning defines.
+
+        A file of open-unlearning with aggregated values alone has its own forget quality and model utility.
+        """
+        known = retrained if retrained is not None and TASKS["forget"] in retrained and log.keys() - {KEPT} else None
+        theirs = numbers(log, retrained)
+        summary = summarise(log, known, self.sets)
+        if not summary["sets"]:
+            quality = theirs.get("forget_quality")
+            summary["model_utility_geometric"] = theirs.get("model_utility")
+            summary["forget_quality"] = quality
+            summary["log10_forget_quality"] = math.log10(quality) if quality else None
+        return {**summary, "open_unlearning": theirs}
 
     def write_log(self, path: str | Path, log: Log, summary: dict[str, Any]) -> None:
         """Write the log alone: it has the format of TOFU's own."""

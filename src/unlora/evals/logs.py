@@ -1,4 +1,4 @@
-"""Evaluation logs on disk, in the format of TOFU's published logs."""
+"""Evaluation logs on disk: TOFU's published format, its older and single-task files, and open-unlearning's."""
 
 from __future__ import annotations
 
@@ -11,44 +11,98 @@ from typing import Any
 from unlora.common.errors import InputError, Problem
 from unlora.common.files import write_text
 from unlora.common.reading import read_json
-from unlora.evals.tofu import TASKS, Log
+from unlora.evals.open_unlearning import (
+    KEPT,
+    document_errors,
+    from_document,
+    is_document,
+    numbers,
+    to_document,
+)
+from unlora.evals.tofu import FILES, TASKS, Log
 
+# The ends of the names of open-unlearning's files: every value, and the aggregated ones alone.
+EVAL, SUMMARY = "_EVAL.json", "_SUMMARY.json"
 _LEAST_LOSS = -1e-6  # rounding may make a loss of 0 slightly negative
 # Metric -> the least and the largest value that it may have.
 _RANGES = {
     "avg_gt_loss": (_LEAST_LOSS, math.inf),
     "rougeL_recall": (0.0, 1.0),
     "avg_paraphrased_loss": (_LEAST_LOSS, math.inf),
+    "truth_ratio": (0.0, math.inf),
 }
+_FIX = (
+    "give a log that TOFU's evaluation or ours has written ({task file: {metric: {index: value}}}), one of its tasks "
+    "under TOFU's own file name, or a *_EVAL.json or *_SUMMARY.json of open-unlearning"
+)
 
 
 def write_log(log: Log, path: str | Path) -> None:
-    """Write a log, replacing a file of that name. The file appears whole or not at all."""
-    write_text(path, json.dumps(log, allow_nan=False))
+    """Write a log, replacing a file of that name. The file appears whole or not at all.
+
+    A file whose name ends in `_EVAL.json` gets open-unlearning's format, with its `_SUMMARY.json` beside it. A name
+    that ends in `_SUMMARY.json` gets the aggregated values alone.
+    """
+    name = str(path)
+    if not name.endswith((EVAL, SUMMARY)):
+        write_text(path, json.dumps(log, allow_nan=False))
+        return
+    if name.endswith(EVAL):
+        write_text(path, json.dumps(to_document(log), indent=4))
+    write_text(name.removesuffix(EVAL).removesuffix(SUMMARY) + SUMMARY, json.dumps(numbers(log), indent=4))
 
 
 def read_log(path: str | Path, argument: str = "log") -> Log:
     """Read a log. `argument` is the name under which the user gave the path, for error messages.
 
+    Besides TOFU's format it reads logs with lists in place of {index: value}, single tasks, and the files of
+    open-unlearning.
+
     Raises:
-        InputError: no such file, not JSON, not {task file: {metric: {index: value}}}, a loss below 0, a recall outside
-            [0, 1], or examples of one set with different numbers of wrong answers.
+        InputError: no such file, not JSON, none of these formats, a loss below 0, a recall outside [0, 1], or examples
+            of one set with different numbers of wrong answers.
     """
     try:
-        log: Log = read_json(path)
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(Problem(argument, str(path), f"cannot be read as JSON ({error})", "check the path")) from error
+    if is_document(content):
+        for reason in document_errors(content):
+            raise InputError(Problem(argument, str(path), reason, _FIX))
+        log = from_document(content)
+    else:
+        log = _numbered(_whole(content, Path(path).name))
     for reason in _format_errors(log):
-        fix = "give a log that TOFU's evaluation or ours has written: {task file: {metric: {index: value}}}"
-        raise InputError(Problem(argument, str(path), reason, fix))
+        raise InputError(Problem(argument, str(path), reason, _FIX))
     return log
+
+
+def _whole(content: Any, name: str) -> Any:
+    """Return a log of all tasks. A single task is told by its columns and the name of its file."""
+    if isinstance(content, dict) and "avg_gt_loss" in content and name in FILES.values():
+        return {name: content}
+    return content
+
+
+def _numbered(log: Any) -> Any:
+    """Return the log with {index: value} where older ones have lists."""
+    if not isinstance(log, dict):
+        return log
+    return {
+        task: {name: _by_index(column) for name, column in columns.items()} if isinstance(columns, dict) else columns
+        for task, columns in log.items()
+    }
+
+
+def _by_index(column: Any) -> Any:
+    return {str(index): value for index, value in enumerate(column)} if isinstance(column, list) else column
 
 
 def _format_errors(log: Any) -> Iterator[str]:
     """Yield why this is not a log. Only the first reason holds: each check relies on those before it."""
-    if not isinstance(log, dict) or not log.keys() & set(TASKS.values()):
+    if not isinstance(log, dict) or not log.keys() & {*FILES.values(), KEPT}:
         yield f"it has none of the tasks {', '.join(TASKS.values())}"
-    for task in log.keys() & set(TASKS.values()):
+    for task in [task for task in FILES.values() if task in log]:
         columns = log[task]
         if not isinstance(columns, dict) or not all(isinstance(column, dict) for column in columns.values()):
             yield f"{task} is not {{metric: {{index: value}}}}"

@@ -8,11 +8,13 @@ whose sets have TOFU's columns, with any number of the sets.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.evals import metrics
+from unlora.evals.membership.readings import token_columns
 from unlora.evals.progress import Progress, continued
 from unlora.evals.text_quality import reference_measures, summarise_text, text_columns
 from unlora.settings import EvalSettings, TofuSettings
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
 
     from unlora.data import Example, TextFormat
     from unlora.data.sources import Record
+    from unlora.evals.scoring import TokenScores
 
 Columns = Mapping[str, Mapping[str, Any]]  # of one set: {metric: {index: value}}
 Log = dict[str, dict[str, dict[str, Any]]]
+Pair = tuple[str, str]  # a question and an answer
 
 TASKS = {
     "retain": "eval_log.json",
@@ -34,6 +38,10 @@ TASKS = {
     "world_facts": "eval_real_world_wo_options.json",
     "forget": "eval_log_forget.json",
 }
+# Rows that no model was trained on, for membership inference. They are only scored, and are no part of model utility.
+HOLDOUT = "holdout"
+# The name in a log of every set that can be evaluated.
+FILES = {**TASKS, HOLDOUT: "eval_log_holdout.json"}
 # The sets in a complete evaluation log of each benchmark.
 BENCHMARK_SETS = {
     "tofu": ("retain", "real_authors", "world_facts", "forget"),
@@ -41,6 +49,8 @@ BENCHMARK_SETS = {
 }
 # Sets that the model was never fine-tuned on. Their probability is normalised over the right and the wrong answers.
 _GENERAL_SETS = ("real_authors", "world_facts")
+# The sets that membership inference tells apart.
+_ATTACKED = ("forget", HOLDOUT)
 # Columns of answers that a set may lack, but then lacks in all rows.
 _OTHER_ANSWERS = ("paraphrased_answer", "perturbed_answer")
 # The metrics that model utility is the mean of, and all metrics of a set.
@@ -62,15 +72,21 @@ class Question(NamedTuple):
 
 
 def configured_sets(config: TofuSettings) -> dict[str, list[Record]]:
-    """Load the sets that `config` names from its `eval_data`: a local folder or a dataset on the Hub."""
-    from unlora.data import check_rows, load_records
+    """Load the sets that `config` names from its `eval_data`: a local folder or a dataset on the Hub.
+
+    Raises:
+        InputError: sets that cannot be read, or forget rows that are in the holdout set.
+    """
+    from unlora.data import check_overlap, check_rows, load_records
 
     assert config.eval_data is not None
-    subsets = {name: getattr(config, f"eval_{name}_name") for name in ("forget", "retain", *_GENERAL_SETS)}
+    subsets = {name: getattr(config, f"eval_{name}_name") for name in ("forget", "retain", *_GENERAL_SETS, HOLDOUT)}
     chosen = {name: subset for name, subset in subsets.items() if subset != "none"}
     sets = {name: load_records(config.eval_data, subset, argument=name) for name, subset in chosen.items()}
     for name, rows in sets.items():
         check_rows(rows, name)
+    if {"forget", HOLDOUT} <= sets.keys():
+        check_overlap(sets["forget"], sets[HOLDOUT], names=("forget", HOLDOUT))
     return sets
 
 
@@ -85,9 +101,9 @@ def evaluate(
 
     Args:
         model: a causal LM, with or without adapters.
-        sets: rows by the name of their set (any of retain, real_authors, world_facts, forget). A row has a question and
-            an answer. It may have a paraphrased_answer, which otherwise is the answer itself, and a perturbed_answer,
-            which is a list of wrong answers. The log lacks the metrics that cannot be computed without them.
+        sets: rows by the name of their set (any of retain, real_authors, world_facts, forget, holdout). A row has a
+            question and an answer. It may have a paraphrased_answer, which otherwise is the answer itself, and a
+            perturbed_answer, which is a list of wrong answers. The log lacks the metrics that need what is missing.
         text_format: how rows become tokens.
         settings: how much is evaluated, and how.
         progress: called with the number of texts done so far: all questions first, then all answers.
@@ -99,27 +115,37 @@ def evaluate(
         InputError: wrong settings, unknown or empty sets, or rows that lack a column which others of their set have.
     """
     from unlora.evals.generation import generate_answers
-    from unlora.evals.scoring import answer_examples, token_nll
+    from unlora.evals.scoring import answer_examples, score_tokens, token_nll
 
     raise_if(settings.problems())
     _check_sets(sets)
     questions = _questions(sets, settings)
     # All sets together, and each text once: this leaves the least padding. Questions come first, because they need more
     # positions than the answers, so that an input which is too long is refused before anything is scored.
-    asked, pairs = _distinct_texts(questions)
+    asked, pairs, attacked = _distinct_texts(questions)
     size = settings.eval_batch_size
-    answers = generate_answers(model, asked, text_format, settings.max_new_tokens, size, progress)
-    examples = answer_examples(pairs, text_format)
-    losses = token_nll(model, examples, text_format, size, continued(progress, len(asked)))
+    answers = generate_answers(model, asked, text_format, settings.max_new_tokens, size, progress) if asked else []
+    scored: dict[Pair, NDArray[np.float64]] = {}
+    if pairs:
+        later = continued(progress, len(asked))
+        losses = token_nll(model, answer_examples(pairs, text_format), text_format, size, later)
+        scored = dict(zip(pairs, losses, strict=True))
+    examples = answer_examples(attacked, text_format) if attacked else []
+    tokens: dict[Pair, TokenScores] = {}
+    if examples:
+        later = continued(progress, len(asked) + len(pairs))
+        tokens = dict(zip(attacked, score_tokens(model, examples, text_format, size, later), strict=True))
+    scored |= {pair: -scores.logp.astype("float64") for pair, scores in tokens.items()}
+    example_of = dict(zip(attacked, examples, strict=True))
     generated = dict(zip(asked, answers, strict=True))
-    scored = dict(zip(pairs, losses, strict=True))
-    example_of = dict(zip(pairs, examples, strict=True))
     log: Log = {}
     for name, rows in questions.items():
-        columns = _loss_columns(name, rows, scored) | _text_columns(name, rows, generated, text_format)
-        if name == "forget":
-            columns |= _token_columns(rows, example_of, scored, text_format)
-        log[TASKS[name]] = {metric: {str(i): value for i, value in enumerate(c)} for metric, c in columns.items()}
+        columns = _loss_columns(name, rows, scored)
+        if name != HOLDOUT:
+            columns |= _text_columns(name, rows, generated, text_format)
+        if name in _ATTACKED:
+            columns |= _token_columns(rows, example_of, tokens, text_format)
+        log[FILES[name]] = {metric: {str(i): value for i, value in enumerate(c)} for metric, c in columns.items()}
     return log
 
 
@@ -142,32 +168,37 @@ def add_text_columns(
     added = {
         TASKS[name]: text_columns(log[TASKS[name]], rows, original, text_format, settings.eval_batch_size)
         for name, rows in sets.items()
-        if log.get(TASKS[name], {}).get("generated_text")
+        if name in TASKS and log.get(TASKS[name], {}).get("generated_text")
     }
     return {task: {**columns, **added.get(task, {})} for task, columns in log.items()}
 
 
 def text_count(sets: Mapping[str, Sequence[Record]], settings: EvalSettings) -> int:
     """Return the number of texts that `evaluate` reports to `progress` in total."""
-    asked, pairs = _distinct_texts(_questions(sets, settings))
-    return len(asked) + len(pairs)
+    asked, pairs, attacked = _distinct_texts(_questions(sets, settings))
+    return len(asked) + len(pairs) + len(attacked)
 
 
 def _questions(sets: Mapping[str, Sequence[Record]], settings: EvalSettings) -> dict[str, list[Question]]:
-    return {name: read_questions(name, sets[name][: settings.ds_size]) for name in TASKS if name in sets}
+    return {name: read_questions(name, sets[name][: settings.ds_size]) for name in FILES if name in sets}
 
 
-def _distinct_texts(questions: Mapping[str, Sequence[Question]]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return each question once, and each pair of a question and one of its answers once."""
-    rows = [row for part in questions.values() for row in part]
+def _distinct_texts(questions: Mapping[str, Sequence[Question]]) -> tuple[list[str], list[Pair], list[Pair]]:
+    """Return each text once: the questions to ask, the answers to score, and the answers whose tokens are looked at.
+
+    The last are the right answers of the forget and the holdout set, which memorisation and membership are about.
+    """
+    attacked = dict.fromkeys((row.question, row.answer) for name in _ATTACKED for row in questions.get(name, ()))
+    rows = [row for name, part in questions.items() if name != HOLDOUT for row in part]
     pairs = dict.fromkeys((row.question, text) for row in rows for text in row.texts())
-    return list(dict.fromkeys(row.question for row in rows)), list(pairs)
+    asked = dict.fromkeys(row.question for row in rows)
+    return list(asked), [pair for pair in pairs if pair not in attacked], list(attacked)
 
 
 def _check_sets(sets: Mapping[str, Sequence[Record]]) -> None:
     if not sets:
-        raise InputError(Problem("sets", "{}", "there is nothing to evaluate", f"give some of {', '.join(TASKS)}"))
-    raise_if(unknown_name("sets", name, TASKS) for name in sets if name not in TASKS)
+        raise InputError(Problem("sets", "{}", "there is nothing to evaluate", f"give some of {', '.join(FILES)}"))
+    raise_if(unknown_name("sets", name, FILES) for name in sets if name not in FILES)
     empty = [name for name, rows in sets.items() if not len(rows)]
     raise_if(Problem(name, "0 rows", "the set is empty", "add rows to it, or remove it") for name in empty)
 
@@ -233,17 +264,19 @@ def _three(average: str, name: str, losses: Sequence[NDArray[np.float64]]) -> di
 
 def _token_columns(
     rows: Sequence[Question],
-    example_of: Mapping[tuple[str, str], Example],
-    scored: Mapping[tuple[str, str], NDArray[np.float64]],
+    example_of: Mapping[Pair, Example],
+    tokens: Mapping[Pair, TokenScores],
     text_format: TextFormat,
 ) -> dict[str, list[Any]]:
-    """Return columns that TOFU's logs lack: the text of each token of the answer and its end, and its loss."""
-    from unlora.evals.generation import labelled_texts
+    """Return columns that TOFU's logs lack: each labelled token's text, and what memorisation is computed from."""
+    from unlora.evals.generation import decode, labelled_texts
 
     pairs = [(row.question, row.answer) for row in rows]
+    labels = [[label for label in example_of[pair]["labels"] if label >= 0] for pair in pairs]
+    sizes = [len(zlib.compress(decode(part, text_format.tokenizer).encode())) for part in labels]
     return {
         "gt_tokens": [labelled_texts(example_of[pair], text_format.tokenizer) for pair in pairs],
-        "gt_token_loss": [scored[pair].round(4).tolist() for pair in pairs],
+        **token_columns([tokens[pair] for pair in pairs], sizes),
     }
 
 
@@ -287,7 +320,10 @@ def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] =
           mean max(0, 1−R), on the forget set mean min(R, 1/R), with R from the arithmetic and the geometric mean.
           If the log has them, the counts and means of `summarise_text` as well.
         - `model_utility`: harmonic mean of probability, rougeL_recall and (arithmetic) truth_ratio over all sets except
-          forget, as far as the log has them. `utility_terms` names them: a complete TOFU log has nine.
+          forget, as far as the log has them. `utility_terms` names them: a complete TOFU log has nine. This is the
+          definition of TOFU's own code.
+        - `model_utility_geometric`: the same with the geometric truth ratio, as in the aggregation script of TOFU, LoKU
+          and VILA, and in open-unlearning.
         - `missing_utility_terms`: the terms of the expected sets that the log lacks. If any, model utility is None.
         - `forget_quality`, `log10_forget_quality`: Kolmogorov-Smirnov p-value against `retain_log`.
 
@@ -306,16 +342,25 @@ def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] =
     if retain_log is not None:
         ratios = forget_truth_ratios("log", log), forget_truth_ratios("retain_log", retain_log)
         answers = [right for _, _, right in generated_texts(log, "forget")]
-        check_same_examples(answers, _column(log[TASKS["forget"]], "average_perturb_loss"), retain_log)
+        check_same_examples(answers, _wrong_losses(log[TASKS["forget"]]), retain_log)
         quality = metrics.forget_quality(*ratios)
     return {
         "sets": sets,
         "model_utility": metrics.model_utility(list(terms.values())) if terms and not missing else None,
+        "model_utility_geometric": _geometric_utility(sets, needed),
         "utility_terms": list(terms),
         "missing_utility_terms": missing,
         "forget_quality": quality,
         "log10_forget_quality": None if quality is None else math.log10(quality),
     }
+
+
+def _geometric_utility(sets: Mapping[str, Mapping[str, Any]], needed: Sequence[str]) -> float | None:
+    """Return model utility with the geometric truth ratio, or None if a needed term is missing."""
+    names = {key: "truth_ratio_geometric" if key == "truth_ratio" else key for key in UTILITY}
+    values = {f"{name} {key}": sets[name][names[key]] for name in sets if name != "forget" for key in UTILITY}
+    terms = {term: value for term, value in values.items() if value is not None}
+    return metrics.model_utility(list(terms.values())) if terms and set(needed) <= terms.keys() else None
 
 
 def _summarise_set(name: str, columns: Columns) -> dict[str, float | None]:
@@ -339,11 +384,24 @@ def example_values(name: str, columns: Columns) -> dict[str, metrics.Values]:
         values["probability"] = metrics.normalised_probability(answers, wrong)
     if rouge:
         values["rougeL_recall"] = metrics.finite_values("rougeL_recall", rouge)
+    score = metrics.forget_truth_scores if name == "forget" else metrics.retain_truth_scores
     if wrong and "avg_paraphrased_loss" in columns:
-        score = metrics.forget_truth_scores if name == "forget" else metrics.retain_truth_scores
         values["truth_ratio"] = score(_truth_ratios(columns, "arithmetic"))
-        values["truth_ratio_geometric"] = score(_truth_ratios(columns, "geometric"))
+    if has_truth_ratios(columns):
+        values["truth_ratio_geometric"] = score(geometric_ratios(columns))
     return values
+
+
+def has_truth_ratios(columns: Columns) -> bool:
+    """Whether a set in a log has geometric truth ratios, or the losses that they are computed from."""
+    return "truth_ratio" in columns or {"avg_paraphrased_loss", "average_perturb_loss"} <= columns.keys()
+
+
+def geometric_ratios(columns: Columns) -> metrics.Values:
+    """Return the geometric truth ratios of a set, [examples]. Some logs have only them, and not the losses."""
+    if {"avg_paraphrased_loss", "average_perturb_loss"} <= columns.keys():
+        return _truth_ratios(columns, "geometric")
+    return metrics.finite_values("truth_ratio", _column(columns, "truth_ratio"))
 
 
 def _truth_ratios(columns: Columns, mean: str) -> metrics.Values:
@@ -357,31 +415,31 @@ def forget_truth_ratios(argument: str, log: Log) -> metrics.Values:
         InputError: the log, which the user gave as `argument`, lacks the losses.
     """
     columns = log.get(TASKS["forget"], {})
-    if not {"avg_paraphrased_loss", "average_perturb_loss"} <= columns.keys():
+    if not has_truth_ratios(columns):
         reason = f"forget quality needs the paraphrased and perturbed losses of {TASKS['forget']}"
         raise InputError(Problem(argument, sorted(log), reason, "evaluate the forget set with perturbed answers"))
-    return _truth_ratios(columns, "geometric")
+    return geometric_ratios(columns)
 
 
 def check_same_examples(
-    answers: Sequence[str], perturbed: Sequence[Sequence[Any]], retain_log: Log, argument: str = "retain_log"
+    answers: Sequence[str], perturbed: Sequence[Sequence[Any] | None], retain_log: Log, argument: str = "retain_log"
 ) -> None:
     """Raise `InputError` if a retain log is of another forget set: other answers, or other numbers of wrong answers.
 
     Args:
         answers: [examples], the right answers, compared as far as the retain log has them; empty if they are not known.
-        perturbed: [examples][wrong answers], the wrong answers or their losses.
+        perturbed: [examples][wrong answers], the wrong answers or their losses; None where they are not known.
         retain_log: of a model trained without the forget set.
         argument: the name under which the user gave it.
     """
-    theirs = _column(retain_log[TASKS["forget"]], "average_perturb_loss")
+    theirs = _wrong_losses(retain_log[TASKS["forget"]])
     references = [right for _, _, right in generated_texts(retain_log, "forget")]
     fix = "evaluate both models on the same forget set, with the same ds_size"
     if len(theirs) != len(perturbed):
         reason = f"{len(perturbed)} forget examples are compared with it"
         raise InputError(Problem(argument, f"{len(theirs)} forget examples", reason, fix))
     for index, (ours, other) in enumerate(zip(perturbed, theirs, strict=True)):
-        if len(ours) != len(other):
+        if ours is not None and other is not None and len(ours) != len(other):
             reason = f"forget example {index} has {len(ours)} here"
             raise InputError(Problem(argument, f"{len(other)} perturbed answers", reason, fix))
     for index, (answer, reference) in enumerate(zip(answers, references, strict=False)):
@@ -389,6 +447,11 @@ def check_same_examples(
         if "".join(answer.split()) != "".join(reference.split()):
             reason = f"the answer of forget example {index} is {answer!r} here"
             raise InputError(Problem(argument, reference, reason, fix))
+
+
+def _wrong_losses(columns: Columns) -> list[Sequence[float] | None]:
+    """Return the losses of each example's wrong answers, or None if the log has only the truth ratios."""
+    return _column(columns, "average_perturb_loss") or [None] * len(_column(columns, "truth_ratio"))
 
 
 def _column(columns: Columns, metric: str) -> list[Any]:

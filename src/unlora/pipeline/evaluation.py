@@ -14,7 +14,7 @@ from unlora.common.progress import shown
 from unlora.data import TextFormat
 from unlora.data.sources import Record
 from unlora.evals import Log, evaluate, read_log, write_log
-from unlora.evals.tofu import TASKS, add_text_columns, configured_sets, text_count
+from unlora.evals.tofu import FILES, TASKS, add_text_columns, configured_sets, text_count
 from unlora.pipeline.job import Job
 from unlora.runs.folder import EVALUATIONS
 from unlora.settings import EvalConfig, EvalSettings
@@ -47,8 +47,8 @@ def known_log(config: EvalConfig, sets: Mapping[str, Sequence[Record]]) -> Log |
     if config.original_log is None:
         return None
     log = read_log(config.original_log, "original_log")
-    sizes = {TASKS[name]: len(rows[: config.ds_size]) for name, rows in sets.items()}
-    if {task: len(columns["generated_text"]) for task, columns in log.items()} != sizes:
+    sizes = {FILES[name]: len(rows[: config.ds_size]) for name, rows in sets.items()}
+    if {task: len(log[task].get("avg_gt_loss", ())) for task in FILES.values() if task in log} != sizes:
         reason = f"it is of other sets or sizes than this evaluation, which has {sizes}"
         raise InputError(Problem("original_log", config.original_log, reason, "remove it to evaluate anew"))
     return log
@@ -79,11 +79,12 @@ def evaluate_in_run(job: Job, name: str, model: PreTrainedModel, known: Log | No
 
 def _with_text(job: Job, log: Log, model: PreTrainedModel) -> Log:
     """Return a known log with its answers judged as text, as far as it is of the rows evaluated here."""
-    sizes = {name: len(rows[: job.request.evaluation.ds_size]) for name, rows in job.sets.items()}
-    columns = {name: log.get(TASKS[name], {}) for name in job.sets}
+    asked = {name: rows for name, rows in job.sets.items() if name in TASKS}
+    sizes = {name: len(rows[: job.request.evaluation.ds_size]) for name, rows in asked.items()}
+    columns = {name: log.get(TASKS[name], {}) for name in asked}
     sets = {
         name: rows
-        for name, rows in job.sets.items()
+        for name, rows in asked.items()
         if "answer_measures" not in columns[name] and len(columns[name].get("generated_text", ())) == sizes[name]
     }
     with original_model(model) as original:
@@ -110,8 +111,8 @@ def evaluate_shown(
 def samples(original: Log, unlearned: Log) -> list[dict[str, str]]:
     """Return the prompt, the reference and both models' answers of every evaluated row."""
     rows = []
-    for task, columns in original.items():
-        for index, (prompt, old, reference) in columns["generated_text"].items():
+    for task in [name for name in TASKS.values() if name in original]:
+        for index, (prompt, old, reference) in original[task].get("generated_text", {}).items():
             new = unlearned[task]["generated_text"][index][1]
             rows.append({"task": task, "prompt": prompt, "reference": reference, "original": old, "unlearned": new})
     return rows

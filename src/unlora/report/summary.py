@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from unlora.benchmarks import OWN_SETS, Benchmark, Measured
 from unlora.evals import metrics
-from unlora.evals.tofu import TASKS, UTILITY, example_values, forget_truth_ratios
+from unlora.evals.tofu import TASKS, UTILITY, example_values, forget_truth_ratios, has_truth_ratios
 from unlora.report.names import METRICS, SETS
 from unlora.report.read import Run
 from unlora.report.statistics import (
@@ -210,7 +210,7 @@ def _kept(utility: Mapping[str, Estimate], draws: Mapping[str, Values]) -> Estim
 
 
 def _has_ratios(run: Run, model: str) -> bool:
-    return {"avg_paraphrased_loss", "average_perturb_loss"} <= run.task(model, "forget").keys()
+    return has_truth_ratios(run.task(model, "forget"))
 
 
 def _difference(run: Run, values: Mapping[str, Columns], other: str) -> Estimate | None:

@@ -55,6 +55,11 @@ class TofuSettings(EvalSettings):
     eval_retain_name: str = setting("retain_perturbed", "Its retain configuration.")
     eval_real_authors_name: str = setting("real_authors_perturbed", "Its configuration of real authors, or none.")
     eval_world_facts_name: str = setting("world_facts_perturbed", "Its configuration of general facts, or none.")
+    eval_holdout_name: str = setting(
+        "none",
+        "Its configuration of rows that no model was trained on, or none. With it, membership inference is part of the "
+        "evaluation.",
+    )
 
 
 @dataclass

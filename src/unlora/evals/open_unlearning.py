@@ -1,0 +1,304 @@
+"""open-unlearning's evaluation logs of TOFU (https://github.com/locuslab/open-unlearning), in and out.
+
+`TOFU_EVAL.json` is {metric: {"agg_value": number, "value_by_index": {index: {name: value}}}}, `TOFU_SUMMARY.json` is
+{metric: number}. A file of theirs becomes a log in TOFU's format, which keeps the file itself as well: its numbers are
+those that its publisher reports, and it is written again as it was. What a log of ours has beyond theirs goes into one
+more entry of the file, "unlora". So nothing is lost in either direction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from unlora.evals import metrics
+from unlora.evals.membership.readings import example_scores
+from unlora.evals.membership.scores import privacy_leakage, score_auc
+from unlora.evals.tofu import FILES, TASKS, Log, example_values, forget_truth_ratios, geometric_ratios
+
+# {metric: {"agg_value": ..., "value_by_index": ...}}
+Entries = dict[str, dict[str, Any]]
+# The entry of our log that keeps a file of theirs, and the entry of a file that keeps the rest of our log.
+KEPT, OWN = "open_unlearning", "unlora"
+# k of Min-K% and Min-K%++ there.
+PERCENT = 40
+
+_PREFIXES = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
+_TRUTH_RATIOS = {
+    "forget": "forget_truth_ratio",
+    "retain": "retain_Truth_Ratio",
+    "real_authors": "ra_Truth_Ratio",
+    "world_facts": "wf_Truth_Ratio",
+}
+# The nine terms of model utility, whose truth ratio has the geometric mean.
+_UTILITY = (
+    *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
+    *("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
+    *("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
+)
+# Their metric -> ours.
+MEMORISATION = {"exact_memorization": "exact_memorisation", "extraction_strength": "extraction_strength"}
+MEMBERSHIP = {
+    "mia_loss": "loss",
+    "mia_zlib": "zlib",
+    "mia_min_k": "min_k",
+    "mia_min_k_plus_plus": "min_k_plus_plus",
+}
+# The forget set's truth ratio as true / (true + false), by which the leaderboard ranks.
+PROB_MEAN = "forget_truth_ratio_prob_mean"
+# The probability that a generated answer is no gibberish, in spite of its name.
+FLUENCY = "forget_Q_A_gibberish"
+_KINDS = ("Prob", "PARA_Prob", "PERT_Prob", "ROUGE", "PARA_ROUGE", "PERT_ROUGE", "Prob_normalised")
+METRICS = frozenset(
+    [
+        *(f"{prefix}_Q_A_{kind}" for prefix in _PREFIXES.values() for kind in _KINDS),
+        *(*_TRUTH_RATIOS.values(), "forget_Truth_Ratio", "model_utility", "forget_quality", "privleak"),
+        *(*MEMORISATION, *MEMBERSHIP, "mia_gradnorm", "mia_reference", FLUENCY, PROB_MEAN),
+    ]
+)
+
+
+# Metrics that only files of MUSE have.
+MUSE_METRICS = frozenset(("forget_verbmem_ROUGE", "forget_knowmem_ROUGE", "retain_knowmem_ROUGE"))
+
+
+def is_document(content: object) -> bool:
+    """Whether this is the content of a `TOFU_EVAL.json` or a `TOFU_SUMMARY.json`."""
+    return isinstance(content, dict) and bool(content.keys() & METRICS) and not content.keys() & MUSE_METRICS
+
+
+def document_errors(content: Mapping[str, Any], known: frozenset[str] = METRICS) -> Iterator[str]:
+    """Yield why the content is not one of theirs; `known` are the metrics whose values are read."""
+    for metric in sorted(known & content.keys()):
+        entry = content[metric]
+        if _is_number(entry) or entry is None:
+            continue
+        if not isinstance(entry, dict):
+            yield f"{metric} is neither a number nor {{agg_value, value_by_index}}"
+            continue
+        if not (entry.get("agg_value") is None or _is_number(entry["agg_value"])):
+            yield f"agg_value of {metric} is not a number"
+        for part in (entry, entry.get("forget", {}), entry.get("holdout", {})):
+            rows = part.get("value_by_index", {}) if isinstance(part, dict) else None
+            if not isinstance(rows, dict) or not all(row is None or isinstance(row, dict) for row in rows.values()):
+                yield f"value_by_index of {metric} is not {{index: {{name: value}}}}"
+            elif not all(index.isdecimal() for index in rows):
+                yield f"the examples of {metric} are not numbered"
+    own = content.get(OWN, {})
+    tasks: Any = own.get("log", {}) if isinstance(own, dict) else None
+    if not _all_dicts(tasks) or not all(map(_all_dicts, tasks.values())):
+        yield f"its entry {OWN!r} was not written by unlora"
+
+
+def entries_of(content: Mapping[str, Any]) -> Entries:
+    """Return the metrics of a file of either kind: a SUMMARY has only their aggregated values."""
+    theirs = {metric: value for metric, value in content.items() if metric != OWN}
+    return {metric: value if isinstance(value, dict) else {"agg_value": value} for metric, value in theirs.items()}
+
+
+def from_document(content: Mapping[str, Any]) -> Log:
+    """Return the log that a file stands for, with the file under `KEPT`.
+
+    Examples that it could not score, whose values are None, are in no column of their set.
+    """
+    entries, own = entries_of(content), content.get(OWN, {})
+    log: Log = _tasks(entries)
+    for task, columns in own.get("log", {}).items():
+        log.setdefault(task, {}).update(columns)
+    kept = {metric: entry for metric, entry in entries.items() if metric not in own.get("metrics", ())}
+    return {**log, **({KEPT: kept} if kept else {})}
+
+
+def to_document(log: Log) -> dict[str, Any]:
+    """Return the content of the `TOFU_EVAL.json` for a log; a file of theirs comes out as it went in."""
+    kept: Entries = log.get(KEPT, {})
+    tasks = {task: columns for task, columns in log.items() if task != KEPT}
+    own = {} if tasks.keys() <= _tasks(kept).keys() else computed_entries(log)
+    entries = {**own, **kept}
+    theirs = _tasks(entries)
+    rest = {
+        task: {name: column for name, column in columns.items() if theirs.get(task, {}).get(name) != column}
+        for task, columns in tasks.items()
+    }
+    rest = {task: columns for task, columns in rest.items() if columns}
+    extra: dict[str, Any] = {"log": rest} if rest else {}
+    if own:
+        extra["metrics"] = sorted(own.keys() - kept.keys())
+    return dict(sorted({**entries, **({OWN: extra} if extra else {})}.items()))
+
+
+def numbers(log: Log, retrained: Log | None = None) -> dict[str, float]:
+    """Return the numbers of a log by open-unlearning's names and definitions, as its SUMMARY files have them.
+
+    Of a file of theirs these are the numbers in it, and what its examples give beyond that.
+
+    Args:
+        log: of the model.
+        retrained: of the retrained model, for forget quality and PrivLeak.
+    """
+    kept: Entries = log.get(KEPT, {})
+    found: dict[str, Any] = {m: entry.get("agg_value") for m, entry in {**computed_entries(log), **kept}.items()}
+    if retrained is not None:
+        if TASKS["forget"] in log and TASKS["forget"] in retrained:
+            ratios = forget_truth_ratios("log", log), forget_truth_ratios("retrained", retrained)
+            found["forget_quality"] = metrics.forget_quality(*ratios)
+        own, theirs = found.get("mia_min_k"), numbers(retrained).get("mia_min_k")
+        if own is not None and theirs is not None and theirs < 1:
+            found["privleak"] = privacy_leakage(own, theirs)
+    return {metric: float(value) for metric, value in found.items() if _is_number(value) and math.isfinite(value)}
+
+
+def computed_entries(log: Log) -> Entries:
+    """Return open-unlearning's metrics of a log in TOFU's format, as far as the log allows them."""
+    entries: Entries = {}
+    for name in _PREFIXES:
+        if log.get(TASKS[name]):
+            entries |= _set_entries(name, log[TASKS[name]])
+    entries |= _token_entries(log)
+    if all(metric in entries for metric in _UTILITY):
+        terms = [float(entries[metric]["agg_value"]) for metric in _UTILITY]
+        entries["model_utility"] = {"agg_value": metrics.model_utility(terms)}
+    return entries
+
+
+# Theirs to ours
+
+
+def _tasks(entries: Entries) -> Log:
+    return {TASKS[name]: columns for name in TASKS if (columns := _columns(name, entries))}
+
+
+def _columns(name: str, entries: Entries) -> dict[str, dict[str, Any]]:
+    """Return the columns of a set in TOFU's format that the entries give."""
+    metric = f"{_PREFIXES[name]}_Q_A_{{}}"
+    general = name in ("real_authors", "world_facts")  # there the answer stands for its paraphrase
+    found = {
+        "avg_gt_loss": _field(entries, metric.format("Prob"), "avg_loss"),
+        "avg_paraphrased_loss": _field(entries, metric.format("Prob" if general else "PARA_Prob"), "avg_loss"),
+        "average_perturb_loss": _field(entries, metric.format("PERT_Prob"), "avg_loss"),
+        "rouge1_recall": _field(entries, metric.format("ROUGE"), "rouge1_recall"),
+        "rougeL_recall": _field(entries, metric.format("ROUGE"), "rougeL_recall"),
+        "generated_text": _texts(entries.get(metric.format("ROUGE"), {})),
+    }
+    if not found["average_perturb_loss"]:
+        found["truth_ratio"] = _ratios(entries, name)
+        if general:
+            del found["avg_paraphrased_loss"]
+    scored = {column: values for column, values in found.items() if values}
+    missing = {index for values in scored.values() for index, value in values.items() if value is None}
+    if "average_perturb_loss" in scored:  # a single wrong answer is a number there
+        wrong = scored["average_perturb_loss"]
+        scored["average_perturb_loss"] = {i: v if isinstance(v, list) else [v] for i, v in wrong.items()}
+    if "avg_paraphrased_loss" in scored:  # several paraphrases are averaged
+        other = scored["avg_paraphrased_loss"]
+        scored["avg_paraphrased_loss"] = {i: float(np.mean(v)) if isinstance(v, list) else v for i, v in other.items()}
+    return {
+        column: {index: value for index, value in values.items() if index not in missing}
+        for column, values in scored.items()
+    }
+
+
+def _field(entries: Entries, metric: str, field: str) -> dict[str, Any]:
+    rows = entries.get(metric, {}).get("value_by_index", {})
+    values = {index: None if row is None else row.get(field) for index, row in rows.items()}
+    return values if any(value is not None for value in values.values()) else {}
+
+
+def _texts(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return prompt, answer and reference of each example, if the entry has them."""
+    parts = ("input", "generation", "ground_truth")
+    rows = entry.get("value_by_index", {})
+    if not rows or not all(row is not None and all(part in row for part in parts) for row in rows.values()):
+        return {}
+    return {index: [row[part] for part in parts] for index, row in rows.items()}
+
+
+def _ratios(entries: Entries, name: str) -> dict[str, Any]:
+    """Return the geometric truth ratios of a set, false / true, if its losses are not in the file."""
+    names = [_TRUTH_RATIOS[name], *(["forget_Truth_Ratio"] if name == "forget" else [])]
+    return next((scores for metric in names if (scores := _field(entries, metric, "score"))), {})
+
+
+# Ours to theirs
+
+
+def _set_entries(name: str, columns: Mapping[str, Mapping[str, Any]]) -> Entries:
+    found: Entries = {}
+    metric = f"{_PREFIXES[name]}_Q_A_{{}}"
+    sources = {"Prob": "avg_gt_loss", "PARA_Prob": "avg_paraphrased_loss", "PERT_Prob": "average_perturb_loss"}
+    if name in ("real_authors", "world_facts"):
+        del sources["PARA_Prob"]
+    for kind, column in sources.items():
+        if column in columns:
+            found[metric.format(kind)] = _probabilities(columns[column])
+    if "rougeL_recall" in columns:
+        found[metric.format("ROUGE")] = _rouge(columns)
+    values = example_values(name, columns)
+    if name in ("real_authors", "world_facts") and "probability" in values:
+        indices = sorted(columns["avg_gt_loss"], key=int)
+        by_index = {i: {"prob": float(v)} for i, v in zip(indices, values["probability"], strict=True)}
+        found[metric.format("Prob_normalised")] = _entry(values["probability"].mean(), by_index)
+    if "truth_ratio_geometric" in values:
+        examples = columns.get("avg_paraphrased_loss", columns.get("truth_ratio", {}))
+        ratios = geometric_ratios(columns)
+        by_index = {i: {"score": float(v)} for i, v in zip(sorted(examples, key=int), ratios, strict=True)}
+        found[_TRUTH_RATIOS[name]] = _entry(values["truth_ratio_geometric"].mean(), by_index)
+        if name == "forget":
+            found[PROB_MEAN] = {"agg_value": float((1 / (1 + ratios)).mean())}
+    return found
+
+
+def _entry(aggregated: float, by_index: dict[str, Any]) -> dict[str, Any]:
+    return {"agg_value": float(aggregated), "value_by_index": by_index}
+
+
+def _probabilities(losses: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {i: {"prob": np.exp(-np.asarray(loss)).tolist(), "avg_loss": loss} for i, loss in losses.items()}
+    return _entry(float(np.mean([np.mean(row["prob"]) for row in rows.values()])), rows)
+
+
+def _rouge(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    texts, recall = columns.get("generated_text", {}), columns["rougeL_recall"]
+    rows: dict[str, Any] = {}
+    for index, value in recall.items():
+        rows[index] = {"rougeL_recall": value}
+        if "rouge1_recall" in columns:
+            rows[index]["rouge1_recall"] = columns["rouge1_recall"][index]
+        if index in texts:
+            rows[index] |= dict(zip(("input", "generation", "ground_truth"), texts[index], strict=True))
+    return _entry(float(np.mean(list(recall.values()))), rows)
+
+
+def _token_entries(log: Log) -> Entries:
+    """Return memorisation, and membership if the log has a holdout set, by open-unlearning's definitions."""
+    sets = {
+        name: example_scores(log.get(FILES[name], {}), "open-unlearning", PERCENT) for name in ("forget", "holdout")
+    }
+    found: Entries = {}
+    for theirs, ours in MEMORISATION.items():
+        if ours in sets["forget"] and not np.isnan(sets["forget"][ours]).all():
+            values = sets["forget"][ours]
+            by_index = {str(i): {"score": None if math.isnan(v) else float(v)} for i, v in enumerate(values)}
+            found[theirs] = _entry(float(np.nanmean(values)), by_index)
+    for theirs, ours in MEMBERSHIP.items():
+        if all(len(part.get(ours, ())) > 1 for part in sets.values()):
+            auc = score_auc(sets["forget"][ours], sets["holdout"][ours]).value
+            halves = {name: _losses(part[ours]) for name, part in sets.items()}
+            found[theirs] = {**halves, "auc": auc, "agg_value": auc}
+    return found
+
+
+def _losses(scores: metrics.Values) -> dict[str, Any]:
+    """Return the entry of a set's membership scores, which are losses there: the lower, the more likely a member."""
+    return _entry(-scores.mean(), {str(i): {"score": -float(score)} for i, score in enumerate(scores)})
+
+
+def _all_dicts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(part, dict) for part in value.values())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
