@@ -46,6 +46,16 @@ def log(forget, ratios, retain=0.9, **texts):
     return found
 
 
+def judged(model_log, broken=0, given_away=0):
+    """The log with its answers judged: the first ones of the forget set are broken, the last ones reveal the fact."""
+    columns = model_log[TASKS["forget"]]
+    count = len(columns["avg_gt_loss"])
+    columns["answer_measures"] = column([[9.0 + i, 9.0, 0.0] if i < broken else [1.0, 1.0, 0.0] for i in range(count)])
+    columns["reference_measures"] = column([[1.0, 1.0, 0.0]] * count)
+    columns["fact_recall"] = column([float(i >= count - given_away) for i in range(count)])
+    return model_log
+
+
 def logs(**changes):
     """Of a run that forgot well: told from the original, not from the retrained model."""
     return {"original": log(0.99, FAR), "unlearned": log(0.4, NEAR), "retrained": log(0.4, NEAR)} | changes

@@ -36,10 +36,12 @@ def test_the_front_holds_what_no_other_beats():
 
 
 def test_the_front_is_of_utility_and_forget_quality(tmp_path):
-    worse = log(0.4, NEAR * 1.3, retain=0.5)
-    frugal = log(0.4, NEAR * 1.3, retain=0.95)
-    section = section_of(tmp_path, good=logs(), worse=logs(unlearned=worse), frugal=logs(unlearned=frugal))
-    assert best(section) == ["good", "frugal"]
+    """The retain answers of the original have probability 0.9. Those of "better" are likelier, which is no gain."""
+    good = log(0.4, NEAR, retain=0.85)
+    far = {name: log(0.4, NEAR * 1.3, retain=p) for name, p in (("worse", 0.5), ("frugal", 0.9), ("better", 0.95))}
+    runs = {"good": good, **far}
+    section = section_of(tmp_path, **{name: logs(unlearned=unlearned) for name, unlearned in runs.items()})
+    assert best(section) == ["good", "frugal", "better"]
     rows = {row["run"]: row for row in as_json(section)}
     assert [rows[name]["pareto_front"] for name in ("good", "worse", "frugal")] == [True, False, True]
     assert rows["good"]["log10_forget_quality"]["value"] == 0
@@ -118,7 +120,7 @@ def test_labels_are_the_shortest_ends_that_differ(tmp_path):
 @pytest.fixture
 def two(tmp_path):
     good = make_run(tmp_path / "good")
-    return good, make_run(tmp_path / "bad", logs(unlearned=log(0.9, FAR * 2)), settings={"learning_rate": 3e-4})
+    return good, make_run(tmp_path / "bad", logs(unlearned=log(0.8, FAR * 2)), settings={"learning_rate": 3e-4})
 
 
 def test_the_command_prints_a_table_and_the_page_last(two, tmp_path, capsys, monkeypatch):
@@ -165,7 +167,7 @@ def test_json_and_markdown_say_the_same(two, tmp_path, capsys):
     assert (good["run"], bad["run"]) == ("good", "bad")
     assert good["pareto_front"]
     assert not bad["pareto_front"]
-    assert bad["forget_probability_gap"]["value"] == pytest.approx(0.5)
+    assert bad["forget_probability_gap"]["value"] == pytest.approx(0.4)
     assert good["model_utility"]["value"] == pytest.approx(bad["model_utility"]["value"])
     assert main(["compare", *map(str, two), "--markdown", *page]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -38,6 +38,7 @@ def test_the_command_writes_the_page_into_the_run_and_tells_its_verdict(tmp_path
     label, _, *lines, path = capsys.readouterr().out.splitlines()
     assert (label, path) == (told["verdict"]["label"], told["path"])
     assert " ".join(lines) == " ".join(told["verdict"][part] for part in ("sentence", "cost", "attacks"))
+    assert told["verdict"]["steps"] == []  # the retrained model is known
     first = (run / "report.html").read_bytes()
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").read_bytes() == first

@@ -95,7 +95,7 @@ def test_runs_are_compared_by_the_benchmark_s_own_axes(tmp_path):
     """Less of what is to be forgotten is better: the first forgets more, the second keeps more, the third neither."""
     values = {"deep": (0.1, 0.5), "kind": (0.3, 0.6), "poor": (0.4, 0.5)}
     runs = {
-        name: read_run(make_run(tmp_path / name, {}, scores_original=tasks(0.6), scores_unlearned=tasks(*pair)))
+        name: read_run(make_run(tmp_path / name, {}, scores_original=tasks(0.6, 0.7), scores_unlearned=tasks(*pair)))
         for name, pair in values.items()
     }
     section = Section("bio", [Group(name, [run]) for name, run in runs.items()])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from textwrap import fill
 
 from unlora.cli.output import Answer
 from unlora.settings import RunConfig
@@ -15,17 +14,10 @@ SETTINGS = (RunConfig,)
 
 def run(target: RunConfig) -> Answer:
     """Write the page into the run's folder, and show the verdict."""
+    from unlora.cli.tables import print_verdict
     from unlora.report.page import write_report
-    from unlora.report.read import read_run
-    from unlora.report.summary import summarise_run
-    from unlora.report.verdict import verdict
+    from unlora.report.verdict import verdict_on
 
-    path, found = write_report(Path(target.run)), read_run(Path(target.run))
-    told = verdict(found, summarise_run(found))
-
-    def show() -> None:
-        print(f"{told.label}\n")
-        for part in (told.sentence, told.cost, told.attacks):
-            print(fill(part, 100))
-
-    return Answer({"verdict": asdict(told)}, show, path)
+    path = write_report(Path(target.run))
+    told = verdict_on(Path(target.run))
+    return Answer({"verdict": asdict(told)}, lambda: print_verdict(told), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from unlora.common.errors import NOT_AVAILABLE
@@ -11,7 +12,9 @@ from unlora.report.names import METRICS, OVERALL, metric_rows, number
 
 if TYPE_CHECKING:
     from unlora.benchmarks import Benchmark, Reading
+    from unlora.report.verdict import Verdict
 
+_WIDTH = 100  # characters of a line of text
 _SUMMARY_COLUMNS = {**METRICS, "truth_ratio_geometric": "geometric"}
 # Terms of model utility in TOFU: three of each set but forget.
 _WHOLE_UTILITY = 3 * (len(BENCHMARK_SETS["tofu"]) - 1)
@@ -84,6 +87,15 @@ def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
         console.print(f"not in the log: {', '.join(missing)}")
     if summary["forget_quality"] is None:
         console.print("forget quality needs --retrained, the log of a model trained without the forget set")
+
+
+def print_verdict(told: Verdict) -> None:
+    """Print what can be said about a run and what to do next. Commands stay on one line, so that they can be copied."""
+    print(f"{told.label}\n")
+    for part in filter(None, (told.sentence, told.answers, told.cost, told.attacks)):
+        print(fill(part, _WIDTH))
+    for step in told.steps:
+        print(f"\n{fill(step.text, _WIDTH)}\n  {step.command}")
 
 
 def compression_text(cost: Mapping[str, Any]) -> str:

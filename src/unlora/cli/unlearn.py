@@ -15,15 +15,18 @@ SETTINGS = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, UnlearnSettin
 
 
 def run(*settings: Any) -> Answer:
-    """Run the request. Show the metrics of the original and the unlearned model, and the path of the page."""
+    """Run the request. Show the metrics of the original and the unlearned model, the verdict, and the page's path."""
+    from unlora.cli.tables import print_verdict
     from unlora.pipeline.request import Request
     from unlora.pipeline.unlearn import unlearn
+    from unlora.report.verdict import verdict_on
 
     result = unlearn(Request(*settings))
 
     def show() -> None:
         _print_metrics(result.metrics)
-        print(result.folder / REPORT)
+        print_verdict(verdict_on(result.folder))
+        print(f"\n{result.folder / REPORT}")
 
     return Answer(result.metrics, show, result.folder / ADAPTER)
 

@@ -164,20 +164,44 @@ def summarise_text(columns: Mapping[str, Mapping[str, Any]], references: NDArray
         "given_away" and "fact_recall".
     """
     found: dict[str, float | int] = {}
-    if "answer_measures" in columns:
+    judged = judged_answers(columns, references)
+    if "broken" in judged:
         answers = _measures(columns["answer_measures"])
         written = np.isfinite(answers[:, 0])
         found["answers"] = len(answers)
-        found["broken"] = int(broken(answers, references).sum())
+        found["broken"] = int(judged["broken"].sum())
         found["reference_nll"] = float(_measures(columns["reference_measures"])[:, 0].mean())
         if written.any():
             found["answer_nll"] = float(answers[written, 0].mean())
-    if "fact_recall" in columns:
-        recall = np.array([value for value in columns["fact_recall"].values() if value is not None], dtype=np.float64)
-        found |= {"facts": len(recall), "given_away": int((recall == 1).sum())}
-        if len(recall):
-            found["fact_recall"] = float(recall.mean())
+    if "given_away" in judged:
+        recall = _recall(columns["fact_recall"])
+        known = recall[~np.isnan(recall)]
+        found |= {"facts": len(known), "given_away": int(judged["given_away"].sum())}
+        if len(known):
+            found["fact_recall"] = float(known.mean())
     return found
+
+
+def judged_answers(
+    columns: Mapping[str, Mapping[str, Any]], references: NDArray[np.float64]
+) -> dict[str, NDArray[np.bool_]]:
+    """Return which answers of one set in a log are "broken", and which have "given_away" the fact, [answers] each.
+
+    Args:
+        columns: of the set; what it lacks is not in the result.
+        references: from `reference_measures`.
+    """
+    found = {}
+    if "answer_measures" in columns:
+        found["broken"] = broken(_measures(columns["answer_measures"]), references)
+    if "fact_recall" in columns:
+        found["given_away"] = _recall(columns["fact_recall"]) == 1
+    return found
+
+
+def _recall(column: Mapping[str, float | None]) -> NDArray[np.float64]:
+    """A column of a log, in which None stands for a row without a fact."""
+    return np.array([np.nan if value is None else value for value in column.values()], dtype=np.float64)
 
 
 def _measures(column: Mapping[str, Sequence[float | None]]) -> NDArray[np.float64]:

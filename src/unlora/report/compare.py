@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,21 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from unlora.report.names import MISSING
+from unlora.report.answers import Count
+from unlora.report.names import COUNTS, MISSING
 from unlora.report.read import Run
 from unlora.report.statistics import Estimate, Values, estimate_of, exactly
 from unlora.report.summary import Axes, Summary, summarise_run
 from unlora.report.tables import DIFFERENCE, Cell, Table, estimate_cell
-from unlora.report.verdict import most_telling, strongest, tests_of, verdict
+from unlora.report.unseen import most_telling
+from unlora.report.verdict import strongest, tests_of, verdict
 
 # The columns of the table by key: the heading, and what an abbreviation in it stands for.
 COLUMNS = {
     "log10_forget_quality": ("log₁₀ FQ", "FQ: forget quality."),
     "forget_probability": ("Forget P", "P: probability of the right answers."),
+    "given_away": ("Revealed", "Revealed: answers to the forget questions that still reveal the fact."),
+    "broken": ("Broken", "Broken: answers to the forget questions that are broken text."),
     "forget_probability_gap": ("Gap", "Gap: forget P minus the retrained model's."),
     "retain_probability": ("Retain P", ""),
     "model_utility": ("Utility", ""),
-    "utility_kept": ("Kept", "Kept: utility divided by the original model's."),
+    "utility_kept": ("Kept", "Kept: utility divided by the original model's, at most 1."),
     "membership_auc": ("AUC", "AUC: of the membership attack that is the most telling for the run."),
     "brought_back": ("Back", "Back: forget P minus the retrained model's, under the attack that leaves the most."),
 }
@@ -44,6 +49,9 @@ def _numbers_of(run: Run, summary: Summary, model: str) -> Iterator[tuple[Key, E
     yield "log10_forget_quality", None if quality is None else exactly(quality)
     for name in ("forget", "retain"):
         yield f"{name}_probability", summary.mean(name, "probability", model)
+    for kind in COUNTS:
+        count = summary.count(kind, "forget", model)
+        yield kind, None if count is None else count.estimate()
     yield "model_utility", summary.utility.get(model) if summary.terms else None
     if run.membership is not None:
         areas = {name: estimate_of(area) for name, area in run.membership.areas[model].items()}
@@ -55,7 +63,7 @@ def _numbers_of(run: Run, summary: Summary, model: str) -> Iterator[tuple[Key, E
         yield ("y", summary.axes.x, summary.axes.y), y
     if model == "unlearned":
         yield "forget_probability_gap", summary.gap
-        yield "utility_kept", summary.kept
+        yield "utility_kept", summary.share_kept
         worst = strongest(run)
         yield "brought_back", None if worst is None else worst.estimate(DIFFERENCE)
         for attack in run.attacks.found if run.attacks is not None else ():
@@ -102,6 +110,11 @@ class Group:
         values = [value.value for value in found]
         error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
         return Estimate(fmean(values), fmean(values) - error, fmean(values) + error)
+
+    def count(self, kind: str, model: str = "unlearned") -> Count | None:
+        """Return a count of answers over all runs, if it is known."""
+        found = [count for s in self.summaries if (count := s.count(kind, "forget", model)) is not None]
+        return sum(found[1:], found[0]) if found else None
 
     def ratios(self, model: str) -> Values:
         """Return the truth ratios of all runs together, [examples]."""
@@ -181,17 +194,27 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def best(section: Section) -> list[str]:
-    """Return the labels on the Pareto front of utility and forgetting, by their means."""
+    """Return the labels on the Pareto front of utility and forgetting, by their means.
+
+    A utility above the original model's counts as the original's: unlearning cannot add to what the model could do.
+    """
     better = 1 if section.axes is None else section.axes.better
-    return front({label: (x.value, better * y.value) for label, (x, y) in section.places.items()})
+    original = section.references.get("original")
+    most = None if original is None else original.place(section.axes, "original")
+    limit = math.inf if most is None else most[0].value
+    return front({label: (min(x.value, limit), better * y.value) for label, (x, y) in section.places.items()})
 
 
 def comparison(section: Section) -> Table:
     """Return a table with a row for each group and for each model that they are compared with."""
     columns = section.columns
 
+    def cell(group: Group, key: str, model: str) -> Cell:
+        count = group.count(key, model) if key in COUNTS else None
+        return estimate_cell(group.estimate(key, model)) if count is None else Cell(str(count))
+
     def row(label: Cell, group: Group, model: str, last: str) -> list[Cell]:
-        return [label, *(estimate_cell(group.estimate(key, model)) for key in columns), Cell(last)]
+        return [label, *(cell(group, key, model) for key in columns), Cell(last)]
 
     rows = []
     for group in section.groups:

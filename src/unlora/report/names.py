@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 SETS = {"forget": "forget set", "retain": "retain set", "real_authors": "real authors", "world_facts": "world facts"}
 METRICS = {"probability": "probability", "rougeL_recall": "ROUGE-L recall", "truth_ratio": "truth ratio"}
-# Counts of generated answers, and the sets that they are shown of.
-_COUNTS = {"broken": ("broken answers", tuple(SETS)), "given_away": ("answers that give the fact away", ("forget",))}
+
+
+@dataclass(frozen=True)
+class AnswerKind:
+    """A kind of generated answers that are counted.
+
+    Args:
+        label: of the count, in tables.
+        verb: what such answers do, in sentences.
+        example: what a single one is called.
+        sets: the sets that it is shown of.
+        possible: the key of the number of answers that could be of this kind.
+    """
+
+    label: str
+    verb: str
+    example: str
+    sets: tuple[str, ...]
+    possible: str
+
+
+COUNTS = {
+    "given_away": AnswerKind(
+        "answers that give the fact away",
+        "still reveal the fact",
+        "An answer that still reveals the fact",
+        ("forget",),
+        "facts",
+    ),
+    "broken": AnswerKind("broken answers", "are broken text", "An answer that is broken text", tuple(SETS), "answers"),
+}
 # Metrics over all sets.
 OVERALL = {
     "model_utility": "model utility",
@@ -37,11 +67,11 @@ def metric_rows(models: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, 
 
 def _count_rows(key: str, sets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[float | None]]]:
     """Yield the counts of a set that any of the models has."""
-    answers = max((values.get("answers", 0) for values in sets), default=0)
-    for metric, (name, shown_of) in _COUNTS.items():
+    for metric, kind in COUNTS.items():
         counts = [values.get(metric) for values in sets]
-        if key in shown_of and any(count is not None for count in counts):
-            yield f"{SETS[key]}: {name} (of {answers})", counts
+        if key in kind.sets and any(count is not None for count in counts):
+            possible = max(values.get(kind.possible, 0) for values in sets)
+            yield f"{SETS[key]}: {kind.label} (of {possible})", counts
 
 
 def number(value: float | None) -> str:

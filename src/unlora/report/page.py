@@ -6,7 +6,8 @@ from pathlib import Path
 
 from unlora.common.files import write_text
 from unlora.report import plots, tables
-from unlora.report.names import fixed, p_value
+from unlora.report.answers import worst_answers
+from unlora.report.names import COUNTS, capitalised, fixed, p_value
 from unlora.report.plots import Plot
 from unlora.report.read import Run, read_run
 from unlora.report.samples import SAMPLES, sample_counts, samples
@@ -66,6 +67,7 @@ def _run_page(run: Run) -> str:
         membership=_membership(run),
         attacks=_attacks(run),
         samples={name: samples(run, name) for name in SAMPLES},
+        worst=[(COUNTS[worst.kind].example, worst) for worst in worst_answers(run)],
         counts=sample_counts(run),
         training=_training(run),
         training_table=tables.training_table(run),
@@ -99,9 +101,11 @@ def _tiles(run: Run, summary: Summary) -> list[tuple[str, str, str]]:
         original = summary.quality.get("original")
         note = "above 0.05: no difference detected" + ("" if original is None else f"; original {p_value(original)}")
         found.append(("Forget quality, p", p_value(summary.quality["unlearned"]), note))
-    if (kept := summary.kept) is not None:
+    found += _count_tiles(summary)
+    if (kept := summary.share_kept) is not None:
         note = f"95 % interval {100 * kept.low:.1f} to {100 * kept.high:.1f} %"
-        found.append(("Utility kept", f"{100 * kept.value:.1f} %", note))
+        on = f", on {summary.measured_on}" if summary.terms and summary.measured_on else ""
+        found.append(("Utility kept", f"{100 * kept.value:.1f} %", note + on))
     found += _probability_tile(summary, "retain")
     for name, values in ({} if summary.means else summary.scores).items():
         if "unlearned" in values and run.benchmark is not None:
@@ -117,6 +121,16 @@ def _probability_tile(summary: Summary, name: str) -> list[tuple[str, str, str]]
         return []
     others = [f"{model} {fixed(values[model].value)}" for model in ("original", "retrained") if model in values]
     return [(f"Probability of the {name} answers", fixed(values["unlearned"].value), ", ".join(others))]
+
+
+def _count_tiles(summary: Summary) -> list[tuple[str, str, str]]:
+    found = []
+    for kind, words in COUNTS.items():
+        if (count := summary.count(kind, "forget", "unlearned")) is not None:
+            others = [(model, summary.count(kind, "forget", model)) for model in ("original", "retrained")]
+            note = ", ".join(f"{model} {other.count}" for model, other in others if other is not None)
+            found.append((capitalised(words.label), str(count), note))
+    return found
 
 
 def _plane(summary: Summary) -> Plot | None:

@@ -90,6 +90,7 @@ class Run:
         folder: the run's folder.
         settings: its configuration, a flat mapping of flags; only the last part of absolute paths is kept.
         train: the trainer's log.
+        trained_on: by evaluated set how many of its rows the run also trained on; empty if the run did not note it.
         logs: evaluation logs in TOFU's format by model (original, unlearned, retrained), as far as they exist.
         benchmark: the benchmark with its own scoring that the models were evaluated on, if any.
         readings: its numbers by model, as far as there are logs.
@@ -101,6 +102,7 @@ class Run:
     folder: Path
     settings: dict[str, Any]
     train: list[dict[str, float]]
+    trained_on: dict[str, int]
     logs: dict[str, Log]
     benchmark: Benchmark | None
     readings: dict[str, Reading]
@@ -146,6 +148,7 @@ def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Ru
         folder=folder,
         settings=_read(folder / CONFIG, lambda path: _placeless(read_yaml(path))) or {},
         train=_read(folder / METRICS, lambda path: _numbers(read_json(path)["train"])) or [],
+        trained_on=_read(folder / METRICS, lambda path: _whole_numbers(read_json(path).get("trained_on", {}))) or {},
         logs=logs,
         benchmark=benchmark,
         readings=readings,
@@ -212,6 +215,10 @@ def _placeless(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _numbers(rows: Iterable[Mapping[str, object]]) -> list[dict[str, float]]:
     """Return the numbers in the trainer's log."""
     return [{str(k): float(v) for k, v in row.items() if isinstance(v, int | float)} for row in rows]
+
+
+def _whole_numbers(values: Mapping[str, object]) -> dict[str, int]:
+    return {str(name): int(str(value)) for name, value in values.items()}
 
 
 def _importance(path: Path) -> dict[str, NDArray[np.float64]]:

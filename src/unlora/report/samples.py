@@ -82,12 +82,17 @@ def _sample(run: Run, name: str, models: Sequence[str], probability: Mapping[str
     rows = {model: _cell(run, model, name, "generated_text", place) for model in models}
     prompt, _, reference = rows["unlearned"]
     return Sample(
-        question=prompt.removeprefix("Question: ").removesuffix("Answer:").rstrip(),
+        question=question_in(prompt),
         reference=reference,
         tokens=_tokens(run, name, models, place, reference),
         answers={model: row[1] for model, row in rows.items()},
         probability={model: float(values[place]) for model, values in probability.items()},
     )
+
+
+def question_in(prompt: str) -> str:
+    """Return what a prompt asks, without the words around it."""
+    return prompt.removeprefix("Question: ").removesuffix("Answer:").rstrip()
 
 
 def _cell(run: Run, model: str, name: str, metric: str, place: int) -> Any:

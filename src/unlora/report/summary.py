@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from unlora.benchmarks import OWN_SETS, Benchmark, Measured
 from unlora.evals import metrics
 from unlora.evals.tofu import TASKS, UTILITY, example_values, forget_truth_ratios, has_truth_ratios
+from unlora.report.answers import Count, Counts, answer_counts
 from unlora.report.names import METRICS, SETS
 from unlora.report.read import Run
 from unlora.report.statistics import (
@@ -56,12 +57,14 @@ class Summary:
         utility: by model TOFU's model utility, the harmonic mean of `terms` means, or that of another benchmark.
         utility_name: label of this utility.
         terms: number of means in the model utility; 0 for another benchmark.
-        kept: the unlearned model's utility divided by the original's.
+        measured_on: the rows that the utility was measured on, in words; empty if that is not known.
+        kept: the unlearned model's utility divided by the original's. It may be above 1.
         ratios: by model the forget set's geometric truth ratios, [examples].
         quality: by model forget quality, the p-value against the retrained model's truth ratios.
         fall: probability of the forget answers, unlearned minus original.
         gap: the same, unlearned minus retrained.
         scores: {metric of another benchmark: {model: value}}.
+        counts: {kind of answer: {set: {model: how many}}}.
         axes: the plane that is drawn.
     """
 
@@ -70,13 +73,26 @@ class Summary:
     utility: dict[str, Estimate]
     utility_name: str
     terms: int
+    measured_on: str
     kept: Estimate | None
     ratios: dict[str, Values]
     quality: dict[str, float]
     fall: Estimate | None
     gap: Estimate | None
     scores: dict[str, dict[str, Estimate]]
+    counts: Counts
     axes: Axes | None
+
+    @property
+    def share_kept(self) -> Estimate | None:
+        """How much of the original's utility was kept, at most 1: unlearning cannot add to what the model could do."""
+        if self.kept is None:
+            return None
+        return Estimate(*(min(end, 1.0) for end in (self.kept.value, self.kept.low, self.kept.high)))
+
+    def count(self, kind: str, name: str, model: str) -> Count | None:
+        """Return a count of answers, if it is known."""
+        return self.counts.get(kind, {}).get(name, {}).get(model)
 
     def log_quality(self, model: str) -> float | None:
         """Return log10 of the forget quality, if it is known."""
@@ -111,14 +127,27 @@ def summarise_run(run: Run) -> Summary:
         utility=utility or {model: estimate_of(value) for model, value in other.items()},
         utility_name=labels[0],
         terms=sum(map(len, columns.get("unlearned", {}).values())),
+        measured_on=_measured_on(run, values.get("unlearned", {})),
         kept=kept,
         ratios=ratios,
         quality=quality,
         fall=_difference(run, values, "original"),
         gap=_difference(run, values, "retrained"),
         scores=_by_metric(run),
+        counts=answer_counts(run),
         axes=_axes(run, utility, quality, means),
     )
+
+
+def _measured_on(run: Run, sets: Columns) -> str:
+    """Return which rows the utility of sets in TOFU's schema was measured on, and whether they were trained on."""
+
+    def rows(name: str) -> str:
+        size, trained = _size(sets[name]), run.trained_on.get(name)
+        part = {None: "", 0: ", none of them trained on", size: ", all of them trained on too"}
+        return f"{size} rows of the {SETS[name]}" + part.get(trained, f", {trained} of them trained on too")
+
+    return " and ".join(rows(name) for name in SETS if name != "forget" and name in sets)
 
 
 def _plane_labels(benchmark: Benchmark) -> tuple[str, str]:

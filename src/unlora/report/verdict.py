@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
 
+from unlora.report.advice import Place, Step, hardly_forgotten, next_steps
+from unlora.report.answers import Count, counts_text
 from unlora.report.names import capitalised, fixed, p_value
-from unlora.report.read import Attack, Membership, Run
-from unlora.report.statistics import SPREAD, Estimate, Measured
-from unlora.report.summary import LEVEL, Summary, smallest_distance
+from unlora.report.read import Attack, Membership, Run, read_run
+from unlora.report.statistics import SPREAD, Estimate
+from unlora.report.summary import LEVEL, Summary, smallest_distance, summarise_run
 from unlora.report.tables import DIFFERENCE
+from unlora.report.unseen import areas_text, most_telling, sensitive_attacks
 
 # A model that keeps less of its utility than this has paid for its forgetting, whatever the tests say.
 _LEAST_KEPT = 0.9
+# From here on, a utility is more than the original's when it is rounded to a tenth of a percent.
+_ROUNDED = 1.0005
 # What attacks are compared by, and the name of the evaluation without one.
 _PROBABILITY, _NO_ATTACK = "forget_probability", "none"
 _LABELS = {
@@ -43,33 +49,74 @@ class Verdict:
             untested.
         label: the same in a few words.
         sentence: what the numbers say about the forget set.
-        cost: what they say about everything else.
+        answers: how many answers still reveal the fact, and how many are broken text.
+        cost: what the numbers say about everything else.
         attacks: what attacks brought back.
+        steps: what to do next.
         limits: what the verdict does not say.
     """
 
     state: str
     label: str
     sentence: str
+    answers: str
     cost: str
     attacks: str
+    steps: tuple[Step, ...]
     limits: tuple[str, ...]
 
 
-def verdict(run: Run, summary: Summary) -> Verdict:
-    """Apply the rule of docs/report.md."""
+def verdict_on(folder: Path) -> Verdict:
+    """Return the verdict on a run for the user's own terminal: commands name its folder and its data as they are."""
+    run = read_run(folder)
+    return verdict(run, summarise_run(run), Place.here(run))
+
+
+def verdict(run: Run, summary: Summary, place: Place | None = None) -> Verdict:
+    """Apply the rule of docs/report.md.
+
+    Args:
+        run: a finished run.
+        summary: its numbers.
+        place: how commands name the run and its data; as on a page if not given.
+    """
     state, sentence, limits = _forgetting(run, summary)
     label, worst = _LABELS[state], strongest(run)
     if state == "alike" and (unseen := run.membership) is not None:
         telling, distance = most_telling(unseen)
         if distance > SPREAD:
             state, label = "mixed", _LABELS["mixed"]
-            sentence += f" But a membership attack distinguishes them from unseen rows ({_areas(unseen, telling)})."
+            sentence += f" But a membership attack distinguishes them from unseen rows ({areas_text(unseen, telling)})."
+    if state == "alike" and (spoiled := _spoiled(summary)):
+        state, label = "mixed", spoiled
     if state == "alike" and summary.kept is not None and summary.kept.high < _LEAST_KEPT:
         state, label = "mixed", "No difference found, but at a high cost"
     if state == "alike" and _brings_back(worst, summary.gap, len(_compared(run))):
         state, label = "mixed", "No difference found until attacked"
-    return Verdict(state, label, sentence, _cost(summary), _attacks(run, worst), (*limits, *_LIMITS))
+    steps = tuple(next_steps(run, summary, state, place or Place.on_page(run)))
+    if state in ("untested", "undecided", "apart") and hardly_forgotten(summary):
+        state, label = "apart", "Hardly anything was forgotten"
+    said = counts_text(summary.counts)
+    return Verdict(state, label, sentence, said, _cost(summary), _attacks(run, worst), steps, (*limits, *_LIMITS))
+
+
+def _spoiled(summary: Summary) -> str | None:
+    """Return the label of a run whose answers are broken or reveal facts, beyond those of the model to compare with.
+
+    That is the retrained model. If it is not known, answers are compared with the original's where broken, and should
+    not reveal any fact.
+    """
+    for kind, label in (
+        ("broken", "No difference found, but the answers are broken text"),
+        ("given_away", "No difference found, but answers still reveal facts"),
+    ):
+        own, known = (summary.count(kind, "forget", model) for model in ("unlearned", "retrained"))
+        if own is None:
+            continue
+        other = known or (summary.count(kind, "forget", "original") if kind == "broken" else Count(0, own.of))
+        if other is not None and own.exceeds(other, LEVEL):
+            return label
+    return None
 
 
 def _forgetting(run: Run, summary: Summary) -> _Finding:
@@ -142,50 +189,10 @@ def _direction(gap: Estimate | None) -> str:
     return f": the answers are as likely as under that model on average, but not one by one: {_signed(gap)}"
 
 
-def most_telling(membership: Membership) -> tuple[str, float]:
-    """Return the attack furthest from the retrained model's result (or 0.5), and by how many standard errors."""
-    distances = {}
-    for name in membership.attacks:
-        away, error = _distance(membership, name), _error(membership, name)
-        distances[name] = away / error if error else math.inf if away else 0.0
-    worst = max(distances, key=lambda name: distances[name])
-    return worst, distances[worst]
-
-
-def _reference(membership: Membership, name: str) -> Measured:
-    """Return what the attack finds on a model that never saw the forget set."""
-    return membership.areas["retrained"].get(name, Measured(0.5, 0.0))
-
-
-def _distance(membership: Membership, name: str, model: str = "unlearned") -> float:
-    return abs(membership.areas[model][name].value - _reference(membership, name).value)
-
-
-def _error(membership: Membership, name: str) -> float:
-    """Return the standard error of the unlearned model's distance from the reference."""
-    return math.hypot(membership.areas["unlearned"][name].standard_error, _reference(membership, name).standard_error)
-
-
-def _sensitive(membership: Membership) -> dict[str, float]:
-    """Return the attacks that would detect half of what the original gives away, and the least that they detect."""
-    known = [name for name in membership.attacks if name in membership.areas["original"]]
-    least = {name: SPREAD * _error(membership, name) for name in known}
-    return {name: at for name, at in least.items() if 0 < 2 * at <= _distance(membership, name, "original")}
-
-
-def _areas(membership: Membership, name: str) -> str:
-    """Return the AUC of one attack on every model as text."""
-    known = {
-        m: membership.areas[m][name] for m in ("unlearned", "original", "retrained") if name in membership.areas[m]
-    }
-    values = [f"{model} {area.value:.3f} ± {area.standard_error:.3f}" for model, area in known.items()]
-    return f"{name}: AUC {', '.join(values).removeprefix('unlearned ')}, ± standard error"
-
-
 def _against_unseen(membership: Membership, summary: Summary) -> _Finding:
     worst, distance = most_telling(membership)
     forget, unseen = (membership.sizes.get(name, 0) for name in ("forget", "holdout"))
-    found = f"{forget} forget and {unseen} unseen examples; the most telling attack is {_areas(membership, worst)}"
+    found = f"{forget} forget and {unseen} unseen examples; the most telling attack is {areas_text(membership, worst)}"
     limit = "Forget quality is not known. " + (
         "Membership attacks alone compare this model with a retrained one."
         if worst in membership.areas["retrained"]
@@ -196,7 +203,7 @@ def _against_unseen(membership: Membership, summary: Summary) -> _Finding:
         return "apart", sentence + _fall(summary), (limit,)
     count = len(membership.attacks)
     sentence = f"None of {count} membership attacks distinguishes the forget set from unseen rows ({found})"
-    sensitive = _sensitive(membership)
+    sensitive = sensitive_attacks(membership)
     if not sensitive:
         reason = "with so few examples, none of them would detect half of what the original model gives away"
         if not membership.areas["original"]:
@@ -260,9 +267,16 @@ def _cost(summary: Summary) -> str:
     if original is None:
         return f"{name} is {unlearned.value:.3g}. The original model's is not known."
     words = f"{name} went from {original.value:{digits}} to {unlearned.value:{digits}}"
+    if summary.measured_on and summary.terms:
+        words += f", measured on {summary.measured_on}"
     if (kept := summary.kept) is None:
         return f"{words}."
     interval = f"95 % interval {100 * kept.low:.1f} to {100 * kept.high:.1f} %"
+    if kept.value > _ROUNDED:
+        return (
+            f"{words}: nothing of it was lost ({interval} of the original's). More than before is no gain, because "
+            "training practises rows like these."
+        )
     return f"{words}: {100 * kept.value:.1f} % of it was kept ({interval})."
 
 

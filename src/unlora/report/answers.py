@@ -1,0 +1,126 @@
+"""How many answers still reveal the fact, and how many are broken text: counts, and the worst answer of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unlora.evals.text_quality import judged_answers, reference_measures
+from unlora.evals.tofu import example_values
+from unlora.report.names import COUNTS, SETS
+from unlora.report.read import Run
+from unlora.report.samples import question_in
+from unlora.report.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Count:
+    """So many of all answers."""
+
+    count: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.of}"
+
+    def __add__(self, other: Count) -> Count:
+        """Return the count over the answers of both."""
+        return Count(self.count + other.count, self.of + other.of)
+
+    def estimate(self) -> Estimate:
+        """Return the share with its 95 % interval (Wilson 1927), which is never empty."""
+        from scipy.stats import binomtest
+
+        found = binomtest(self.count, self.of).proportion_ci(method="wilson")
+        return Estimate(self.count / self.of, float(found.low), float(found.high))
+
+    def exceeds(self, other: Count, level: float) -> bool:
+        """Whether the share is larger than the other, by Fisher's exact test at this level."""
+        from scipy.stats import fisher_exact
+
+        table = [[part.count, part.of - part.count] for part in (self, other)]
+        return bool(fisher_exact(table, alternative="greater").pvalue < level)
+
+
+# {kind: {set: {model: count}}}; the kinds are those of `COUNTS`.
+Counts = Mapping[str, Mapping[str, Mapping[str, Count]]]
+
+
+@dataclass(frozen=True)
+class WorstAnswer:
+    """The answer of the unlearned model that shows best what a count means.
+
+    Args:
+        kind: of the counts.
+        question: what was asked.
+        reference: the right answer.
+        answer: what the model says.
+    """
+
+    kind: str
+    question: str
+    reference: str
+    answer: str
+
+
+def answer_counts(run: Run) -> Counts:
+    """Return how many answers of each set are broken or reveal the fact, by model, as far as the logs tell."""
+    found: dict[str, dict[str, dict[str, Count]]] = {kind: {} for kind in COUNTS}
+    for model in run.logs:
+        for name in SETS:
+            for kind, (judged, possible) in _judged(run, model, name).items():
+                if name in COUNTS[kind].sets and possible:
+                    found[kind].setdefault(name, {})[model] = Count(int(judged.sum()), possible)
+    return found
+
+
+def _judged(run: Run, model: str, name: str) -> dict[str, tuple[NDArray[np.bool_], int]]:
+    """Return by kind which answers of a set are of it, and how many could be: only a row with a fact can reveal it."""
+    columns = run.task(model, name)
+    judged = judged_answers(columns, reference_measures(run.logs[model]))
+    facts = sum(value is not None for value in columns.get("fact_recall", {}).values())
+    return {kind: (found, facts if kind == "given_away" else len(found)) for kind, found in judged.items()}
+
+
+def worst_answers(run: Run) -> list[WorstAnswer]:
+    """Return one answer to the forget questions for each kind of which the unlearned model has any.
+
+    Of answers that reveal the fact it is the one whose right answer is the most likely; of broken ones the one that
+    the original model finds the least likely, and an empty one only if all of them are empty.
+    """
+    if "unlearned" not in run.logs:
+        return []
+    columns = run.task("unlearned", "forget")
+    texts = list(columns.get("generated_text", {}).values())
+    scores = {}
+    if "probability" in (values := example_values("forget", columns)):
+        scores["given_away"] = values["probability"]
+    if "answer_measures" in columns:
+        means = [row[0] for row in columns["answer_measures"].values()]
+        scores["broken"] = np.array([-np.inf if mean is None else mean for mean in means])
+    found = []
+    for kind, (judged, _) in _judged(run, "unlearned", "forget").items():
+        if judged.any() and texts:
+            score = scores.get(kind, np.zeros(len(judged)))
+            places = np.flatnonzero(judged)
+            question, answer, reference = texts[places[score[places].argmax()]]
+            found.append(WorstAnswer(kind, question_in(question), reference, answer))
+    return sorted(found, key=lambda worst: list(COUNTS).index(worst.kind))
+
+
+def counts_text(counts: Counts) -> str:
+    """Return sentences on the answers of the unlearned model: those to the forget questions, and others if broken."""
+    sentences = []
+    for kind, by_set in counts.items():
+        for name, by_model in by_set.items():
+            others = {model: by_model[model].count for model in ("original", "retrained") if model in by_model}
+            own = by_model.get("unlearned")
+            if own is None or (name != "forget" and own.count <= max(others.values(), default=0)):
+                continue  # of the other sets, only what unlearning broke matters
+            where = "" if name == "forget" else f" to the questions of the {SETS[name]}"
+            compared = "; ".join(f"{model} model: {count}" for model, count in others.items())
+            sentences.append(f"{own} answers{where} {COUNTS[kind].verb}{compared and f' ({compared})'}.")
+    return " ".join(sentences)
