@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlora.cli.output import Answer
@@ -19,9 +20,12 @@ SETTINGS = (ModelConfig, TrainDataConfig, FinetuneSettings)
 
 def run(model_config: ModelConfig, data: TrainDataConfig, args: FinetuneConfig) -> Answer:
     """Fine-tune the model. The result is its folder."""
+    from unlora.common.distributed import together
     from unlora.common.errors import InputError, Problem, raise_if
     from unlora.data import TextFormat, encode_records, load_set
     from unlora.models.load import load_model
+    from unlora.runs.stages import check_start
+    from unlora.training.arguments import changed_arguments
     from unlora.training.finetune import finetune
 
     raise_if([*model_config.problems(), *data.problems(), *args.problems()])
@@ -33,6 +37,8 @@ def run(model_config: ModelConfig, data: TrainDataConfig, args: FinetuneConfig) 
     if frozen:
         reason = "fine-tuning changes the weights, or merges an adapter into them"
         raise InputError(Problem(frozen, True, reason, "leave it out"))
+    with together():  # no process may write before all of them have seen that the folder is free
+        check_start(Path(args.output_dir), changed_arguments(args), args.resume_from_checkpoint)
     rows = load_set(data, "train")
     model, tokenizer = load_model(model_config)
     text_format = TextFormat(tokenizer, data.prompt_format, data.max_length)

@@ -18,6 +18,7 @@ def run(*settings: Any) -> Answer:
     from unlora.pipeline.importance import importance_for
     from unlora.pipeline.prepare import prepare
     from unlora.pipeline.request import Request
+    from unlora.pipeline.stages import describe_job, locked, start
     from unlora.runs.folder import IMPORTANCE
 
     request = Request(*settings)
@@ -25,5 +26,7 @@ def run(*settings: Any) -> Answer:
     if init in INITIALISERS and not INITIALISERS[init].uses_data:
         raise InputError(Problem("init", init, "it measures nothing", "run `unlora unlearn` with it directly"))
     job = prepare(request)
-    importance_for(job)
+    with locked(job, describe_job(job)) as job:
+        start(job)
+        importance_for(job)
     return Answer({}, lambda: None, job.folder / IMPORTANCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -11,6 +12,10 @@ from pathlib import Path
 
 from unlora.common.errors import InputError, Problem
 
+# The file in a folder that the process which writes to the folder holds locked.
+LOCK = ".lock"
+# How the names of unfinished files and folders begin and end.
+_HIDDEN, _UNFINISHED = ".", ".partial"
 # What a pointer of git-lfs begins with, and how to get what it stands for.
 _LFS = b"version https://git-lfs.github.com/spec/"
 LFS_FIX = "run `git lfs pull` in the repository, or download it with `hf download`"
@@ -26,21 +31,60 @@ def is_lfs_pointer(path: str | Path) -> bool:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` for a file or a folder, and rename it to `path` if the block succeeds.
 
-    An existing file is replaced. A folder that is not empty raises `OSError`.
+    An existing file is replaced. A folder that is not empty raises `OSError`. What killed processes left of the same
+    file or folder is deleted.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # It is in the same folder, because a rename is only atomic within one file system. The process id keeps several
-    # processes that write the same file apart.
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    _remove_leftovers_of(target)
+    partial = unfinished(target)
     try:
         yield partial
         os.replace(partial, target)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+        remove(partial)
+
+
+def unfinished(target: Path) -> Path:
+    """Return the path at which this process prepares a file or a folder.
+
+    It is in the same folder, because a rename is only atomic within one file system. The process id keeps several
+    processes that write the same file apart.
+    """
+    return target.with_name(f"{_HIDDEN}{target.name}.{os.getpid()}{_UNFINISHED}")
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Move a finished folder to its place. An earlier one is moved away first, so it is never half deleted."""
+    old = unfinished(target)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(new, target)
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete every unfinished file and folder in `folder`. No other process may be writing to it."""
+    for path in sorted(folder.rglob(f"{_HIDDEN}*{_UNFINISHED}")):
+        remove(path)
+
+
+def _remove_leftovers_of(target: Path) -> None:
+    """Delete what processes that are no longer running, or an earlier process of this number, left of one file."""
+    import psutil
+
+    for path in target.parent.glob(f"{_HIDDEN}{glob.escape(target.name)}.*{_UNFINISHED}"):
+        number = path.name.removesuffix(_UNFINISHED).rpartition(".")[2]
+        if number.isdecimal() and (int(number) == os.getpid() or not psutil.pid_exists(int(number))):
+            remove(path)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -59,7 +103,16 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def in_use(folder: Path) -> bool:
+    """Return whether `folder` is a file, or has anything in it besides what a killed process left unfinished."""
+    return folder.exists() and (not folder.is_dir() or any(not _is_leftover(path) for path in folder.iterdir()))
+
+
+def _is_leftover(path: Path) -> bool:
+    return path.name == LOCK or (path.name.startswith(_HIDDEN) and path.name.endswith(_UNFINISHED))
+
+
 def check_unused(folder: Path, argument: str) -> None:
-    """Raise `InputError` if `folder` is a file, or a folder with anything in it."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Raise `InputError` if `folder` is in use."""
+    if in_use(folder):
         raise InputError(Problem(argument, str(folder), "it is already in use", "name a new folder or empty this one"))

@@ -61,20 +61,20 @@ def evaluate_in_run(job: Job, name: str, model: PreTrainedModel, known: Log | No
         job: the run.
         name: "original", "unlearned" or "retrained".
         model: the model; of a known log, the one that judges its text with the adapters off.
-        known: its log, if there is one already. A resumed run finds the log in its own folder.
+        known: its log, if the user already has one.
 
     Returns:
         The log, or None if there is nothing to evaluate.
     """
     if not job.sets:
         return None
-    path = job.folder / EVALUATIONS[name]
-    if known is None and not on_main(path.exists):
-        known = evaluate_shown(name, model, job.sets, job.text_format, job.request.evaluation)
-    if known is not None:
+    file = EVALUATIONS[name]
+    if not job.is_finished(file):  # a resumed run may have the log already
+        if known is None:
+            known = evaluate_shown(name, model, job.sets, job.text_format, job.request.evaluation)
         measured = _with_text(job, known, model)
-        on_main(lambda: write_log(measured, path))
-    return on_main(lambda: read_log(path))
+        job.write(file, lambda path: write_log(measured, path))
+    return on_main(lambda: read_log(job.folder / file))
 
 
 def _with_text(job: Job, log: Log, model: PreTrainedModel) -> Log:

@@ -59,13 +59,12 @@ def importance_for(job: Job) -> dict[str, Tensor] | None:
         return initialiser.row_importance(measurement)
     settings = _settings_in_key(job)
     key = importance_key(job.model, (job.forget, retain), settings)
-    path = job.folder / IMPORTANCE
-    source = config.importance_file or path
-    importance = on_main(lambda: load_importance(source, key) if config.importance_file or path.exists() else None)
-    if importance is None:
-        measured = _measured(job, initialiser, measurement)
-        on_main(lambda: save_importance(measured, path, key, settings))
-        importance = measured
+    source = config.importance_file or (job.folder / IMPORTANCE if job.is_finished(IMPORTANCE) else None)
+    if source is None:
+        importance = _measured(job, initialiser, measurement)
+        job.write(IMPORTANCE, lambda path: save_importance(importance, path, key, settings))
+    else:
+        importance = on_main(lambda: load_importance(source, key))
     return normalised_rows(importance) if config.normalised else importance
 
 

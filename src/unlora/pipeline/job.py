@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from unlora.common.distributed import on_main
+from unlora.common.files import remove
 from unlora.data import Example, TextFormat
 from unlora.data.sources import Record
 from unlora.evals import Log
 from unlora.pipeline.request import Request
+from unlora.runs.stages import Stages
 from unlora.training.stopping import UnseenTest
 
 
@@ -48,6 +51,7 @@ class Job:
         alternates: other answers to the forget set's questions, tokenised, if the loss reads them.
         unseen: the test that stops the training, if there is one.
         original_log, retrained_log: evaluation logs that the user already has.
+        stages: the finished stages in the folder of the run, while the job is at work there.
     """
 
     request: Request
@@ -61,8 +65,30 @@ class Job:
     unseen: UnseenTest | None = None
     original_log: Log | None = None
     retrained_log: Log | None = None
+    stages: Stages | None = None
 
     @property
     def folder(self) -> Path:
         """The folder of the run."""
         return Path(self.request.args.output_dir)
+
+    def is_finished(self, name: str) -> bool:
+        """Return whether the stage that writes this file or folder is finished. All processes must call this."""
+        stages = self.stages
+        return on_main(lambda: stages is not None and stages.is_finished(name))
+
+    def write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Let the main process write the file or folder of a stage, and note that it is finished. All must call this.
+
+        Args:
+            name: of the file or folder.
+            write: called with its path, at which nothing is left of an earlier attempt.
+        """
+
+        def write_and_note() -> None:
+            remove(self.folder / name)
+            write(self.folder / name)
+            if self.stages is not None:
+                self.stages.finish(name)
+
+        on_main(write_and_note)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from unlora.common.errors import Problem, raise_if, unknown_name
-from unlora.common.files import check_unused
 from unlora.importance.table import initialiser_problems, unread_settings
 from unlora.losses import LOSSES
 from unlora.runs.folder import continued_problems, settings_of
+from unlora.runs.stages import check_start
 from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
+from unlora.training.arguments import changed_arguments
 from unlora.training.config import UnlearnConfig
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,7 @@ class Request:
         unread = unread_settings(self.importance)
         if unread:  # only a warning, because a grid shares one configuration between several initialisers
             logger.warning("init=%r does not read %s", self.importance.init, ", ".join(unread))
-        if not self.args.resume_from_checkpoint:
-            check_unused(Path(self.args.output_dir), "output_dir")
+        check_start(Path(self.args.output_dir), self.settings(), self.args.resume_from_checkpoint)
 
     @property
     def reads_alternates(self) -> bool:
@@ -72,22 +72,17 @@ class Request:
             yield Problem("alternate_key", self.data.alternate_key, reason, fix)
 
     def settings(self) -> dict[str, Any]:
-        """Return one flat mapping of flags: all of ours, and the training arguments that are not at their defaults."""
+        """Return one flat mapping of flags: all of ours, and the training arguments that are not at their defaults.
+
+        Whether a run was resumed is not among them, because a resumed run is the same run.
+        """
         flat: dict[str, Any] = {}
         for part in (self.model, self.data, self.importance, self.evaluation, self.stopping):
             flat |= asdict(part)
-        return flat | {"loss": self.args.loss} | _changed_arguments(self.args)
+        flat |= {"loss": self.args.loss, **changed_arguments(self.args)}
+        return {name: value for name, value in flat.items() if name != "resume_from_checkpoint"}
 
 
 def model_problems(model: ModelConfig) -> list[Problem]:
     """Check the choice of a model, and the run that it continues from."""
     return [*model.problems(), *continued_problems(model)]
-
-
-def _changed_arguments(args: UnlearnConfig) -> dict[str, Any]:
-    """Return the fields of the training arguments that differ from their defaults, as plain values for YAML."""
-    # Creating another `TrainingArguments` sets up the device again. With another device than before, this process would
-    # leave the process group that it trains with, so the second one gets the same `use_cpu`.
-    values, defaults = args.to_dict(), type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict()
-    defaults |= {"output_dir": None, "use_cpu": False}
-    return {name: value for name, value in values.items() if value != defaults[name]}

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from unlora.adapter import attach_adapters, compression, export_adapter
-from unlora.common.distributed import main_only, on_main
+from unlora.common.distributed import main_only
 from unlora.common.files import write_json, write_jsonl, write_text
 from unlora.data.lessons import Lesson
 from unlora.data.sources import Record
@@ -22,12 +22,13 @@ from unlora.models.load import load_adapter
 from unlora.pipeline.evaluation import evaluate_in_run, samples
 from unlora.pipeline.importance import importance_for
 from unlora.pipeline.job import Job
-from unlora.pipeline.prepare import prepare, retain_stream
+from unlora.pipeline.prepare import prepare
 from unlora.pipeline.request import Request
+from unlora.pipeline.stages import describe_job, locked, start
 from unlora.report.page import write_report
-from unlora.runs.folder import ADAPTER, CONFIG, METRICS, SAMPLES
+from unlora.runs.folder import ADAPTER, CONFIG, METRICS, RECORD, REPORT, SAMPLES
 from unlora.runs.forgotten import write_forgotten
-from unlora.runs.record import Clock, describe_inputs, write_record
+from unlora.runs.record import Clock, write_record
 from unlora.teachers import TEACHERS, Teaching
 from unlora.training.checkpoints import checkpoint_to_resume
 from unlora.training.stopping import StopWhenUnseen
@@ -59,9 +60,15 @@ def unlearn(
     """
     clock = Clock()
     job = clock.time("loading", prepare, request, sets, retrained_log)
-    # First of all, because a teacher may refuse the rows, and nothing has been written yet.
-    lessons = clock.time("lessons", _lessons_for, job) if request.args.has_teacher else None
-    inputs = clock.time("hashes", _describe_job, job)
+    inputs = clock.time("hashes", describe_job, job)
+    with locked(job, inputs) as job:
+        return _run_stages(job, inputs, clock)
+
+
+def _run_stages(job: Job, inputs: dict[str, Any], clock: Clock) -> Result:
+    # Lessons come first of all, because a teacher may refuse the rows, and nothing has been written yet.
+    lessons = clock.time("lessons", _lessons_for, job) if job.request.args.has_teacher else None
+    start(job)
     _write_inputs(job)
     original = clock.time("evaluation_original", evaluate_in_run, job, "original", job.model, job.original_log)
     if job.retrained_log is not None:  # so that the folder holds everything that its report shows
@@ -73,14 +80,6 @@ def unlearn(
     metrics = {"train": trainer.state.log_history, **cost, **_compare(job, original, unlearned)}
     _write_results(job, inputs, clock, metrics)
     return Result(job.folder, metrics, model)
-
-
-@main_only
-def _describe_job(job: Job) -> dict[str, Any]:
-    """Return what the record says about the data and the base model."""
-    request, rows = job.request, job.rows
-    parts = (request.model, request.data, request.stopping, request.evaluation)
-    return describe_inputs(*parts, rows.forget, rows.retain, job.sets, retain_stream(request, len(rows.forget)))
 
 
 @main_only
@@ -118,13 +117,13 @@ def _export(job: Job, model: PeftModel) -> tuple[PreTrainedModel, dict[str, Any]
     With fewer ranks than were trained, the exported adapter differs from the trained one. Then it is the exported one
     that is loaded, and evaluated afterwards, because it is what the user gets.
     """
-    path, rank = job.folder / ADAPTER, job.request.args.export_rank
-    if not on_main(path.exists):  # a resumed run that came this far has the same adapter already
-        on_main(lambda: export_adapter(model, path, rank))
+    rank = job.request.args.export_rank
+    if not job.is_finished(ADAPTER):  # a resumed run that came this far has the same adapter already
+        job.write(ADAPTER, lambda path: export_adapter(model, path, rank))
     if rank is None:
         return model, {}
     cost = asdict(compression(model, rank))
-    return load_adapter(model.unload(), str(path)), {"compression": cost}
+    return load_adapter(model.unload(), str(job.folder / ADAPTER)), {"compression": cost}
 
 
 @main_only
@@ -153,3 +152,5 @@ def _write_results(job: Job, inputs: dict[str, Any], clock: Clock, metrics: dict
         resumed=bool(args.resume_from_checkpoint),
     )
     write_report(job.folder)
+    assert job.stages is not None
+    job.stages.finish(METRICS, RECORD, REPORT)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -41,6 +42,15 @@ class SafeArguments(TrainingArguments):
     def problems(self) -> list[Problem]:
         """Return what is wrong with the settings, before anything is loaded."""
         return [*reporting_problems(self.report_to), *_kernel_problems(self.use_liger_kernel, self.use_cpu)]
+
+
+def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
+    """Return the training arguments that differ from their defaults, as plain values for YAML."""
+    # Creating another `TrainingArguments` sets up the device again. With another device than before, this process would
+    # leave the process group that it trains with, so the second one gets the same `use_cpu`.
+    values, defaults = args.to_dict(), type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict()
+    defaults |= {"output_dir": None, "use_cpu": False}
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def _kernel_problems(use_liger_kernel: bool, use_cpu: bool) -> list[Problem]:

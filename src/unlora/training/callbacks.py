@@ -1,10 +1,12 @@
-"""Trainer callbacks that any training run uses: a progress bar, and a checkpoint when the user interrupts the run."""
+"""Trainer callbacks that any training run uses: a progress bar, and the moments at which checkpoints are written."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -36,21 +38,58 @@ class TrainingBar(TrainerCallback):
         self.bar.close()
 
 
-class SaveOnInterrupt(TrainerCallback):
-    """A context in which the first Ctrl-C saves a checkpoint after the current step, and a second one stops at once.
+@runtime_checkable
+class SavedCallback(Protocol):
+    """A callback whose state is part of every checkpoint."""
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the state into the folder of a checkpoint."""
+
+    def load(self, checkpoint: Path) -> None:
+        """Take up the state of the checkpoint that training resumes from."""
+
+
+class AtTrainBegin(TrainerCallback):
+    """Call a function when training begins, also when it resumes."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Call the function."""
+        self.function()
+
+
+class CheckpointMoments(TrainerCallback):
+    """A context that decides at which moment a due checkpoint is written. It has to be the last callback.
+
+    The checkpoint of an epoch's last step is written at the end of the epoch, after the epoch's own entry in the log,
+    so that a resumed run does not lack this entry. The first Ctrl-C saves a checkpoint after the current step and stops
+    the training, and a second one stops at once.
+
+    Args:
+        listens: whether Ctrl-C is heard. Several processes would not stop at the same step, and only the main thread
+            may set a signal handler.
 
     Raises:
         KeyboardInterrupt: on leaving the context, if there was a Ctrl-C.
     """
 
-    interrupted = False
+    def __init__(self, listens: bool) -> None:
+        self.listens = listens
+        self.interrupted = False
+        self.over = False  # whether training has ended, other than by an interrupt
+        self._cut_short = False
+        self._due = False
 
-    def __enter__(self) -> SaveOnInterrupt:
-        self.previous_handler = signal.signal(signal.SIGINT, self._handle)
+    def __enter__(self) -> CheckpointMoments:
+        if self.listens:
+            self.previous_handler = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        signal.signal(signal.SIGINT, self.previous_handler)
+        if self.listens:
+            signal.signal(signal.SIGINT, self.previous_handler)
         if self.interrupted and kind is None:
             raise KeyboardInterrupt
 
@@ -60,6 +99,21 @@ class SaveOnInterrupt(TrainerCallback):
         print("interrupted: stopping after this step, with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save a checkpoint and stop, if the user asked for it."""
+        """Stop if the user asked for it, and put off the checkpoint of an epoch's last step."""
+        self.over = control.should_training_stop
+        ends_epoch = self.over or state.epoch == int(state.epoch)
+        self._cut_short = self.interrupted and not ends_epoch
         if self.interrupted:
             control.should_save = control.should_training_stop = True
+        self._due = control.should_save and ends_epoch
+        if self._due:
+            control.should_save = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save the checkpoint that was put off. Neither log nor save at the end of an epoch that was cut short."""
+        if self._cut_short:
+            control.should_log = control.should_save = False
+        elif self._due:
+            control.should_save = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,29 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
 
-from unlora.training.callbacks import SaveOnInterrupt, TrainingBar
+from unlora.common.errors import InputError, Problem
+from unlora.common.files import remove, replace_folder, unfinished
+from unlora.training.callbacks import AtTrainBegin, CheckpointMoments, SavedCallback, TrainingBar
 from unlora.training.tensor_files import load_state, save_state
+
+_OPTIMIZER = "optimizer.safetensors"
 
 
 class SafeTrainer(Trainer):
     """transformers' Trainer without pickle: the optimiser, scheduler and random states are safetensors too.
 
-    A run that is killed at any moment resumes from its last complete checkpoint and ends with the result it would have
-    had. A run that is interrupted (Ctrl-C) finishes its current step and saves a checkpoint of it.
+    A run that is killed at any moment resumes from its last complete checkpoint and ends with the result and the log
+    that it would have had. A run that is interrupted (Ctrl-C) finishes its current step and saves a checkpoint of it.
+    Callbacks with `save` and `load` have their state in every checkpoint.
     """
 
     _staging: str | None = None
+    # What the checkpoint says about the log and the end of training, from loading it until training begins.
+    _resumed: dict[str, Any] | None = None
+    _over = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -36,18 +44,47 @@ class SafeTrainer(Trainer):
             self.remove_callback(printer)
         if not self.args.disable_tqdm:
             self.add_callback(TrainingBar())
+        self.add_callback(AtTrainBegin(self._take_up))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as transformers' Trainer does; an interrupt raises `KeyboardInterrupt` after a checkpoint was saved."""
-        # Several processes would not stop at the same step, and only the main thread may set a signal handler.
-        if self.args.world_size > 1 or threading.current_thread() is not threading.main_thread():
-            return super().train(*args, **kwargs)
-        interrupt = SaveOnInterrupt()
-        self.add_callback(interrupt)
-        with interrupt:
+        alone = self.args.world_size == 1 and threading.current_thread() is threading.main_thread()
+        self._moments = CheckpointMoments(listens=alone)
+        self.add_callback(self._moments)
+        with self._moments:
             result = super().train(*args, **kwargs)
-        self.remove_callback(interrupt)
+        self.remove_callback(self._moments)
         return result
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The superclass would make one step more from a checkpoint of the last step within an epoch.
+        if self._over:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _progress(self) -> dict[str, Any]:
+        """Return what this process needs to go on with the log, and whether training is over."""
+        return {
+            "loss": self._tr_loss,
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "over": self._moments.over,
+            "max_steps": self.state.max_steps,
+        }
+
+    def _take_up(self) -> None:
+        """Go on where the checkpoint was made. Transformers has just set its sums to 0."""
+        saved, self._resumed = self._resumed, None
+        self._over = False
+        if saved is None:
+            return
+        self._tr_loss = saved["loss"].to(self.args.device)
+        self._total_loss_scalar, self._globalstep_last_logged = saved["total_loss"], saved["last_logged"]
+        self._over = saved["over"] and saved["max_steps"] == self.state.max_steps
+        self.state.compute_steps(self.args, self.state.max_steps)  # a resumed run may save at other steps
+        if self.args.should_save:
+            self._delete_old_checkpoints()  # if the run was killed before it did
 
     def _get_output_dir(self, trial: dict[str, Any] | None) -> str:
         return self._staging or super()._get_output_dir(trial)
@@ -56,18 +93,26 @@ class SafeTrainer(Trainer):
         """Write the checkpoint into a staging folder, and move it to its place when it is complete."""
         run, limit = Path(self._get_output_dir(trial)), self.args.save_total_limit
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staging = run / ".checkpoint.partial"
         # Without a limit the superclass deletes nothing: old checkpoints must stay until the new one is in place.
-        self._staging, self.args.save_total_limit = str(run / ".partial"), None
+        self._staging, self.args.save_total_limit = str(staging), None
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._staging, self.args.save_total_limit = None, limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            shutil.rmtree(run / name, ignore_errors=True)
-            os.replace(run / ".partial" / name, run / name)
-            shutil.rmtree(run / ".partial")
-            rotate_checkpoints(output_dir=str(run), save_total_limit=limit)
+            replace_folder(staging / name, run / name)
+            remove(staging)
+            self._delete_old_checkpoints()
+
+    def _delete_old_checkpoints(self) -> None:
+        """Keep `save_total_limit` checkpoints. Each old one is moved away first, so none is ever half deleted."""
+        limit = self.args.save_total_limit
+        if limit is not None and limit > 0:
+            for path in map(Path, sort_checkpoints(self.args.output_dir)[:-limit]):
+                os.replace(path, unfinished(path))
+                remove(unfinished(path))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # The superclass would also pickle the training arguments.
@@ -75,16 +120,24 @@ class SafeTrainer(Trainer):
         self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)
 
+    def _saved_callbacks(self) -> list[SavedCallback]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, SavedCallback)]
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
             state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.lr_scheduler.state_dict()}
-            save_state(Path(output_dir) / "optimizer.safetensors", state)
+            save_state(Path(output_dir) / _OPTIMIZER, state)
+            for callback in self._saved_callbacks():
+                callback.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            state = load_state(Path(checkpoint) / "optimizer.safetensors")
+            state = load_state(Path(checkpoint) / _OPTIMIZER)
             self.optimizer.load_state_dict(state["optimizer"])
             self.lr_scheduler.load_state_dict(state["scheduler"])
+            self._resumed = load_state(self._process_file(checkpoint))["progress"]
+            for callback in self._saved_callbacks():
+                callback.load(Path(checkpoint))
 
     def _save_scaler(self, output_dir: str) -> None:
         scaler = self.accelerator.scaler
@@ -96,19 +149,20 @@ class SafeTrainer(Trainer):
         if scaler is not None and checkpoint is not None:
             scaler.load_state_dict(load_state(Path(checkpoint) / "scaler.safetensors"))
 
-    def _random_state_file(self, folder: str) -> Path:
-        return Path(folder) / f"random_state_{self.args.process_index}.safetensors"
+    def _process_file(self, folder: str) -> Path:
+        """Return the file with what differs between the processes."""
+        return Path(folder) / f"process_{self.args.process_index}.safetensors"
 
     def _save_rng_state(self, output_dir: str) -> None:
         state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state()
-        save_state(self._random_state_file(output_dir), state)
+        save_state(self._process_file(output_dir), {"random": state, "progress": self._progress()})
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        state = load_state(self._random_state_file(checkpoint))
+        state = load_state(self._process_file(checkpoint))["random"]
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
@@ -121,8 +175,21 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
 
     The command line passes a string. "true" means the last complete checkpoint in `output_dir`; there is none if the
     run was killed before its first checkpoint.
+
+    Raises:
+        InputError: the folder is not a checkpoint, or lacks a file that resuming needs.
     """
     choice = str(args.resume_from_checkpoint or "false")
+    if choice.lower() == "false":
+        return None
     if choice.lower() == "true":
-        return get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    return None if choice.lower() == "false" else choice
+        choice = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        if choice is None:
+            return None
+    needed = (TRAINER_STATE_NAME, _OPTIMIZER, f"process_{args.process_index}.safetensors")
+    missing = [name for name in needed if not (Path(choice) / name).is_file()]
+    if missing:
+        reason = f"it is not a complete checkpoint of this number of processes: it has no {', '.join(missing)}"
+        fix = "name another checkpoint of the folder, or delete this one; save_only_model=true leaves no complete ones"
+        raise InputError(Problem("resume_from_checkpoint", choice, reason, fix))
+    return choice

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments, set_seed
+from transformers.utils import CONFIG_NAME
 
+from unlora.common.distributed import on_main
 from unlora.common.errors import Problem
-from unlora.common.files import check_unused
+from unlora.common.locks import writing_to
 from unlora.data import Example, pad_batch, padding_id
 from unlora.models.forward import causal_lm, labelled_tokens
+from unlora.models.hashes import weights_digest
 from unlora.models.packing import packing
+from unlora.runs.stages import Stages, json_sha256, tokenizer_sha256
 from unlora.settings.training import FinetuneSettings
-from unlora.training.arguments import SafeArguments
+from unlora.training.arguments import SafeArguments, changed_arguments
 from unlora.training.checkpoints import SafeTrainer, checkpoint_to_resume
 
 
@@ -78,17 +83,62 @@ def finetune(
         tokenizer: its tokenizer, which is saved with it.
         examples: what `encode_records` returned.
         args: settings. Checkpoints and the final model are written to `output_dir`, which must be a new folder unless
-            the run is resumed (`resume_from_checkpoint`).
+            the run is resumed (`resume_from_checkpoint`). A finished run that is resumed is not trained again.
         lora: the adapter to train, which is merged into the weights at the end; None trains all weights.
 
     Returns:
         `output_dir`.
+
+    Raises:
+        InputError: the folder is in use, another process is writing to it, or it was started with other settings, with
+            another model or with other data.
     """
     folder = Path(args.output_dir)
-    if not args.resume_from_checkpoint:
-        check_unused(folder, "output_dir")
+    with ExitStack() as stack:
+
+        def start() -> Stages:
+            stack.enter_context(writing_to(folder))
+            contents = _contents(model, tokenizer, examples, args, lora)
+            stages = Stages(folder, changed_arguments(args), contents, args.resume_from_checkpoint)
+            stages.start()
+            return stages
+
+        stages = on_main(start)
+        if not on_main(lambda: stages.are_finished(CONFIG_NAME)):
+            files = _save_model(_train(model, tokenizer, examples, args, lora), folder)
+            on_main(lambda: stages.finish(*files))
+    return folder
+
+
+def _contents(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Sequence[Example],
+    args: TrainingArguments,
+    lora: LoraConfig | None,
+) -> dict[str, Any]:
+    """Return what identifies everything that a training reads, by the argument that names it."""
+    weights = weights_digest(sorted(model.state_dict().items())).hexdigest()
+    return {
+        "model_name_or_path": [weights, tokenizer_sha256(tokenizer)],
+        "train_data": json_sha256(list(examples)),
+        "lora": lora and json_sha256(lora.to_dict()),
+        "device": args.device.type,
+        "num_processes": args.world_size,
+    }
+
+
+def _train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Sequence[Example],
+    args: TrainingArguments,
+    lora: LoraConfig | None,
+) -> SafeTrainer:
+    """Train all weights or an adapter, which is merged into the weights."""
     pad_id = padding_id(tokenizer)
     if lora is not None:
+        set_seed(args.seed)  # for the random start of the adapter
         model = get_peft_model(model, lora)
         if args.gradient_checkpointing:
             # Without this, reentrant checkpointing silently gives the adapter no gradient.
@@ -104,18 +154,20 @@ def finetune(
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
     if lora is not None:
         trainer.model = trainer.accelerator.unwrap_model(model).merge_and_unload()
-    _save_model(trainer, folder)
-    return folder
+    return trainer
 
 
-def _save_model(trainer: SafeTrainer, folder: Path) -> None:
-    """Save model and tokenizer in `folder`, next to the checkpoints.
+def _save_model(trainer: SafeTrainer, folder: Path) -> list[str]:
+    """Save model and tokenizer in `folder`, next to the checkpoints, and return the names of their files.
 
     config.json is moved there last, because a folder counts as a model as soon as it contains this file.
     """
-    partial = folder / ".partial"
+    partial = folder / ".model.partial"
     trainer.save_model(str(partial))
-    if trainer.args.should_save:
-        for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-            os.replace(file, folder / file.name)
-        partial.rmdir()
+    if not trainer.args.should_save:
+        return []
+    names = sorted((file.name for file in partial.iterdir()), key=lambda name: name == CONFIG_NAME)
+    for name in names:
+        os.replace(partial / name, folder / name)
+    partial.rmdir()
+    return names

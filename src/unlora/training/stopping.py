@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data import Example, TextFormat, check_overlap, encode_records, load_set
@@ -202,8 +201,7 @@ class StopWhenUnseen(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Check the model before the first step, or load the nearest check from the checkpoint of a resumed run."""
-        file = _checkpoint(args, state) / _STATE_FILE
+        """Check the model before the first step."""
         if not state.global_step:
             now = self.test(model)
             self.trainer.log(now.logs())
@@ -211,24 +209,23 @@ class StopWhenUnseen(TrainerCallback):
                 reason = f"before unlearning the forget set is no more likely than these rows ({now})"
                 fix = "give rows like the forget set's that the model never saw, or remove holdout_data"
                 raise InputError(Problem("holdout_data", f"{len(self.test.samples[1])} examples", reason, fix))
-        elif file.is_file():
-            saved = load_state(file)
-            self.step, self.parameters, self.stopped = saved["step"], saved["parameters"], saved["stopped"]
-            self.nearest = Comparison(**saved["nearest"])
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add the nearest check to the checkpoint."""
-        if self.nearest and args.should_save:
-            saved = {"step": self.step, "parameters": self.parameters, "stopped": self.stopped}
-            save_state(_checkpoint(args, state) / _STATE_FILE, saved | {"nearest": vars(self.nearest)})
+    def save(self, checkpoint: Path) -> None:
+        """Add the nearest check to a checkpoint."""
+        saved = {"step": self.step, "parameters": self.parameters, "stopped": self.stopped}
+        save_state(checkpoint / _STATE_FILE, saved | {"nearest": self.nearest and vars(self.nearest)})
+
+    def load(self, checkpoint: Path) -> None:
+        """Take up the nearest check of the checkpoint that training resumes from."""
+        saved = load_state(checkpoint / _STATE_FILE)
+        self.step, self.parameters, self.stopped = saved["step"], saved["parameters"], saved["stopped"]
+        self.nearest = Comparison(**saved["nearest"]) if saved["nearest"] else None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Check the model if a check is due, and stop at the target."""
-        if self.stopped:  # the run had stopped before it was resumed; `on_train_end` undoes the step just done
-            control.should_training_stop = True
-        elif state.global_step % self.every == 0 or state.global_step == state.max_steps:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self._check(state, control, model)
 
     def _check(self, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
@@ -264,7 +261,3 @@ class StopWhenUnseen(TrainerCallback):
         """Leave the model at the kept step, if the test stopped training."""
         if self.stopped:
             restore(model, self.parameters)
-
-
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

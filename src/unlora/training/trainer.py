@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +23,6 @@ from unlora.adapter.offset import freeze_others, reference_model
 from unlora.adapter.settings import UNLEARN
 from unlora.common.distributed import add_columns, add_up, copy_from_main, processes
 from unlora.common.errors import DivergenceError, Problem, raise_if
-from unlora.common.files import write_json
 from unlora.common.progress import shown
 from unlora.data import Example, ForgetRetainDataset, PairSampler, TextFormat, UnlearnCollator, padding_id
 from unlora.data.lessons import Lesson
@@ -38,7 +36,8 @@ from unlora.training.config import UnlearnConfig
 from unlora.training.snapshots import restore, snapshot, trainable
 from unlora.training.taught import StopWhenTaught
 
-_RETAIN_WEIGHT_FILE = "retain_weight.json"
+# What the log, the limit of the retain loss, and the return to the last good adapter depend on.
+_PROGRESS = ("retain_weight", "_retain_limit", "_logged_sums", "_logged_updates", "_good_adapter")
 
 
 class UnlearnTrainer(SafeTrainer):
@@ -329,19 +328,13 @@ class UnlearnTrainer(SafeTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         read_adapter(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.forget_loss.update_weight and self.args.should_save:
-            write_json(Path(output_dir) / _RETAIN_WEIGHT_FILE, self.retain_weight)
-        if self.taught and self.args.should_save:
-            self.taught.save(Path(output_dir))
+    def _progress(self) -> dict[str, Any]:
+        return {**super()._progress(), **{name: getattr(self, name) for name in _PROGRESS}}
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.forget_loss.update_weight and checkpoint is not None:
-            self.retain_weight = json.loads((Path(checkpoint) / _RETAIN_WEIGHT_FILE).read_text())
-        if self.taught and checkpoint is not None:
-            self.taught.load(Path(checkpoint))
+    def _take_up(self) -> None:
+        for name in _PROGRESS if self._resumed else ():
+            setattr(self, name, self._resumed[name])
+        super()._take_up()
 
 
 class _AfterStep(TrainerCallback):

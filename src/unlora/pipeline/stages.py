@@ -1,0 +1,76 @@
+"""The stages of a request in its folder: one process writes to it, and reuses what was made from the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unlora.common.distributed import main_only, on_main
+from unlora.common.locks import writing_to
+from unlora.models.hashes import adapter_sha256, file_sha256, sets_sha256
+from unlora.pipeline.job import Job
+from unlora.pipeline.prepare import retain_stream
+from unlora.runs.folder import ADAPTER
+from unlora.runs.record import describe_inputs
+from unlora.runs.stages import Stages, json_sha256, tokenizer_sha256
+
+# What a saved configuration says about where and with what it was written.
+_NOT_CONTENT = ("_name_or_path", "transformers_version")
+
+
+@main_only
+def describe_job(job: Job) -> dict[str, Any]:
+    """Return what the record says about the data and the base model."""
+    request, rows = job.request, job.rows
+    parts = (request.model, request.data, request.stopping, request.evaluation)
+    return describe_inputs(*parts, rows.forget, rows.retain, job.sets, retain_stream(request, len(rows.forget)))
+
+
+@contextmanager
+def locked(job: Job, inputs: Mapping[str, Any]) -> Iterator[Job]:
+    """Hold the lock of the job's folder, and yield the job with the finished stages in it. This writes nothing else.
+
+    Args:
+        job: the job.
+        inputs: from `describe_job`.
+
+    Raises:
+        InputError: another process is writing to the folder, or it was started with other settings, model or data.
+    """
+    request = job.request
+
+    def take() -> Stages:
+        stack.enter_context(writing_to(job.folder))
+        return Stages(job.folder, request.settings(), _contents(job, inputs), request.args.resume_from_checkpoint)
+
+    with ExitStack() as stack:
+        yield replace(job, stages=on_main(take))
+
+
+@main_only
+def start(job: Job) -> None:
+    """Begin to write to the folder: note what the stages are made from, and delete what a killed process left."""
+    assert job.stages is not None
+    job.stages.start()
+
+
+def _contents(job: Job, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies everything that a request reads, by the argument that names it."""
+    request, data = job.request, inputs["data"]
+    config = {name: value for name, value in job.model.config.to_dict().items() if name not in _NOT_CONTENT}
+    model = {"weights": inputs["base"]["sha256"], "config": json_sha256(config)}
+    logs = {"original_log": job.original_log, "retrain_log": job.retrained_log}
+    on, importance = request.model.on, request.importance.importance_file
+    return {
+        "model_name_or_path": {**model, "tokenizer": tokenizer_sha256(job.text_format.tokenizer)},
+        "on": on and adapter_sha256(Path(on) / ADAPTER),
+        **{f"{name}_data": data[name]["sha256"] for name in ("forget", "retain", "holdout") if name in data},
+        "eval_data": sets_sha256(job.sets),
+        **{name: json_sha256(log) for name, log in logs.items() if log is not None},
+        "importance_file": importance and file_sha256(importance),
+        "device": request.args.device.type,
+        "num_processes": request.args.world_size,
+    }
