@@ -33,6 +33,7 @@ def test_unlearn_leaves_a_complete_run_and_prints_the_adapter_last(model_folder,
         "record.json",
         "report.html",
         "samples.jsonl",
+        "stages.json",
     }
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["original"]["sets"]["forget"]["probability"] > 0

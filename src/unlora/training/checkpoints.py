@@ -179,15 +179,13 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     Raises:
         InputError: the folder is not a checkpoint, or lacks a file that resuming needs.
     """
-    choice = str(args.resume_from_checkpoint or "false")
-    if choice.lower() == "false":
-        return None
-    if choice.lower() == "true":
+    choice: str | None = str(args.resume_from_checkpoint or "false")
+    if choice in ("true", "True"):
         choice = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        if choice is None:
-            return None
+    if choice in (None, "false", "False"):
+        return None
     needed = (TRAINER_STATE_NAME, _OPTIMIZER, f"process_{args.process_index}.safetensors")
-    missing = [name for name in needed if not (Path(choice) / name).is_file()]
+    missing = [name for name in needed if not Path(str(choice), name).is_file()]
     if missing:
         reason = f"it is not a complete checkpoint of this number of processes: it has no {', '.join(missing)}"
         fix = "name another checkpoint of the folder, or delete this one; save_only_model=true leaves no complete ones"

@@ -332,8 +332,9 @@ class UnlearnTrainer(SafeTrainer):
         return {**super()._progress(), **{name: getattr(self, name) for name in _PROGRESS}}
 
     def _take_up(self) -> None:
-        for name in _PROGRESS if self._resumed else ():
-            setattr(self, name, self._resumed[name])
+        for name, value in (self._resumed or {}).items():
+            if name in _PROGRESS:
+                setattr(self, name, value)
         super()._take_up()
 
 
