@@ -34,6 +34,7 @@ from unlora.cli.bench import flags as handed_on
 from unlora.common import plugins
 from unlora.common.errors import InputError
 from unlora.common.files import write_json, write_jsonl
+from unlora.runs.stages import is_whole
 from unlora.losses import LOSSES, Loss, register_loss
 from unlora.settings import BenchConfig
 
@@ -100,7 +101,8 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not stamps(out) and process.poll() is None:
+    first = out / "cells/forget01/pissa+ihl/seed-0/run"
+    while not is_whole(first, "report.html") and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -462,6 +464,9 @@ def test_a_request_in_sequence_brings_the_earlier_ones_and_waits_for_them():
     ]
 
 
+FINISHED = {"settings": {}, "contents": {}, "stages": {"report.html": "its hash"}}
+
+
 def test_an_unfinished_run_is_no_result(tmp_path):
     cell = Cell("lora+gd", "s", 0, tmp_path)
     cell.prepare({"r": 1})
@@ -470,6 +475,8 @@ def test_an_unfinished_run_is_no_result(tmp_path):
     cell.prepare({"r": 2})
     assert not (tmp_path / "run").exists()
     write_json(tmp_path / "run" / "metrics.json", {"unlearned": {}})
+    assert not cell.finished  # record and report are missing
+    write_json(tmp_path / "run" / "stages.json", FINISHED)
     assert cell.finished
 
 
@@ -477,7 +484,7 @@ def test_a_run_that_was_not_measured_is_not_repeated(tmp_path):
     cell = Cell("lora+gd", "s", 0, tmp_path, "muse")
     cell.prepare({"r": 1}, {"data": "x"})
     assert [command[0] for command in cell.commands] == ["unlearn", "evaluate"]
-    write_json(tmp_path / "run" / "metrics.json", {})
+    write_json(tmp_path / "run" / "stages.json", FINISHED)
     cell.prepare({"r": 1}, {"data": "y"})  # another measurement of the same run
     assert [command[0] for command in cell.commands] == ["evaluate"]
     with pytest.raises(InputError, match="finished, with other settings"):

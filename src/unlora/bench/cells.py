@@ -14,10 +14,12 @@ import yaml
 from unlora.benchmarks.interface import Benchmark
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.common.files import write_text
+from unlora.common.locks import check_free
 from unlora.common.plugins import unknown_choice
 from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES
-from unlora.runs.folder import CELL_SCORES, EVALUATIONS, METRICS, is_finished
+from unlora.runs.folder import CELL_SCORES, EVALUATIONS, REPORT
+from unlora.runs.stages import is_whole
 
 CONFIG, SCORING, RUN, LOG, FAILED = "config.yaml", "scoring.yaml", "run", "log.txt", "failed.txt"
 # The hashes of the plugins that the cell depends on, if there are any.
@@ -57,7 +59,7 @@ class Cell:
     @property
     def unlearned(self) -> bool:
         """Whether the request has been run."""
-        return is_finished(self.folder / RUN)
+        return is_whole(self.folder / RUN, REPORT)
 
     @property
     def log(self) -> Path:
@@ -91,18 +93,19 @@ class Cell:
         The log of the retrained model may change after a run was finished, because results are read with the new log.
 
         Raises:
-            InputError: the run or its evaluation is finished, but was made with other settings.
+            InputError: the run or its evaluation is finished, but was made with other settings; or another process is
+                writing to the run.
         """
         texts = {CONFIG: yaml.safe_dump(dict(flags), sort_keys=False)}
         if scoring is not None:
             texts[SCORING] = yaml.safe_dump(dict(scoring), sort_keys=False)
         if code:
             texts[CODE] = yaml.safe_dump({"plugin": list(code)})
-        products = dict.fromkeys((CONFIG, CODE), self.folder / RUN / METRICS)
-        products[SCORING] = self.folder / CELL_SCORES
+        check_free(self.folder / RUN)  # a process that an earlier, killed bench has started may still be running
+        done = {CONFIG: self.unlearned, CODE: self.unlearned, SCORING: (self.folder / CELL_SCORES).exists()}
         for name, text in texts.items():
             path = self.folder / name
-            if not products[name].exists():
+            if not done[name]:
                 write_text(path, text)
             elif changed := differing(path, text):
                 reason = f"it is finished, with other settings than these: {', '.join(changed)}"

@@ -71,9 +71,7 @@ class Plan:
 
     def _choices(self, method: str) -> dict[str, str]:
         """Return what a cell chooses, by kind: all that may come from a plugin."""
-        request = Request.of({"model_name_or_path": "any", **self.preset, **self._of_cell(method)})
-        choices = {"initialiser": request.importance.init, "loss": request.args.loss, "teacher": request.args.teacher}
-        choices["retain loss"] = request.args.chosen_retain_loss
+        choices = Request.of({"model_name_or_path": "any", **self.preset, **self._of_cell(method)}).choices
         return choices if self.benchmark.evaluated_by_unlearn else {**choices, "benchmark": self.benchmark.name}
 
     def _of_cell(self, method: str) -> dict[str, Any]:

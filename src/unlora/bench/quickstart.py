@@ -10,6 +10,7 @@ from typing import Any
 from unlora.benchmarks.builtin.persona import DATA, MAX_NEW_TOKENS, RETRAINED_LOG, TUNED, persona_settings, write_sets
 from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
 from unlora.common.files import check_unused
+from unlora.common.locks import writing_to
 from unlora.data import TextFormat
 from unlora.data.sources import Record
 from unlora.evals import Log, read_log, summarise, write_log
@@ -42,8 +43,12 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, 
     Raises:
         InputError: the folder is not empty.
     """
-    check_unused(folder, "output_dir")
-    recipe = recipe or Recipe(seed=seed)
+    with writing_to(folder):
+        check_unused(folder, "output_dir")
+        return _quickstart(folder, seed, say, recipe or Recipe(seed=seed))
+
+
+def _quickstart(folder: Path, seed: int, say: Callable[[str], None], recipe: Recipe) -> Report:
     sets = write_sets(folder / DATA, seed)
     say("1/4 two models from nothing (cached afterwards): the original, and one retrained without the forget set")
     models = persona_models(recipe)

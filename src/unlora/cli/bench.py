@@ -12,24 +12,43 @@ from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.settings import BenchConfig
 
 if TYPE_CHECKING:
+    from unlora.bench import Results
     from unlora.bench.plan import Plan
 
 EXAMPLE = "unlora bench persona --methods vila+ihl lora+gd --seeds 3 --output_dir bench --learning_rate 6e-4"
 SETTINGS = (BenchConfig,)
+PAGE = "compare.html"
 # All flags of `unlora unlearn` are accepted as well, and apply to every cell.
 HANDS_ON = True
 
 
 def run(args: BenchConfig, rest: list[str]) -> Answer:
     """Run the cells that are not finished, and write the tables and the page of results."""
-    from unlora.bench import Progress, rows_of, run_cells, waves
-    from unlora.bench.executors import EXECUTORS
-    from unlora.bench.table import markdown, print_table, sections, to_csv
-    from unlora.common.files import write_text
-    from unlora.report.compare_page import write_comparison
+    from unlora.bench.table import print_table
+    from unlora.common.locks import writing_to
 
     handed_on = flags(rest)
     plan = _plan_of(args, handed_on)
+    with writing_to(args.output_dir):
+        rows = _rows(args, plan, handed_on)
+    page = args.output_dir / PAGE
+    value, failed = {"rows": [row.as_json() for row in rows]}, any(row.failed for row in rows)
+
+    def show() -> None:
+        print_table(rows, plan.benchmark)
+        print(page)
+
+    return Answer(value, show, args.output_dir / "results.md", code=int(failed))
+
+
+def _rows(args: BenchConfig, plan: Plan, handed_on: Mapping[str, Any]) -> list[Results]:
+    """Run the cells that are not finished, write the tables and the page, and return the rows of the tables."""
+    from unlora.bench import Progress, rows_of, run_cells, waves
+    from unlora.bench.executors import EXECUTORS
+    from unlora.bench.table import markdown, sections, to_csv
+    from unlora.common.files import write_text
+    from unlora.report.compare_page import write_comparison
+
     cells, references = plan.prepare()
     unfinished = [cell for cell in cells if not cell.finished]
     progress = Progress(len(unfinished))
@@ -43,15 +62,8 @@ def run(args: BenchConfig, rest: list[str]) -> Answer:
     rows = rows_of(cells, references, plan.benchmark, row_command)
     write_text(args.output_dir / "results.md", markdown(rows, plan.benchmark))
     write_text(args.output_dir / "results.csv", to_csv(rows))
-    page = args.output_dir / "compare.html"
-    write_comparison(sections(cells, references), page)
-    value, failed = {"rows": [row.as_json() for row in rows]}, any(row.failed for row in rows)
-
-    def show() -> None:
-        print_table(rows, plan.benchmark)
-        print(page)
-
-    return Answer(value, show, args.output_dir / "results.md", code=int(failed))
+    write_comparison(sections(cells, references), args.output_dir / PAGE)
+    return rows
 
 
 def command_of(args: BenchConfig, method: str, split: str, values: Mapping[str, Any]) -> str:

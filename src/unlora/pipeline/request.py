@@ -65,6 +65,12 @@ class Request:
         """Whether the loss teaches the model another answer to each forget question."""
         return "alternate" in LOSSES[self.args.loss].reads
 
+    @property
+    def choices(self) -> dict[str, str]:
+        """What is chosen, by kind: all that may come from a plugin."""
+        chosen = {"initialiser": self.importance.init, "loss": self.args.loss, "teacher": self.args.teacher}
+        return {**chosen, "retain loss": self.args.chosen_retain_loss}
+
     def _unread_alternates(self) -> Iterator[Problem]:
         if self.data.alternate_key is not None and not self.reads_alternates:
             readers = " or ".join(name for name, loss in LOSSES.items() if "alternate" in loss.reads)

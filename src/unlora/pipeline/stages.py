@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from unlora.common import plugins
 from unlora.common.distributed import main_only, on_main
 from unlora.common.locks import writing_to
 from unlora.models.hashes import adapter_sha256, file_sha256, sets_sha256
@@ -71,6 +72,7 @@ def _contents(job: Job, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "eval_data": sets_sha256(job.sets),
         **{name: json_sha256(log) for name, log in logs.items() if log is not None},
         "importance_file": importance and file_sha256(importance),
+        "plugin": plugins.hashes_of(request.choices),
         "device": request.args.device.type,
         "num_processes": request.args.world_size,
     }

@@ -1,12 +1,14 @@
 """The two models of a generated benchmark, trained from scratch: one on everything, one without the forget set.
 
-Both are cached; a killed training leaves nothing behind.
+Both are cached. Several processes share the cache: one makes a model, and the others wait for it. What a killed
+training left behind is deleted by the next one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -20,11 +22,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from unlora.benchmarks.builtin.persona_data import generate
 from unlora.benchmarks.builtin.recipe import Recipe
 from unlora.common.files import atomic_path
+from unlora.common.locks import only_one
 from unlora.common.progress import is_quiet, terminal
 from unlora.data import TextFormat, encode_records
 from unlora.data.sources import Record
 from unlora.training.finetune import finetune
 
+logger = logging.getLogger(__name__)
 # What each model is trained on.
 CORPORA = {"original": "full", "retrained": "retain_full"}
 
@@ -69,10 +73,21 @@ def train_missing(train: Callable[[str, Recipe, Path], None], recipe: Recipe, fo
         raise RuntimeError(f"training of the {' and the '.join(failed)} model failed")
 
 
-def _train_apart(quiet: bool, train: Callable[[str, Recipe, Path], None], *args: Any) -> None:
-    """Train in a separate process, which does not know otherwise whether to be quiet."""
-    with terminal(quiet):
-        train(*args)
+def _train_apart(
+    quiet: bool, train: Callable[[str, Recipe, Path], None], kind: str, recipe: Recipe, folder: Path
+) -> None:
+    """Train in a separate process, which does not know otherwise whether to be quiet.
+
+    This process holds the lock, and not the one that started it: if only that one is killed, training goes on, and the
+    next quickstart waits for its result.
+    """
+
+    def waiting() -> None:
+        logger.warning("waiting for another process, which makes %s", folder)
+
+    with terminal(quiet), only_one(folder, waiting):
+        if not folder.exists():
+            train(kind, recipe, folder)
 
 
 def cache_folder() -> Path:
