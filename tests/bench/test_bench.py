@@ -34,8 +34,8 @@ from unlora.cli.bench import flags as handed_on
 from unlora.common import plugins
 from unlora.common.errors import InputError
 from unlora.common.files import write_json, write_jsonl
-from unlora.runs.stages import is_whole
 from unlora.losses import LOSSES, Loss, register_loss
+from unlora.runs.stages import is_whole
 from unlora.settings import BenchConfig
 
 

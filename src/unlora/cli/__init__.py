@@ -79,6 +79,7 @@ def _plain_output() -> Iterator[None]:
 def _execute(argv: Sequence[str] | None) -> int:
     """Run one command, print its errors, and return the exit code."""
     from unlora.common.errors import DivergenceError, InputError
+    from unlora.common.files import why_unwritable
     from unlora.common.plugins import problem_in
 
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -104,7 +105,14 @@ def _execute(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        problem = problem_in(error)
+        problem, unwritable = problem_in(error), why_unwritable(error)
+        if unwritable and not problem:
+            print(
+                f"stopped: a file could not be written or read ({unwritable}). Make room or give access, then:\n"
+                f"{_continuation(arguments[0], arguments[1:])}",
+                file=sys.stderr,
+            )
+            return _EXIT_STOPPED
         print(f"error: {problem}" if problem else _unexpected(error), file=sys.stderr)
         return _EXIT_INPUT if problem else _EXIT_STOPPED
 
@@ -159,11 +167,16 @@ def _run(command: str, argv: list[str]) -> int:
 
 def interrupted(command: str, argv: list[str]) -> str:
     """Return what to do after an interrupt."""
+    return f"interrupted; {_continuation(command, argv)}"
+
+
+def _continuation(command: str, argv: list[str]) -> str:
+    """Return how a command that was stopped goes on."""
     same = ["unlora", command, *argv]
     if command not in _RESUME:
-        return f"interrupted; start again with: {shlex.join(same)}"
+        return f"start again with: {shlex.join(same)}"
     new = [] if "--resume_from_checkpoint" in argv else _RESUME[command]
-    return f"interrupted; finished work is kept, continue with: {shlex.join([*same, *new])}"
+    return f"finished work is kept, continue with: {shlex.join([*same, *new])}"
 
 
 def _usage() -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from unlora.common.errors import InputError, Problem
 LOCK = ".lock"
 # How the names of unfinished files and folders begin and end.
 _HIDDEN, _UNFINISHED = ".", ".partial"
+# The system's errors for a disk or a folder that cannot be written to.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 # What a pointer of git-lfs begins with, and how to get what it stands for.
 _LFS = b"version https://git-lfs.github.com/spec/"
 LFS_FIX = "run `git lfs pull` in the repository, or download it with `hf download`"
@@ -101,6 +105,16 @@ def write_jsonl(path: str | Path, rows: Iterable[object]) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """Write JSON atomically. NaN and infinity raise `ValueError`, because JSON does not have them."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def why_unwritable(error: BaseException) -> str | None:
+    """Return why a file could not be written, if an error means that: a full disk, or one without write access."""
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    # The library that writes safetensors has the system's error in its text only.
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(found[1]) if found else None
+    return os.strerror(number) if number in _UNWRITABLE else None
 
 
 def in_use(folder: Path) -> bool:

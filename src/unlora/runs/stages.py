@@ -19,6 +19,7 @@ from unlora.common.distributed import is_main
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.common.files import check_unused, in_use, remove_leftovers, write_json
 from unlora.common.locks import check_free
+from unlora.common.reading import read_json
 from unlora.models.hashes import file_sha256
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _different_contents(
 def _read(folder: Path) -> dict[str, Any] | None:
     """Return the content of the folder's file, or None if there is none."""
     try:
-        found = json.loads((folder / STAGES).read_text(encoding="utf-8"))
+        found = read_json(folder / STAGES)
         return {name: dict(found[name]) for name in ("settings", "contents", "stages")}
     except FileNotFoundError:
         return None
