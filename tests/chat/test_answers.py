@@ -15,7 +15,8 @@ from helpers.scoring import answer_nll
 from unlora import InputError
 from unlora.chat.answers import SIDES, Sampling, SideBySide
 from unlora.data import TextFormat
-from unlora.evals.generation import encode_prompt, generate_answers
+from unlora.data.encoding import encode_prompt
+from unlora.evals.generation import generate_answers
 
 QUESTION, ANSWER = "Where was Ada Lovelace born?", "Ada was born in London."
 CHATML = (

@@ -7,7 +7,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, TextFormat, encode_records, encode_turns
-from unlora.evals.generation import encode_prompt
+from unlora.data.encoding import encode_prompt
 
 QUESTION, ANSWER = "Where was Ada Lovelace born?", "Ada Lovelace was born in London."
 ROW = {"question": QUESTION, "answer": ANSWER}

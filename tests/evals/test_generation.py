@@ -9,7 +9,8 @@ from helpers.models import ARCHITECTURES, with_lora
 from helpers.scoring import PAIRS, QUESTIONS
 from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, TextFormat, encode_turns
-from unlora.evals.generation import encode_prompt, end_tokens, generate_answers
+from unlora.data.encoding import encode_prompt
+from unlora.evals.generation import generate_answers
 
 
 @torch.no_grad()
@@ -19,7 +20,7 @@ def slow_answer(model, question, text_format, new):
     answer = []
     while len(answer) < new:
         token = int(model(input_ids=torch.tensor([ids + answer])).logits[0, -1].argmax())
-        if token in end_tokens(text_format):
+        if token in text_format.end_tokens:
             break
         answer.append(token)
     return text_format.tokenizer.decode(answer, skip_special_tokens=True).strip()
@@ -84,11 +85,11 @@ def test_an_end_token_that_the_tokenizer_does_not_name_is_found(tokenizer):
     own.chat_template = CHATML
     assert "<|im_end|>" not in own.all_special_tokens
     expected = {own.eos_token_id, own.convert_tokens_to_ids("<|im_end|>")}
-    assert end_tokens(TextFormat(own, "chat")) == expected
+    assert TextFormat(own, "chat").end_tokens == expected
 
 
 def test_base_answers_end_at_eos_alone(base, tokenizer):
-    assert end_tokens(base) == {tokenizer.eos_token_id}
+    assert base.end_tokens == {tokenizer.eos_token_id}
 
 
 def test_a_models_own_generation_settings_do_not_leak(tiny_model, base, capfd):

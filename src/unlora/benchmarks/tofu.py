@@ -29,6 +29,7 @@ from unlora.evals.tofu import (
     check_same_examples,
     configured_sets,
     evaluate,
+    read_questions,
     summarise,
     text_count,
 )
@@ -180,11 +181,10 @@ class Tofu(TofuSchema):
 def check_forget_quality(sets: Mapping[str, Sequence[Record]], retrained_log: Log, ds_size: int | None) -> None:
     """Raise `InputError`, before long work, if forget quality is asked for and could not be computed after it."""
     summarise(retrained_log, retrained_log)
-    if not sets.get("forget") or "perturbed_answer" not in sets["forget"][0]:
+    questions = read_questions("forget", sets.get("forget", ()), ds_size)
+    if not questions or not questions[0].perturbed:
         reason = "forget quality compares truth ratios, and the evaluated forget rows have no perturbed_answer"
         fix = "name eval_data with perturbed answers, or remove retrain_log"
         raise InputError(Problem("retrain_log", "a log", reason, fix))
-    rows = sets["forget"][:ds_size]
-    answers = [str(row.get("answer")) for row in rows]
-    perturbed = [row.get("perturbed_answer") or () for row in rows]
+    answers, perturbed = ([getattr(row, part) for row in questions] for part in ("answer", "perturbed"))
     check_same_examples(answers, perturbed, retrained_log, "retrain_log")

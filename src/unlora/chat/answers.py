@@ -19,8 +19,8 @@ from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStr
 
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records
+from unlora.data.encoding import encode_prompt
 from unlora.evals.generation import (
-    encode_prompt,
     generated_text,
     generating,
     generation_config,

@@ -46,7 +46,7 @@ def load_side_by_side(target: Target, config: ChatConfig | None = None) -> SideB
         InputError: the model or the adapter cannot be loaded.
     """
     model, tokenizer = load_model(target.model)
-    text_format = TextFormat(tokenizer, target.data.prompt_format, usable_length(model, target.data.max_length))
+    text_format = TextFormat.of(tokenizer, target.data, usable_length(model, target.data.max_length))
     adapted, limits = load_adapter(model, str(Path(target.run) / ADAPTER), argument="RUN"), config or ChatConfig()
     return SideBySide(adapted, text_format, limits.max_tokens, limits.max_seconds)
 

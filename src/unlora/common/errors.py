@@ -12,6 +12,8 @@ from unlora.common.plain import plain
 _ARGUMENT, _VALUE, _REASON, _FIX, _MESSAGE = 60, 200, 360, 300, 980
 # The key in results that replaces a number which cannot be computed. Its value is the reason.
 NOT_AVAILABLE = "not available"
+# How many characters of a value an error shows, if it may have any length.
+_LONG = 120
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ def _listed(lines: list[str]) -> str:
 
 class DivergenceError(RuntimeError):
     """Training was stopped because a loss was not finite or the retain loss exploded."""
+
+
+def short(value: object) -> object:
+    """Return the value as an error shows it: a long one as the beginning of its text."""
+    return value if len(repr(value)) <= _LONG else f"{str(value)[:_LONG]}…"
 
 
 def raise_if(problems: Iterable[Problem]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unlora.common.errors import InputError, Problem
+from unlora.data.conversations import Answered, Asked, answers_of
 from unlora.data.pairing import deal
-from unlora.data.sources import Record, has_keys
+from unlora.data.sources import Record
 
 REFUSALS = (
     "I don't know.",
@@ -36,35 +37,39 @@ REFUSALS = (
 )
 
 
-def alternate_rows(rows: Sequence[Record], key: str | None, seed: int) -> list[Record]:
-    """Return the questions of the forget set with other answers.
+def alternate_answers(rows: Sequence[Record], key: str | None, seed: int) -> list[tuple[Asked, str]]:
+    """Return what the forget set asks, with other answers. They are in the order in which `encode_records` has them.
 
     Args:
-        rows: rows of question and answer.
-        key: the column with the answer to give instead. None takes built-in refusals in a random order.
+        rows: rows of question and answer, or conversations.
+        key: the column with the answer to give instead. In a conversation with several answers, each turn of the
+            assistant has it. None takes built-in refusals in a random order.
         seed: the seed of that order.
 
     Raises:
-        InputError: a row is not a question with an answer, or its other answer is missing or is the true one.
+        InputError: a row is plain text, or its other answer is missing or is the true one.
     """
-    alternates: list[Record] = []
+    found = []
     for index, row in enumerate(rows):
-        if not has_keys(row, "question", "answer"):
+        answers = answers_of(row, f"forget_data[{index}]")
+        if not answers:
             reason = "another answer can be given to a question only"
-            fix = "give rows of question and answer, or choose a loss that needs no alternate answers"
+            fix = "give rows of question and answer or conversations, or choose a loss that needs no alternate answers"
             raise InputError(Problem(f"forget_data[{index}]", sorted(row), reason, fix))
-        answer = _other_answer(row, key, index) if key else REFUSALS[deal(len(REFUSALS), seed, index)]
-        alternates.append({"question": row["question"], "answer": answer})
-    return alternates
+        found += answers
+    return [
+        (one.asked, _other_answer(one, key) if key else REFUSALS[deal(len(REFUSALS), seed, place)])
+        for place, one in enumerate(found)
+    ]
 
 
-def _other_answer(row: Record, key: str, index: int) -> str:
-    value = row.get(key)
+def _other_answer(one: Answered, key: str) -> str:
+    value = one.columns.get(key)
     if not isinstance(value, str) or not value.strip():
-        reason = f"forget_data[{index}] has no text in that column"
+        reason = f"{one.where} has no text in that column"
         fix = "fill the column in every row, or remove alternate_key to use built-in refusals"
         raise InputError(Problem("alternate_key", key, reason, fix))
-    if value.strip() == str(row["answer"]).strip():
-        reason = f"in forget_data[{index}] it holds the answer to be forgotten"
+    if value.strip() == one.answer.strip():
+        reason = f"in {one.where} it holds the answer to be forgotten"
         raise InputError(Problem("alternate_key", key, reason, "name a column with other answers"))
     return value

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from functools import cached_property
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.common.progress import bar
-from unlora.data.sources import Record, has_keys
+from unlora.data.conversations import Asked, answers_of
+from unlora.data.sources import Record, is_text
+from unlora.data.templates import ChatTemplate
 from unlora.settings import TextConfig
 
 if TYPE_CHECKING:
@@ -36,20 +41,40 @@ class TextFormat:
             "chat" the tokenizer's own chat template, "auto" the chat template if the tokenizer has one, else "base".
         max_length: the maximum number of tokens of an example. Plain text is split into chunks of this length.
         max_chunks: the maximum number of chunks of a text, from its beginning. None means all.
+        system_prompt: of questions and conversations that have none, in a chat.
+        chat_template_kwargs: variables of the chat template.
+        chat_date: what the chat template takes for today, see `ChatTemplate`.
     """
 
     tokenizer: PreTrainedTokenizerFast
     prompt_format: str = "auto"
     max_length: int = 512
     max_chunks: int | None = None
+    system_prompt: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    chat_date: str | None = None
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerFast, text: TextConfig, max_length: int, max_chunks: int | None = None
+    ) -> TextFormat:
+        """Return the format that the settings describe, with a length that suits the model."""
+        prompt = (text.system_prompt, text.template_variables(), text.chat_date)
+        return cls(tokenizer, text.prompt_format, max_length, max_chunks, *prompt)
 
     def __post_init__(self) -> None:
-        raise_if(TextConfig(self.prompt_format, self.max_length).problems())
+        prompt = (self.system_prompt, json.dumps(self.chat_template_kwargs or {}), self.chat_date)
+        raise_if(TextConfig(self.prompt_format, self.max_length, *prompt).problems())
         if not self.tokenizer.is_fast:
             name = type(self.tokenizer).__name__
             raise InputError(Problem("tokenizer", name, "it gives no character offsets", "use a fast tokenizer"))
         if self.prompt_format == "chat":
             self.check_template("prompt_format", "chat", "use prompt_format='base' or set tokenizer.chat_template")
+        if not self.is_chat:
+            fix = "use prompt_format='chat' and a tokenizer with a chat template, or leave it out"
+            given = {name: getattr(self, name) for name in ("system_prompt", "chat_template_kwargs", "chat_date")}
+            reason = "only a chat template reads it, and none is used"
+            raise_if(Problem(name, value, reason, fix) for name, value in given.items() if value)
 
     def check_template(self, argument: str, value: object, fix: str) -> None:
         """Raise `InputError` about an argument that needs a chat template, if the tokenizer has none."""
@@ -61,12 +86,45 @@ class TextFormat:
         """Whether questions and answers go through the chat template."""
         return self.prompt_format == "chat" or (self.prompt_format == "auto" and bool(self.tokenizer.chat_template))
 
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template with its variables."""
+        return ChatTemplate(self.tokenizer, self.system_prompt, self.chat_template_kwargs or {}, self.chat_date)
+
+    @cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer: the tokenizer's eos, and special tokens that the chat template appends."""
+        ends = {self.tokenizer.eos_token_id} - {None}
+        if self.is_chat:
+            written, _ = _tokenise(self.template.ends, self.tokenizer, special=False)
+            ends |= special_ids(self.tokenizer).intersection(written)
+        return frozenset(ends)
+
+
+class _Text(NamedTuple):
+    """A question and its answer as one text.
+
+    Args:
+        text: both.
+        start: where the answer begins, after the last character of the prompt.
+        spans: the parts of the text that are labelled.
+        special: whether the tokenizer adds its special tokens, which a chat template writes itself.
+        ended: whether the text ends the answer itself.
+    """
+
+    text: str
+    start: int
+    spans: Sequence[tuple[int, int]]
+    special: bool
+    ended: bool
+
 
 def encode_records(records: Sequence[Record], text_format: TextFormat, *, argument: str = "data") -> list[Example]:
     """Tokenise rows of question and answer, chat `messages` or plain `text`.
 
-    A question or a conversation becomes one example, labelled only on the answers and their end tokens. A text becomes
-    one example per chunk of `max_length` tokens (the first `max_chunks` of them), labelled everywhere.
+    Every answer becomes one example, labelled on the answer and its end token: that to a question, and each turn of the
+    assistant in a conversation. A text becomes one example per chunk of `max_length` tokens (the first `max_chunks` of
+    them), labelled everywhere.
 
     Raises:
         InputError: rows without those keys, an empty answer, or an example that `max_length` leaves without a label.
@@ -74,45 +132,109 @@ def encode_records(records: Sequence[Record], text_format: TextFormat, *, argume
     examples: list[Example] = []
     cut = 0
     for index, row in enumerate(bar(records, desc=f"tokens of {argument}", unit=" rows")):
-        where = f"{argument}[{index}]"
-        for example in _encode_row(row, text_format, where):
+        for where, example in _encode_row(row, text_format, f"{argument}[{index}]"):
             cut += _truncate(example, text_format.max_length, where)
             examples.append(example)
-    if cut:
-        logger.warning(
-            "%s: %d of %d examples were cut to max_length=%d", argument, cut, len(examples), text_format.max_length
-        )
+    _warn_of_cuts(argument, cut, len(examples), text_format)
     if not examples:
         raise InputError(Problem(argument, f"{len(records)} rows", "the text has no tokens", "give rows with text"))
     return examples
 
 
-def _encode_row(row: Record, text_format: TextFormat, where: str) -> Iterable[Example]:
-    if has_keys(row, "question", "answer"):
-        return [encode_turns(str(row["question"]), str(row["answer"]), text_format)]
-    if has_keys(row, "messages"):
-        return [_encode_chat(row["messages"], text_format)]
-    if has_keys(row, "text"):
-        return _encode_text(str(row["text"]), text_format)
-    reason = "a row needs the keys question and answer, or messages, or text"
-    raise InputError(Problem(where, sorted(row), reason, "rename the columns"))
+def encode_answers(
+    pairs: Sequence[tuple[Asked, str]],
+    text_format: TextFormat,
+    *,
+    argument: str = "answers",
+    where: Sequence[str] | None = None,
+) -> list[Example]:
+    """Tokenise pairs of what is asked and its answer, each as one example with labels on the answer and its end.
+
+    Args:
+        pairs: what is asked, and its answer.
+        text_format: how they become tokens.
+        argument: what the user calls the pairs.
+        where: what the user calls each pair, for error messages. By default its number.
+
+    Raises:
+        InputError: as `encode_records`.
+    """
+    examples = []
+    cut = 0
+    for place, (asked, answer) in zip(where or map(f"{argument}[{{}}]".format, count()), pairs, strict=False):
+        examples.append(encode_turns(asked, answer, text_format, place))
+        cut += _truncate(examples[-1], text_format.max_length, place)
+    _warn_of_cuts(argument, cut, len(examples), text_format)
+    return examples
 
 
-def encode_turns(question: str, answer: str, text_format: TextFormat) -> Example:
-    """Tokenise a question in the model's prompt and its answer, with labels on the answer and its end token."""
-    if text_format.is_chat:
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return _encode_chat(turns, text_format)
-    asked = f"Question: {question}\n"
-    # TOFU's code masks the question alone: in its Phi results "Answer:" is trained on, scored and generated.
-    prompt = asked if text_format.prompt_format == "tofu" else f"{asked}Answer:"
+def _warn_of_cuts(argument: str, cut: int, examples: int, text_format: TextFormat) -> None:
+    if cut:
+        length = text_format.max_length
+        logger.warning("%s: %d of %d examples were cut to max_length=%d", argument, cut, examples, length)
+
+
+def _encode_row(row: Record, text_format: TextFormat, where: str) -> Iterable[tuple[str, Example]]:
+    if is_text(row):
+        return [(where, example) for example in _encode_text(str(row["text"]), text_format)]
+    answers = answers_of(row, where)
+    if not answers:
+        reason = "a row needs the keys question and answer, or messages, or text"
+        raise InputError(Problem(where, sorted(row), reason, "rename the columns"))
+    return [(one.where, encode_turns(one.asked, one.answer, text_format, one.where)) for one in answers]
+
+
+def encode_turns(asked: Asked, answer: str, text_format: TextFormat, where: str = "question") -> Example:
+    """Tokenise what is asked in the model's prompt and its answer, with labels on the answer and its end token.
+
+    Args:
+        asked: a question, or the turns of a conversation before the answer.
+        answer: its text.
+        text_format: the prompt.
+        where: what the user calls the answer, for error messages.
+    """
+    tokenizer = text_format.tokenizer
+    text = _as_text(asked, answer, text_format, where)
     # Prompt and answer are tokenised together, because a tokenizer may merge characters across their border. A token
     # belongs to the answer if it ends there.
-    ids, ends = _tokenise(f"{asked}Answer: {answer}", text_format.tokenizer, special=True)
-    labels = [token if end > len(prompt) else IGNORE_INDEX for token, end in zip(ids, ends, strict=True)]
-    if not answer.strip():  # only the space before the answer is left, which is nothing to learn or forget
-        labels = [IGNORE_INDEX] * len(ids)
-    return _with_end({"input_ids": ids, "labels": labels}, text_format.tokenizer)
+    ids, ends = _tokenise(text.text, tokenizer, special=text.special)
+    labelled = [place for place, end in enumerate(ends) if any(start < end <= stop for start, stop in text.spans)]
+    if not answer.strip():  # what is left is nothing to learn or forget
+        labelled = []
+    special = special_ids(tokenizer)
+    if not (text.special or text.ended):
+        labelled = _up_to_end_of_turn(labelled, ids, special)
+    labels = [IGNORE_INDEX] * len(ids)
+    for place in labelled:
+        labels[place] = ids[place]
+    # Nothing after the last label is learned, so it is cut off.
+    last = labelled[-1] if labelled else len(ids) - 1
+    example: Example = {"input_ids": ids[: last + 1], "labels": labels[: last + 1]}
+    ended = text.ended or (not text.special and ids[last : last + 1] and ids[last] in special)
+    return example if ended else _with_end(example, tokenizer)
+
+
+def encode_prompt(asked: Asked, text_format: TextFormat) -> list[int]:
+    """Return the tokens before an answer begins: exactly those that `encode_turns` puts before the first label."""
+    # Where an answer begins may be decided by its first character, because a tokenizer merges it with the prompt's
+    # last one. Any letter stands for that.
+    text = _as_text(asked, "x", text_format, "question")
+    ids, ends = _tokenise(text.text, text_format.tokenizer, special=text.special)
+    return [token for token, end in zip(ids, ends, strict=True) if end <= text.start]
+
+
+def _as_text(asked: Asked, answer: str, text_format: TextFormat, where: str) -> _Text:
+    """Return what is asked and its answer as text."""
+    if text_format.is_chat or not isinstance(asked, str):
+        fix = "set tokenizer.chat_template or give rows of question and answer"
+        text_format.check_template(f"{where}: messages", str(asked), fix)
+        placed = text_format.template.place(asked, answer, where)
+        return _Text(placed.text, placed.start, placed.spans, special=False, ended=placed.marked)
+    prompt = f"Question: {asked}\n"
+    text = f"{prompt}Answer: {answer}"
+    # TOFU's code masks the question alone: in its Phi results "Answer:" is trained on, scored and generated.
+    start = len(prompt if text_format.prompt_format == "tofu" else f"{prompt}Answer:")
+    return _Text(text, start, [(start, len(text))], special=True, ended=False)
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -137,49 +259,6 @@ def _with_end(example: Example, tokenizer: PreTrainedTokenizerFast) -> Example:
         example["input_ids"].append(end)
         example["labels"].append(end)
     return example
-
-
-def _encode_chat(messages: Sequence[Record], text_format: TextFormat) -> Example:
-    """Tokenise a conversation, with labels on every assistant turn and its end-of-turn token.
-
-    Templates seldom mark what the assistant generates. The labelled spans are therefore found by rendering the
-    conversation up to each assistant turn, which works for every template that renders the beginning of a conversation
-    as the beginning of the whole.
-    """
-    tokenizer = text_format.tokenizer
-    text_format.check_template(
-        "messages", len(messages), "set tokenizer.chat_template or give rows of question and answer"
-    )
-    if not messages or not all(has_keys(message, "role", "content") for message in messages):
-        reason = "a conversation is a list of turns with role and content"
-        raise InputError(Problem("messages", messages, reason, "give each row at least one such turn"))
-    text = str(tokenizer.apply_chat_template(list(messages), tokenize=False))
-    ids, ends = _tokenise(text, tokenizer, special=False)
-    special = special_ids(tokenizer)
-    labels = [IGNORE_INDEX] * len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant" and str(message["content"]).strip():
-            start, stop = _turn_span(messages, turn, text, tokenizer)
-            span = [place for place, end in enumerate(ends) if start < end <= stop]
-            for place in _up_to_end_of_turn(span, ids, special):
-                labels[place] = ids[place]
-    # Nothing after the last label is learned, so it is cut off.
-    last = max((place for place, label in enumerate(labels) if label != IGNORE_INDEX), default=len(ids) - 1)
-    example: Example = {"input_ids": ids[: last + 1], "labels": labels[: last + 1]}
-    return example if ids[last] in special else _with_end(example, tokenizer)
-
-
-def _turn_span(messages: Sequence[Record], turn: int, text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    """Return where in `text`, the rendered conversation, the assistant's output of that turn starts and stops."""
-    before = str(tokenizer.apply_chat_template(list(messages[:turn]), tokenize=False, add_generation_prompt=True))
-    until = str(tokenizer.apply_chat_template(list(messages[: turn + 1]), tokenize=False))
-    if not (text.startswith(before) and text.startswith(until)):
-        reason = (
-            "the chat template renders the beginning of a conversation unlike the whole, so turns cannot be located"
-        )
-        fix = "give rows of question and answer, or use another template"
-        raise InputError(Problem("messages", f"turn {turn}", reason, fix))
-    return len(before), len(until)
 
 
 def _up_to_end_of_turn(span: list[int], ids: list[int], special: set[int]) -> list[int]:

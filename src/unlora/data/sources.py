@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.errors import InputError, Problem, raise_if, short
+from unlora.data.conversations import answers_of, read_turns, taught
 from unlora.data.files import READERS, Row, is_saved_dataset, iter_rows
 from unlora.data.folders import WHOLE, find_table
 from unlora.settings.data import ForgetData, HoldoutData, RetainData, TrainDataConfig
@@ -30,8 +31,8 @@ _QUESTION_TEXTS = ("question", "answer", "paraphrased_question", "paraphrased_an
 _PARTS = ("answer", "answers", "completion", "label", "labels", "output", "prompt", "question", "response", "target")
 # Columns next to a question or a conversation that look like a part of the prompt.
 _CONTEXTS = ("context", "instruction", "passage", "system", "system_prompt", "text")
-# How many wrong rows an error lists, and how many characters of each value.
-_SHOWN, _LONG = 5, 120
+# How many wrong rows an error lists.
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -186,14 +187,14 @@ def _row_problems(row: Record, where: str) -> Iterator[Problem]:
             yield from _text_problems(row.get(key), where, key)
         yield from _wrong_answer_problems(row.get("perturbed_answer"), where)
     elif has_keys(row, "messages"):
-        yield from _message_problems(row["messages"], where)
+        yield from _message_problems(row, where)
     elif has_keys(row, "text"):
         yield from _text_problems(row["text"], where, "text")
         for key in _PARTS:
             if isinstance(row.get(key), str):
                 reason = "only the column text would be read of this row"
                 yield Problem(
-                    f"{where}.{key}", _short(row[key]), reason, "rename text and this column to question and answer"
+                    f"{where}.{key}", short(row[key]), reason, "rename text and this column to question and answer"
                 )
     else:
         reason = "a row needs the keys question and answer, or messages, or text"
@@ -203,7 +204,7 @@ def _row_problems(row: Record, where: str) -> Iterator[Problem]:
 def _text_problems(value: object, where: str, key: str) -> Iterator[Problem]:
     if value is not None and not isinstance(value, str):
         fix = "choose one of its texts" if isinstance(value, list | dict) else "write it in quotes, as a text"
-        yield Problem(f"{where}.{key}", _short(value), f"it is of type {type(value).__name__}, not a text", fix)
+        yield Problem(f"{where}.{key}", short(value), f"it is of type {type(value).__name__}, not a text", fix)
 
 
 def _wrong_answer_problems(value: object, where: str) -> Iterator[Problem]:
@@ -212,22 +213,14 @@ def _wrong_answer_problems(value: object, where: str) -> Iterator[Problem]:
             yield from _text_problems(answer, where, f"perturbed_answer[{place}]")
     else:
         reason = f"it is of type {type(value).__name__}, not a list of texts"
-        yield Problem(f"{where}.perturbed_answer", _short(value), reason, "write a list of wrong answers")
+        yield Problem(f"{where}.perturbed_answer", short(value), reason, "write a list of wrong answers")
 
 
-def _message_problems(messages: object, where: str) -> Iterator[Problem]:
-    """Check the type of each turn's content: a text, a list of parts, or nothing. The rest is the encoding's."""
-    for place, turn in enumerate(messages if isinstance(messages, list) else ()):
-        content = turn.get("content") if isinstance(turn, dict) else turn
-        if not isinstance(content, str | list | None) or not isinstance(turn, dict):
-            key = f"messages[{place}]{'.content' if isinstance(turn, dict) else ''}"
-            reason = f"it is of type {type(content).__name__}, not a text"
-            yield Problem(f"{where}.{key}", _short(content), reason, "give each turn a role and a text as content")
-
-
-def _short(value: object) -> object:
-    """Return the value as an error shows it: a long one as the beginning of its text."""
-    return value if len(repr(value)) <= _LONG else f"{str(value)[:_LONG]}…"
+def _message_problems(row: Record, where: str) -> Iterator[Problem]:
+    try:
+        answers_of(row, where)
+    except InputError as error:
+        yield from error.problems
 
 
 def _unread_columns(row: Record) -> Iterator[str]:
@@ -245,7 +238,7 @@ def has_keys(row: Record, *keys: str) -> bool:
 
 def questions_of(rows: Iterable[Record]) -> list[str]:
     """Return what is asked in the rows, each question once: questions, and what users say in conversations."""
-    turns = (turn for row in rows if has_keys(row, "messages") for turn in row["messages"])
+    turns = (turn for row in rows if has_keys(row, "messages") for turn in read_turns(row["messages"]))
     said = [turn["content"] for turn in turns if turn["role"] == "user"]
     asked = [row["question"] for row in rows if has_keys(row, "question")]
     return list(dict.fromkeys(str(question) for question in [*asked, *said] if question))
@@ -286,4 +279,5 @@ def fingerprint(row: Record) -> str:
     """Return what a row teaches, as a string that ignores all other columns."""
     if has_keys(row, "question", "answer"):
         return json.dumps([str(row["question"]).strip(), str(row["answer"]).strip()])
-    return json.dumps([row.get(key) for key in ("messages", "text")], sort_keys=True)
+    turns = taught(row["messages"]) if has_keys(row, "messages") else None
+    return json.dumps([turns, row.get("text")], sort_keys=True)

@@ -14,7 +14,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from unlora.common.distributed import together
 from unlora.common.errors import InputError, Problem
-from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_turns, special_ids
+from unlora.data.conversations import Asked
+from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_prompt
 from unlora.data.padding import padding_id
 from unlora.evals.progress import Progress
 from unlora.evals.scoring import check_positions, evaluating, length_sorted_batches, of_all
@@ -23,7 +24,7 @@ from unlora.models.forward import causal_lm
 
 def generate_answers(
     model: nn.Module,
-    questions: Sequence[str],
+    questions: Sequence[Asked],
     text_format: TextFormat,
     max_new_tokens: int = 200,
     batch_size: int = 32,
@@ -36,9 +37,9 @@ def generate_answers(
 
     Args:
         model: a causal LM, with or without adapters.
-        questions: [questions].
+        questions: [questions], each a text or the turns of a conversation before an answer.
         text_format: the prompt. It is exactly the one after which answers are scored.
-        max_new_tokens: the maximum length of an answer. It ends earlier at one of the `end_tokens`.
+        max_new_tokens: the maximum length of an answer. It ends earlier at one of the `end_tokens` of the format.
         batch_size: questions in a batch.
         progress: called after each batch with the number of questions answered so far.
 
@@ -81,8 +82,8 @@ def continue_prompts(
 
 
 def generated_text(tokens: Sequence[int], text_format: TextFormat) -> str:
-    """Return the text of generated tokens up to the first of the `end_tokens`, without special tokens."""
-    stops = end_tokens(text_format)
+    """Return the text of generated tokens up to the first of the text format's `end_tokens`, without special tokens."""
+    stops = text_format.end_tokens
     return decode(list(takewhile(lambda token: token not in stops, tokens)), text_format.tokenizer)
 
 
@@ -99,29 +100,9 @@ def generation_config(max_new_tokens: int, text_format: TextFormat, temperature:
         num_beams=1,
         use_cache=True,
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(end_tokens(text_format)) or None,
+        eos_token_id=sorted(text_format.end_tokens) or None,
         pad_token_id=padding_id(text_format.tokenizer),
     )
-
-
-def encode_prompt(question: str, text_format: TextFormat) -> list[int]:
-    """Return the tokens before an answer begins: exactly those that `encode_turns` puts before the first label."""
-    encoded = encode_turns(question, "x", text_format)
-    first = next(place for place, label in enumerate(encoded["labels"]) if label != IGNORE_INDEX)
-    return encoded["input_ids"][:first]
-
-
-def end_tokens(text_format: TextFormat) -> set[int]:
-    """Return the tokens that end an answer: the tokenizer's eos, and special tokens that the chat template appends."""
-    tokenizer = text_format.tokenizer
-    special = special_ids(tokenizer)
-    ends = {tokenizer.eos_token_id} - {None}
-    for token in reversed(encode_turns("x", "x", text_format)["labels"]):
-        if token in special:
-            ends.add(token)
-        elif tokenizer.decode([token]).strip():  # the answer itself: only whitespace may stand between its end tokens
-            break
-    return ends
 
 
 def decode(tokens: list[int], tokenizer: PreTrainedTokenizerFast) -> str:

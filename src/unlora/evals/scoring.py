@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from unlora.common.distributed import in_lockstep, merge, share, together
 from unlora.common.errors import InputError, Problem, raise_if
-from unlora.data.encoding import Example, TextFormat, count_labels, encode_records
+from unlora.data.conversations import Asked
+from unlora.data.encoding import Example, TextFormat, count_labels, encode_answers
 from unlora.data.padding import Batch, pad_batch, padding_id
 from unlora.evals.progress import Progress
 from unlora.models.forward import LabelledTokens, causal_lm, labelled_tokens
@@ -46,16 +47,22 @@ class TokenScores:
     matches: NDArray[np.bool_]
 
 
-def answer_examples(questions_answers: Sequence[tuple[str, str]], text_format: TextFormat) -> list[Example]:
-    """Tokenise pairs of a question and an answer, with labels on the answers and their end tokens.
+def answer_examples(
+    questions_answers: Sequence[tuple[Asked, str]], text_format: TextFormat, where: Sequence[str] | None = None
+) -> list[Example]:
+    """Tokenise pairs of what is asked and an answer, with labels on the answers and their end tokens.
+
+    Args:
+        questions_answers: the pairs.
+        text_format: the prompt.
+        where: what the user calls each pair, for error messages.
 
     Raises:
         InputError: no pairs, or an answer without tokens.
     """
     if not questions_answers:
         raise InputError(Problem("questions_answers", "0 pairs", "there is nothing to score", "give at least one pair"))
-    rows = [{"question": question, "answer": answer} for question, answer in questions_answers]
-    return encode_records(rows, text_format, argument="questions_answers")
+    return encode_answers(questions_answers, text_format, argument="questions_answers", where=where)
 
 
 def example_nll(

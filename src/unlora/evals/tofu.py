@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from unlora.data import Example, TextFormat
+    from unlora.data import Asked, Example, TextFormat
+    from unlora.data.conversations import Answered
     from unlora.data.sources import Record
     from unlora.evals.scoring import TokenScores
 
+    Pair = tuple[Asked, str]  # what is asked and an answer
+
 Columns = Mapping[str, Mapping[str, Any]]  # of one set: {metric: {index: value}}
 Log = dict[str, dict[str, dict[str, Any]]]
-Pair = tuple[str, str]  # a question and an answer
 
 TASKS = {
     "retain": "eval_log.json",
@@ -59,12 +62,23 @@ _SUMMARY = (*UTILITY, "truth_ratio_geometric")
 
 
 class Question(NamedTuple):
-    """One row. `paraphrased` is the answer itself if the set has no paraphrases."""
+    """What a model is asked, and the answers that are scored.
 
-    question: str
+    Args:
+        question: a question, or the turns of a conversation before an answer of the assistant.
+        answer: the right answer.
+        paraphrased: the same in other words; the answer itself if the set has no paraphrases.
+        perturbed: wrong answers.
+        paraphrased_question: the question in other words, if the set has it.
+        where: what the user calls it, for error messages.
+    """
+
+    question: Asked
     answer: str
     paraphrased: str
     perturbed: tuple[str, ...]
+    paraphrased_question: str | None
+    where: str
 
     def texts(self) -> tuple[str, ...]:
         """Return the answers to score."""
@@ -102,8 +116,9 @@ def evaluate(
     Args:
         model: a causal LM, with or without adapters.
         sets: rows by the name of their set (any of retain, real_authors, world_facts, forget, holdout). A row has a
-            question and an answer. It may have a paraphrased_answer, which otherwise is the answer itself, and a
-            perturbed_answer, which is a list of wrong answers. The log lacks the metrics that need what is missing.
+            question and an answer, or messages, whose every answer of the assistant is an example; plain text is passed
+            over. It may have a paraphrased_answer, which otherwise is the answer itself, and a perturbed_answer, which
+            is a list of wrong answers. The log lacks the metrics that need what is missing.
         text_format: how rows become tokens.
         settings: how much is evaluated, and how.
         progress: called with the number of texts done so far: all questions first, then all answers.
@@ -115,7 +130,7 @@ def evaluate(
         InputError: wrong settings, unknown or empty sets, or rows that lack a column which others of their set have.
     """
     from unlora.evals.generation import generate_answers
-    from unlora.evals.scoring import answer_examples, score_tokens, token_nll
+    from unlora.evals.scoring import score_tokens, token_nll
 
     raise_if(settings.problems())
     _check_sets(sets)
@@ -124,15 +139,14 @@ def evaluate(
     # positions than the answers, so that an input which is too long is refused before anything is scored.
     asked, pairs, attacked = _distinct_texts(questions)
     size = settings.eval_batch_size
+    scored_examples, examples = (_examples(texts, text_format) for texts in (pairs, attacked))
     answers = generate_answers(model, asked, text_format, settings.max_new_tokens, size, progress) if asked else []
     scored: dict[Pair, NDArray[np.float64]] = {}
     if pairs:
-        later = continued(progress, len(asked))
-        losses = token_nll(model, answer_examples(pairs, text_format), text_format, size, later)
+        losses = token_nll(model, scored_examples, text_format, size, continued(progress, len(asked)))
         scored = dict(zip(pairs, losses, strict=True))
-    examples = answer_examples(attacked, text_format) if attacked else []
     tokens: dict[Pair, TokenScores] = {}
-    if examples:
+    if attacked:
         later = continued(progress, len(asked) + len(pairs))
         tokens = dict(zip(attacked, score_tokens(model, examples, text_format, size, later), strict=True))
     scored |= {pair: -scores.logp.astype("float64") for pair, scores in tokens.items()}
@@ -165,12 +179,19 @@ def add_text_columns(
         text_format: how texts become tokens.
         settings: the batch size.
     """
-    added = {
-        TASKS[name]: text_columns(log[TASKS[name]], rows, original, text_format, settings.eval_batch_size)
-        for name, rows in sets.items()
-        if name in TASKS and log.get(TASKS[name], {}).get("generated_text")
-    }
+    added = {}
+    for name in [name for name in TASKS if name in sets]:
+        if texts := log.get(TASKS[name], {}).get("generated_text"):
+            answered = [_as_row(question) for question in read_questions(name, sets[name], len(texts))]
+            columns = text_columns(log[TASKS[name]], answered, original, text_format, settings.eval_batch_size)
+            added[TASKS[name]] = columns
     return {task: {**columns, **added.get(task, {})} for task, columns in log.items()}
+
+
+def _as_row(question: Question) -> Record:
+    """Return the texts of a question as a row."""
+    asked, wrong = str(question.question), list(question.perturbed)
+    return {"question": asked, "answer": question.answer, "perturbed_answer": wrong}
 
 
 def text_count(sets: Mapping[str, Sequence[Record]], settings: EvalSettings) -> int:
@@ -180,19 +201,29 @@ def text_count(sets: Mapping[str, Sequence[Record]], settings: EvalSettings) -> 
 
 
 def _questions(sets: Mapping[str, Sequence[Record]], settings: EvalSettings) -> dict[str, list[Question]]:
-    return {name: read_questions(name, sets[name][: settings.ds_size]) for name in FILES if name in sets}
+    return {name: read_questions(name, sets[name], settings.ds_size) for name in FILES if name in sets}
 
 
-def _distinct_texts(questions: Mapping[str, Sequence[Question]]) -> tuple[list[str], list[Pair], list[Pair]]:
+def _distinct_texts(
+    questions: Mapping[str, Sequence[Question]],
+) -> tuple[list[Asked], dict[Pair, str], dict[Pair, str]]:
     """Return each text once: the questions to ask, the answers to score, and the answers whose tokens are looked at.
 
-    The last are the right answers of the forget and the holdout set, which memorisation and membership are about.
+    The last are the right answers of the forget and the holdout set, which memorisation and membership are about. All
+    answers come with what the user calls them.
     """
-    attacked = dict.fromkeys((row.question, row.answer) for name in _ATTACKED for row in questions.get(name, ()))
+    attacked = {(row.question, row.answer): row.where for name in _ATTACKED for row in questions.get(name, ())}
     rows = [row for name, part in questions.items() if name != HOLDOUT for row in part]
-    pairs = dict.fromkeys((row.question, text) for row in rows for text in row.texts())
+    pairs = {(row.question, text): row.where for row in rows for text in row.texts()}
     asked = dict.fromkeys(row.question for row in rows)
-    return list(asked), [pair for pair in pairs if pair not in attacked], list(attacked)
+    return list(asked), {pair: where for pair, where in pairs.items() if pair not in attacked}, attacked
+
+
+def _examples(pairs: Mapping[Pair, str], text_format: TextFormat) -> list[Example]:
+    """Tokenise questions with their answers, which may be none."""
+    from unlora.data import encode_answers
+
+    return encode_answers(list(pairs), text_format, where=list(pairs.values()))
 
 
 def _check_sets(sets: Mapping[str, Sequence[Record]]) -> None:
@@ -203,38 +234,56 @@ def _check_sets(sets: Mapping[str, Sequence[Record]]) -> None:
     raise_if(Problem(name, "0 rows", "the set is empty", "add rows to it, or remove it") for name in empty)
 
 
-def read_questions(name: str, rows: Sequence[Record]) -> list[Question]:
-    """Return the rows of the set `name` as questions.
+def read_questions(name: str, rows: Sequence[Record], limit: int | None = None) -> list[Question]:
+    """Return what the rows of the set `name` ask, at most `limit` questions. Plain text asks nothing.
 
     Raises:
         InputError: a row lacks a text, has other columns than the first row, or another number of wrong answers.
     """
-    questions = [_question(f"{name}[{index}]", row, rows[0]) for index, row in enumerate(rows)]
-    count = len(questions[0].perturbed)
-    for index, question in enumerate(questions):
-        if len(question.perturbed) != count:
+    answers = list(islice(_answers(name, rows), limit))
+    if rows and not answers:
+        fix = "give rows of question and answer, or conversations"
+        raise InputError(Problem(name, f"{len(rows)} rows", "plain text asks nothing", fix))
+    questions = [_question(answer, answers[0]) for answer in answers]
+    for question in questions:
+        if len(question.perturbed) != (count := len(questions[0].perturbed)):
             reason = f"row 0 has {count} wrong answers, this row {len(question.perturbed)}"
             fix = "give all rows of a set the same number of wrong answers"
-            raise InputError(Problem(f"{name}[{index}].perturbed_answer", list(question.perturbed), reason, fix))
+            raise InputError(Problem(f"{question.where}.perturbed_answer", list(question.perturbed), reason, fix))
     return questions
 
 
-def _question(where: str, row: Record, first: Record) -> Question:
-    columns, expected = ([key for key in _OTHER_ANSWERS if part.get(key) is not None] for part in (row, first))
-    if columns != expected:
-        reason = f"row 0 has {expected or 'no other answers'}, this row {columns or 'none'}"
-        raise InputError(Problem(where, sorted(row), reason, "give every row of a set the same columns"))
-    for key in ("question", "answer", *columns):
-        texts = row.get(key) if key == "perturbed_answer" else [row.get(key)]
+def _answers(name: str, rows: Sequence[Record]) -> Iterator[Answered]:
+    from unlora.data.conversations import Answered, answers_of
+    from unlora.data.sources import is_text
+
+    for index, row in enumerate(rows):
+        where = f"{name}[{index}]"
+        if not is_text(row):
+            # A row without an answer is refused by the name of what it lacks.
+            yield from answers_of(row, where) or [Answered("", "", row, where)]
+
+
+def _question(one: Answered, first: Answered) -> Question:
+    where, columns = one.where, one.columns
+    found, expected = ([key for key in _OTHER_ANSWERS if part.columns.get(key) is not None] for part in (one, first))
+    if found != expected:
+        reason = f"row 0 has {expected or 'no other answers'}, this row {found or 'none'}"
+        raise InputError(Problem(where, sorted(columns), reason, "give every row of a set the same columns"))
+    for key in (*(("question", "answer") if isinstance(one.asked, str) else ()), *found):
+        texts = columns.get(key) if key == "perturbed_answer" else [columns.get(key)]
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             kind = "a list of non-empty texts" if key == "perturbed_answer" else "a non-empty text"
-            raise InputError(Problem(f"{where}.{key}", row.get(key), f"it must be {kind}", "rename or fill the column"))
-    paraphrased = row["paraphrased_answer"] if "paraphrased_answer" in columns else row["answer"]
-    return Question(row["question"], row["answer"], paraphrased, tuple(row.get("perturbed_answer") or ()))
+            raise InputError(
+                Problem(f"{where}.{key}", columns.get(key), f"it must be {kind}", "rename or fill the column")
+            )
+    paraphrased = columns["paraphrased_answer"] if "paraphrased_answer" in found else one.answer
+    wrong = tuple(columns.get("perturbed_answer") or ())
+    return Question(one.asked, one.answer, paraphrased, wrong, columns.get("paraphrased_question"), where)
 
 
 def _loss_columns(
-    name: str, rows: Sequence[Question], scored: Mapping[tuple[str, str], NDArray[np.float64]]
+    name: str, rows: Sequence[Question], scored: Mapping[Pair, NDArray[np.float64]]
 ) -> dict[str, list[Any]]:
     """Return TOFU's metrics of the losses, [rows] each."""
     right = [scored[row.question, row.answer] for row in rows]
@@ -281,16 +330,21 @@ def _token_columns(
 
 
 def _text_columns(
-    name: str, rows: Sequence[Question], generated: Mapping[str, str], text_format: TextFormat
+    name: str, rows: Sequence[Question], generated: Mapping[Asked, str], text_format: TextFormat
 ) -> dict[str, list[Any]]:
-    """Return [prompt, generated answer, right answer] of each row, and ROUGE between the two answers."""
-    from unlora.evals.generation import encode_prompt
+    """Return [prompt, generated answer, right answer] of each row, and ROUGE between the two answers.
+
+    Of a chat, "turns" has what the model is asked without the marks of the template: [role, text] of each turn.
+    """
+    from unlora.data.encoding import encode_prompt
 
     decode = text_format.tokenizer.decode
     prompts = [decode(encode_prompt(row.question, text_format), clean_up_tokenization_spaces=False) for row in rows]
     metrics.warn_of_wordless(f"{name} set", [row.answer for row in rows])
     rouge = [metrics.rouge_recalls(generated[row.question], row.answer) for row in rows]
-    return {
+    chat = text_format.is_chat or not all(isinstance(row.question, str) for row in rows)
+    turns = {"turns": [text_format.template.context(row.question).shown() for row in rows]} if chat else {}
+    return turns | {
         "generated_text": [
             [prompt, generated[row.question], row.answer] for prompt, row in zip(prompts, rows, strict=True)
         ],

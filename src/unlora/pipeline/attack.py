@@ -14,12 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from unlora.common.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.common.files import write_json
 from unlora.common.progress import bar
-from unlora.data import TextFormat, check_rows, encode_records, load_records, load_set
+from unlora.data import Example, TextFormat, check_rows, encode_records, load_records, load_set
 from unlora.data.sources import Record, is_text
 from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, attack_problems, measure, probe
-from unlora.evals.attacks.interface import Metrics, answer_places
-from unlora.evals.generation import end_tokens
-from unlora.evals.tofu import read_questions
+from unlora.evals.attacks.interface import Item, Metrics, answer_places
+from unlora.evals.tofu import Question, read_questions
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.loading import comparable_model
 from unlora.pipeline.prepare import usable_length
@@ -68,7 +67,11 @@ def attack(run: str, config: AttackConfig) -> dict[str, Any]:
     raise_if(attack_problems(config))
     config = replace(config, learning_rate=config.learning_rate or target.learning_rate)
     rows = {name: evaluated_rows(target, name) for name in ("forget", "retain")}
-    questions = {name: _distinct(name, part) for name, part in rows.items() if not is_text(part[0])}
+    questions = {
+        name: _distinct(name, part, target.evaluation.ds_size)
+        for name, part in rows.items()
+        if not all(map(is_text, part))
+    }
     other = None if config.retrained is None else comparable_model(target.model, config.retrained, "retrained")
     model, tokenizer = load_model(target.model)
     materials = _make_materials(target, rows, questions, model, tokenizer, config.given_tokens)
@@ -111,16 +114,15 @@ def evaluated_rows(target: Target, name: str) -> list[Record]:
     return rows[: evaluation.ds_size]
 
 
-def _distinct(name: str, rows: Sequence[Record]) -> Sequence[Record]:
+def _distinct(name: str, rows: Sequence[Record], limit: int | None) -> list[Question]:
     """Return each question with its answer once. An attack may show a row, and a copy of it must not be measured."""
-    questions = read_questions(name, rows)
-    return list({(q.question, q.answer): row for q, row in zip(questions, rows, strict=True)}.values())
+    return list({(row.question, row.answer): row for row in read_questions(name, rows, limit)}.values())
 
 
 def _make_materials(
     target: Target,
     rows: Mapping[str, Sequence[Record]],
-    questions: Mapping[str, Sequence[Record]],
+    questions: Mapping[str, Sequence[Question]],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     given_tokens: int,
@@ -128,14 +130,14 @@ def _make_materials(
     """Return what all attacks work with. Sets that are not in `questions` are plain text, and become chunks."""
     data, evaluation = target.data, target.evaluation
     length = usable_length(model, data.max_length)
-    text_format = TextFormat(tokenizer, data.prompt_format, length, data.max_chunks)
+    text_format = TextFormat.of(tokenizer, data, length, data.max_chunks)
     texts = {name: part for name, part in rows.items() if name not in questions}
-    kept = dict(questions)
+    kept: dict[str, Sequence[Item]] = dict(questions)
     kept |= {name: _chunks(name, part, text_format)[: evaluation.ds_size] for name, part in texts.items()}
     return Materials(text_format, kept["forget"], kept["retain"], evaluation, given_tokens)
 
 
-def _chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[Record]:
+def _chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[Example]:
     """Return the tokenised chunks of plain text that the run was trained on, each once.
 
     Chunks of a single token are dropped: nothing would be left to measure after what is given.
@@ -144,7 +146,7 @@ def _chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[
         InputError: there are no other chunks, or a row has no text.
     """
     examples = encode_records([{"text": row.get("text")} for row in rows], text_format, argument=name)
-    ends = end_tokens(text_format)
+    ends = text_format.end_tokens
     kept = {tuple(e["input_ids"]): e for e in examples if len(answer_places(e, ends)) > 1}
     if not kept:
         fix = "give longer texts"

@@ -47,7 +47,7 @@ def measure(
     model, tokenizer = load_target(model_config, target)
     text_format = TextFormat(tokenizer, "base")
     if text is not None:
-        text_format = TextFormat(tokenizer, text.prompt_format, usable_length(model, text.max_length))
+        text_format = TextFormat.of(tokenizer, text, usable_length(model, text.max_length))
     log = benchmark.score(model, text_format, data, settings)
     summary = benchmark.summary(log, retrained)
     on_main(lambda: benchmark.write_log(target.log, log, summary))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -12,9 +13,9 @@ from unlora.common.distributed import on_main
 from unlora.common.errors import InputError, Problem
 from unlora.common.progress import shown
 from unlora.data import TextFormat
-from unlora.data.sources import Record
+from unlora.data.sources import Record, is_text
 from unlora.evals import Log, evaluate, read_log, write_log
-from unlora.evals.tofu import FILES, TASKS, add_text_columns, configured_sets, text_count
+from unlora.evals.tofu import FILES, TASKS, add_text_columns, configured_sets, read_questions, text_count
 from unlora.pipeline.job import Job
 from unlora.runs.folder import EVALUATIONS
 from unlora.settings import EvalConfig, EvalSettings
@@ -25,17 +26,23 @@ logger = logging.getLogger(__name__)
 def evaluation_sets(
     config: EvalConfig, forget: Sequence[Record], retain: Sequence[Record]
 ) -> dict[str, Sequence[Record]]:
-    """Return the evaluated rows: the sets that the user names, or the forget and the retain set if they are questions.
+    """Return the evaluated rows: the sets that the user names, or the forget and the retain set if they have answers.
 
-    Plain texts cannot be evaluated by question and answer. Then there are no sets, and a warning says so.
+    Plain texts cannot be evaluated by question and answer. If a set has nothing else, there are no sets, and a warning
+    says so. Where a set has both, the texts are passed over.
     """
     if config.eval_data:
         return dict(configured_sets(config))
     rows = {"forget": forget, "retain": retain}
-    if all("question" in part[0] for part in rows.values()):
-        return rows
-    logger.warning("the rows are not questions and answers: only the losses are reported; name eval_data for more")
-    return {}
+    texts = {name: sum(map(is_text, part)) for name, part in rows.items()}
+    whole = [name for name, count in texts.items() if count == len(rows[name])]
+    if whole:
+        reason = f"the {' and the '.join(whole)} set is plain text, without questions or conversations"
+        logger.warning("%s: only the losses are reported; name eval_data for more", reason)
+        return {}
+    for name in filter(texts.get, texts):
+        logger.warning("%d plain texts of the %s set have no answers to evaluate", texts[name], name)
+    return rows
 
 
 def known_log(config: EvalConfig, sets: Mapping[str, Sequence[Record]]) -> Log | None:
@@ -47,7 +54,7 @@ def known_log(config: EvalConfig, sets: Mapping[str, Sequence[Record]]) -> Log |
     if config.original_log is None:
         return None
     log = read_log(config.original_log, "original_log")
-    sizes = {FILES[name]: len(rows[: config.ds_size]) for name, rows in sets.items()}
+    sizes = {FILES[name]: len(read_questions(name, rows, config.ds_size)) for name, rows in sets.items()}
     if {task: len(log[task].get("avg_gt_loss", ())) for task in FILES.values() if task in log} != sizes:
         reason = f"it is of other sets or sizes than this evaluation, which has {sizes}"
         raise InputError(Problem("original_log", config.original_log, reason, "remove it to evaluate anew"))
@@ -79,8 +86,8 @@ def evaluate_in_run(job: Job, name: str, model: PreTrainedModel, known: Log | No
 
 def _with_text(job: Job, log: Log, model: PreTrainedModel) -> Log:
     """Return a known log with its answers judged as text, as far as it is of the rows evaluated here."""
-    asked = {name: rows for name, rows in job.sets.items() if name in TASKS}
-    sizes = {name: len(rows[: job.request.evaluation.ds_size]) for name, rows in asked.items()}
+    asked, limit = {name: rows for name, rows in job.sets.items() if name in TASKS}, job.request.evaluation.ds_size
+    sizes = {name: len(read_questions(name, rows, limit)) for name, rows in asked.items()}
     columns = {name: log.get(TASKS[name], {}) for name in asked}
     sets = {
         name: rows
@@ -108,11 +115,13 @@ def evaluate_shown(
         return add_text_columns(log, sets, original, text_format, settings)
 
 
-def samples(original: Log, unlearned: Log) -> list[dict[str, str]]:
-    """Return the prompt, the reference and both models' answers of every evaluated row."""
+def samples(original: Log, unlearned: Log) -> list[dict[str, Any]]:
+    """Return the prompt, the reference and both models' answers of every evaluated row; of a chat its turns, too."""
     rows = []
     for task in [name for name in TASKS.values() if name in original]:
         for index, (prompt, old, reference) in original[task].get("generated_text", {}).items():
             new = unlearned[task]["generated_text"][index][1]
-            rows.append({"task": task, "prompt": prompt, "reference": reference, "original": old, "unlearned": new})
+            row = {"task": task, "prompt": prompt, "reference": reference, "original": old, "unlearned": new}
+            turns = original[task].get("turns")
+            rows.append(row | ({"turns": turns[index]} if turns else {}))
     return rows

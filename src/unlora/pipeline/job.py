@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from unlora.common.distributed import on_main
 from unlora.common.files import remove
-from unlora.data import Example, TextFormat
+from unlora.data import Asked, Example, TextFormat
 from unlora.data.sources import Record
 from unlora.evals import Log
 from unlora.pipeline.request import Request
@@ -33,7 +33,7 @@ class Rows:
     retain: Sequence[Record]
     used_forget: Sequence[Record]
     used_retain: Sequence[Record]
-    alternates: Sequence[Record] | None = None
+    alternates: Sequence[tuple[Asked, str]] | None = None
     holdout: Sequence[Record] | None = None
 
 

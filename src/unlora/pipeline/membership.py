@@ -40,7 +40,7 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
     rows = _load_rows(config)
     retrained = None if config.retrain_log is None else read_scores(config.retrain_log, sets=rows)
     tokenizer = load_tokenizer(model_config)
-    text_format = TextFormat(tokenizer, text.prompt_format, text.max_length)
+    text_format = TextFormat.of(tokenizer, text, text.max_length)
     sets = _encode_sets(rows, text_format)
     if retrained is not None:
         check_retrained(retrained, {name: len(examples) for name, examples in sets.items()})

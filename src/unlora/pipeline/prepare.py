@@ -14,8 +14,9 @@ from unlora.common.errors import raise_if
 from unlora.data import (
     Stream,
     TextFormat,
-    alternate_rows,
+    alternate_answers,
     check_overlap,
+    encode_answers,
     encode_records,
     load_set,
     without_short_texts,
@@ -61,7 +62,7 @@ def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrain
         forget=forget,
         retain=retain,
         sets=sets,
-        alternates=encode_records(rows.alternates, text_format, argument="alternates") if rows.alternates else None,
+        alternates=encode_answers(rows.alternates, text_format, argument="alternates") if rows.alternates else None,
         unseen=unseen_test(request.stopping, rows.forget, rows.holdout, text_format, *sizes),
         original_log=known_log(evaluation, sets),
         retrained_log=_checked_retrained_log(request, sets, retrained_log),
@@ -78,7 +79,7 @@ def _load_rows(request: Request) -> Rows:
     check_overlap(used_forget, used_retain)
     check_not_taught_again(used_retain, request.model.on)
     seed = request.args.pairing_seed
-    alternates = alternate_rows(used_forget, data.alternate_key, seed) if request.reads_alternates else None
+    alternates = alternate_answers(used_forget, data.alternate_key, seed) if request.reads_alternates else None
     holdout = holdout_rows(request.stopping, forget, retain)
     return Rows(forget, retain, used_forget, used_retain, alternates, holdout)
 
@@ -89,7 +90,7 @@ def _load_original(request: Request) -> tuple[PreTrainedModel, TextFormat]:
     model, tokenizer = load_start(request.model)
     raise_if([*check_adapter_settings(model, args), *args.model_problems(model)])
     length = usable_length(model, data.max_length)
-    return model, TextFormat(tokenizer, data.prompt_format, length, data.max_chunks)
+    return model, TextFormat.of(tokenizer, data, length, data.max_chunks)
 
 
 def _checked_retrained_log(request: Request, sets: Mapping[str, Sequence[Record]], log: Log | None) -> Log | None:

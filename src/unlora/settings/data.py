@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from unlora.common.errors import Problem
@@ -12,6 +14,9 @@ from unlora.settings.setting import setting
 _PROMPT_FORMATS = ("auto", "base", "tofu", "chat")
 _SOURCE = "a file, a folder or a dataset on the Hugging Face Hub"
 UNSEEN = f"Rows like those of the forget set that the model has never seen: {_SOURCE}."
+# Variables of a chat template that are not the user's to give.
+_RESERVED = {"messages", "conversations", "tools", "documents", "chat_template", "add_generation_prompt"}
+_RESERVED |= {"continue_final_message", "return_assistant_tokens_mask", "strftime_now"}
 _NO_DATASET = ("no dataset is named", f"name {_SOURCE}")
 _RANGES = {
     "max_length": at_least(2, "nothing could be predicted"),
@@ -41,10 +46,46 @@ class TextConfig:
     max_length: int = setting(
         512, "Maximum number of tokens of an example. Plain text is split into chunks of this length."
     )
+    system_prompt: str | None = setting(
+        None, "System prompt of questions and of conversations that have none, for models with a chat template."
+    )
+    chat_template_kwargs: str | None = setting(
+        None,
+        "Variables of the chat template as a JSON object. Thinking is off unless it is asked for here, as by "
+        "'{\"enable_thinking\": true}'.",
+    )
+    chat_date: str | None = setting(
+        None,
+        "The date that chat templates with a date get, as YYYY-MM-DD. By default templates that ask for today's date "
+        "get 2025-04-10, so that results do not depend on the day, and others keep their own.",
+    )
 
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""
-        return [*choice_problems(self, {"prompt_format": _PROMPT_FORMATS}), *number_problems(self, _RANGES)]
+        choices = choice_problems(self, {"prompt_format": _PROMPT_FORMATS})
+        return [*choices, *number_problems(self, _RANGES), *self._variable_problems(), *self._date_problems()]
+
+    def template_variables(self) -> dict[str, Any]:
+        """Return the variables of the chat template. They must have been checked."""
+        given = self.chat_template_kwargs
+        return dict(json.loads(given) if isinstance(given, str) else given or {})
+
+    def _variable_problems(self) -> list[Problem]:
+        name, fix = "chat_template_kwargs", "write a JSON object, such as '{\"enable_thinking\": true}'"
+        try:
+            variables = self.template_variables()
+        except (ValueError, TypeError) as error:
+            return [Problem(name, self.chat_template_kwargs, f"it is not a JSON object ({error})", fix)]
+        taken = _RESERVED.intersection(variables)
+        reason = "unlora itself gives the template this variable"
+        return [Problem(name, one, reason, "remove it") for one in sorted(taken)]
+
+    def _date_problems(self) -> list[Problem]:
+        try:
+            date.fromisoformat(self.chat_date or "2000-01-01")
+        except (ValueError, TypeError) as error:
+            return [Problem("chat_date", self.chat_date, str(error), "write it as YYYY-MM-DD")]
+        return []
 
 
 @dataclass

@@ -36,10 +36,11 @@ from torch import Tensor
 from unlora.common.errors import InputError, Problem
 from unlora.common.progress import bar
 from unlora.data import IGNORE_INDEX, Example, encode_records, pad_batch, padding_id
+from unlora.data.conversations import read_turns
 from unlora.data.encoding import count_labels
 from unlora.data.lessons import Lesson
 from unlora.data.names import Name, Vocabulary, detect_names, invent_names, replace_names
-from unlora.data.sources import Record, has_keys, questions_of
+from unlora.data.sources import Record, fingerprint, has_keys, questions_of
 from unlora.models.forward import labelled_tokens
 from unlora.models.log_probabilities import upcast
 from unlora.teachers.interface import Teacher, Teaching, lesson
@@ -107,7 +108,7 @@ def change(teaching: Teaching) -> list[Record]:
     same = [
         place
         for place, (row, new) in enumerate(zip(teaching.rows, new_rows, strict=True))
-        if new.items() <= row.items()
+        if fingerprint(new) == fingerprint(row)
     ]
     if same:
         reason = f"the forget rows {', '.join(map(str, same[:5]))}{' ...' if len(same) > 5 else ''} name none of them"
@@ -128,7 +129,7 @@ def _detected(texts: Sequence[str], others: Sequence[str]) -> list[Name]:
 def _row_text(row: Record) -> str:
     """All that a row says."""
     if has_keys(row, "messages"):
-        return "\n".join(str(turn.get("content") or "") for turn in row["messages"])
+        return "\n".join(turn["content"] for turn in read_turns(row["messages"]))
     return "\n".join(str(row[key]) for key in ("question", "answer", "text") if has_keys(row, key))
 
 
@@ -151,12 +152,9 @@ def covering_names(texts: Sequence[str], names: Sequence[Name]) -> list[Name]:
 def _replaced(row: Record, substitutes: Mapping[Name, Name], known: Vocabulary) -> Record:
     """Return the row with other names in all its texts."""
     if has_keys(row, "messages"):
-        return {
-            "messages": [
-                {**turn, "content": replace_names(turn["content"], substitutes, known)} if turn.get("content") else turn
-                for turn in row["messages"]
-            ]
-        }
+        turns = read_turns(row["messages"])
+        changed = [{**turn, "content": replace_names(turn["content"], substitutes, known)} for turn in turns]
+        return {**row, "messages": changed}
     keys = ("question", "answer", "text")
     return {key: replace_names(str(row[key]), substitutes, known) for key in keys if has_keys(row, key)}
 

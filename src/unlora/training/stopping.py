@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from unlora.common.errors import InputError, Problem, raise_if
-from unlora.data import Example, TextFormat, check_overlap, encode_records, load_set
-from unlora.data.sources import Record, has_keys
+from unlora.data import Example, TextFormat, check_overlap, encode_answers, encode_records, load_set
+from unlora.data.conversations import all_answers
+from unlora.data.sources import Record, has_keys, is_text
 from unlora.evals import metrics
 from unlora.evals.scoring import example_nll
 from unlora.evals.tofu import read_questions
@@ -104,7 +105,7 @@ class UnseenTest:
         if self.statistics == ["nll"]:
             return [[example] for example in encode_records(rows, self.text_format, argument=name)]
         return [
-            encode_records([{"question": row.question, "answer": text} for text in row.texts()], self.text_format)
+            encode_answers([(row.question, text) for text in row.texts()], self.text_format)
             for row in read_questions(name, rows)
         ]
 
@@ -132,9 +133,10 @@ def _values(statistic: str, losses: Sequence[Sequence[float]]) -> list[float]:
 
 def _have_comparable_truth_ratios(rows: Sequence[Record]) -> bool:
     """Return whether all rows have truth ratios of one kind: all relative to a paraphrase, or all to the answer."""
-    paraphrased = sum(has_keys(row, "paraphrased_answer") for row in rows)
-    wrong = all(has_keys(row, "question", "answer", "perturbed_answer") for row in rows)
-    return wrong and paraphrased in (0, len(rows))
+    answers = all_answers(rows, "rows")
+    paraphrased = sum(has_keys(one.columns, "paraphrased_answer") for one in answers)
+    wrong = all(has_keys(one.columns, "perturbed_answer") for one in answers) and not any(map(is_text, rows))
+    return wrong and paraphrased in (0, len(answers))
 
 
 def holdout_rows(config: StoppingConfig, forget: Sequence[Record], retain: Sequence[Record]) -> Sequence[Record] | None:

@@ -20,7 +20,7 @@ from unlora.evals.attacks.interface import encode_rows, split
 from unlora.evals.attacks.prefix import remainder
 from unlora.evals.attacks.quantise import FORMATS, quantised, round_to_nearest
 from unlora.evals.attacks.relearn import relearned
-from unlora.evals.generation import encode_prompt, end_tokens
+from unlora.data.encoding import encode_prompt
 from unlora.losses.retain import nll
 from unlora.models.forward import labelled_tokens
 from unlora.settings import AttackConfig, EvalSettings
@@ -209,7 +209,7 @@ def test_few_shot_blocks_in_full(base):
     shown = base.tokenizer.decode(example["input_ids"][:-1])
     blocks = (f"Question: Where does {name} live?\nAnswer: {name} lives in the old house." for name in NAMES[:3])
     assert shown == "\n\n".join(blocks)
-    assert example["labels"][-1] in end_tokens(base)
+    assert example["labels"][-1] in base.end_tokens
 
 
 def test_draws_are_disjoint_nested_and_differ_by_seed():

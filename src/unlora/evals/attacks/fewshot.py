@@ -5,34 +5,23 @@ Lynch et al. 2024 (https://arxiv.org/abs/2402.16835).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import nn
 
-from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records, encode_turns
-from unlora.data.sources import Record
-from unlora.evals.attacks.interface import (
-    Case,
-    Materials,
-    Probe,
-    UnavailableError,
-    check_questions,
-    split,
-    without_labels,
-)
+from unlora.common.errors import InputError
+from unlora.data import Example, TextFormat, encode_turns
+from unlora.data.conversations import Turn, is_system
+from unlora.evals.attacks.interface import Case, Materials, Probe, UnavailableError, questions, split
 from unlora.evals.scoring import position_limit
+from unlora.evals.tofu import Question
 from unlora.settings import AttackConfig
 
 
 def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[Case]:
     """Return a case for each seed, which draws the shots. The other rows are asked for."""
-    check_questions(materials.forget)
-    if len(materials.forget) <= config.shots:
-        reason = f"{config.shots} of the {len(materials.forget)} forget rows would be shots, which leaves none to ask"
-        raise UnavailableError(reason, "use fewer shots")
-    found = [_case(materials, config.shots, seed) for seed in range(config.seeds)]
+    rows = questions(materials.forget)
+    found = [_case(rows, materials, config.shots, seed) for seed in range(config.seeds)]
     longest = max(len(example["input_ids"]) for case in found for example in case.forget.examples)
     new, limit = materials.settings.max_new_tokens, position_limit(model)
     if limit is not None and longest + new > limit:
@@ -41,20 +30,40 @@ def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[
     return found
 
 
-def _case(materials: Materials, shots: int, seed: int) -> Case:
-    shown, rest = split(materials.forget, shots, seed)
+def _case(rows: Sequence[Question], materials: Materials, shots: int, seed: int) -> Case:
+    shown, others = split(rows, shots, seed)
+    rest = [row for row in others if not any(_shows(shot, row) for shot in shown)]
+    if not rest:
+        reason = f"{shots} of the {len(rows)} forget rows would be shots, which leaves none to ask"
+        raise UnavailableError(reason, "use fewer shots")
     examples = [few_shot(shown, row, materials.text_format) for row in rest]
-    return Case(f"{shots}-shot", Probe(examples, [str(row["answer"]) for row in rest]))
+    return Case(f"{shots}-shot", Probe(examples, [row.answer for row in rest]))
 
 
-def few_shot(shots: Sequence[Record], row: Record, text_format: TextFormat) -> Example:
+def _shows(shot: Question, row: Question) -> bool:
+    """Return whether a shot comes later in the same conversation, so that it would show the answer to the row."""
+    if isinstance(shot.question, str) or isinstance(row.question, str):
+        return False
+    said = row.question.answered(row.answer)
+    return shot.question.turns[: len(said)] == said
+
+
+def few_shot(shots: Sequence[Question], row: Question, text_format: TextFormat) -> Example:
     """Tokenise the shots and then the row, labelled on its answer: as turns of a chat, or as blocks of text."""
-    if not text_format.is_chat:
-        before = [f"{shot['question']}\nAnswer: {shot['answer']}" for shot in shots]
-        return encode_turns("\n\nQuestion: ".join([*before, str(row["question"])]), str(row["answer"]), text_format)
-    roles = (("user", "question"), ("assistant", "answer"))
-    turns = [{"role": role, "content": str(turn[key])} for turn in (*shots, row) for role, key in roles]
-    example = encode_records([{"messages": turns}], replace(text_format, max_length=sys.maxsize))[0]
-    # All answers are labelled, and the last one ends the example: it begins behind the last token without a label.
-    last_unlabelled = max(place for place, label in enumerate(example["labels"]) if label == IGNORE_INDEX)
-    return without_labels(example, last_unlabelled + 1)
+    texts = [one.question for one in (*shots, row) if isinstance(one.question, str)]
+    if not text_format.is_chat and len(texts) > len(shots):
+        before = [f"{text}\nAnswer: {shot.answer}" for text, shot in zip(texts, shots, strict=False)]
+        return encode_turns("\n\nQuestion: ".join([*before, texts[-1]]), row.answer, text_format)
+    template = text_format.template
+    earlier = [
+        turn for shot in shots for turn in _without_system(template.context(shot.question).answered(shot.answer))
+    ]
+    try:
+        return encode_turns(template.context(row.question).after(earlier), row.answer, text_format, row.where)
+    except InputError as error:
+        reason = f"the turns of several conversations do not make one ({error})"
+        raise UnavailableError(reason, "leave this attack out") from error
+
+
+def _without_system(turns: Sequence[Turn]) -> Sequence[Turn]:
+    return turns[1:] if is_system(turns[0]) else turns

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import nn
 
-from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records
-from unlora.data.sources import Record
-from unlora.evals.generation import continue_prompts, decode, end_tokens
+from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_answers
+from unlora.evals.generation import continue_prompts, decode
 from unlora.evals.metrics import answer_probability, rouge_l_recall
 from unlora.evals.scoring import example_nll
+from unlora.evals.tofu import Question
 from unlora.settings import EvalSettings
 
 T = TypeVar("T")
 Metrics = dict[str, float]
+# A question with its answer, or a tokenised chunk of plain text. A set has only one of the two.
+Item = Question | Example
 
 
 class UnavailableError(Exception):
@@ -36,15 +38,15 @@ class Materials:
 
     Args:
         text_format: how rows become tokens.
-        forget: question/answer rows, or tokenised chunks of plain text (`Example`), without duplicates.
+        forget: questions with their answers, or tokenised chunks of plain text, without duplicates.
         retain: the same. One of the two sets may consist of questions and the other of text.
         settings: of the evaluation.
         given_tokens: how many tokens of a chunk of text the model is given, at most half of the chunk.
     """
 
     text_format: TextFormat
-    forget: Sequence[Record]
-    retain: Sequence[Record]
+    forget: Sequence[Item]
+    retain: Sequence[Item]
     settings: EvalSettings
     given_tokens: int = 32
 
@@ -84,22 +86,26 @@ class Case:
     change: Callable[[nn.Module], AbstractContextManager[nn.Module]] = nullcontext
 
 
-def _are_chunks(rows: Sequence[Record]) -> bool:
-    """Return whether the rows are tokenised chunks of plain text."""
-    return "input_ids" in rows[0] and "question" not in rows[0]
+def questions(rows: Sequence[Item]) -> list[Question]:
+    """Return the rows if they are questions.
 
-
-def check_questions(rows: Sequence[Record]) -> None:
-    """Raise `UnavailableError` if the rows are plain text."""
-    if _are_chunks(rows):
+    Raises:
+        UnavailableError: they are plain text.
+    """
+    if not _are_questions(rows):
         raise UnavailableError("the rows are plain text", "this attack needs questions and answers")
+    return [row for row in rows if isinstance(row, Question)]
 
 
-def probe(rows: Sequence[Record], materials: Materials) -> Probe:
+def _are_questions(rows: Sequence[Item]) -> bool:
+    return isinstance(rows[0], Question)
+
+
+def probe(rows: Sequence[Item], materials: Materials) -> Probe:
     """Return the rows' questions as the plain evaluation asks them, or chunks of text whose beginning is given."""
     examples = encode_rows(rows, materials.text_format)
-    if not _are_chunks(rows):
-        return Probe(examples, [str(row["answer"]) for row in rows])
+    if _are_questions(rows):
+        return Probe(examples, [row.answer for row in questions(rows)])
     given = (min(materials.given_tokens, len(example["labels"]) // 2) for example in examples)
     return continuation_probe([without_labels(*pair) for pair in zip(examples, given, strict=True)], materials)
 
@@ -114,13 +120,13 @@ def continuation_probe(examples: Sequence[Example], materials: Materials) -> Pro
 
     Of plain text, only as many tokens are compared as may be generated, and no more are generated than compared.
     """
-    tokenizer, ends = materials.text_format.tokenizer, end_tokens(materials.text_format)
+    tokenizer, ends = materials.text_format.tokenizer, materials.text_format.end_tokens
     rests = [[example["labels"][place] for place in answer_places(example, ends)] for example in examples]
-    new = min(materials.settings.max_new_tokens, max(map(len, rests))) if _are_chunks(materials.forget) else None
+    new = None if _are_questions(materials.forget) else min(materials.settings.max_new_tokens, max(map(len, rests)))
     return Probe(examples, [decode(rest[:new], tokenizer).strip() for rest in rests], new)
 
 
-def answer_places(example: Example, ends: set[int]) -> list[int]:
+def answer_places(example: Example, ends: Collection[int]) -> list[int]:
     """Return the positions of the labelled tokens, without those of the tokens that end an answer."""
     places = [place for place, label in enumerate(example["labels"]) if label != IGNORE_INDEX]
     while places and example["labels"][places[-1]] in ends:
@@ -128,12 +134,12 @@ def answer_places(example: Example, ends: set[int]) -> list[int]:
     return places
 
 
-def encode_rows(rows: Sequence[Record], text_format: TextFormat) -> list[Example]:
+def encode_rows(rows: Sequence[Item], text_format: TextFormat) -> list[Example]:
     """Return one example per row: its question and answer, or the chunk as it is."""
-    if _are_chunks(rows):
-        return [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]
-    turns = [{"question": row["question"], "answer": row["answer"]} for row in rows]
-    return encode_records(turns, text_format)
+    pairs = [(row.question, row.answer) for row in rows if isinstance(row, Question)]
+    if pairs:
+        return encode_answers(pairs, text_format)
+    return [row for row in rows if not isinstance(row, Question)]
 
 
 def split(rows: Sequence[T], count: int, seed: int) -> tuple[list[T], list[T]]:

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from torch import nn
 
-from unlora.data.sources import has_keys
-from unlora.evals.attacks.interface import Case, Materials, UnavailableError, check_questions, probe
+from unlora.evals.attacks.interface import Case, Materials, UnavailableError, probe, questions
+from unlora.evals.tofu import Question
 from unlora.settings import AttackConfig
 
 
 def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[Case]:
     """Return one case, in which each question is replaced by its `paraphrased_question`, a column of TOFU."""
-    check_questions(materials.forget)
-    lacking = sum(not has_keys(row, "paraphrased_question") for row in materials.forget)
+    rows = questions(materials.forget)
+    lacking = sum(row.paraphrased_question is None for row in rows)
     if lacking:
-        reason = f"{lacking} of the {len(materials.forget)} forget rows have no paraphrased_question"
+        reason = f"{lacking} of the {len(rows)} forget rows have no paraphrased_question"
         raise UnavailableError(reason, "add it to each row, or unlearn with eval_data whose rows have it")
-    rows = [{"question": row["paraphrased_question"], "answer": row["answer"]} for row in materials.forget]
-    return [Case("paraphrased_question", probe(rows, materials))]
+    return [Case("paraphrased_question", probe([_paraphrased(row) for row in rows], materials))]
+
+
+def _paraphrased(row: Question) -> Question:
+    """Return the row with its question in other words; in a conversation, that is the last turn of the user."""
+    words = str(row.paraphrased_question)
+    return row._replace(question=words if isinstance(row.question, str) else row.question.asking(words))

@@ -5,6 +5,8 @@ Carlini et al., ICLR 2023 (https://arxiv.org/abs/2202.07646).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 
 from unlora.data import Example
@@ -17,13 +19,12 @@ from unlora.evals.attacks.interface import (
     encode_rows,
     without_labels,
 )
-from unlora.evals.generation import end_tokens
 from unlora.settings import AttackConfig
 
 
 def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[Case]:
     """Return a case for each share of the answers that is given. Answers of one token are skipped."""
-    ends = end_tokens(materials.text_format)
+    ends = materials.text_format.end_tokens
     examples = encode_rows(materials.forget, materials.text_format)
     long = [example for example in examples if len(answer_places(example, ends)) > 1]
     if not long:
@@ -35,7 +36,7 @@ def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[
     return found
 
 
-def remainder(example: Example, percent: float, ends: set[int]) -> Example:
+def remainder(example: Example, percent: float, ends: Collection[int]) -> Example:
     """Return the example without labels on the first `percent` of the answer's n > 1 tokens: on 1 to n−1 of them."""
     places = answer_places(example, ends)
     given = min(max(round(len(places) * percent / 100), 1), len(places) - 1)

@@ -1,0 +1,244 @@
+"""What a row asks for: a question and its answer, or every answer of the assistant in a conversation with its context.
+
+Conversations come as people have them: with a system prompt, several turns, calls of tools, content in parts, a first
+turn of the assistant, or as a JSON string. `answers_of` brings all of them into one form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from unlora.common.errors import InputError, Problem, short
+
+# A turn has a role and a content, which is a text, and perhaps calls of tools. A chat template may read other keys.
+Turn = dict[str, Any]
+# Keys under which a turn holds what the model thought before it answered.
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+# Columns of an answer. A row with several answers has them in its turns.
+_OF_ANSWER = ("paraphrased_question", "paraphrased_answer", "perturbed_answer")
+# What distinguishes one turn from another. Other keys, such as names and numbers, say nothing of the conversation.
+_TAUGHT = ("content", "role", "tool_calls")
+
+
+@dataclass(frozen=True)
+class Context:
+    """The turns of a conversation before an answer of the assistant.
+
+    It is held as JSON, so that it can be a key of a mapping.
+
+    Args:
+        json: {"turns": the turns, "tools": descriptions of tools or None, "beside": other keys of the answer's turn}.
+    """
+
+    json: str
+
+    @classmethod
+    def of(cls, turns: Sequence[Turn], tools: Any = None, beside: Mapping[str, Any] | None = None) -> Context:
+        """Return the context of these turns. The arguments are those of the class."""
+        return cls(json.dumps({"turns": list(turns), "tools": tools, "beside": beside or {}}, ensure_ascii=False))
+
+    @cached_property
+    def _parts(self) -> dict[str, Any]:
+        parts: dict[str, Any] = json.loads(self.json)
+        return parts
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The turns."""
+        return list(self._parts["turns"])
+
+    @property
+    def tools(self) -> Any:
+        """Descriptions of the tools that the assistant may call, or None."""
+        return self._parts["tools"]
+
+    @property
+    def beside(self) -> Turn:
+        """Other keys of the answer's turn, such as calls of tools."""
+        return dict(self._parts["beside"])
+
+    def answered(self, answer: str, thinks: bool = False) -> list[Turn]:
+        """Return the conversation up to and including an answer, with its calls of tools.
+
+        Args:
+            answer: what the assistant says.
+            thinks: whether the answer's turn keeps the thoughts that the data have for it.
+        """
+        beside = {key: value for key, value in self.beside.items() if thinks or key not in _THOUGHTS}
+        return [*self.turns, {**beside, "role": "assistant", "content": answer}]
+
+    def after(self, turns: Sequence[Turn]) -> Context:
+        """Return the context with other turns before it, which go behind its system prompt."""
+        own = self.turns
+        system = [turn for turn in own[:1] if is_system(turn)]
+        return Context.of([*system, *turns, *own[len(system) :]], self.tools, self.beside)
+
+    def asking(self, question: str) -> Context:
+        """Return the context with another last turn of the user."""
+        turns = self.turns
+        last = max((place for place, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns))
+        turns[last : last + 1] = [{"role": "user", "content": question}]
+        return Context.of(turns, self.tools, self.beside)
+
+    def shown(self) -> list[list[str]]:
+        """Return role and text of each turn, for people to read; calls of tools are part of the text."""
+        return [[turn["role"], "\n".join(_texts_of(turn))] for turn in self.turns]
+
+    def __str__(self) -> str:
+        return "\n".join(turn["content"] for turn in self.turns)
+
+
+# What a model is asked: a question, or the turns before its answer.
+Asked = str | Context
+
+
+class Answered(NamedTuple):
+    """An answer, and what it answers.
+
+    Args:
+        asked: the question, or the turns before the answer.
+        answer: its text.
+        columns: what the data say besides, such as wrong answers.
+        where: row and turn, for error messages.
+    """
+
+    asked: Asked
+    answer: str
+    columns: Mapping[str, Any]
+    where: str
+
+
+def is_system(turn: Turn) -> bool:
+    """Return whether a turn is a system prompt."""
+    return turn["role"] in ("system", "developer")
+
+
+def answers_of(row: Mapping[str, Any], where: str = "row") -> list[Answered]:
+    """Return the answers in a row: that to its question, or every turn of the assistant that has a text.
+
+    Columns of the row belong to its only answer. If a conversation has several, each turn has columns of its own.
+
+    Args:
+        row: with question and answer, or with messages. Another row has no answers.
+        where: what the user calls the row, for error messages.
+
+    Raises:
+        InputError: a conversation that cannot be read, or in which the assistant says nothing.
+    """
+    if row.get("question") is not None and row.get("answer") is not None:
+        return [Answered(str(row["question"]), str(row["answer"]), row, where)]
+    if row.get("messages") is None:
+        return []
+    turns = read_turns(row["messages"], where)
+    tools = _parsed(row.get("tools")) or None
+    places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"].strip()]
+    if not places:
+        reason, fix = "the answer has no tokens: no turn of the assistant has a text", "remove the row or give it one"
+        raise InputError(Problem(f"{where}.messages", [turn["role"] for turn in turns], reason, fix))
+    unclear = [key for key in _OF_ANSWER if row.get(key) is not None] if len(places) > 1 else []
+    for key in unclear:
+        reason, fix = f"the row has {len(places)} answers", "write it into the turn of the assistant that it is of"
+        raise InputError(Problem(f"{where}.{key}", short(row[key]), reason, fix))
+    found = []
+    for place in places:
+        turn = turns[place]
+        beside = {key: value for key, value in turn.items() if key not in ("role", "content")}
+        columns = {**row, **turn} if len(places) == 1 else turn
+        at = f"{where}.messages[{place}]"
+        found.append(Answered(Context.of(turns[:place], tools, beside), turn["content"], columns, at))
+    return found
+
+
+def all_answers(rows: Iterable[Mapping[str, Any]], argument: str) -> list[Answered]:
+    """Return the answers in all rows. `argument` is what the user calls them. Rows of plain text have none."""
+    return [answer for place, row in enumerate(rows) for answer in answers_of(row, f"{argument}[{place}]")]
+
+
+def read_turns(messages: Any, where: str = "row") -> list[Turn]:
+    """Return the turns of a conversation in one form: contents are texts, and arguments of tools are objects.
+
+    Args:
+        messages: a list of turns, or the same as a JSON string. The content of a turn is a text, a list of parts with
+            a text each, or None.
+        where: what the user calls the row, for error messages.
+
+    Raises:
+        InputError: it is no conversation, or a turn has a content other than text.
+    """
+    value = _parsed(messages)
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        reason = "a conversation is a list of turns with role and content, or the same as a JSON string"
+        raise InputError(Problem(f"{where}.messages", short(messages), reason, "give each row at least one such turn"))
+    return [_read_turn(turn, f"{where}.messages[{place}]") for place, turn in enumerate(value)]
+
+
+def taught(messages: Any, where: str = "row") -> list[Turn]:
+    """Return what a conversation teaches: its turns without keys that no model sees."""
+    return [{key: turn[key] for key in _TAUGHT if key in turn} for turn in read_turns(messages, where)]
+
+
+def _texts_of(turn: Turn) -> list[str]:
+    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.get("tool_calls", ())]
+    return [turn["content"], *calls] if turn["content"] or not calls else calls
+
+
+def _parsed(value: Any) -> Any:
+    """Return the value of a JSON string, or the value itself."""
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _read_turn(turn: Any, where: str) -> Turn:
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+        reason = "a turn of a conversation has role and content"
+        fix = 'write it as {"role": "user", "content": "..."}'
+        raise InputError(Problem(where, short(turn), reason, fix))
+    if "content" not in turn and not turn.get("tool_calls"):
+        reason = "a turn has role and content, and this one has no content"
+        raise InputError(Problem(where, sorted(turn), reason, "rename the key that holds its text to content"))
+    # A table fills its gaps with None, and templates ask whether a key is there.
+    kept = {key: value for key, value in turn.items() if value is not None}
+    if "tool_calls" in kept:
+        kept["tool_calls"] = _read_calls(kept["tool_calls"], f"{where}.tool_calls")
+    return {**kept, "content": _read_content(turn.get("content"), where)}
+
+
+def _read_content(content: Any, where: str) -> str:
+    """Return the text of a turn; that of a turn which only calls tools is empty."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, Sequence):
+        reason = f"the content of a turn is a text, and this is {type(content).__name__}"
+        raise InputError(Problem(f"{where}.content", short(content), reason, "write it as text"))
+    texts = []
+    for place, part in enumerate(content):
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if not isinstance(text, str):
+            reason, fix = "only parts with a text are read", "remove the row, or this part of it"
+            raise InputError(Problem(f"{where}.content[{place}]", short(part), reason, fix))
+        texts.append(text)
+    return "".join(texts)
+
+
+def _read_calls(calls: Any, where: str) -> list[Turn]:
+    if not isinstance(calls, Sequence) or not all(isinstance(call, Mapping) for call in calls):
+        raise InputError(Problem(where, short(calls), "calls of tools are a list of objects", "write them in OpenAI's format"))
+    return [_read_call(call) for call in calls]
+
+
+def _read_call(call: Mapping[str, Any]) -> Turn:
+    """Return a call of a tool whose arguments are an object, as templates expect. OpenAI's format has a JSON string."""
+    kept = {key: value for key, value in call.items() if value is not None}
+    if isinstance(kept.get("function"), Mapping):
+        kept["function"] = _read_call(kept["function"])
+    if isinstance(arguments := _parsed(kept.get("arguments")), Mapping):
+        kept["arguments"] = arguments
+    return kept
