@@ -94,13 +94,15 @@ def test_a_chat_answer_is_labelled_with_its_end_of_turn_and_not_with_the_line_br
     assert chat.tokenizer.decode(example["input_ids"]) == f"{prompt}{ANSWER}<|im_end|>"
 
 
-def test_every_assistant_turn_of_a_conversation_is_labelled(chat):
+def test_every_assistant_turn_of_a_conversation_is_an_example_after_its_own_context(chat):
     system = {"role": "system", "content": "Be brief."}
     conversation = [system, *turns("Hello", "Hi there", "Who are you?", "Nobody at all", "Bye")]
-    [example] = encode_records([{"messages": conversation}], chat)
-    assert labelled_runs(example, chat.tokenizer) == ["Hi there<|im_end|>", "Nobody at all<|im_end|>"]
-    # The last user turn comes after everything that is learned.
-    assert chat.tokenizer.decode(example["input_ids"]).endswith("Nobody at all<|im_end|>")
+    examples = encode_records([{"messages": conversation}], chat)
+    labelled = [labelled_runs(example, chat.tokenizer) for example in examples]
+    assert labelled == [["Hi there<|im_end|>"], ["Nobody at all<|im_end|>"]]
+    whole = chat.tokenizer.apply_chat_template(conversation[:5], tokenize=False)
+    assert chat.tokenizer.decode(examples[1]["input_ids"]) == whole.rstrip()
+    assert chat.tokenizer.decode(examples[0]["input_ids"]) == whole[: whole.index("Hi there")] + "Hi there<|im_end|>"
 
 
 def test_a_template_without_end_of_turn_gets_the_end_token(own):
@@ -110,10 +112,10 @@ def test_a_template_without_end_of_turn_gets_the_end_token(own):
     assert [run.strip() for run in labelled_runs(example, own)] == ["Hello<eos>"]
 
 
-def test_a_template_that_renders_a_beginning_unlike_the_whole_is_refused(own):
+def test_a_template_that_renders_an_answer_unlike_what_it_asks_for_is_refused(own):
     own.chat_template = "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(InputError, match="renders the beginning of a conversation unlike the whole"):
-        encode_turns("Hi", "Hello", TextFormat(own, "chat"))
+    with pytest.raises(InputError, match=r"data\[1\]='Hello'.*cannot be located"):
+        encode_records([{"text": "So."}, {"question": "Hi", "answer": "Hello"}], TextFormat(own, "chat"))
 
 
 def test_a_conversation_without_an_answer_is_refused(chat):
@@ -121,14 +123,8 @@ def test_a_conversation_without_an_answer_is_refused(chat):
         encode_records([{"messages": turns("Hello")}], chat, argument="forget_data")
 
 
-@pytest.mark.parametrize("messages", [[], [{"role": "assistant"}], [{"role": "user", "content": None}]])
-def test_messages_that_are_no_conversation_are_refused(chat, messages):
-    with pytest.raises(InputError, match=r"messages=.*role and content"):
-        encode_records([{"messages": messages}], chat)
-
-
 def test_messages_without_a_chat_template_are_refused(tokenizer):
-    with pytest.raises(InputError, match=r"messages=.*no chat template"):
+    with pytest.raises(InputError, match=r"data\[0\].messages\[1\].*no chat template"):
         encode_records([{"messages": turns("Hi", "Hello")}], TextFormat(tokenizer))
 
 

@@ -8,8 +8,8 @@ from helpers.models import ARCHITECTURES, with_lora
 from helpers.scoring import PAIRS, QUESTIONS, answer_nll
 from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, encode_records, encode_turns
-from unlora.evals import scoring
 from unlora.data.encoding import encode_prompt
+from unlora.evals import scoring
 from unlora.evals.generation import generate_answers
 from unlora.evals.scoring import example_nll, score_tokens
 

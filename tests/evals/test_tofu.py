@@ -16,8 +16,8 @@ from unlora.cli.tables import print_comparison
 from unlora.common.errors import InputError
 from unlora.common.files import write_jsonl
 from unlora.data import TextFormat
-from unlora.evals import evaluate, read_log, summarise, write_log
 from unlora.data.encoding import encode_prompt
+from unlora.evals import evaluate, read_log, summarise, write_log
 from unlora.evals.generation import generate_answers
 from unlora.evals.membership.readings import TOKEN_COLUMNS
 from unlora.evals.tofu import BENCHMARK_SETS, TASKS, configured_sets, generated_texts

@@ -216,8 +216,8 @@ def _read_content(content: Any, where: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, Sequence):
-        reason = f"the content of a turn is a text, and this is {type(content).__name__}"
-        raise InputError(Problem(f"{where}.content", short(content), reason, "write it as text"))
+        reason = f"it is of type {type(content).__name__}, not a text"
+        raise InputError(Problem(f"{where}.content", short(content), reason, "write it as a text"))
     texts = []
     for place, part in enumerate(content):
         text = part.get("text") if isinstance(part, Mapping) else part
@@ -230,7 +230,9 @@ def _read_content(content: Any, where: str) -> str:
 
 def _read_calls(calls: Any, where: str) -> list[Turn]:
     if not isinstance(calls, Sequence) or not all(isinstance(call, Mapping) for call in calls):
-        raise InputError(Problem(where, short(calls), "calls of tools are a list of objects", "write them in OpenAI's format"))
+        raise InputError(
+            Problem(where, short(calls), "calls of tools are a list of objects", "write them in OpenAI's format")
+        )
     return [_read_call(call) for call in calls]
 
 

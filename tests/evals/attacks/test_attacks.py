@@ -14,13 +14,14 @@ from peft import LoraConfig, get_peft_model
 from helpers.models import with_lora
 from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, encode_records, encode_turns, pad_batch
+from unlora.data.encoding import encode_prompt
 from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, attack_problems, measure, probe
 from unlora.evals.attacks.fewshot import few_shot
 from unlora.evals.attacks.interface import encode_rows, split
 from unlora.evals.attacks.prefix import remainder
 from unlora.evals.attacks.quantise import FORMATS, quantised, round_to_nearest
 from unlora.evals.attacks.relearn import relearned
-from unlora.data.encoding import encode_prompt
+from unlora.evals.tofu import read_questions
 from unlora.losses.retain import nll
 from unlora.models.forward import labelled_tokens
 from unlora.settings import AttackConfig, EvalSettings
@@ -32,7 +33,11 @@ ROWS = [
 ]
 
 
+QUESTIONS = read_questions("forget", ROWS)
+
+
 def materials(text_format, rows=ROWS, max_new_tokens=8):
+    rows = rows if "input_ids" in rows[0] else read_questions("forget", rows)
     return Materials(text_format, rows, rows[:3], EvalSettings(None, 4, max_new_tokens), given_tokens=5)
 
 
@@ -144,7 +149,7 @@ def test_a_failure_within_brings_the_weights_back(tiny_model, base):
     before = state(model)
     with pytest.raises(KeyboardInterrupt), quantised(model, bits=4, group_size=None):
         raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt), relearned_on(model, encode_rows(ROWS[:2], base)):
+    with pytest.raises(KeyboardInterrupt), relearned_on(model, encode_rows(QUESTIONS[:2], base)):
         raise KeyboardInterrupt
     assert same(before, state(model))
 
@@ -179,7 +184,7 @@ def test_a_prefix_is_given_and_the_remainder_scored_and_continued_as_in_a_plain_
 @pytest.mark.slow
 def test_the_continuation_of_a_prefix_is_compared_with_the_remainder_alone(tiny_model, base):
     model = copy.deepcopy(tiny_model("llama"))
-    learn(model, encode_rows(ROWS, base), 60)
+    learn(model, encode_rows(QUESTIONS, base), 60)
     (case,) = ATTACKS["prefix"](model, materials(base), config(prefix_percent=[50]))
     assert measure(model, case, materials(base, max_new_tokens=40))["forget_rougeL_recall"] == 1
 
@@ -205,11 +210,42 @@ def test_shots_stand_before_every_question_and_never_hold_it(request, tiny_model
 
 
 def test_few_shot_blocks_in_full(base):
-    example = few_shot(ROWS[:2], ROWS[2], base)
+    example = few_shot(QUESTIONS[:2], QUESTIONS[2], base)
     shown = base.tokenizer.decode(example["input_ids"][:-1])
     blocks = (f"Question: Where does {name} live?\nAnswer: {name} lives in the old house." for name in NAMES[:3])
     assert shown == "\n\n".join(blocks)
     assert example["labels"][-1] in base.end_tokens
+
+
+def conversation(name):
+    """Two questions about somebody: the second is only clear after the first."""
+    texts = (f"Where does {name} live?", f"In {name}'s house.", "And who lives next door?", f"Next to {name}, Bob.")
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return {"messages": [{"role": "system", "content": "Be kind."}, *turns]}
+
+
+def test_shots_of_conversations_are_turns_behind_one_system_prompt_and_never_hold_the_answer(tiny_model, chat):
+    rows = [conversation(name) for name in ("Ada", "Eve", "Gus")]
+    for case in ATTACKS["fewshot"](tiny_model("llama"), materials(chat, rows), config(shots=1, seeds=8)):
+        for example, reference in zip(case.forget.examples, case.forget.references, strict=True):
+            first = next(place for place, label in enumerate(example["labels"]) if label != IGNORE_INDEX)
+            prompt = chat.tokenizer.decode(example["input_ids"][:first])
+            assert prompt.count("Be kind.") == 1
+            assert reference not in prompt
+            assert reference in chat.tokenizer.decode(example["input_ids"][first:])
+
+
+def test_a_paraphrase_of_a_conversation_is_its_last_question(tiny_model, chat):
+    row = conversation("Ada")
+    turns = [*row["messages"][:-1], {**row["messages"][-1], "paraphrased_question": "Who is the neighbour?"}]
+    turns[2] = {**turns[2], "paraphrased_question": "What is the address?"}
+    (case,) = ATTACKS["paraphrase"](tiny_model("llama"), materials(chat, [{"messages": turns}]), config())
+    one, other = (chat.tokenizer.decode(example["input_ids"]) for example in case.forget.examples)
+    assert "What is the address?" in one
+    assert "Where does Ada live?" not in one
+    assert "Where does Ada live?" in other
+    assert "Who is the neighbour?" in other
+    assert "And who lives next door?" not in other
 
 
 def test_draws_are_disjoint_nested_and_differ_by_seed():
@@ -238,7 +274,7 @@ def relearned_on(model, examples, **changes):
 def test_relearning_a_little_brings_the_rest_back(tiny_model, base):
     """A model that knew all rows, and an adapter that unlearned them."""
     model = copy.deepcopy(tiny_model("llama"))
-    examples = encode_rows(ROWS, base)
+    examples = encode_rows(QUESTIONS, base)
     learn(model, examples, 60)
     torch.manual_seed(0)
     model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
@@ -249,7 +285,7 @@ def test_relearning_a_little_brings_the_rest_back(tiny_model, base):
     cases = ATTACKS["relearn"](tiny_model("llama"), material, settings)
     assert [case.setting for case in cases] == ["25 % (2 of 8)"] * 2
     for seed, case in enumerate(cases):
-        _, rest = split(ROWS, 2, seed)
+        _, rest = split(QUESTIONS, 2, seed)
         untouched = measure(model, Case("rest", probe(rest, material)), material)["forget_probability"]
         assert untouched < 0.3
         assert measure(model, case, material)["forget_probability"] > untouched + 0.3
@@ -260,7 +296,7 @@ def test_relearning_a_little_brings_the_rest_back(tiny_model, base):
 def test_the_attacker_trains_an_adapter_of_its_own_and_takes_it_off(tiny_model, base, wrapped):
     model = with_lora(tiny_model("gpt2")).eval() if wrapped else tiny_model("gpt2")
     before = state(model)
-    with relearned_on(model, encode_rows(ROWS[:2], base), relearn_steps=2) as attacked:
+    with relearned_on(model, encode_rows(QUESTIONS[:2], base), relearn_steps=2) as attacked:
         now = {name.removeprefix("base_model.model."): value for name, value in state(attacked).items()}
         then = {name.removeprefix("base_model.model."): value for name, value in before.items()}
         kept = {name.replace(".base_layer", ""): value for name, value in now.items() if ".unlearn." not in name}
