@@ -21,7 +21,7 @@ from playwright.sync_api import expect
 from helpers.attacked import RETAIN, unlearn
 from helpers.models import save_tiny_llama as save_model
 from unlora.chat.answers import SIDES
-from unlora.chat.source import Prompt, load_prompts, load_side_by_side, prompts_of
+from unlora.chat.source import Prompt, asked_after, load_prompts, load_side_by_side, prompts_of
 from unlora.cli import main
 from unlora.evals.generation import generate_answers
 from unlora.pipeline.attack import read_run
@@ -249,11 +249,22 @@ def test_prompts_are_the_questions_that_the_run_evaluates(run):
     assert prompts.missing == {}
 
 
-def test_prompts_come_from_columns_and_conversations_each_once():
+def test_prompts_come_from_columns_and_every_turn_of_conversations_each_once():
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "No."}]
-    system = [{"role": "system", "content": "Be brief."}, *turns]
-    rows = [{"question": "Who?", "answer": "Ada."}] * 2 + [{"messages": turns}, {"messages": system}, {"text": "Once"}]
-    assert prompts_of(rows) == [Prompt("Who?", "Ada."), Prompt("Why?", "No.")]
+    system = [{"role": "system", "content": "Be brief."}, *turns, {"role": "user", "content": "Really?"}, turns[1]]
+    begun = [{"role": "assistant", "content": "Hello."}]
+    tool = [*turns[:1], {"role": "tool", "content": "It rains."}, {"role": "assistant", "content": "Rain."}]
+    rows = [{"question": "Who?", "answer": "Ada."}] * 2
+    found = prompts_of([*rows, {"text": "Once"}, *({"messages": part} for part in (turns, system, begun, tool))])
+    assert found[:2] == [Prompt("Who?", "Ada."), Prompt("Why?", "No.")]
+    first, second, start, after = found[2:]
+    assert (first.question, first.earlier.turns) == ("Why?", system[:1])
+    assert (second.question, second.earlier.turns) == ("Really?", system[:3])
+    assert (start.question, start.label, start.earlier.turns) == ("", "(the assistant begins)", [])
+    assert (after.question, after.label, after.answer) == ("", "(tool) It rains.", "Rain.")
+    for prompt, part in zip(found[2:], (system[:2], system[:4], [], tool[:2]), strict=True):
+        assert asked_after(prompt.earlier, prompt.question).turns == part
+    assert asked_after(None, "Who?") == "Who?"
 
 
 def test_data_that_are_gone_leave_a_note_and_the_other_set(copied, tmp_path):
@@ -266,7 +277,9 @@ def test_data_that_are_gone_leave_a_note_and_the_other_set(copied, tmp_path):
     assert prompts.sets.keys() == {"retain"}
     assert "no such file" in prompts.missing["forget"]
     config.write_text(settings.replace(str(gone), str(text)))
-    assert load_prompts(read_run(str(copied))).missing == {"forget": "its rows are not questions and answers"}
+    assert load_prompts(read_run(str(copied))).missing == {
+        "forget": "its rows are plain text, without questions or conversations"
+    }
 
 
 def test_a_port_in_use_is_refused(run, capsys):

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
 from unlora.common.errors import InputError, Problem, raise_if
-from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records
+from unlora.data import IGNORE_INDEX, Asked, Example, TextFormat, encode_answers
 from unlora.data.encoding import encode_prompt
 from unlora.evals.generation import (
     generated_text,
@@ -127,7 +127,7 @@ class SideBySide:
         self.longest = min(position_limit(model) or max_tokens, max_tokens)
         self._turns = Turns()
 
-    def answers(self, question: str, sampling: Sampling) -> Generator[dict[str, list[int]], None, None]:
+    def answers(self, question: Asked, sampling: Sampling) -> Generator[dict[str, list[int]], None, None]:
         """Yield the tokens of both answers by side after every new token; the original model answers first.
 
         Closing the iterator stops the generation after the token that is being generated.
@@ -156,11 +156,11 @@ class SideBySide:
         """Return the text of generated tokens, as the evaluation reads it."""
         return generated_text(tokens, self.text_format).strip()
 
-    def score(self, question: str, answer: str | Sequence[int]) -> Scored:
+    def score(self, question: Asked, answer: str | Sequence[int]) -> Scored:
         """Return how likely each token of an answer is under both models.
 
         Args:
-            question: what was asked.
+            question: what was asked, or the turns before the answer.
             answer: a text, which is scored with its end token, or generated tokens.
 
         Raises:
@@ -168,8 +168,7 @@ class SideBySide:
         """
         prompt = self._prompt(question)
         if isinstance(answer, str):
-            row = {"question": question, "answer": answer}
-            (example,) = encode_records([row], self.text_format, argument="answer")
+            (example,) = encode_answers([(question, answer)], self.text_format, argument="answer")
         else:
             example = Example(input_ids=[*prompt, *answer], labels=[IGNORE_INDEX] * len(prompt) + list(answer))
         self._check_length("answer", f"{len(answer)} long", len(example["input_ids"]))
@@ -179,8 +178,8 @@ class SideBySide:
                 logp[side] = score_tokens(self.model, [example], self.text_format, 1)[0].logp
         return Scored(labelled_texts(example, self.text_format.tokenizer), logp)
 
-    def _prompt(self, question: str) -> list[int]:
-        if not question.strip():
+    def _prompt(self, question: Asked) -> list[int]:
+        if isinstance(question, str) and not question.strip():
             raise InputError(Problem("question", question, "there is nothing to ask", "write a question"))
         return encode_prompt(question, self.text_format)
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from unlora.chat.answers import SIDES, Sampling, SideBySide
-from unlora.chat.source import Prompt, Prompts
+from unlora.chat.source import Prompt, Prompts, asked_after
 from unlora.chat.tokens import token_sections
 from unlora.common.errors import InputError
+from unlora.data import Asked, Context
 from unlora.pipeline.attack import Target
 
 # System fonts: Gradio's themes may fetch theirs from the network.
@@ -31,7 +32,7 @@ _TOGETHER: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 4, 
 class _Asked(NamedTuple):
     """The last question, and the tokens of both answers by side."""
 
-    question: str
+    question: Asked
     tokens: dict[str, list[int]]
 
 
@@ -41,27 +42,33 @@ class _Handlers:
     def __init__(self, models: SideBySide) -> None:
         self.models = models
 
-    def ask(self, question: str, max_new_tokens: float, temperature: float) -> Iterator[tuple[str, str, _Asked]]:
+    def ask(
+        self, earlier: Context | None, question: str, max_new_tokens: float, temperature: float
+    ) -> Iterator[tuple[str, str, _Asked]]:
         """Yield both answers as they grow."""
-        yield "", "", _Asked(question, {side: [] for side in SIDES})
+        asked = asked_after(earlier, question)
+        yield "", "", _Asked(asked, {side: [] for side in SIDES})
         with (
             _shown_errors(),
-            closing(self.models.answers(question, Sampling(int(max_new_tokens), temperature))) as news,
+            closing(self.models.answers(asked, Sampling(int(max_new_tokens), temperature))) as news,
         ):
             for tokens in news:
                 original, unlearned = (self.models.text(tokens[side]) for side in SIDES)
-                yield original, unlearned, _Asked(question, {side: list(tokens[side]) for side in SIDES})
+                yield original, unlearned, _Asked(asked, {side: list(tokens[side]) for side in SIDES})
 
-    def probabilities(self, wanted: bool, question: str, reference: str, asked: _Asked | None) -> str:
+    def probabilities(
+        self, wanted: bool, earlier: Context | None, question: str, reference: str, last: _Asked | None
+    ) -> str:
         """Return every token of the reference and of the answers as HTML, or nothing if that is not wanted."""
         if not wanted:
             return ""
+        asked = asked_after(earlier, question)
         answers: dict[str, str | list[int]] = {"Reference answer": reference} if reference.strip() else {}
-        if asked is not None and asked.question == question:
-            answers |= {f"{side.capitalize()} model's answer": asked.tokens[side] for side in SIDES}
+        if last is not None and last.question == asked:
+            answers |= {f"{side.capitalize()} model's answer": last.tokens[side] for side in SIDES}
         with _shown_errors():
             return token_sections(
-                {title: self.models.score(question, answer) for title, answer in answers.items() if answer}
+                {title: self.models.score(asked, answer) for title, answer in answers.items() if answer}
             )
 
 
@@ -80,12 +87,16 @@ def build(models: SideBySide, target: Target, prompts: Prompts) -> gr.Blocks:
         gr.HTML(_heading(target, prompts))
         question = gr.Textbox(label="Question", placeholder="Ask both models", max_lines=8, render=False)
         reference = gr.Textbox(label="Reference answer", max_lines=8, render=False)
+        earlier, shown = gr.State(), gr.HTML(render=False)
+        filled = [question, reference, earlier, shown]
         with gr.Row():
-            clicks = [_prompt_list(name, found, [question, reference]) for name, found in prompts.sets.items()]
+            clicks = [_prompt_list(name, found, filled) for name, found in prompts.sets.items()]
+        shown.render()
         question.render()
         with gr.Row():
             ask = gr.Button("Ask", variant="primary", scale=0, min_width=140)
             stop = gr.Button("Stop", scale=0, min_width=100)
+            new = gr.Button("New conversation", scale=0, min_width=180)
         settings = _sampling_settings(models, target)
         with gr.Row():
             answers = [_answer_box(side) for side in SIDES]
@@ -95,8 +106,8 @@ def build(models: SideBySide, target: Target, prompts: Prompts) -> gr.Blocks:
         asked = gr.State()
 
         handlers = _Handlers(models)
-        asking = (handlers.ask, [question, *settings], [*answers, asked])
-        scoring = (handlers.probabilities, [wanted, question, reference, asked], tokens)
+        asking = (handlers.ask, [earlier, question, *settings], [*answers, asked])
+        scoring = (handlers.probabilities, [wanted, earlier, question, reference, asked], tokens)
         running = []
         for event in (ask.click, question.submit, *(click.then for click in clicks)):
             answering = event(*asking, scroll_to_output=True, **_TOGETHER)
@@ -104,6 +115,7 @@ def build(models: SideBySide, target: Target, prompts: Prompts) -> gr.Blocks:
         for event in (wanted.change, reference.submit):
             running.append(event(*scoring, **_TOGETHER))
         stop.click(None, cancels=running)
+        new.click(lambda: ("", "", None, ""), None, filled, api_visibility="private")
     return page
 
 
@@ -116,23 +128,33 @@ def _heading(target: Target, prompts: Prompts) -> str:
     return (
         f'<header class="unlora"><h1>Original and unlearned, side by side</h1>'
         f"<p>{escape(target.model.model_name_or_path)}, without and with the adapter of {escape(target.run)}. "
-        f"Each question starts a new conversation. Nothing leaves this computer.</p>{notes}</header>"
+        f"A question follows the turns that are shown above it. Nothing leaves this computer.</p>{notes}</header>"
     )
 
 
-def _prompt_list(name: str, prompts: list[Prompt], filled: list[gr.Textbox]) -> Any:
-    """Add the questions of one set. A click on one fills in question and reference, and is returned as an event."""
+def _prompt_list(name: str, prompts: list[Prompt], filled: list[Any]) -> Any:
+    """Add the questions of one set. A click on one fills in what belongs to it, and is returned as an event."""
     with gr.Column(min_width=300):
         questions = gr.Dataset(
             label=f"{name.capitalize()} set",
             components=[gr.Textbox(render=False)],
-            samples=[[prompt.question] for prompt in prompts],
+            samples=[[prompt.label] for prompt in prompts],
             samples_per_page=_PROMPTS_A_PAGE,
             type="index",
         )
-    return questions.click(
-        lambda place: (prompts[place].question, prompts[place].answer), questions, filled, api_visibility="private"
-    )
+
+    def fill(place: int) -> tuple[str, str, Context | None, str]:
+        prompt = prompts[place]
+        return prompt.question, prompt.answer, prompt.earlier, _conversation(prompt.earlier)
+
+    return questions.click(fill, questions, filled, api_visibility="private")
+
+
+def _conversation(earlier: Context | None) -> str:
+    """Return the turns before a question as HTML. All text in it is escaped."""
+    turns = earlier.shown() if earlier else []
+    items = "".join(f"<dt>{escape(role.capitalize())}</dt><dd>{escape(text)}</dd>" for role, text in turns)
+    return f'<dl class="turns" aria-label="Conversation before the question">{items}</dl>' if items else ""
 
 
 def _answer_box(side: str) -> gr.Textbox:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from unlora.chat.answers import SideBySide
 from unlora.common.errors import InputError
-from unlora.data import TextFormat
-from unlora.data.sources import Record, has_keys
+from unlora.data import Asked, Context, TextFormat
+from unlora.data.conversations import all_answers
+from unlora.data.sources import Record
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.attack import Target, evaluated_rows
 from unlora.pipeline.prepare import usable_length
@@ -21,10 +22,42 @@ _SETS = ("forget", "retain")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question and its answer in the data."""
+    """A question and its answer in the data.
+
+    Args:
+        question: the text, which is empty if the last turn before the answer is not the user's.
+        answer: its text.
+        earlier: the turns before the question, in a conversation that has some.
+    """
 
     question: str
     answer: str
+    earlier: Context | None = None
+
+    @classmethod
+    def of(cls, asked: Asked, answer: str) -> Prompt:
+        """Return what is asked as a question and the turns before it."""
+        if isinstance(asked, str):
+            return cls(asked, answer)
+        *before, last = asked.turns or [{"role": "", "content": ""}]
+        if last["role"] != "user":
+            return cls("", answer, asked)
+        beside = before or asked.tools or asked.beside
+        return cls(last["content"], answer, Context.of(before, asked.tools, asked.beside) if beside else None)
+
+    @property
+    def label(self) -> str:
+        """What a list of prompts shows."""
+        turns = self.earlier.shown() if self.earlier else []
+        return self.question or (f"({turns[-1][0]}) {turns[-1][1]}" if turns else "(the assistant begins)")
+
+
+def asked_after(earlier: Context | None, question: str) -> Asked:
+    """Return a question after the turns of a conversation. Without a question, the assistant goes on with these."""
+    if earlier is None:
+        return question
+    turns = [*earlier.turns, {"role": "user", "content": question}] if question.strip() else earlier.turns
+    return Context.of(turns, earlier.tools, earlier.beside)
 
 
 @dataclass(frozen=True)
@@ -62,16 +95,10 @@ def load_prompts(target: Target) -> Prompts:
             missing[name] = str(error)
             continue
         if not sets[name]:
-            missing[name] = "its rows are not questions and answers"
+            missing[name] = "its rows are plain text, without questions or conversations"
     return Prompts({name: found for name, found in sets.items() if found}, missing)
 
 
 def prompts_of(rows: Sequence[Record]) -> list[Prompt]:
-    """Return question and answer of each row: its columns, or the first two turns of its conversation."""
-    found = []
-    for row in rows:
-        if has_keys(row, "question", "answer"):
-            found.append(Prompt(str(row["question"]), str(row["answer"])))
-        elif has_keys(row, "messages") and [turn["role"] for turn in row["messages"][:2]] == ["user", "assistant"]:
-            found.append(Prompt(*(str(turn["content"]) for turn in row["messages"][:2])))
-    return list(dict.fromkeys(found))
+    """Return every question and every turn of the assistant in the rows, with its context, each once."""
+    return list(dict.fromkeys(Prompt.of(one.asked, one.answer) for one in all_answers(rows, "row")))

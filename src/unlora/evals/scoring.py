@@ -47,22 +47,15 @@ class TokenScores:
     matches: NDArray[np.bool_]
 
 
-def answer_examples(
-    questions_answers: Sequence[tuple[Asked, str]], text_format: TextFormat, where: Sequence[str] | None = None
-) -> list[Example]:
+def answer_examples(questions_answers: Sequence[tuple[Asked, str]], text_format: TextFormat) -> list[Example]:
     """Tokenise pairs of what is asked and an answer, with labels on the answers and their end tokens.
-
-    Args:
-        questions_answers: the pairs.
-        text_format: the prompt.
-        where: what the user calls each pair, for error messages.
 
     Raises:
         InputError: no pairs, or an answer without tokens.
     """
     if not questions_answers:
         raise InputError(Problem("questions_answers", "0 pairs", "there is nothing to score", "give at least one pair"))
-    return encode_answers(questions_answers, text_format, argument="questions_answers", where=where)
+    return encode_answers(questions_answers, text_format, argument="questions_answers")
 
 
 def example_nll(

@@ -12,7 +12,7 @@ from unlora.evals.text_quality import judged_answers, reference_measures
 from unlora.evals.tofu import example_values
 from unlora.report.names import COUNTS, SETS
 from unlora.report.read import Run
-from unlora.report.samples import question_in
+from unlora.report.samples import question_in, turns_before
 from unlora.report.statistics import Estimate
 
 
@@ -106,8 +106,10 @@ def worst_answers(run: Run) -> list[WorstAnswer]:
         if judged.any() and texts:
             score = scores.get(kind, np.zeros(len(judged)))
             places = np.flatnonzero(judged)
-            question, answer, reference = texts[places[score[places].argmax()]]
-            found.append(WorstAnswer(kind, question_in(question), reference, answer))
+            place = int(places[score[places].argmax()])
+            _, answer, reference = texts[place]
+            question = question_in(turns_before(run, "forget", place))
+            found.append(WorstAnswer(kind, question, reference, answer))
     return sorted(found, key=lambda worst: list(COUNTS).index(worst.kind))
 
 

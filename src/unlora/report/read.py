@@ -250,12 +250,17 @@ def _attacks(report: Mapping[str, Mapping[str, Any]]) -> Attacks:
 
 
 def _check_tokens(folder: Path, log: Log) -> None:
-    """Refuse tokens that an evaluation did not write. `read_log` has checked the rest of the log."""
+    """Refuse tokens and turns that an evaluation did not write. `read_log` has checked the rest of the log."""
     for task in set(TASKS.values()) & log.keys():
         losses = log[task].get("gt_token_loss", {})
         rows = [(texts, losses.get(index, [])) for index, texts in log[task].get("gt_tokens", {}).items()]
         if not all(_all_of(str, texts) and _all_of(int | float, row) and len(texts) == len(row) for texts, row in rows):
             reason = f"the tokens of {task} were not written by an evaluation"
+            raise InputError(Problem("RUN", str(folder), reason, "evaluate the run again"))
+        columns = log[task].get("turns", {}).values()
+        turns = [turn for row in columns for turn in (row if isinstance(row, list) else [row])]
+        if not all(_all_of(str, turn) and len(turn) == 2 for turn in turns):
+            reason = f"the turns of {task} were not written by an evaluation"
             raise InputError(Problem("RUN", str(folder), reason, "evaluate the run again"))
 
 

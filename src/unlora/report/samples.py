@@ -39,7 +39,8 @@ class Sample:
     """One example.
 
     Args:
-        question: what was asked.
+        question: what was asked; in a conversation, the user's last turn.
+        turns: role and text of each turn before the answer, if there are several.
         reference: the right answer.
         tokens: those of the right answer.
         answers: what each model says.
@@ -47,6 +48,7 @@ class Sample:
     """
 
     question: str
+    turns: Sequence[tuple[str, str]]
     reference: str
     tokens: Sequence[ShownToken]
     answers: Mapping[str, str]
@@ -80,9 +82,10 @@ def samples(run: Run, name: str) -> list[Sample]:
 
 def _sample(run: Run, name: str, models: Sequence[str], probability: Mapping[str, Values], place: int) -> Sample:
     rows = {model: _cell(run, model, name, "generated_text", place) for model in models}
-    prompt, _, reference = rows["unlearned"]
+    turns, reference = turns_before(run, name, place), rows["unlearned"][2]
     return Sample(
-        question=question_in(prompt),
+        question=question_in(turns),
+        turns=turns if len(turns) > 1 else (),
         reference=reference,
         tokens=_tokens(run, name, models, place, reference),
         answers={model: row[1] for model, row in rows.items()},
@@ -90,9 +93,18 @@ def _sample(run: Run, name: str, models: Sequence[str], probability: Mapping[str
     )
 
 
-def question_in(prompt: str) -> str:
-    """Return what a prompt asks, without the words around it."""
-    return prompt.removeprefix("Question: ").removesuffix("Answer:").rstrip()
+def turns_before(run: Run, name: str, place: int) -> list[tuple[str, str]]:
+    """Return role and text of each turn before an answer. A prompt without a chat is one turn of the user."""
+    if "turns" in run.task("unlearned", name):
+        return [(role, text) for role, text in _cell(run, "unlearned", name, "turns", place)]
+    prompt = run.prompts("unlearned", name)[place]
+    return [("user", prompt.removeprefix("Question: ").removesuffix("Answer:").rstrip())]
+
+
+def question_in(turns: Sequence[tuple[str, str]]) -> str:
+    """Return what is asked: the user's last turn."""
+    said = [text for role, text in turns if role == "user"]
+    return said[-1] if said else "(nothing: the assistant begins)"
 
 
 def _cell(run: Run, model: str, name: str, metric: str, place: int) -> Any:
