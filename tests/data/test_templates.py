@@ -170,9 +170,9 @@ def test_tools_and_their_calls_reach_the_template(formatted):
     ]
     tools = [{"type": "function", "function": {"name": "find"}}]
     first, second = halves(formatted(template), [{"messages": turns, "tools": tools}])
-    assert first[0] == "tools: find\nuser: Where does Orla live?<|im_end|>assistant:"
-    assert first[1] == " I look.Orla<|im_end|>"
-    assert second[0].endswith("I look.Orla<|im_end|>tool: Tarrow<|im_end|>assistant:")
+    assert first[0].rstrip() == "tools: find\nuser: Where does Orla live?<|im_end|>assistant:"
+    assert first[1].lstrip() == "I look.Orla<|im_end|>"
+    assert second[0].rstrip().endswith("I look.Orla<|im_end|>tool: Tarrow<|im_end|>assistant:")
 
 
 def test_the_date_is_fixed_and_may_be_chosen(formatted, monkeypatch):
