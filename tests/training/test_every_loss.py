@@ -13,7 +13,7 @@ from helpers.models import ARCHITECTURES
 from helpers.trainer import FORGET, RETAIN, adapter_state, config, examples, make_trainer
 from unlora import InputError, UnlearnTrainer, attach_adapters
 from unlora.adapter import reference_model
-from unlora.data import TextFormat, alternate_rows, encode_records, iter_batches, pad_batch
+from unlora.data import TextFormat, alternate_answers, encode_answers, encode_records, iter_batches, pad_batch
 from unlora.importance import INITIALISERS, Measurement
 from unlora.losses.table import LOSSES
 from unlora.models.forward import hidden_states, labelled_tokens
@@ -44,7 +44,7 @@ def alternates_for(loss, tokenizer):
     """Refusals where the loss reads them."""
     if "alternate" not in LOSSES[loss].reads:
         return None
-    return encode_records(alternate_rows(FORGET, None, seed=0), TextFormat(tokenizer))
+    return encode_answers(alternate_answers(FORGET, None, seed=0), TextFormat(tokenizer))
 
 
 def lessons_for(loss, model, tokenizer):
