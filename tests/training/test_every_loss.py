@@ -13,7 +13,7 @@ from helpers.models import ARCHITECTURES
 from helpers.trainer import FORGET, RETAIN, adapter_state, config, examples, make_trainer
 from unlora import InputError, UnlearnTrainer, attach_adapters
 from unlora.adapter import reference_model
-from unlora.data import TextFormat, alternate_answers, encode_answers, encode_records, iter_batches, pad_batch
+from unlora.data import TextFormat, alternate_answers, encode_answers, iter_batches, pad_batch
 from unlora.importance import INITIALISERS, Measurement
 from unlora.losses.table import LOSSES
 from unlora.models.forward import hidden_states, labelled_tokens
