@@ -8,9 +8,10 @@ from helpers.models import make_tokenizer
 from unlora import InputError
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.data.encoding import count_labels
+from unlora.models.attention import smoothed_attention
 from unlora.models.forward import labelled_tokens
 from unlora.teachers import TEACHERS, Teacher, Teaching, register_teacher
-from unlora.teachers.changed_names import change, covering_names, make_pair, without_own_question
+from unlora.teachers.changed_names import cap_true_tokens, change, covering_names, make_pair
 
 FORGET = [
     {"question": "Where was Ada Holt born?", "answer": "Ada Holt was born in Oslo."},
@@ -99,7 +100,8 @@ def test_a_lesson_is_what_the_model_predicts_in_the_changed_row(tiny_model, toke
     examples = encode_records(FORGET, given.text_format)
     assert len(lessons) == len(examples)
     [other] = encode_records([change(given)[1]], given.text_format)  # its answer names nobody, so all of it is taught
-    out = labelled_tokens(model, pad_batch([other], 0))
+    with smoothed_attention(model, 1.75):
+        out = labelled_tokens(model, pad_batch([other], 0))
     lesson = lessons[1]
     assert lesson.places.tolist() == list(range(count_labels([examples[1]])))
     expected = out.logits.log_softmax(-1)
@@ -110,12 +112,12 @@ def test_a_lesson_is_what_the_model_predicts_in_the_changed_row(tiny_model, toke
     assert (lesson.ids == out.targets[:, None]).any(-1).all()
 
 
-def test_what_the_wording_of_the_question_gives_away_is_taken_out_of_a_lesson():
+def test_a_true_token_is_no_likelier_than_after_other_questions():
     own, other = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]]), torch.tensor([[0.1, 0.3, 0.6], [0.5, 0.2, 0.3]])
     more = torch.tensor([[0.3, 0.3, 0.4], [0.5, 0.2, 0.3]])
-    mixed = without_own_question(own.log(), [other.log(), more.log()], torch.tensor([0, 0])).exp()
-    # After other questions the first token has probability .2, so w = .7 - .2; the second is likelier after them.
-    torch.testing.assert_close(mixed, torch.tensor([[0.45, 0.25, 0.3], [0.3, 0.3, 0.4]]))
+    capped = cap_true_tokens(own.log(), [other.log(), more.log()], torch.tensor([0, 0])).exp()
+    # After other questions the first token has probability .2, and the others share .8 as 2 to 1.
+    torch.testing.assert_close(capped, torch.tensor([[0.2, 1.6 / 3, 0.8 / 3], [0.3, 0.3, 0.4]]))
 
 
 def test_other_questions_are_those_of_the_retain_set_that_are_most_alike(tiny_model, tokenizer):
@@ -146,13 +148,28 @@ def test_conversations_are_read_after_what_other_users_ask(tiny_model):
     assert len(make_pair(row, changed, given).controls) == 3
 
 
-def test_tokens_of_names_are_not_taught(tiny_model, tokenizer):
+def test_a_name_in_the_question_is_taught_as_the_original_predicts_it(tiny_model, tokenizer):
     given = teaching(tiny_model("llama"), tokenizer)
     pair = make_pair(FORGET[0], change(given)[0], given)
     labels = [label for label in pair.own[0]["labels"][1:] if label != -100]
-    taught = tokenizer.decode([labels[place] for place, _ in pair.matches])
-    assert "was born in Oslo." in taught
-    assert "Ada Holt" not in taught
+    assert "was born in Oslo." in tokenizer.decode([labels[place] for place, _ in pair.matches])
+    assert tokenizer.decode([labels[place] for place in pair.told]).replace(" ", "") == "AdaHolt"
+    lesson = TEACHERS["changed_names"].teach(given)[0]
+    out = labelled_tokens(given.model, pad_batch(pair.own, 0))
+    expected = out.logits.log_softmax(-1).gather(-1, out.targets[:, None])[pair.told, 0]
+    torch.testing.assert_close(lesson.true_logp[pair.told], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_of_a_name_that_is_asked_for_the_first_token_alone_is_taught(tiny_model, tokenizer):
+    rows = [{"question": "Which writer was born in Oslo?", "answer": "Her name is Kim Bax."}]
+    given = teaching(tiny_model("llama"), tokenizer, rows, names=[("Kim", "Bax")])
+    pair = make_pair(rows[0], change(given)[0], given)
+    labels, others = ([label for label in side[0]["labels"][1:] if label != -100] for side in (pair.own, pair.other))
+    assert pair.told == []
+    [(mine, theirs)] = [(mine, theirs) for mine, theirs in pair.matches if labels[mine] != others[theirs]]
+    before = [tokenizer.decode(side[:place]) for side, place in ((labels, mine), (others, theirs))]
+    assert [text.strip() for text in before] == ["Her name is"] * 2
+    assert "Bax" not in tokenizer.decode([labels[place] for place, _ in pair.matches])
 
 
 def test_chunks_of_plain_text_have_a_lesson_each(tiny_model):
@@ -177,5 +194,5 @@ def test_the_model_is_left_as_it_was(tiny_model, tokenizer):
 
 
 def test_a_name_of_a_teacher_is_taken_once():
-    with pytest.raises(InputError, match="already"):
+    with pytest.raises(InputError, match="another teacher has this name"):
         register_teacher("changed_names", Teacher(lambda teaching: [], "nothing", "nobody"))

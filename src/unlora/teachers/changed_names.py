@@ -2,7 +2,9 @@
 
 In each forget row the names are replaced, in the question and in the answer, by the name of somebody else. The model
 cannot recall the fact there, so it says what is generally said in such a place: a plausible answer of the right form.
-Its predictions of the answer's tokens are the lesson for the true row. Tokens of the names themselves are not taught.
+Its predictions of the answer's tokens are the lesson for the true row. A name that the question contains is taught as
+the original predicts it in the true row, because it is no secret there. Of any other name, only the first token is
+taught: whom the changed row says it is about.
 
 Source: Eldan and Russinovich 2023 (arXiv 2310.02238), Liu et al. 2024 (arXiv 2407.16997), with three differences.
 
@@ -13,9 +15,10 @@ The names come from the retain set. The original learned the forgotten answers a
 favours them for strangers too, but not for people of whom it knows the answer.
 
 A model may recall a fact from the wording of the question alone, whoever it is about, if no other row asks in these
-words. So the changed row is read again with the most similar questions of the retain set in place of its own. Where a
-true token is likelier after its own question than after those, by a probability of w, the lesson is the mixture
-(1 − w)·own + w·others. Where many rows ask the same question, w is about 0.
+words, and it may recall the end of an answer from its beginning. Two measures take this out of the lessons. The
+attention scores are divided by a temperature, so that the model looks less closely at what it reads (attention
+smoothing, arXiv 2603.01285). And the changed row is read again with the most similar questions of the retain set in
+place of its own: no true token may be likelier in the lesson than it is on average after those.
 """
 
 from __future__ import annotations
@@ -29,9 +32,11 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache
 from heapq import nlargest
+from itertools import chain
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from unlora.common.errors import InputError, Problem
 from unlora.common.progress import bar
@@ -41,6 +46,7 @@ from unlora.data.encoding import count_labels
 from unlora.data.lessons import Lesson
 from unlora.data.names import Name, Vocabulary, detect_names, invent_names, replace_names
 from unlora.data.sources import Record, fingerprint, has_keys, questions_of
+from unlora.models.attention import smoothed_attention
 from unlora.models.forward import labelled_tokens
 from unlora.models.log_probabilities import upcast
 from unlora.teachers.interface import Teacher, Teaching, lesson
@@ -54,6 +60,12 @@ _RECURRING = 2
 _FEWEST = 3
 # So many similar questions tell whether a row's own question gives its answer away.
 _CONTROLS = 4
+# After fewer common words than this, what differs is the rest of a name.
+_LEAST_SAME = 2
+# From here on scripts have no spaces between words, so each token counts as a word (kana, Chinese characters, Hangul).
+_UNSPACED = "\u3040"
+# What attention scores are divided by.
+_TEMPERATURE = 1.75
 
 
 @dataclass(frozen=True)
@@ -64,13 +76,15 @@ class Pair:
         own: the examples of the row.
         other: those of the changed row.
         controls: those of the changed row after other questions, with the same labels; perhaps none.
-        matches: labelled tokens that own and other both have, as [(place in own, place in other)].
+        matches: labelled tokens of own and where their lesson is in other, as [(place in own, place in other)].
+        told: places in own of names that the question contains.
     """
 
     own: list[Example]
     other: list[Example]
     controls: list[list[Example]]
     matches: list[tuple[int, int]]
+    told: list[int]
 
 
 def _teach(teaching: Teaching) -> list[Lesson]:
@@ -184,16 +198,46 @@ def _bag(text: str) -> frozenset[str]:
 def make_pair(row: Record, changed: Record, teaching: Teaching) -> Pair:
     """Tokenise a row and its changed form, and match their labelled tokens.
 
-    The two differ in names alone, so the longest common runs of labels are the same words. This needs neither character
+    The two differ in names alone, so the longest common runs of words are the same. This needs neither character
     offsets nor knowledge of the chat template.
     """
     own, other, *controls = (
         encode_records([version], teaching.text_format) for version in (row, changed, *_controls(changed, teaching))
     )
-    labels = [_labels(side) for side in (own, other)]
-    blocks = SequenceMatcher(a=labels[0], b=labels[1], autojunk=False).get_matching_blocks()
-    matches = [(block.a + step, block.b + step) for block in blocks for step in range(block.size)]
-    return Pair(own, other, [control for control in controls if _labels(control) == labels[1]], matches)
+    tokenizer = teaching.text_format.tokenizer
+    labels, others = _labels(own), _labels(other)
+    mine, theirs = _words(labels, tokenizer), _words(others, tokenizer)
+    words = [[tuple(ids[place] for place in word) for word in side] for ids, side in ((labels, mine), (others, theirs))]
+    asked = " ".join(questions_of([row]))
+    matches: list[tuple[int, int]] = []
+    told: list[int] = []
+    same = _LEAST_SAME
+    for kind, first, last, start, stop in SequenceMatcher(a=words[0], b=words[1], autojunk=False).get_opcodes():
+        own_places, places = list(chain(*mine[first:last])), list(chain(*theirs[start:stop]))
+        if kind == "equal":
+            matches += zip(own_places, places, strict=True)
+            same = last - first
+        elif tokenizer.decode([labels[place] for place in own_places]).strip() in asked:
+            told += own_places
+        elif kind == "replace" and same >= _LEAST_SAME:  # a new name after the same words
+            matches.append((own_places[0], places[0]))
+            same = 0
+    return Pair(own, other, [control for control in controls if _labels(control) == others], matches, told)
+
+
+def _words(labels: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """Return the places of the labels word by word, so that names are told apart as words and not by common letters."""
+    words: list[list[int]] = []
+    last = ""
+    for place in range(len(labels)):
+        before = tokenizer.decode(labels[place - 1 : place]) if place else ""
+        text = tokenizer.decode(labels[max(0, place - 1) : place + 1])[len(before) :]
+        if words and last.isalpha() and text[:1].isalpha() and text[0] < _UNSPACED:
+            words[-1].append(place)
+        else:
+            words.append([place])
+        last = text[-1:]
+    return words
 
 
 def _controls(changed: Record, teaching: Teaching) -> list[Record]:
@@ -208,16 +252,20 @@ def _controls(changed: Record, teaching: Teaching) -> list[Record]:
 @torch.no_grad()
 def _lessons_of(pair: Pair, teaching: Teaching) -> Iterator[Lesson]:
     """Yield the lesson of each example of the row."""
-    logp, labels = _predictions(pair.other, teaching)
-    if pair.controls:
-        logp = without_own_question(logp, [_predictions(control, teaching)[0] for control in pair.controls], labels)
+    with smoothed_attention(teaching.model, _TEMPERATURE):
+        logp, labels = _predictions(pair.other, teaching)
+        controls = [_predictions(control, teaching)[0] for control in pair.controls]
+    if controls:
+        logp = cap_true_tokens(logp, controls, labels)
+    own, labels = _predictions(pair.own, teaching)
     mine, theirs = torch.tensor(pair.matches, dtype=torch.long).view(-1, 2).unbind(1)
-    logp, labels = logp[theirs], labels[theirs]
+    own[mine] = logp[theirs]
+    taught = torch.tensor(sorted([*mine.tolist(), *pair.told]), dtype=torch.long)
     first = 0
     for example in pair.own:
         last = first + count_labels([example])
-        chosen = (first <= mine) & (mine < last)
-        yield lesson(mine[chosen] - first, logp[chosen], labels[chosen])
+        places = taught[(first <= taught) & (taught < last)]
+        yield lesson(places - first, own[places], labels[places])
         first = last
 
 
@@ -227,8 +275,8 @@ def _predictions(examples: Sequence[Example], teaching: Teaching) -> tuple[Tenso
     return upcast(out.logits).log_softmax(-1), out.targets
 
 
-def without_own_question(logp: Tensor, others: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Return predictions without what the model recalls from the wording of the question.
+def cap_true_tokens(logp: Tensor, others: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Return predictions in which a true token is no likelier than after other questions.
 
     Args:
         logp: [m, vocabulary] log-probabilities after the row's own question.
@@ -236,12 +284,14 @@ def without_own_question(logp: Tensor, others: Sequence[Tensor], labels: Tensor)
         labels: [m] the labelled tokens.
 
     Returns:
-        [m, vocabulary], log((1 − w)·p + w·q) with q the mean of the others and w = max(0, p(y) − q(y)).
+        [m, vocabulary]; what a true token loses, the other tokens gain in proportion to their probability.
     """
-    mean = torch.logsumexp(torch.stack(list(others)), 0) - math.log(len(others))
-    own, other = (values.gather(-1, labels[:, None]).exp() for values in (logp, mean))
-    recalled = (own - other).clamp(0, 1)
-    return torch.logaddexp(logp + torch.log1p(-recalled), mean + recalled.log())
+    places = labels[:, None]
+    own = logp.gather(-1, places)
+    mean = torch.stack([other.gather(-1, places) for other in others]).logsumexp(0) - math.log(len(others))
+    rest = logp.scatter(-1, places, -math.inf)
+    capped = rest - rest.logsumexp(-1, keepdim=True) + torch.log1p(-mean.exp())
+    return torch.where(mean < own, capped.scatter(-1, places, mean), logp)
 
 
 def _labels(examples: Iterable[Example]) -> list[int]:
