@@ -33,6 +33,14 @@ def test_bars_are_drawn_on_a_terminal_alone():
         assert stream.getvalue() == expected
 
 
+def test_a_terminal_without_some_characters_gets_their_numbers():
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding="ascii")
+    PlainStream(stream).write("é\x1b")
+    stream.flush()
+    assert written.getvalue() == rb"\xe9\u241b"
+
+
 def test_a_table_shows_text_as_it_is_and_keeps_its_own_colours(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setenv("FORCE_COLOR", "1")

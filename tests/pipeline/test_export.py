@@ -11,12 +11,14 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.reported import attacks, membership
 from helpers.runs import FORGET, change_weights, exported, flags, logits, write_rows
 from unlora.cli import main
 from unlora.common.files import write_json
+from unlora.models.hashes import adapter_sha256
 from unlora.pipeline.card import code, literal, plain, shell
 from unlora.report.read import read_run
 from unlora.report.summary import summarise_run
@@ -180,6 +182,8 @@ def test_a_base_that_is_a_folder_is_no_metadata_and_a_merged_model_no_adapter(co
 def test_modules_of_several_ranks_are_not_for_vllm(compared, tmp_path, work):
     file = work / "run" / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "rank_pattern": {"q_proj": 1}}))
+    record = json.loads((work / "run" / "record.json").read_text())
+    write_json(work / "run" / "record.json", {**record, "adapter": {"sha256": adapter_sha256(file.parent)}})
     assert export(work / "run", tmp_path / "out") == 0
     assert "serve the merged model" in (tmp_path / "out" / "README.md").read_text()
 
@@ -225,11 +229,76 @@ def test_runs_that_cannot_be_exported_are_refused(work, tmp_path, capsys):
     assert export(work / "run", tmp_path / "out") == 2
     assert "its weights are not those that the adapter" in capsys.readouterr().err
     (work / "run" / "record.json").unlink()
-    assert export(work / "run", tmp_path / "out") == 2
+    assert export(work / "run", tmp_path / "out", card="false") == 2
     assert "record.json cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_only_the_adapter_itself_leaves_the_run(work, tmp_path):
+    for name in ("modeling.py", ".env", "adapter_model.bin", "optimizer.pt"):
+        (work / "run" / "adapter" / name).write_text("print('mine')")
+    (work / "run" / "adapter" / "notes").symlink_to(work)
     assert export(work / "run", tmp_path / "out", card="false") == 0
-    assert not (tmp_path / "out" / "README.md").exists()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json"),
+    }
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+def linked_weights(run):
+    (run / "adapter" / "adapter_model.safetensors").rename(run.parent / "weights")
+    (run / "adapter" / "adapter_model.safetensors").symlink_to(run.parent / "weights")
+
+
+def linked_folder(run):
+    (run / "adapter").rename(run.parent / "elsewhere")
+    (run / "adapter").symlink_to(run.parent / "elsewhere")
+
+
+def other_weights(run):
+    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, run / "adapter" / "adapter_model.safetensors")
+
+
+def other_settings(run):
+    file = run / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 1.0}))
+
+
+def broken_weights(run):
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+
+
+@pytest.mark.parametrize("changed", [linked_weights, linked_folder, other_weights, other_settings, broken_weights])
+@pytest.mark.parametrize("settings", [{}, {"merge": "true"}, {"max_rank": 2}])
+def test_an_adapter_that_is_not_the_recorded_one_is_not_exported(work, tmp_path, capsys, changed, settings):
+    changed(work / "run")
+    assert export(work / "run", tmp_path / "out", card="false", **settings) == 2
+    error = capsys.readouterr().err
+    assert "symbolic link" in error if "linked" in changed.__name__ else "put the adapter of that run back" in error
+    assert not (tmp_path / "out").exists()
+
+
+RECORDS = {
+    "another file": lambda record: record["files"].update({"../../secret": "0" * 64}),
+    "another part": lambda record: record["data"].update({"problems": {"sha256": "0" * 64}}),
+    "no hash": lambda record: record["adapter"].update(sha256=None),
+    "a number": lambda record: record["data"]["forget"].update(sha256=3),
+    "no data": lambda record: record.update(data=None),
+    "a stream without end": lambda record: record["data"]["retain"].update(stream={"rows": "x"}),
+}
+
+
+@pytest.mark.parametrize("case", RECORDS)
+@pytest.mark.parametrize("command", ["export", "verify"])
+def test_a_record_that_no_run_wrote_is_refused(work, tmp_path, capsys, case, command):
+    record = json.loads((work / "run" / "record.json").read_text())
+    RECORDS[case](record)
+    write_json(work / "run" / "record.json", record)
+    assert (
+        main([command, str(work / "run"), *(["--output_dir", str(tmp_path / "o")] if command == "export" else [])]) == 2
+    )
+    assert "its record.json cannot be read" in capsys.readouterr().err
 
 
 class Hub(BaseHTTPRequestHandler):

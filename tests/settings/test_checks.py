@@ -8,7 +8,7 @@ import pytest
 
 from unlora import settings
 from unlora.settings import AttackConfig, ImportanceConfig, StoppingConfig
-from unlora.settings.checks import at_least, between, number_problems, positive, range_problems
+from unlora.settings.checks import at_least, between, positive, range_problems, value_problems
 from unlora.settings.setting import setting
 
 
@@ -33,12 +33,12 @@ RANGES = {"count": at_least(1, "too few"), "share": between(0, 1, "a share"), "l
     "change", [{}, {"share": 1e-9}, {"limit": 2}, {"count": np.int64(1)}, {"share": np.float32(0.5)}]
 )
 def test_numbers_of_the_right_type_in_their_range_pass(change):
-    assert number_problems(Some(**change), RANGES) == []
+    assert value_problems(Some(**change), RANGES) == []
 
 
 @pytest.mark.parametrize("change", [{"count": 0}, {"share": 1.0}, {"share": 0}, {"limit": 0.0}, {"sizes": [1, 0]}])
 def test_numbers_outside_their_range_are_named_with_the_reason_and_the_range(change):
-    [problem] = number_problems(Some(**change), RANGES)
+    [problem] = value_problems(Some(**change), RANGES)
     [name] = change
     assert problem.argument == name
     assert problem.reason == RANGES[name].reason
@@ -49,17 +49,17 @@ def test_numbers_outside_their_range_are_named_with_the_reason_and_the_range(cha
     "change", [{"count": "3"}, {"count": 2.5}, {"count": None}, {"share": "0.5"}, {"count": True}, {"sizes": [1, "2"]}]
 )
 def test_what_is_no_number_of_the_annotated_type_is_refused_with_its_type(change):
-    [problem] = number_problems(Some(**change), RANGES)
+    [problem] = value_problems(Some(**change), RANGES)
     [name] = change
     assert problem.argument == name
     assert "it is of type" in problem.reason
 
 
 def test_infinity_passes_only_where_it_means_no_limit():
-    assert arguments_of(number_problems(Some(limit=math.inf, share=math.nan))) == ["share", "limit"]
-    assert arguments_of(number_problems(Some(limit=math.inf), infinite=("limit",))) == []
+    assert arguments_of(value_problems(Some(limit=math.inf, share=math.nan))) == ["share", "limit"]
+    assert arguments_of(value_problems(Some(limit=math.inf), infinite=("limit",))) == []
     for value in (math.nan, -math.inf):
-        assert arguments_of(number_problems(Some(limit=value), infinite=("limit",))) == ["limit"]
+        assert arguments_of(value_problems(Some(limit=value), infinite=("limit",))) == ["limit"]
 
 
 def test_ranges_alone_suit_any_object():

@@ -16,6 +16,7 @@ from unlora.common.errors import InputError, Problem, raise_if
 from unlora.common.files import write_text
 from unlora.common.locks import check_free
 from unlora.common.plugins import unknown_choice
+from unlora.common.reading import read_yaml
 from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES
 from unlora.runs.folder import CELL_SCORES, EVALUATIONS, REPORT
@@ -77,10 +78,11 @@ class Cell:
         """The commands that are still to be run, as arguments of `unlora`."""
         run, scores, commands = str(self.folder / RUN), self.folder / CELL_SCORES, []
         if not self.unlearned:
-            commands.append(["unlearn", "--config", str(self.folder / CONFIG), "--output_dir", run])
+            own = ["unlearn", "--config", str(self.folder / CONFIG), "--output_dir", run]
+            commands.append([*own, *consent(self.folder / CONFIG)])
         if self.evaluated_on is not None and not scores.exists():
             evaluate = ["evaluate", "--benchmark", self.evaluated_on, "--config", str(self.folder / SCORING)]
-            commands.append([*evaluate, "--on", run, "--log", str(scores)])
+            commands.append([*evaluate, "--on", run, "--log", str(scores), *consent(self.folder / CONFIG)])
         return commands
 
     def prepare(
@@ -118,9 +120,18 @@ class Cell:
             (self.folder / FAILED).unlink(missing_ok=True)
 
 
+def consent(path: Path) -> list[str]:
+    """Return the flag that allows code of the model to run, if the settings of a run or a cell have it.
+
+    `unlora unlearn` takes it from the command line only. Those settings are from the user's own command line.
+    """
+    allowed = path.exists() and read_yaml(path).get("trust_remote_code") is True
+    return ["--trust_remote_code", "true"] if allowed else []
+
+
 def differing(path: Path, text: str) -> list[str]:
     """Return the settings in which a YAML file and a YAML text differ, except for the retrained model's log."""
-    one, other = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}, yaml.safe_load(text)
+    one, other = read_yaml(path) if path.exists() else {}, yaml.safe_load(text)
     names = dict.fromkeys([*one, *other])
     return [name for name in names if name != COMPARED and one.get(name) != other.get(name)]
 

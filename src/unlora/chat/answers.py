@@ -28,7 +28,7 @@ from unlora.evals.generation import (
     prompt_example,
 )
 from unlora.evals.scoring import check_positions, position_limit, score_tokens
-from unlora.settings.checks import at_least, number_problems
+from unlora.settings.checks import at_least, value_problems
 
 SIDES = ("original", "unlearned")
 
@@ -51,7 +51,7 @@ class Sampling:
             "max_new_tokens": at_least(1, "an answer needs a token"),
             "temperature": at_least(0, "it is negative"),
         }
-        return number_problems(self, ranges)
+        return value_problems(self, ranges)
 
 
 @dataclass(frozen=True)

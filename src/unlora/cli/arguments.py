@@ -7,24 +7,22 @@ of `transformers.TrainingArguments` and their types from `transformers.HfArgumen
 from __future__ import annotations
 
 import argparse
-import ast
 import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from pkgutil import resolve_name
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
+from unlora.cli.values import check_consent, check_values, typed
 from unlora.common.distributed import on_cpu
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.common.plugins import FLAG as PLUGIN
 from unlora.common.reading import read_yaml
 from unlora.runs.folder import continued_settings
 from unlora.settings import FinetuneSettings, UnlearnSettings
+from unlora.settings.inherited import field_types
 from unlora.settings.published import published
 
 if TYPE_CHECKING:
@@ -71,7 +69,7 @@ def parse(settings: Sequence[type[DataclassInstance]], argv: Sequence[str], comm
 def read(
     settings: Sequence[type[DataclassInstance]], argv: Sequence[str], command: str, hands_on: bool = False
 ) -> CommandLine:
-    """Check the names of all flags, and of the keys in the YAML file of `--config`, without loading torch.
+    """Check all flags and all keys in the YAML file of `--config`, names and values, without loading torch.
 
     Args:
         settings: the command's dataclasses.
@@ -80,8 +78,8 @@ def read(
         hands_on: whether flags that the command does not know are for another command, and `--config` with them.
 
     Raises:
-        InputError: unknown flags or keys (all of them, with suggestions), missing or malformed values, or a file that
-            is not a mapping.
+        InputError: unknown flags or keys (all of them, with suggestions), missing, malformed or impossible values, or a
+            file that is not a mapping or allows what only a flag can.
     """
     argv = [_with_underscores(part) for part in argv]
     parser = make_parser(command, settings, hands_on=hands_on)
@@ -92,12 +90,15 @@ def read(
     config = getattr(known, "config", None) or getattr(known, "file", None)
     values = read_config(config) if config else {}
     raise_if(_unknown("config key", key, flags) for key in values if key not in flags)
+    check_consent(values, argv)
     run = getattr(known, "on", None) or values.get("on")
     if run:
         values = {key: value for key, value in continued_settings(str(run)).items() if key in flags} | values
     # A required setting has no default, so its dataclass field left `MISSING` as the default of its flag.
-    missing = [action for action in parser._actions if getattr(known, action.dest) is MISSING]
+    missing = [action for action in parser._actions if getattr(known, action.dest, None) is MISSING]
     raise_if(_missing(action, command) for action in missing if action.dest not in values)
+    parser.set_defaults(**typed(parser, settings, values))
+    check_values(settings, vars(_parse(parser, argv)[0]))
     return CommandLine(command, settings, argv, values, hands_on)
 
 
@@ -111,7 +112,7 @@ def fill(line: CommandLine) -> tuple[Any, ...]:
     """
     on_cpu()  # creating `TrainingArguments` joins this process to the others of its job
     parser = make_parser(line.command, line.settings, complete=True, hands_on=line.hands_on)
-    parser.set_defaults(**{name: _as_argument(value) for name, value in line.defaults.items()})
+    parser.set_defaults(**typed(parser, line.settings, line.defaults))
     values, unknown = _parse(parser, line.argv)
     if not line.hands_on:
         _check_known(unknown, vars(values), line.command)
@@ -129,10 +130,19 @@ def converted(settings: Sequence[type[DataclassInstance]], values: Mapping[str, 
     parser = make_parser("unlearn", settings, complete=True)
     flags = {action.dest for action in parser._actions}
     raise_if(_unknown("flag", name, flags) for name in values if name not in flags)
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    given, _ = _parse(parser, as_argv(values))
-    return dict.fromkeys(values) | vars(given)
+    return typed(parser, settings, values)
+
+
+def check_some(settings: Sequence[type[DataclassInstance]], values: Mapping[str, Any]) -> None:
+    """Check those values that are of these dataclasses, as far as that needs neither torch nor the other values.
+
+    Raises:
+        InputError: values that cannot be converted, or are impossible.
+    """
+    parser = make_parser("unlearn", settings)
+    flags = {action.dest for action in parser._actions}
+    found = typed(parser, settings, {name: value for name, value in values.items() if name in flags - {"config"}})
+    check_values(settings, found, some=True)
 
 
 def plugin_paths(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -306,20 +316,19 @@ def _add_training_names(parser: argparse.ArgumentParser, command: str, kind: typ
     group = parser.add_argument_group("training arguments", text)
     group.add_argument("--output_dir", metavar="STR", help="where the result goes: a new folder. Required.")
     group.add_argument(HELP_ALL, action="store_true", help="list these, too")
-    for name in _training_names() - {f.name for f in fields(kind)} - {"output_dir"}:
-        group.add_argument(f"--{name}", f"--no_{name}", nargs="*", help=argparse.SUPPRESS)
-
-
-@cache
-def _training_names() -> set[str]:
-    """Return the names of the fields of `TrainingArguments`, read from its source: importing it takes seconds."""
-    package = find_spec("transformers")
-    assert package is not None
-    assert package.origin is not None
-    source = (Path(package.origin).parent / "training_args.py").read_text(encoding="utf-8")
-    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
-    body = next(node.body for node in classes if node.name == "TrainingArguments")
-    return {node.target.id for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    hidden: dict[str, Any] = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+    for name, hint in field_types().items():
+        if name in {f.name for f in fields(kind)} | {"output_dir"}:
+            continue
+        kinds = set(hint.split(" | ")) - {"None"}
+        if kinds == {"bool"}:
+            group.add_argument(f"--{name}", nargs="?", const=True, type=_boolean, **hidden)
+            group.add_argument(f"--no_{name}", dest=name, action="store_false", **hidden)
+        elif "list" in hint:
+            group.add_argument(f"--{name}", nargs="*", **hidden)
+        else:
+            convert: Callable[[str], Any] = int if kinds == {"int"} else float if kinds == {"float"} else str
+            group.add_argument(f"--{name}", nargs="?" if "bool" in kinds else None, type=convert, **hidden)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

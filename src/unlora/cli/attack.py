@@ -9,10 +9,10 @@ from typing import Any
 from unlora.cli.output import Answer
 from unlora.common.errors import NOT_AVAILABLE
 from unlora.runs.folder import ATTACKS
-from unlora.settings import AttackConfig, RunConfig
+from unlora.settings import AttackConfig, LoadedRunConfig
 
 EXAMPLE = "unlora attack run --retrained retrained-model --attacks relearn quantise --seeds 5"
-SETTINGS = (RunConfig, AttackConfig)
+SETTINGS = (LoadedRunConfig, AttackConfig)
 _METRICS = {
     "forget_probability": "probability",
     "forget_rougeL_recall": "ROUGE-L recall",
@@ -22,11 +22,11 @@ _METRICS = {
 _WIDE = 100
 
 
-def run(target: RunConfig, config: AttackConfig) -> Answer:
+def run(target: LoadedRunConfig, config: AttackConfig) -> Answer:
     """Attack the run, and show a table of all models."""
     from unlora.pipeline.attack import attack
 
-    report = attack(target.run, config)
+    report = attack(target.run, config, target.trust_remote_code)
     return Answer(report, lambda: print_attacks(report), Path(target.run) / ATTACKS)
 
 

@@ -24,10 +24,14 @@ HANDS_ON = True
 
 def run(args: BenchConfig, rest: list[str]) -> Answer:
     """Run the cells that are not finished, and write the tables and the page of results."""
+    from unlora.cli.arguments import check_some
+    from unlora.cli.unlearn import SETTINGS as REQUEST
+
+    handed_on = flags(rest)
+    check_some(REQUEST, handed_on)  # before torch is loaded
     from unlora.bench.table import print_table
     from unlora.common.locks import writing_to
 
-    handed_on = flags(rest)
     plan = _plan_of(args, handed_on)
     with writing_to(args.output_dir):
         rows = _rows(args, plan, handed_on)
@@ -92,12 +96,16 @@ def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
     from unlora.benchmarks import Options, find_benchmark
     from unlora.cli.arguments import converted, read_config
     from unlora.cli.unlearn import SETTINGS as REQUEST
+    from unlora.cli.values import check_consent
 
     benchmark = find_benchmark(args.benchmark)
     raise_if([*args.problems(), *_gpu_problems(args), *executor_problems(args.executor)])
     shared = dict(handed_on)
     config = shared.pop("config", None)
     preset = {} if config is None else read_config(config)  # the benchmark's and the user's own flags override it
+    of_method = _read_settings(args.settings, args.methods)
+    for values in (preset, *of_method.values()):
+        check_consent(values, [f"--{name}" for name in handed_on])
     names = () if benchmark.evaluated_by_unlearn else benchmark.settings.__dataclass_fields__.keys()
     evaluation = {name: shared.pop(name) for name in names & shared.keys()}
     return Plan(
@@ -108,7 +116,7 @@ def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
         seeds=range(args.first_seed, args.first_seed + args.seeds),
         preset=converted(REQUEST, preset),
         shared=converted(REQUEST, shared),
-        of_method={m: converted(REQUEST, v) for m, v in _read_settings(args.settings, args.methods).items()},
+        of_method={m: converted(REQUEST, v) for m, v in of_method.items()},
         evaluation=converted((benchmark.settings,), evaluation),
     )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from unlora.common.errors import raise_if
-from unlora.settings import ChatConfig, RunConfig
+from unlora.settings import ChatConfig, LoadedRunConfig
 
 EXAMPLE = "unlora chat run --open_browser true"
-SETTINGS = (RunConfig, ChatConfig)
+SETTINGS = (LoadedRunConfig, ChatConfig)
 
 
-def run(about: RunConfig, config: ChatConfig) -> int:
+def run(about: LoadedRunConfig, config: ChatConfig) -> int:
     """Serve the page of the run, print its address, and return on Ctrl-C."""
     from unlora.chat.server import check_gradio, free_port, serve
 
@@ -21,7 +21,7 @@ def run(about: RunConfig, config: ChatConfig) -> int:
     from unlora.chat.source import load_prompts, load_side_by_side
     from unlora.pipeline.attack import read_run
 
-    target = read_run(about.run)
+    target = read_run(about.run, about.trust_remote_code)
     prompts = load_prompts(target)
     for name, reason in prompts.missing.items():
         print(f"There are no prompts from the {name} set: {reason}")

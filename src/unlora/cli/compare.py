@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlora.cli.output import Answer
+from unlora.common.errors import from_elsewhere
 from unlora.settings import CompareConfig
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def run(config: CompareConfig) -> Answer:
     folders = list(dict.fromkeys(Path(path).resolve() for path in config.runs))
     groups = [Group(label, [read_run(path)]) for path, label in zip(folders, labels_of(folders), strict=True)]
     section = Section("", groups)
-    write_comparison([section], config.output)
+    with from_elsewhere("RUN", config.runs, "their files are not those that unlora writes", "name other runs"):
+        write_comparison([section], config.output)
 
     def show() -> None:
         if config.markdown:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unlora.cli.output import Answer
-from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
 from unlora.settings import BenchmarkSettings, EvaluateConfig, ModelConfig, TaskSettings, TextConfig, TofuSettings
 from unlora.settings.checks import missing
 
@@ -54,7 +54,8 @@ def _summarise_log(config: EvaluateConfig) -> Answer:
     benchmark = _benchmark(config.benchmark)
     log = benchmark.read_log(config.log)
     retrained = None if config.retrain_log is None else benchmark.read_log(config.retrain_log, "retrained")
-    summary, reading = benchmark.summary(log, retrained), benchmark.read(log, retrained)
+    with from_elsewhere("log", config.log, "it is not a log of this benchmark", "name another log, or --benchmark"):
+        summary, reading = benchmark.summary(log, retrained), benchmark.read(log, retrained)
     return Answer(summary, lambda: _show(benchmark, reading, summary))
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from unlora.cli.output import Answer
-from unlora.settings import ExportConfig, RunConfig
+from unlora.settings import ExportConfig, LoadedRunConfig
 
 EXAMPLE = "unlora export run --output_dir adapter --base_model owner/base --push_to_hub owner/adapter"
-SETTINGS = (RunConfig, ExportConfig)
+SETTINGS = (LoadedRunConfig, ExportConfig)
 
 
-def run(source: RunConfig, config: ExportConfig) -> Answer:
+def run(source: LoadedRunConfig, config: ExportConfig) -> Answer:
     """Export the run. The result is the folder."""
     from unlora.pipeline.export import export_run
 
-    result = export_run(source.run, config)
+    result = export_run(source.run, config, source.trust_remote_code)
     return Answer(result, lambda: _print_result(result), Path(config.output_dir))
 
 

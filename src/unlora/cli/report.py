@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from unlora.cli.output import Answer
+from unlora.common.errors import from_elsewhere
 from unlora.settings import RunConfig
 
 EXAMPLE = "unlora report run"
@@ -18,6 +19,6 @@ def run(target: RunConfig) -> Answer:
     from unlora.report.page import write_report
     from unlora.report.verdict import verdict_on
 
-    path = write_report(Path(target.run))
-    told = verdict_on(Path(target.run))
+    with from_elsewhere("RUN", target.run, "its files are not those that unlora writes", "name another run"):
+        path, told = write_report(Path(target.run)), verdict_on(Path(target.run))
     return Answer({"verdict": asdict(told)}, lambda: print_verdict(told), path)

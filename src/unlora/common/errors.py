@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from unlora.common.plain import plain
@@ -74,6 +76,22 @@ class DivergenceError(RuntimeError):
 def short(value: object) -> object:
     """Return the value as an error shows it: a long one as the beginning of its text."""
     return value if len(repr(value)) <= _LONG else f"{str(value)[:_LONG]}…"
+
+
+@contextmanager
+def from_elsewhere(argument: str, value: object, reason: str, fix: str) -> Iterator[None]:
+    """Turn whatever goes wrong with the contents of a file into `InputError`: anybody may have written them.
+
+    A full or read-only disk is something else.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise InputError(Problem(argument, value, f"{reason} ({type(error).__name__}: {error})", fix)) from error
 
 
 def raise_if(problems: Iterable[Problem]) -> None:

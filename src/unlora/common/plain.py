@@ -44,7 +44,9 @@ class PlainStream:
     def write(self, text: str) -> int:
         """Write the text, made plain."""
         parts = _BARS.split(text) if self._bars else [text]  # at odd places, what bars write
-        self.stream.write("".join(part if place % 2 else plain(part) for place, part in enumerate(parts)))
+        shown = "".join(part if place % 2 else plain(part) for place, part in enumerate(parts))
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"  # not every terminal has all characters
+        self.stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

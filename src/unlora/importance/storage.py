@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -51,7 +52,13 @@ def load_importance(path: str | Path, key: str) -> dict[str, Tensor]:
         ) from error
     if metadata.get("format") != _FORMAT:
         raise InputError(Problem("importance_file", str(path), "it does not hold an importance that unlora wrote", fix))
-    if metadata["key"] != key:
-        reason = f"it was made for another model, data or settings (its settings: {metadata['settings']})"
+    if metadata.get("key") != key:
+        reason = f"it was made for another model, data or settings (its settings: {metadata.get('settings')})"
         raise InputError(Problem("importance_file", str(path), reason, fix))
+    if odd := [
+        name for name, tensor in tensors.items() if not torch.isfinite(tensor).all() or tensor.dim() not in (1, 2)
+    ]:
+        raise InputError(
+            Problem("importance_file", str(path), f"the importance of {odd[0]} is not one number a row", fix)
+        )
     return tensors

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,6 +23,7 @@ from transformers import (
 from unlora.common.distributed import on_cpu
 from unlora.common.errors import InputError, Problem
 from unlora.data import padding_id
+from unlora.models.adapter_files import adapter_folder, check_whole
 from unlora.models.forward import decoder_layers
 from unlora.models.sharding import hold_zero3, shard_fsdp, zero3_reading, zero3_settings
 from unlora.settings import ModelConfig
@@ -86,14 +89,19 @@ def load_adapter(model: nn.Module, path: str, name: str = "default", *, argument
         argument: what the user calls the adapter, for error messages.
 
     Raises:
-        InputError: PEFT cannot load it on this model.
+        InputError: PEFT cannot load it on this model, it is a pickle, or it is not a whole adapter and nothing else.
     """
+    folder = adapter_folder(path, argument)
     try:
-        return PeftModel.from_pretrained(model, path, name, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = f"PEFT cannot load it on this model ({str(error).splitlines()[0]})"
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # it is an error below
+            adapted = PeftModel.from_pretrained(model, str(folder), name)
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError, SafetensorError) as error:
+        reason = f"PEFT cannot load it on this model ({type(error).__name__}: {error})"
         fix = "give the folder of an adapter made for this model"
         raise InputError(Problem(argument, path, reason, fix)) from error
+    check_whole(adapted, folder, path, name, argument)
+    return adapted
 
 
 def _source_of(config: ModelConfig) -> dict[str, Any]:
@@ -137,4 +145,6 @@ def _process_device() -> torch.device:
 def _cannot_load(config: ModelConfig, error: Exception) -> InputError:
     reason = f"transformers cannot load it with safetensors weights ({str(error).splitlines()[0]})"
     fix = "give a model folder or a model's name on the hub"
+    if "trust_remote_code" in str(error):
+        fix = "add --trust_remote_code true if you trust the code that comes with it"
     return InputError(Problem("model_name_or_path", config.model_name_or_path, reason, fix))

@@ -22,7 +22,7 @@ from unlora.evals.tofu import Question, read_questions
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.loading import comparable_model
 from unlora.pipeline.prepare import usable_length
-from unlora.runs.folder import ADAPTER, check_adapter, saved_settings, settings_of
+from unlora.runs.folder import ADAPTER, check_adapter, checked_settings, saved_model, saved_settings
 from unlora.runs.folder import ATTACKS as ATTACKS_FILE
 from unlora.settings import AttackConfig, DataConfig, EvalConfig, ModelConfig
 from unlora.training.config import UnlearnConfig
@@ -46,12 +46,13 @@ class Target:
     learning_rate: float
 
 
-def attack(run: str, config: AttackConfig) -> dict[str, Any]:
+def attack(run: str, config: AttackConfig, trust_remote_code: bool = False) -> dict[str, Any]:
     """Attack the models of a run, and write `attacks.json` into its folder. Nothing else there changes.
 
     Args:
         run: folder of a finished `unlora unlearn`.
         config: which attacks, and how strong they are.
+        trust_remote_code: whether the user allows code of the run's model to run.
 
     Returns:
         The contents of the file. "attacks" is {attack: {setting: {model: {metric: value}}}}, and the first attack is
@@ -63,7 +64,7 @@ def attack(run: str, config: AttackConfig) -> dict[str, Any]:
         InputError: a folder without an adapter, wrong settings, rows that are neither questions nor text, a retrained
             model with another vocabulary, or an attack that was asked for by name and is not available.
     """
-    target = read_run(run)
+    target = read_run(run, trust_remote_code)
     raise_if(attack_problems(config))
     config = replace(config, learning_rate=config.learning_rate or target.learning_rate)
     rows = {name: evaluated_rows(target, name) for name in ("forget", "retain")}
@@ -93,14 +94,22 @@ def attack(run: str, config: AttackConfig) -> dict[str, Any]:
     return report
 
 
-def read_run(run: str) -> Target:
-    """Return what the run's own configuration says about model, data and evaluation."""
+def read_run(run: str, trust_remote_code: bool = False) -> Target:
+    """Return what the run's own configuration says about model, data and evaluation.
+
+    Whether code of the model may run is not for the configuration to say, which a stranger may have written.
+    """
     check_adapter(run)
-    values = saved_settings(run, "RUN")
     # The exported adapter contains those of earlier requests, and belongs on the base alone.
-    model = replace(settings_of(ModelConfig, values), on=None)
-    rate = values.get("learning_rate", UnlearnConfig.learning_rate)
-    return Target(run, model, settings_of(DataConfig, values), settings_of(EvalConfig, values), float(rate))
+    model, values = saved_model(run, "RUN", trust_remote_code), saved_settings(run, "RUN")
+    rate = {"learning_rate": values.get("learning_rate", UnlearnConfig.learning_rate)}
+    return Target(
+        run,
+        model,
+        checked_settings(DataConfig, values, run),
+        checked_settings(EvalConfig, values, run),
+        float(checked_settings(AttackConfig, rate, run).learning_rate or 0),
+    )
 
 
 def evaluated_rows(target: Target, name: str) -> list[Record]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from unlora.common.errors import from_elsewhere
 from unlora.common.reading import read_json
 from unlora.data.sources import HUB_ID
 from unlora.evals import summarise
@@ -30,6 +31,8 @@ from unlora.runs.verify import recorded_hashes
 from unlora.settings import ExportConfig
 
 CARD = "README.md"
+# What is wrong with a run whose files have the right form, but impossible contents, and what to do.
+NOT_OURS = ("its files are not those that unlora writes", "name another run, or add --card false")
 _TEMPLATE = Path(__file__).with_name("card.md.j2")
 # The values that vLLM allows for `--max-lora-rank`.
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -71,6 +74,11 @@ def read_facts(run: str, config: ExportConfig) -> Facts:
         InputError: the run has no record, or a file in it was not written by unlora.
     """
     recorded_hashes(run)
+    with from_elsewhere("RUN", run, *NOT_OURS):
+        return _read_facts(run, config)
+
+
+def _read_facts(run: str, config: ExportConfig) -> Facts:
     record = read_json(Path(run) / RECORD)
     settings = saved_settings(run, "RUN")
     models = {name: record["metrics"][name] for name in ("original", "unlearned") if name in record["metrics"]}

@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from peft import PeftModel
 
 from unlora.adapter.export import compression, export_adapter
 from unlora.adapter.settings import UNLEARN
-from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
 from unlora.common.files import atomic_path, check_unused, write_json, write_text
+from unlora.models.adapter_files import ADAPTER_FILES
 from unlora.models.hashes import ADAPTER_SETTINGS
 from unlora.models.load import load_adapter, load_model, load_tokenizer
-from unlora.pipeline.card import CARD, model_card, read_facts
-from unlora.runs.folder import ADAPTER, check_adapter, saved_settings, settings_of
-from unlora.runs.verify import check_base
+from unlora.pipeline.card import CARD, NOT_OURS, model_card, read_facts
+from unlora.runs.folder import ADAPTER, check_adapter, saved_model
+from unlora.runs.verify import check_base, check_recorded_adapter
 from unlora.settings import ExportConfig, ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -33,23 +34,26 @@ logger = logging.getLogger(__name__)
 _LARGE_ERROR = 0.03
 
 
-def export_run(run: str, config: ExportConfig) -> dict[str, Any]:
+def export_run(run: str, config: ExportConfig, trust_remote_code: bool = False) -> dict[str, Any]:
     """Write a run's adapter or its merged model into a new folder, and upload the folder if asked to.
 
     Args:
         run: folder of a finished `unlora unlearn`. It is not changed.
         config: what to export, and where to.
+        trust_remote_code: whether the user allows code of the run's model to run.
 
     Returns:
         "merged"; "compression", what `max_rank` cost, or None; and "url" of the repository, or None.
 
     Raises:
-        InputError: wrong settings, no such run, a base with other weights than the run's, a quantised base to merge
-            into, or a Hub that cannot be reached or refuses. The folder is then either complete or absent.
+        InputError: wrong settings, no such run, an adapter or a base other than the recorded one, a quantised base to
+            merge into, or a Hub that cannot be reached or refuses. The folder is then either complete or absent.
     """
     raise_if(config.problems())
-    folder, model = Path(config.output_dir), _read_base(run)
+    check_adapter(run)
+    folder, model = Path(config.output_dir), saved_model(run, "RUN", trust_remote_code)
     check_unused(folder, "output_dir")
+    check_recorded_adapter(run)
     facts = read_facts(run, config) if config.card else None
     if config.push_to_hub is not None:
         raise_if(_hidden_base(config, model))
@@ -58,17 +62,13 @@ def export_run(run: str, config: ExportConfig) -> dict[str, Any]:
     with atomic_path(folder) as partial:
         cost = _write_model(run, model, config, partial)
         if facts is not None:
-            write_text(partial / CARD, model_card(facts, cost))
+            with from_elsewhere("RUN", run, *NOT_OURS):
+                card = model_card(facts, cost)
+            write_text(partial / CARD, card)
         if folder.exists():
             folder.rmdir()  # it is empty, as checked; not every system lets a rename replace it
     url = None if config.push_to_hub is None else _push(folder, config.push_to_hub, config.private)
     return {"merged": config.merge, "compression": cost, "url": url}
-
-
-def _read_base(run: str) -> ModelConfig:
-    """Return the base of a run's adapter. The adapter contains those of earlier requests, so there is no other."""
-    check_adapter(run)
-    return replace(settings_of(ModelConfig, saved_settings(run, "RUN")), on=None)
 
 
 def _hidden_base(config: ExportConfig, model: ModelConfig) -> list[Problem]:
@@ -87,7 +87,9 @@ def _write_model(run: str, model: ModelConfig, config: ExportConfig, folder: Pat
     elif config.max_rank is not None:
         cost = _write_compressed(adapter, model, config.max_rank, config.output_dir, folder)
     else:
-        shutil.copytree(adapter, folder)
+        folder.mkdir()
+        for name in ADAPTER_FILES:  # and nothing else that lies there: the folder may be uploaded
+            shutil.copyfile(Path(adapter) / name, folder / name)
     if config.base_model is not None and not config.merge:
         settings = json.loads((folder / ADAPTER_SETTINGS).read_text(encoding="utf-8"))
         write_json(folder / ADAPTER_SETTINGS, {**settings, "base_model_name_or_path": config.base_model})

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.errors import Problem, from_elsewhere, raise_if
 from unlora.common.reading import read_yaml
 from unlora.models.hashes import ADAPTER_WEIGHTS
 from unlora.settings import ModelConfig, TextConfig
@@ -64,17 +64,45 @@ def _adapter_problems(run: str | Path, argument: str) -> list[Problem]:
 
 def saved_settings(run: str | Path, argument: str = "on") -> dict[str, Any]:
     """Return all settings of a run, as one flat mapping of flags."""
-    try:
+    fix = "name the folder of an earlier `unlora unlearn`"
+    with from_elsewhere(argument, str(run), f"its {CONFIG} cannot be read", fix):
         return dict(read_yaml(Path(run) / CONFIG))
-    except (OSError, TypeError, ValueError) as error:
-        reason = f"its {CONFIG} cannot be read ({error})"
-        fix = "name the folder of an earlier `unlora unlearn`"
-        raise InputError(Problem(argument, str(run), reason, fix)) from error
+
+
+def saved_model(run: str | Path, argument: str = "RUN", trust_remote_code: bool = False) -> ModelConfig:
+    """Return the model of a run, as its configuration names it, on its own: without the run that it continues from.
+
+    Args:
+        run: its folder, which may be a stranger's.
+        argument: what the user calls it, for errors.
+        trust_remote_code: whether the user allows the model's own code to run. What the run says about it is ignored.
+    """
+    values = saved_settings(run, argument) | {"on": None, "trust_remote_code": trust_remote_code}
+    return checked_settings(ModelConfig, values, run, argument)
+
+
+def checked_settings(kind: type[T], values: Mapping[str, Any], run: str | Path, argument: str = "RUN") -> T:
+    """Return one of the settings dataclasses, filled from a run's configuration.
+
+    Raises:
+        InputError: a setting is missing, or has a value that no run could have had.
+    """
+    path = str(Path(run) / CONFIG)
+    fix = "put the file of that run back, or name another run"
+    with from_elsewhere(argument, path, "unlora did not write this file", fix):
+        settings: Any = settings_of(kind, values)
+        problems = settings.problems()
+    raise_if(Problem(argument, path, f"{p.argument}={p.value!r}: {p.reason}", f"{fix}, or {p.fix}") for p in problems)
+    checked: T = settings
+    return checked
 
 
 def continued_settings(run: str) -> dict[str, Any]:
-    """Return the settings that a request takes over from the run it continues: those of the model and of the text."""
-    names = {*ModelConfig.__dataclass_fields__, *TextConfig.__dataclass_fields__} - {"on"}
+    """Return the settings that a request takes over from the run it continues: those of the model and of the text.
+
+    That the earlier run trusted the code of its model is not among them: only the user's own flag can allow that.
+    """
+    names = {*ModelConfig.__dataclass_fields__, *TextConfig.__dataclass_fields__} - {"on", "trust_remote_code"}
     return {name: value for name, value in saved_settings(run).items() if name in names}
 
 

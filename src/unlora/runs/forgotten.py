@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.errors import Problem, from_elsewhere, raise_if
 from unlora.common.files import write_json
 from unlora.common.reading import read_json
 from unlora.data.sources import Record, fingerprint
@@ -50,12 +50,13 @@ def forgotten(run: str | None) -> list[dict[str, Any]]:
     path = Path(run) / FORGOTTEN
     if not path.exists():
         return [{"run": Path(run).resolve().name, "rows": None}]
-    try:
-        return [{"run": part["run"], "rows": part["rows"]} for part in read_json(path)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"its {FORGOTTEN} cannot be read ({type(error).__name__}: {error})"
-        fix = "put the file of that run back, or delete it and check the retain set yourself"
-        raise InputError(Problem("on", run, reason, fix)) from error
+    fix = "put the file of that run back, or delete it and check the retain set yourself"
+    with from_elsewhere("on", run, f"its {FORGOTTEN} cannot be read", fix):
+        parts = [{"run": part["run"], "rows": part["rows"]} for part in read_json(path)]
+        for part in parts:
+            if not isinstance(part["run"], str) or not all(isinstance(row, str) for row in part["rows"] or ()):
+                raise ValueError("it does not list hashes of rows")
+        return parts
 
 
 def check_not_taught_again(retain: Sequence[Record], on: str | None) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from unlora.common.errors import InputError, Problem
+from unlora.common.errors import InputError, Problem, from_elsewhere
 from unlora.common.reading import read_json
 from unlora.data.sources import HUB_ID, Stream, load_records, load_set
+from unlora.models.adapter_files import check_regular
 from unlora.models.hashes import adapter_sha256, base_sha256, file_sha256, rows_sha256
-from unlora.runs.folder import ADAPTER, EVIDENCE, RECORD, saved_settings, settings_of
+from unlora.runs.folder import ADAPTER, EVIDENCE, RECORD, checked_settings, saved_settings
 from unlora.settings import DataConfig, EvalConfig, ModelConfig, StoppingConfig
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 UNCHANGED, _CHANGED, _NOT_FOUND = "unchanged", "changed", "not found"
 
 
@@ -28,15 +31,31 @@ def recorded_hashes(run: str | Path) -> dict[str, str | None]:
 
 def _read_record(run: str | Path) -> tuple[dict[str, str | None], Stream | None]:
     """Return the recorded hashes, and how the rows of a streamed retain set were drawn."""
-    try:
+    fix = "name the folder of a finished `unlora unlearn`"
+    with from_elsewhere("RUN", str(run), f"its {RECORD} cannot be read", fix):
         record = read_json(Path(run) / RECORD)
         parts = {**record["data"], "base": record["base"], "adapter": record["adapter"]}
         hashes = {name: part["sha256"] for name, part in parts.items()} | record.get("files", {})
         stream = record["data"]["retain"].get("stream")
-        return hashes, None if stream is None else Stream(**stream)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"its {RECORD} cannot be read ({type(error).__name__}: {error})"
-        raise InputError(Problem("RUN", str(run), reason, "name the folder of a finished `unlora unlearn`")) from error
+        _check_hashes(hashes)
+        return hashes, None if stream is None else _stream(stream)
+
+
+def _check_hashes(hashes: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for parts that no run has, and for hashes that are none."""
+    evaluated = [name.removesuffix("_name") for name in EvalConfig.__dataclass_fields__ if name.endswith("_name")]
+    for name, value in hashes.items():
+        if name not in ("forget", "retain", "holdout", *evaluated, "base", "adapter", *EVIDENCE):
+            raise ValueError(f"a run has no part {name!r}")
+        if not (isinstance(value, str) and _SHA256.fullmatch(value)) and (name, value) != ("base", None):
+            raise ValueError(f"{value!r} is not the hash of {name}")
+
+
+def _stream(values: Mapping[str, Any]) -> Stream:
+    """Return how rows were drawn. The numbers are checked, because so many rows are read."""
+    if any(type(value) is not int or value < 0 for value in values.values()):
+        raise ValueError(f"{values!r} does not say how rows were drawn")
+    return Stream(**values)
 
 
 def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict[str, dict[str, Any]]:
@@ -54,10 +73,10 @@ def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict
     Raises:
         InputError: a folder without record or configuration.
     """
-    (recorded, stream), values = _read_record(run), saved_settings(str(run), "RUN")
+    (recorded, stream), values = _read_record(run), saved_settings(str(run), "RUN") | {"trust_remote_code": False}
     values |= {name: value for name, value in {**data, "model_name_or_path": base}.items() if value is not None}
-    sets, stopping = settings_of(DataConfig, values), settings_of(StoppingConfig, values)
-    evaluation, model = settings_of(EvalConfig, values), settings_of(ModelConfig, values)
+    sets, stopping = checked_settings(DataConfig, values, run), checked_settings(StoppingConfig, values, run)
+    evaluation, model = checked_settings(EvalConfig, values, run), checked_settings(ModelConfig, values, run)
 
     def compute(part: str) -> str:
         if part == "base":
@@ -103,11 +122,30 @@ def _compared(recorded: str | None, compute: Callable[[], str], flag: str | None
 
     try:
         found = compute()
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         fix = f"; say where it is now with {flag}" if flag else ""
-        reason = str(error).splitlines()[0].rstrip(".") + fix
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".") + fix
         return {"status": _NOT_FOUND, "recorded": recorded, "found": None, "reason": reason}
     return {"status": UNCHANGED if found == recorded else _CHANGED, "recorded": recorded, "found": found}
+
+
+def check_recorded_adapter(run: str) -> None:
+    """Raise `InputError` unless the run's adapter is the one in its record, in files of its own.
+
+    Whoever publishes it would otherwise publish what was not measured, or files that a link in the folder leads to.
+    """
+    from safetensors import SafetensorError
+
+    recorded, folder = recorded_hashes(run)["adapter"], Path(run) / ADAPTER
+    check_regular(folder, "RUN")
+    fix = "put the adapter of that run back; `unlora verify` says what has changed"
+    try:
+        with from_elsewhere("RUN", str(folder), "it is not an adapter", fix):
+            found = adapter_sha256(folder)
+    except SafetensorError as error:
+        raise InputError(Problem("RUN", str(folder), f"its weights are broken ({error})", fix)) from error
+    if found != recorded:
+        raise InputError(Problem("RUN", str(folder), f"it is not the adapter in the run's {RECORD}", fix))
 
 
 def check_base(run: str, model: ModelConfig, argument: str) -> None:

@@ -8,6 +8,7 @@ from unlora.settings.chat import ChatConfig
 from unlora.settings.commands import (
     BenchConfig,
     CompareConfig,
+    LoadedRunConfig,
     LsConfig,
     QuickstartConfig,
     RunConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "ExportConfig",
     "FinetuneSettings",
     "ImportanceConfig",
+    "LoadedRunConfig",
     "LsConfig",
     "MembershipConfig",
     "ModelConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import between, number_problems, positive
+from unlora.settings.checks import between, positive, value_problems
 from unlora.settings.setting import setting
 
 _PERCENT = between(0, 100, "nothing would be given, or nothing would be left to measure")
@@ -53,4 +53,4 @@ class AttackConfig:
 
     def problems(self) -> list[Problem]:
         """Check the numbers. Whether the attacks exist is checked in `evals.attacks`, which knows them."""
-        return number_problems(self, _RANGES)
+        return value_problems(self, _RANGES)

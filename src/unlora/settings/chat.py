@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import Range, at_least, number_problems, positive
+from unlora.settings.checks import Range, at_least, positive, value_problems
 from unlora.settings.setting import setting
 
 _RANGES = {
@@ -26,4 +26,4 @@ class ChatConfig:
 
     def problems(self) -> list[Problem]:
         """Check the numbers. Whether the port is free is found when the page is served."""
-        return number_problems(self, _RANGES)
+        return value_problems(self, _RANGES)

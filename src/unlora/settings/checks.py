@@ -6,13 +6,24 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from types import NoneType
-from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Protocol, get_args, get_origin, get_type_hints
 
 from unlora.common.errors import Problem, unknown_name
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+
+# Types of settings that are no numbers, as an error names them.
+_PLAIN: dict[Any, str] = {
+    str: "text",
+    bool: "true or false",
+    list: "a list of texts",
+    Path: "a path",
+    NoneType: "nothing",
+}
 
 
 class Checked(Protocol):
@@ -56,13 +67,18 @@ def between(low: float, high: float, reason: str) -> Range:
     return Range(f"a value between {low} and {high}", reason, lambda value: low < value < high)
 
 
-def number_problems(
+# The largest number that a setting may have: larger ones are mistakes, and no library takes them all.
+MOST = 2**32 - 1
+SEED = Range(f"0 to {MOST}", "random generators take no such seed", lambda value: 0 <= value <= MOST)
+
+
+def value_problems(
     settings: DataclassInstance, ranges: Mapping[str, Range] | None = None, infinite: Collection[str] = ()
 ) -> list[Problem]:
-    """Check every number of a settings dataclass: its type, that it is finite, and its range.
+    """Check every value of a settings dataclass: its type, and of a number that it is finite, and its range.
 
-    The annotations say which settings are numbers, and whether None is allowed. NaN is checked separately from the
-    range, because every comparison with NaN is false.
+    The annotations say which types are allowed. NaN is checked separately from the range, because every comparison with
+    NaN is false.
 
     Args:
         settings: an instance of the dataclass.
@@ -72,14 +88,28 @@ def number_problems(
     hints = get_type_hints(type(settings))
     problems: list[Problem] = []
     for name in (field.name for field in fields(settings)):
-        types = _types_in(hints[name])
+        types, value = _types_in(hints[name]), getattr(settings, name)
         if not {int, float} & types:
+            problems += _kind_problems(name, value, hints[name])
             continue
-        value = getattr(settings, name)
         for number in value if isinstance(value, list) else [value]:
-            problem = _type_problem(name, number, types) or _finite_problem(name, number, name in infinite)
+            problem = _type_problem(name, number, types) or finite_problem(name, number, name in infinite)
             problems += [problem] if problem else _in_range(name, number, ranges or {})
     return problems
+
+
+def _kind_problems(name: str, value: object, hint: object) -> list[Problem]:
+    """Check a setting that is no number, if its annotation names only types that a file can hold."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    whole = {get_origin(kind) or kind for kind in kinds}
+    if not whole <= _PLAIN.keys() or any(isinstance(value, kind) for kind in whole if kind is not list):
+        return []
+    if list in whole and isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return []
+    if Path in whole and isinstance(value, str):
+        return []
+    wanted = " or ".join(_PLAIN[kind] for kind in whole if kind is not NoneType)
+    return [Problem(name, value, f"it is of type {type(value).__name__}", f"use {wanted}")]
 
 
 def range_problems(settings: object, ranges: Mapping[str, Range]) -> list[Problem]:
@@ -101,10 +131,13 @@ def _type_problem(name: str, value: object, types: Collection[object]) -> Proble
     return Problem(name, value, f"it is of type {type(value).__name__}", f"use {wanted}")
 
 
-def _finite_problem(name: str, value: float | None, may_be_infinite: bool) -> Problem | None:
-    if value is None or math.isfinite(value) or (may_be_infinite and value == math.inf):
+def finite_problem(name: str, value: float | None, may_be_infinite: bool = False) -> Problem | None:
+    """Return the problem of a number that is not finite, or larger than anything that makes sense."""
+    if value is None or (may_be_infinite and value == math.inf):
         return None
-    return Problem(name, value, "it is not a finite number", "use a finite number")
+    if isinstance(value, Real) and not isinstance(value, Integral) and not math.isfinite(value):
+        return Problem(name, value, "it is not a finite number", "use a finite number")
+    return None if abs(value) <= MOST else Problem(name, value, "it is too large", f"use at most {MOST}")
 
 
 def _in_range(name: str, value: float | None, ranges: Mapping[str, Range]) -> list[Problem]:

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import at_least, number_problems
+from unlora.settings.checks import SEED, at_least, value_problems
 from unlora.settings.setting import setting
 
 _SOME = at_least(1, "nothing would run")
@@ -17,6 +17,15 @@ class RunConfig:
     """Which run."""
 
     run: str = setting(MISSING, "The folder of a finished `unlora unlearn`.", positional=True, metavar="RUN")
+
+
+@dataclass
+class LoadedRunConfig(RunConfig):
+    """Which run, and whether code of its model may run."""
+
+    trust_remote_code: bool = setting(
+        False, "Run code that comes with the run's model. The run's own configuration cannot allow it."
+    )
 
 
 @dataclass
@@ -71,6 +80,10 @@ class QuickstartConfig:
     seed: int = setting(0, "Seed of the generated people, the models and the training.")
     output_dir: Path | None = setting(None, "New folder for the result. Defaults to runs/quickstart-<time>.")
 
+    def problems(self) -> list[Problem]:
+        """Check the seed."""
+        return value_problems(self, {"seed": SEED})
+
 
 @dataclass
 class BenchConfig:
@@ -103,4 +116,5 @@ class BenchConfig:
 
     def problems(self) -> list[Problem]:
         """Check the numbers."""
-        return number_problems(self, dict.fromkeys(("seeds", "processes", "num_processes"), _SOME))
+        some = dict.fromkeys(("seeds", "processes", "num_processes"), _SOME)
+        return value_problems(self, {**some, "first_seed": SEED})

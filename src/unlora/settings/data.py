@@ -8,7 +8,8 @@ from datetime import date
 from typing import Any
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import at_least, choice_problems, missing, number_problems
+from unlora.settings.checks import at_least, choice_problems, missing, value_problems
+from unlora.settings.inherited import mapping_problems
 from unlora.settings.setting import setting
 
 _PROMPT_FORMATS = ("auto", "base", "tofu", "chat")
@@ -63,7 +64,7 @@ class TextConfig:
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""
         choices = choice_problems(self, {"prompt_format": _PROMPT_FORMATS})
-        return [*choices, *number_problems(self, _RANGES), *self._variable_problems(), *self._date_problems()]
+        return [*choices, *value_problems(self, _RANGES), *self._variable_problems(), *self._date_problems()]
 
     def template_variables(self) -> dict[str, Any]:
         """Return the variables of the chat template. They must have been checked."""
@@ -71,12 +72,10 @@ class TextConfig:
         return dict(json.loads(given) if isinstance(given, str) else given or {})
 
     def _variable_problems(self) -> list[Problem]:
-        name, fix = "chat_template_kwargs", "write a JSON object, such as '{\"enable_thinking\": true}'"
-        try:
-            variables = self.template_variables()
-        except (ValueError, TypeError) as error:
-            return [Problem(name, self.chat_template_kwargs, f"it is not a JSON object ({error})", fix)]
-        taken = _RESERVED.intersection(variables)
+        name = "chat_template_kwargs"
+        if problems := mapping_problems(name, self.chat_template_kwargs):
+            return problems
+        taken = _RESERVED.intersection(self.template_variables())
         reason = "unlora itself gives the template this variable"
         return [Problem(name, one, reason, "remove it") for one in sorted(taken)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import at_least, missing, number_problems
+from unlora.settings.checks import at_least, missing, value_problems
 from unlora.settings.data import UNSEEN, ForgetData, HoldoutData
 from unlora.settings.model import ModelConfig
 from unlora.settings.setting import setting
@@ -33,7 +33,7 @@ class SampleSettings:
 
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""
-        return number_problems(self, _RANGES)
+        return value_problems(self, _RANGES)
 
 
 @dataclass
@@ -154,7 +154,7 @@ class TaskSettings:
         problems = missing(self, ("tasks",))
         if self.include_path is not None and not Path(self.include_path).is_dir():
             problems.append(Problem("include_path", self.include_path, "there is no such folder", "check the path"))
-        return [*problems, *number_problems(self, _RANGES)]
+        return [*problems, *value_problems(self, _RANGES)]
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import missing, number_problems
+from unlora.settings.checks import missing, value_problems
 from unlora.settings.setting import setting
 from unlora.settings.training import RANK
 
@@ -33,7 +33,7 @@ class ExportConfig:
         """Check everything that can be checked before anything is loaded."""
         problems = [
             *missing(self, ("output_dir",), fix="name a new folder"),
-            *number_problems(self, {"max_rank": RANK}),
+            *value_problems(self, {"max_rank": RANK}),
         ]
         if self.max_rank is not None and self.merge:
             problems.append(Problem("max_rank", self.max_rank, "a merged model has no adapter", "remove it"))

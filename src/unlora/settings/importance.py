@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import between, choice_problems, number_problems, positive
+from unlora.settings.checks import SEED, between, choice_problems, positive, value_problems
 from unlora.settings.setting import setting
 
 GRANULARITIES = ("example", "batch")
@@ -15,6 +15,7 @@ GRANULARITIES = ("example", "batch")
 SMOOTHING = {"relative": 0.1, "absolute": 1e-5, "per_token": 1e-5}
 _RANGES = {
     **dict.fromkeys(("epsilon", "sigma", "retain_samples", "importance_batch_size", "forget_passes"), positive()),
+    "importance_seed": SEED,
     "retain_convergence": between(0, 1, "it is the correlation that a sample can have with unlimited data"),
 }
 
@@ -63,7 +64,7 @@ class ImportanceConfig:
         """Check everything that needs no data. Whether `init` exists is checked in `importance`, which knows them."""
         return [
             *choice_problems(self, {"smoothing": tuple(SMOOTHING), "moments_per": GRANULARITIES}),
-            *number_problems(self, _RANGES),
+            *value_problems(self, _RANGES),
             *self._convergence_problems(),
             *self._batch_problems(),
             *self._file_problems(),

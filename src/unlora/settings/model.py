@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import choice_problems
+from unlora.settings.checks import choice_problems, value_problems
 from unlora.settings.setting import setting
 from unlora.settings.sharding import sharding_problems
 
@@ -22,7 +22,9 @@ class ModelConfig:
     model_revision: str = setting("main", "Branch, tag or commit on the Hugging Face Hub.")
     dtype: str = setting("auto", "auto (as saved), float32, bfloat16 or float16.")
     attn_implementation: str | None = setting(None, "As in transformers: sdpa, eager, ...")
-    trust_remote_code: bool = setting(False, "Run code that comes with the model.")
+    trust_remote_code: bool = setting(
+        False, "Run code that comes with the model. Only a flag can allow it: no configuration, and no run."
+    )
     load_in_8bit: bool = setting(False, "Quantise the base model's linear layers to 8 bits (needs unlora[quantised]).")
     load_in_4bit: bool = setting(False, "Quantise the base model's linear layers to 4 bits (needs unlora[quantised]).")
     bnb_4bit_quant_type: str = setting("nf4", "4-bit data type: nf4 or fp4.")
@@ -40,7 +42,20 @@ class ModelConfig:
 
     def problems(self) -> list[Problem]:
         """Check everything that can be checked before anything is loaded."""
-        return [*choice_problems(self, _CHOICES), *self._quantisation_problems(), *self._sharding_problems()]
+        return [
+            *value_problems(self),
+            *choice_problems(self, _CHOICES),
+            *self._code_problems(),
+            *self._quantisation_problems(),
+            *self._sharding_problems(),
+        ]
+
+    def _code_problems(self) -> list[Problem]:
+        """Find a kernel on the Hub, which is code as well."""
+        if self.trust_remote_code or "/" not in (self.attn_implementation or ""):
+            return []
+        fix = "add --trust_remote_code if you trust its authors, or use sdpa or eager"
+        return [Problem("attn_implementation", self.attn_implementation, "it is code from the Hub", fix)]
 
     @property
     def quantised(self) -> str | None:

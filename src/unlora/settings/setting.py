@@ -7,6 +7,15 @@ from dataclasses import field
 from typing import Any
 
 
+def annotations_of(kind: type) -> dict[str, str]:
+    """Return {field: its annotation as it is written} of a dataclass and those that it inherits from.
+
+    `HfArgumentParser` replaces the types that `dataclasses.fields` gives.
+    """
+    written = [vars(base).get("__annotations__", {}) for base in reversed(kind.__mro__)]
+    return {name: str(annotation) for own in written for name, annotation in own.items()}
+
+
 def setting(default: object, help_text: str, **metadata: object) -> Any:
     """Return the dataclass field of a setting, as the command line and `HfArgumentParser` read it.
 

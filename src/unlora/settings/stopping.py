@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import at_least, between, changed, choice_problems, number_problems
+from unlora.settings.checks import at_least, between, changed, choice_problems, value_problems
 from unlora.settings.data import HoldoutData
 from unlora.settings.setting import setting
 
@@ -33,7 +33,7 @@ class StoppingConfig(HoldoutData):
         """Check everything that needs no data."""
         problems = [
             *choice_problems(self, {"stop_statistic": tuple(STOP_STATISTICS)}),
-            *number_problems(self, _RANGES),
+            *value_problems(self, _RANGES),
         ]
         if self.holdout_data is None:
             reason, fix = "there is no holdout_data to compare with", "name holdout_data, or remove it"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import Range, at_least, number_problems, positive
+from unlora.settings.checks import Range, at_least, positive, value_problems
+from unlora.settings.inherited import RANGES, mapping_problems
 from unlora.settings.setting import setting
 
 RANK = at_least(1, "an adapter has at least rank 1")
@@ -22,11 +23,18 @@ ADAPTER_RANGES = {
         lambda p: p == 0,
     ),
 }
-_RANGES = ADAPTER_RANGES | {
+_RANGES = {
+    **RANGES,
+    **ADAPTER_RANGES,
     "export_rank": RANK,
     "retain_weight": at_least(0, "it would reward forgetting the retain set"),
-    "learning_rate": at_least(0, "it would follow the gradient upwards"),
-    "weight_decay": at_least(0, "it would let the adapter grow without end"),
+    "max_retain_loss": positive(),
+}
+_FINETUNE_RANGES = {
+    **RANGES,
+    "r": RANK,
+    "lora_alpha": positive("the adapter would have no effect"),
+    "lora_dropout": Range("a value from 0 to below 1", "it is a probability", lambda p: 0 <= p < 1),
 }
 _LEARNING_RATE = "The initial learning rate of AdamW."
 _WEIGHT_DECAY = "Weight decay of AdamW."
@@ -81,10 +89,10 @@ class UnlearnSettings:
 
     def own_problems(self) -> list[Problem]:
         """Check these settings, and the numbers of subclasses. `attach_adapters` checks whether they suit the model."""
-        problems = number_problems(self, _RANGES, infinite=("max_retain_loss",))
+        problems = value_problems(self, _RANGES, infinite=("max_retain_loss",))
         if self.remove_unused_columns:
             problems.append(Problem("remove_unused_columns", True, "it would drop the pairs", "set it to false"))
-        return problems
+        return [*problems, *mapping_problems("loss_kwargs", self.loss_kwargs)]
 
 
 @dataclass
@@ -108,4 +116,4 @@ class FinetuneSettings:
 
     def own_problems(self) -> list[Problem]:
         """Check these settings, and the numbers of subclasses."""
-        return number_problems(self, {"r": RANK})
+        return value_problems(self, _FINETUNE_RANGES)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from unlora.common.errors import Problem, raise_if, unknown_name
+from unlora.common.errors import Problem, from_elsewhere, raise_if, unknown_name
 
 # Arguments that shard a model while it trains, and the variables through which `accelerate launch` sets them.
 _SHARDING = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP"}
@@ -37,7 +37,9 @@ class SafeArguments(TrainingArguments):
             for name, variable in _SHARDING.items()
             if getattr(self, name) or os.environ.get(variable) == "true"
         )
-        super().__post_init__()
+        # transformers checks combinations, and raises errors of many kinds that name no argument.
+        with from_elsewhere("arguments", "of the training", "transformers refuses them", "change what it names"):
+            super().__post_init__()
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the settings, before anything is loaded."""

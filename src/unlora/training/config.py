@@ -47,7 +47,14 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
             *super().problems(),
             *self.own_problems(),
             *self._teacher_problems(),
+            *self._smoothing_problems(),
         ]
+
+    def _smoothing_problems(self) -> list[Problem]:
+        if not self.label_smoothing_factor:
+            return []
+        reason = "the losses of unlearning do not smooth labels"
+        return [Problem("label_smoothing_factor", self.label_smoothing_factor, reason, "remove it")]
 
     def _teacher_problems(self) -> list[Problem]:
         if self.teacher not in TEACHERS:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from unlora.common.errors import InputError, Problem
+from unlora.common.errors import InputError, Problem, from_elsewhere
 from unlora.common.reading import read_json
 from unlora.evals.membership import scores as membership
 from unlora.evals.membership.memorisation import exact_memorisation, extraction_strength
@@ -182,20 +182,18 @@ def read_scores(
         InputError: no such file, not JSON, not {"scores": {set: {score: numbers}}} with the sets and scores needed, or
             scores of other rows.
     """
-    try:
+    with from_elsewhere(
+        argument, str(path), "cannot be read as a log with scores", "give a log of `unlora membership`"
+    ):
         log = read_json(path)
-        scores = log["scores"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"cannot be read as a log with scores ({type(error).__name__}: {error})"
-        raise InputError(Problem(argument, str(path), reason, "give a log of `unlora membership`")) from error
+        scores, theirs = log["scores"], dict(log.get("rows", {}))
     if not _is_scores(scores):
         reason = f"its scores are not one number per example, with the same scores for {' and '.join(SETS)}"
         raise InputError(Problem(argument, str(path), reason, "give a log of `unlora membership`"))
-    if sets is not None:
-        theirs = log.get("rows", {})
-        if others := [name for name, ours in sets_sha256(sets).items() if theirs.get(name, ours) != ours]:
-            reason = f"its rows of {', '.join(others)} are other rows than here (their SHA-256 differs)"
-            raise InputError(Problem(argument, str(path), reason, "score both models on the same data"))
+    ours = {} if sets is None else sets_sha256(sets)
+    if others := [name for name, sha256 in ours.items() if theirs.get(name, sha256) != sha256]:
+        reason = f"its rows of {', '.join(others)} are other rows than here (their SHA-256 differs)"
+        raise InputError(Problem(argument, str(path), reason, "score both models on the same data"))
     checked: Scores = scores
     return checked
 

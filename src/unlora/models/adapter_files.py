@@ -1,0 +1,91 @@
+"""The files of a PEFT adapter, from anybody: which are read, and whether they hold a whole adapter and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+
+from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
+from unlora.common.reading import read_json
+from unlora.data.sources import HUB_ID
+from unlora.models.hashes import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+
+ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_SETTINGS)
+_PICKLE = "adapter_model.bin"
+_FIX = "name the folder of an adapter that PEFT saved as safetensors"
+
+
+def adapter_folder(path: str, argument: str) -> Path:
+    """Return the folder with an adapter's files, which are downloaded if `path` is a name on the Hub.
+
+    Raises:
+        InputError: there is no such adapter, it is a pickle, or its settings are not those of one.
+    """
+    folder = Path(path) if Path(path).exists() or not HUB_ID.fullmatch(path) else _downloaded(path, argument)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        pickled = (folder / _PICKLE).is_file()
+        reason = f"{_PICKLE} is a pickle, which can run code" if pickled else f"it has no {ADAPTER_WEIGHTS}"
+        raise InputError(Problem(argument, path, reason, _FIX))
+    with from_elsewhere(argument, path, f"its {ADAPTER_SETTINGS} is not one of PEFT", _FIX):
+        kind = read_json(folder / ADAPTER_SETTINGS)["peft_type"]
+        if kind == "XLORA":
+            raise InputError(Problem(argument, path, "it loads other adapters, wherever they are", "use a plain one"))
+    return folder
+
+
+def _downloaded(name: str, argument: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with from_elsewhere(argument, name, "it is no folder, and the Hub gave no such adapter", _FIX):
+        return Path(snapshot_download(name, allow_patterns=list(ADAPTER_FILES)))
+
+
+def check_regular(folder: Path, argument: str) -> None:
+    """Raise `InputError` unless the adapter's files are regular files in a real folder: a link may lead anywhere."""
+    odd = [path for path in (folder, *(folder / name for name in ADAPTER_FILES)) if path.is_symlink()]
+    raise_if(Problem(argument, str(path), "it is a symbolic link", "put the file itself there") for path in odd)
+    missing = [folder / name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    raise_if(Problem(argument, str(path), "there is no such file", _FIX) for path in missing)
+
+
+def check_whole(model: PeftModel, folder: Path, path: str, name: str, argument: str) -> None:
+    """Raise `InputError` unless the file had each tensor of the adapter `name`, and no other.
+
+    PEFT leaves a tensor that the file lacks at its start, and skips or puts elsewhere what it does not know.
+
+    Args:
+        model: with the adapter loaded from `folder`.
+        folder: where its files are.
+        path: what the user calls it.
+        name: of the adapter.
+        argument: what the user gave it as.
+    """
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    known = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=True)  # of tokens that were added
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+            saved = set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise InputError(Problem(argument, path, f"its {ADAPTER_WEIGHTS} cannot be read ({error})", _FIX)) from error
+    infinite = [key for key, tensor in expected.items() if not torch.isfinite(tensor).all()]
+    parts = {
+        "it lacks tensors": expected.keys() - saved,
+        "it has tensors that its settings do not name": saved - known.keys(),
+        "some of its numbers are not finite": infinite,
+    }
+    raise_if(
+        Problem(
+            argument, path, f"{reason}: {_some(keys)}", "load it on the model that it was made for, or save it again"
+        )
+        for reason, keys in parts.items()
+        if keys
+    )
+
+
+def _some(keys: Iterable[str]) -> str:
+    first, *others = sorted(keys)
+    return f"{first} and {len(others)} more" if others else first

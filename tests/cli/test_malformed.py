@@ -1,0 +1,269 @@
+"""Whatever a user or a stranger writes into flags and files: one message that helps, and nothing else happens."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from contextlib import redirect_stderr, redirect_stdout, suppress
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers.reported import attacks, make_run, membership, muse
+from unlora.cli import finetune, main, unlearn
+from unlora.common.errors import InputError
+from unlora.report.compare import Group, Section, as_json
+from unlora.report.read import read_run
+from unlora.report.summary import summarise_run
+from unlora.report.verdict import verdict
+from unlora.settings.inherited import RANGES, field_choices, field_types
+from unlora.settings.setting import annotations_of
+
+SHORT = settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+REQUIRED = {
+    "unlearn": {"model_name_or_path": "m", "forget_data": "f", "retain_data": "r", "output_dir": "out"},
+    "finetune": {"model_name_or_path": "m", "train_data": "f", "output_dir": "out"},
+}
+FIELDS = {
+    name: {key: hint for kind in module.SETTINGS for key, hint in (field_types() | annotations_of(kind)).items()}
+    for name, module in (("unlearn", unlearn), ("finetune", finetune))
+}
+# Values that a flag of a type does not take, as YAML has them.
+_NEITHER = [[1, 2], [None], [[True]], {"a": 1}]
+_NO_NUMBER = [
+    *_NEITHER,
+    "",
+    "x",
+    "1,5",
+    True,
+    [3],
+    float("nan"),
+    float("-inf"),
+    10**30,
+    "9" * 5000,
+    "\x1b[2J",
+    "é" * 3000,
+]
+WRONG = {
+    "int": [*_NO_NUMBER, 1.5, "1e3", float("inf"), None],
+    "float": [*_NO_NUMBER, None],
+    "bool": [*_NEITHER, [True], "maybe", 2, 0.5, "", None],
+    "str": [*_NEITHER, ["x"], None],
+    "int | None": [*_NO_NUMBER, 2.5, float("inf")],
+    "float | None": _NO_NUMBER,
+    "bool | None": [*_NEITHER, [True], "maybe", 2],
+    "str | None": [*_NEITHER, ["x"]],
+    "list[str] | None": [[None], [[1]], {"a": 1}, ["x", {}]],
+}
+
+
+def told(argv):
+    """The exit code of a command, and what it wrote to stderr but for the progress."""
+    errors = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(errors):
+        code = main([str(part) for part in argv])
+    lines = errors.getvalue().split("\n")
+    return code, "\n".join(line for line in lines if line != "loading libraries ...").strip()
+
+
+def assert_refused(argv, folder, about=""):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    code, message = told(argv)
+    assert code == 2, message
+    assert message.startswith("error: "), message
+    assert len(message) < 1000
+    assert re.search(r"\w+=.*: .*\. Fix: .*\.", message), message
+    assert about in message
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", message)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@st.composite
+def wrong_settings(draw):
+    command = draw(st.sampled_from(sorted(FIELDS)))
+    names = sorted(name for name, hint in FIELDS[command].items() if hint in WRONG)
+    name = draw(st.sampled_from(names))
+    value = draw(st.sampled_from(WRONG[FIELDS[command][name]]))
+    return command, name, value
+
+
+@settings(SHORT, max_examples=150)
+@given(case=wrong_settings())
+def test_a_value_that_no_flag_of_its_type_takes_is_refused_by_name(tmp_path, case):
+    command, name, value = case
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump({**REQUIRED[command], name: value}), encoding="utf-8")
+    if name == "max_retain_loss" and value == float("inf"):  # which means no limit
+        return
+    assert_refused([command, "--config", file], tmp_path, f"{name}=")
+
+
+@pytest.mark.parametrize("name", sorted(RANGES))
+@pytest.mark.parametrize("command", FIELDS)
+def test_every_number_of_transformers_is_in_its_range_before_torch_is_loaded(tmp_path, name, command):
+    flags = [part for flag, value in REQUIRED[command].items() for part in (f"--{flag}", value)]
+    for value in ("-7", "1e12", "nan"):
+        if not (value == "1e12" and field_types()[name] == "float"):
+            assert_refused([command, *flags, f"--{name}", value], tmp_path, f"{name}=")
+
+
+def test_every_number_of_transformers_has_a_range_and_every_enumeration_its_values():
+    numbers = {name for name, hint in field_types().items() if {"int", "float"} & set(hint.split(" | "))}
+    assert numbers <= RANGES.keys()
+    assert {
+        "optim",
+        "lr_scheduler_type",
+        "save_strategy",
+        "logging_strategy",
+        "eval_strategy",
+    } <= field_choices().keys()
+    assert "adamw_torch_fused" in field_choices()["optim"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(("optim", "foo"), ("lr_scheduler_type", "steep"), ("save_strategy", "often"), ("loss_kwargs", "{")),
+        *(("loss_kwargs", '{"beta": NaN}'), ("loss_kwargs", '{"beta": 1, "beta": 2}'), ("loss_kwargs", "[1]")),
+        *(("logging_steps", "1.5"), ("label_smoothing_factor", "5"), ("max_steps", "9" * 20), ("seed", "-1")),
+        *(("optim", "adamw_apex_fused"), ("lr_scheduler_kwargs", "3"), ("r", "0"), ("dtype", "int8")),
+    ],
+)
+def test_a_wrong_flag_is_refused_by_name(tmp_path, flag, value):
+    flags = [part for name, given in REQUIRED["unlearn"].items() for part in (f"--{name}", given)]
+    assert_refused(["unlearn", *flags, f"--{flag}", value], tmp_path, f"{flag}=")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *(["bench", "persona", "--output_dir", "OUT", *wrong] for wrong in (["--first_seed", "-5"], ["--seeds", "0"])),
+        *(["bench", "persona", "--output_dir", "OUT", "--logging_steps", value] for value in ("0", "x")),
+        ["bench", "persona", "--output_dir", "OUT", "--seeds", "1", "--first_seed", "99999999999999999999"],
+        *(["quickstart", "--output_dir", "OUT", "--seed", value] for value in ("-1", "1.5", "9" * 30)),
+        *(["attack", "OUT", *wrong] for wrong in (["--seeds", "-1"], ["--relearn_percent", "nan"], ["--r", "x"])),
+        *(["chat", "OUT", *wrong] for wrong in (["--port", "-1"], ["--max_seconds", "inf"], ["--max_tokens", "0"])),
+        *([command, "OUT"] for command in ("attack", "verify", "report", "compare")),
+        *([command, "\ud800"] for command in ("attack", "verify", "report", "unlearn", "\ud800", "ls")),
+        ["export", "OUT", "--output_dir", "OUT2"],
+        ["evaluate", "--log", "OUT"],
+        ["evaluate", "--log", "OUT", "--benchmark", "x" * 5000],
+        ["unlearn", "--config", "/"],
+        ["unlearn", *["--nothing"] * 500],
+    ],
+)
+def test_commands_refuse_what_they_cannot_do(tmp_path, monkeypatch, argv):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(argv, tmp_path)
+
+
+# What YAML can say, but no file of settings does; and what is not YAML at all.
+ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates()
+TREES = st.recursive(ATOMS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ATOMS, inner, max_size=3))
+TEXTS = st.builds(lambda tree: yaml.dump(tree).encode(errors="surrogatepass"), TREES)
+
+
+@SHORT
+@given(
+    content=TEXTS | st.binary(max_size=60) | st.text(alphabet="[]{}&*!|>-:? \n\t#'\"a1", max_size=30).map(str.encode)
+)
+def test_files_that_are_no_settings_are_refused(tmp_path, content):
+    file = tmp_path / "a.yaml"
+    file.write_bytes(content)
+    assert_refused(["validate", file], tmp_path)
+
+
+# Values that nobody writes into the files of a run, and texts in the place of a whole file.
+ODD = st.sampled_from(
+    [None, True, -1, 0, 1e308, 10**30, "x", "", "\x1b[2J", [], {}, [None], {"a": None}, [[["x"]]], -0.5]
+)
+BROKEN = st.sampled_from(
+    [b"", b"null", b"[]", b"{}", b"3", b"[" * 99_999, b"\xff\xfe", b'{"a": NaN}', b'{"a": 1, "a": 2}']
+)
+
+
+def places(value, path=()):
+    """Every place in a JSON value."""
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in list(parts)[:4]:
+        yield from places(part, (*path, key))
+
+
+def with_odd(value, path, odd):
+    """A copy of the value with something odd in one place."""
+    if not path:
+        return odd
+    copy = value.copy()
+    copy[path[0]] = with_odd(copy[path[0]], path[1:], odd)
+    return copy
+
+
+@st.composite
+def damaged(draw, folder, names):
+    """The name of one of the files, and what it contains instead."""
+    name = draw(st.sampled_from(sorted(names)))
+    content = (folder / name).read_bytes()
+    if draw(st.integers(0, 4)) == 0:
+        return name, draw(BROKEN | st.integers(0, len(content) - 1).map(lambda end: content[:end]))
+    value = json.loads(content)
+    path = draw(st.sampled_from(list(places(value))))
+    return name, json.dumps(with_odd(value, path, draw(ODD))).encode()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run with all results that there are, each in JSON, which is YAML too."""
+    files = {"membership": membership(), "attacks": attacks(), "scores_unlearned": muse(), "scores_original": muse()}
+    files["record"] = {"command": "unlora", "data": {"forget": {"rows": 3}}, "versions": {"torch": "2"}}
+    return make_run(tmp_path_factory.mktemp("made") / "run", **files)
+
+
+@settings(SHORT, max_examples=50)
+@given(data=st.data())
+def test_a_run_that_is_read_is_refused_or_shown(tmp_path, made, data):
+    names = [path.name for path in made.iterdir() if path.suffix in (".json", ".yaml")]
+    name, content = data.draw(damaged(made, names))
+    run = tmp_path / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(made, run)
+    (run / name).write_bytes(content)
+    with suppress(InputError):
+        found = read_run(run)
+        json.dumps([summarise_run(found), as_json(Section("", [Group("run", [found])]))], default=str)
+        assert verdict(found, summarise_run(found)).label
+
+
+@settings(SHORT, max_examples=30)
+@given(data=st.data())
+def test_a_finished_run_is_refused_or_used(tmp_path, work, data):
+    run, out = work / "run", tmp_path / "out"
+    names = ["record.json", "adapter/adapter_config.json"]
+    name, content = data.draw(damaged(run, names))
+    before = (run / name).read_bytes()
+    (run / name).write_bytes(content)
+    for argv in (["verify", run], ["export", run, "--output_dir", out]):
+        code, message = told(argv)
+        assert code in (0, 1, 2)
+        assert "traceback" not in message.lower(), message
+        assert code != 2 or (len(message) < 1000 and "Fix: " in message)
+        assert code != 2 or not out.exists()
+        shutil.rmtree(out, ignore_errors=True)
+    (run / name).write_bytes(before)
+
+
+@settings(SHORT, max_examples=40)
+@given(data=st.data())
+def test_a_log_is_refused_or_read(tmp_path, made, data):
+    name, content = data.draw(damaged(made, ["eval_unlearned.json", "scores_unlearned.json", "membership.json"]))
+    (tmp_path / name).write_bytes(content)
+    benchmark = ["--benchmark", "muse"] if name.startswith("scores") else []
+    code, message = told(["evaluate", "--log", tmp_path / name, *benchmark])
+    assert code in (0, 2)
+    assert code == 0 or (len(message) < 1000 and "Fix: " in message)
