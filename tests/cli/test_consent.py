@@ -51,6 +51,7 @@ def hostile(run, tmp_path):
 
 
 EVALUATED = ("--eval_data", "DATA", "--eval_forget_name", "forget", "--eval_retain_name", "retain")
+EVALUATED += ("--eval_real_authors_name", "none", "--eval_world_facts_name", "none")
 FORGET_DATA = ("--forget_data", "DATA/forget.jsonl")
 COMMANDS = {
     "attack": ["attack", "RUN"],

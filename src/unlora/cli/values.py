@@ -27,7 +27,7 @@ def check_consent(values: Mapping[str, Any], argv: Sequence[str], argument: str 
     raise_if(
         Problem(argument, f"{name}: {values[name]}", "only you can allow this", f"add --{name} true if you do")
         for name in _CONSENTS
-        if values.get(name) not in (None, False) and name not in given
+        if str(values.get(name)).lower() in ("true", "yes", "1") and name not in given
     )
 
 

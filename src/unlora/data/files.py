@@ -41,7 +41,7 @@ def iter_rows(path: Path, argument: str) -> Iterator[Row]:
     read = READERS[path.suffix] if path.is_file() else _saved_rows
     try:
         yield from read(path)
-    except (OSError, ValueError, csv.Error, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, csv.Error, pyarrow.ArrowException) as error:
         kind = f"valid {path.suffix[1:]} in UTF-8" if path.is_file() else "a folder that save_to_disk wrote"
         fix = f"check that it is {kind}"
         raise InputError(Problem(argument, str(path), f"it cannot be read ({error})", fix)) from error
