@@ -94,6 +94,13 @@ def test_what_is_missing_is_said_with_the_way_to_get_it(tmp_path):
         assert shown in text, shown
 
 
+def test_turns_that_no_evaluation_wrote_are_refused(tmp_path):
+    evaluated = logs()
+    evaluated["unlearned"]["eval_log_forget.json"]["turns"] = {str(i): [["user", 5]] for i in range(40)}
+    with pytest.raises(InputError, match=r"the turns of eval_log_forget\.json were not written by an evaluation"):
+        page_of(tmp_path, evaluated)
+
+
 def test_a_run_without_questions_says_that_nothing_was_evaluated(tmp_path):
     run = make_run(tmp_path, {}, metrics={"train": []})
     (run / "importance.safetensors").unlink()

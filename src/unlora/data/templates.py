@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
+from hashlib import sha256
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -73,6 +74,11 @@ class ChatTemplate:
     def thinks(self) -> bool:
         """Whether thinking was asked for."""
         return any(self.kwargs.get(name) for name in THINKING)
+
+    def described(self) -> dict[str, str]:
+        """Return what identifies the prompts besides the settings: the template's SHA-256, and the date in them."""
+        template = self.tokenizer.get_chat_template()
+        return {"template_sha256": sha256(template.encode()).hexdigest(), "date": self.date or CHAT_DATE}
 
     def place(self, asked: Asked, answer: str, where: str) -> Placed:
         """Return the conversation up to and including an answer, and where in it the answer stands.

@@ -20,6 +20,7 @@ from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, att
 from unlora.evals.attacks.interface import Item, Metrics, answer_places
 from unlora.evals.tofu import Question, read_questions
 from unlora.models.load import load_adapter, load_model
+from unlora.pipeline.evaluation import warn_of_texts
 from unlora.pipeline.loading import comparable_model
 from unlora.pipeline.prepare import usable_length
 from unlora.runs.folder import ADAPTER, check_adapter, checked_settings, saved_model, saved_settings
@@ -68,11 +69,9 @@ def attack(run: str, config: AttackConfig, trust_remote_code: bool = False) -> d
     raise_if(attack_problems(config))
     config = replace(config, learning_rate=config.learning_rate or target.learning_rate)
     rows = {name: evaluated_rows(target, name) for name in ("forget", "retain")}
-    questions = {
-        name: _distinct(name, part, target.evaluation.ds_size)
-        for name, part in rows.items()
-        if not all(map(is_text, part))
-    }
+    answered = {name: part for name, part in rows.items() if not all(map(is_text, part))}
+    warn_of_texts(answered)
+    questions = {name: _distinct(name, part, target.evaluation.ds_size) for name, part in answered.items()}
     other = None if config.retrained is None else comparable_model(target.model, config.retrained, "retrained")
     model, tokenizer = load_model(target.model)
     materials = _make_materials(target, rows, questions, model, tokenizer, config.given_tokens)

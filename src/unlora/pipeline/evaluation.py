@@ -34,15 +34,20 @@ def evaluation_sets(
     if config.eval_data:
         return dict(configured_sets(config))
     rows = {"forget": forget, "retain": retain}
-    texts = {name: sum(map(is_text, part)) for name, part in rows.items()}
-    whole = [name for name, count in texts.items() if count == len(rows[name])]
+    whole = [name for name, part in rows.items() if all(map(is_text, part))]
     if whole:
         reason = f"the {' and the '.join(whole)} set is plain text, without questions or conversations"
         logger.warning("%s: only the losses are reported; name eval_data for more", reason)
         return {}
-    for name in filter(texts.get, texts):
-        logger.warning("%d plain texts of the %s set have no answers to evaluate", texts[name], name)
+    warn_of_texts(rows)
     return rows
+
+
+def warn_of_texts(sets: Mapping[str, Sequence[Record]]) -> None:
+    """Say how many plain texts there are among rows whose answers are evaluated."""
+    for name, rows in sets.items():
+        if texts := sum(map(is_text, rows)):
+            logger.warning("%d plain texts of the %s set have no answers to evaluate", texts, name)
 
 
 def known_log(config: EvalConfig, sets: Mapping[str, Sequence[Record]]) -> Log | None:

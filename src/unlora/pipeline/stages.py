@@ -24,10 +24,11 @@ _NOT_CONTENT = ("_name_or_path", "transformers_version")
 
 @main_only
 def describe_job(job: Job) -> dict[str, Any]:
-    """Return what the record says about the data and the base model."""
+    """Return what the record says about the data, the base model and its chat template."""
     request, rows = job.request, job.rows
     parts = (request.model, request.data, request.stopping, request.evaluation)
-    return describe_inputs(*parts, rows.forget, rows.retain, job.sets, retain_stream(request, len(rows.forget)))
+    inputs = describe_inputs(*parts, rows.forget, rows.retain, job.sets, retain_stream(request, len(rows.forget)))
+    return inputs | ({"chat": job.text_format.template.described()} if job.text_format.is_chat else {})
 
 
 @contextmanager
