@@ -1,8 +1,10 @@
+import errno
 import json
+import os
 
 import pytest
 
-from unlora.common.files import atomic_path, write_json, write_text
+from unlora.common.files import atomic_path, replace_folder, why_unwritable, write_json, write_text
 
 
 def fail_after(path, act):
@@ -74,3 +76,33 @@ def test_numbers_that_json_has_not_are_refused_and_the_old_file_stays(tmp_path, 
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", [value])
     assert (tmp_path / "a.json").read_text() == "1\n"
+
+
+def test_what_killed_processes_left_of_a_file_is_deleted_by_the_next_that_writes_it(tmp_path):
+    killed = os.fork()
+    if killed == 0:
+        os._exit(0)
+    os.waitpid(killed, 0)
+    (tmp_path / f".file.{killed}.partial").write_text("half")
+    (tmp_path / f".file.{os.getpid()}.partial").mkdir()  # of an earlier process of this number
+    (tmp_path / f".file.{os.getppid()}.partial").write_text("half")  # of one that is running
+    (tmp_path / f".other.{killed}.partial").write_text("half")
+    write_text(tmp_path / "file", "whole")
+    left = {f".file.{os.getppid()}.partial", f".other.{killed}.partial", "file"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["old", "old/new"]
+
+
+def test_errors_of_a_full_disk_are_told_from_others():
+    full = "No space left on device"
+    assert why_unwritable(OSError(errno.ENOSPC, full, "a.json")) == f"{full}: a.json"
+    assert why_unwritable(RuntimeError(f"I/O error: {full} (os error {errno.ENOSPC})")) == full
+    assert why_unwritable(FileNotFoundError(errno.ENOENT, "No such file")) is None
+    assert why_unwritable(ValueError("full")) is None

@@ -1,0 +1,103 @@
+"""Stopped at any moment, a run goes on to what it would have left; with other input it does not go on.
+
+`python -m experiments.stops` tries every operation on files. Here are those of each kind of file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import stops
+from helpers.runs import RECORDED_FORGET, change_weights, flags, recorded_settings, write_rows
+from unlora.cli import main
+
+pytestmark = pytest.mark.slow
+# How far the run has come: its first file, importance, checkpoint, adapter, log of answers, metrics, last files.
+PLACES = {"unlearn": (0.02, 0.15, 0.55, 0.8, 0.95), "finetune": (0.4, 0.97), "bench": (0.5,)}
+KILLS = [(command, place) for command, places in PLACES.items() for place in places]
+
+
+@pytest.fixture(scope="module")
+def known(model_folder, tmp_path_factory):
+    return stops.cases(tmp_path_factory.mktemp("stops"), model_folder)
+
+
+@pytest.fixture(scope="module")
+def expected(known):
+    """What undisturbed runs leave and the number of their operations, by command."""
+    found = {}
+
+    def get(command):
+        if command not in found:
+            found[command] = stops.whole(known[command])
+        return found[command]
+
+    return get
+
+
+@pytest.mark.parametrize(("command", "place"), KILLS)
+def test_a_killed_run_goes_on_to_the_same_result(known, expected, command, place):
+    left, operations = expected(command)
+    assert operations > 20
+    assert stops.broken(known[command], "kill", round(place * operations), left) is None
+
+
+@pytest.mark.parametrize(("fault", "place"), [("full disk", 0.5), ("read-only", 0.9)])
+def test_a_run_whose_disk_fails_says_so_and_goes_on_later(known, expected, fault, place):
+    left, operations = expected("unlearn")
+    assert stops.broken(known["unlearn"], fault, round(place * operations), left) is None
+
+
+def files(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def change_rows(work):
+    write_rows(work / "data" / "forget.jsonl", RECORDED_FORGET[1:])
+
+
+def change_tokenizer(work):
+    path = work / "model" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"add_prefix_space": false', '"add_prefix_space": true'))
+
+
+@pytest.mark.parametrize(
+    ("changes", "change", "told"),
+    [
+        ({"learning_rate": 0.5, "loss": "npo", "ds_size": 3}, None, ("learning_rate=0.5", "loss='npo'", "ds_size=3")),
+        ({}, change_weights, ("model_name_or_path=",)),
+        ({}, change_rows, ("forget_data=", "eval_data=")),
+        ({}, change_tokenizer, ("model_name_or_path=",)),
+    ],
+)
+def test_a_run_is_not_resumed_with_anything_else_and_nothing_is_written(work, capsys, changes, change, told):
+    if change is not None:
+        change(work)
+    before = files(work / "run")
+    settings = {**recorded_settings(work), **changes, "resume_from_checkpoint": "true"}
+    assert main(["unlearn", *flags(work / "model", work / "data", work / "run", **settings)]) == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in told)
+    assert str(work / "run") in error
+    assert files(work / "run") == before
+
+
+def test_two_runs_do_not_write_into_one_folder(model_folder, data, tmp_path, capsys):
+    argv = ["unlearn", *flags(model_folder, data, tmp_path / "run", max_steps=10**6)]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "unlora", *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (tmp_path / "run" / "importance.safetensors").exists() and first.poll() is None:
+        time.sleep(0.05)
+    before = files(tmp_path / "run")
+    assert main([*argv, "--resume_from_checkpoint", "true"]) == 2
+    assert "another process is writing to it" in capsys.readouterr().err
+    assert before.items() <= files(tmp_path / "run").items()
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
