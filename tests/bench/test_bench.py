@@ -142,6 +142,10 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
 
     assert main(arguments(tofu, out, learning_rate=1e-5)) == 2
     assert "it is finished, with other settings than these" in capsys.readouterr().err
+    shutil.copytree(tofu, tmp_path / "other")
+    write_jsonl(tmp_path / "other" / "data" / "forget01.jsonl", rows("forget01", 2))
+    assert main(arguments(tofu, out, data=tmp_path / "other" / "data")) == 2
+    assert "what these name has changed since then: forget_data" in capsys.readouterr().err
 
 
 @pytest.mark.slow

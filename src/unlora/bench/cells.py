@@ -20,7 +20,7 @@ from unlora.common.reading import read_yaml
 from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES
 from unlora.runs.folder import CELL_SCORES, EVALUATIONS, REPORT
-from unlora.runs.stages import is_whole
+from unlora.runs.stages import is_whole, recorded_contents
 
 CONFIG, SCORING, RUN, LOG, FAILED = "config.yaml", "scoring.yaml", "run", "log.txt", "failed.txt"
 # The hashes of the plugins that the cell depends on, if there are any.
@@ -118,6 +118,20 @@ class Cell:
             (self.folder / CELL_SCORES).unlink(missing_ok=True)
         if not self.finished:
             (self.folder / FAILED).unlink(missing_ok=True)
+
+    def check_inputs(self, inputs: Mapping[str, str | None]) -> None:
+        """Raise `InputError` if the run, which is finished, was made from another model or other rows.
+
+        Args:
+            inputs: the present hashes, by the argument that names what has them.
+        """
+        recorded = recorded_contents(self.folder / RUN)
+        recorded["model_name_or_path"] = recorded["model_name_or_path"]["weights"]
+        changed = [name for name, value in inputs.items() if recorded.get(name) != value]
+        if changed:
+            reason = f"it is finished, and what these name has changed since then: {', '.join(changed)}"
+            fix = "put back what was there, name a new folder, or delete the cell's"
+            raise InputError(Problem("output_dir", str(self.folder), reason, fix))
 
 
 def consent(path: Path) -> list[str]:

@@ -6,8 +6,9 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from unlora.common import plugins
 from unlora.common.errors import InputError, Problem
 from unlora.common.files import write_text
 from unlora.common.progress import is_quiet
-from unlora.data.sources import Record
+from unlora.data.sources import Record, load_set
 from unlora.models.hashes import base_sha256, rows_sha256
 from unlora.runs.folder import settings_of
-from unlora.settings import ModelConfig
+from unlora.settings import DataConfig, ModelConfig
 
 References = dict[str, Path]
 
@@ -104,12 +105,30 @@ class SharedLogs:
 
     def _contents(self, measurement: Measurement, model: ModelConfig) -> list[str | None]:
         """Return the hashes of the evaluated rows, of the weights, and of the benchmark's code if it is a plugin."""
-        sources = {
-            _key([measurement.command, measurement.settings]): lambda: rows_sha256(measurement.rows()),
-            _key([model.model_name_or_path, model.model_revision]): lambda: weights_sha256(model),
+        rows = self._once([measurement.command, measurement.settings], lambda: rows_sha256(measurement.rows()))
+        code = plugins.hashes_of({"benchmark": measurement.benchmark.name})
+        return [rows, self._weights(model), *code]
+
+    def inputs(self, model: ModelConfig, data: DataConfig) -> dict[str, str | None]:
+        """Return the hashes of what a cell is trained on, by the argument that names it. Streamed rows are left out."""
+        names = ["forget"] if data.streaming else ["forget", "retain"]
+        rows = {
+            f"{name}_data": self._once(
+                [getattr(data, f"{name}_{part}") for part in ("data", "name", "split")],
+                partial(_set_sha256, data, name),
+            )
+            for name in names
         }
-        self._hashes |= {key: compute() for key, compute in sources.items() if key not in self._hashes}
-        return [self._hashes[key] for key in sources] + plugins.hashes_of({"benchmark": measurement.benchmark.name})
+        return {"model_name_or_path": self._weights(model), **rows}
+
+    def _weights(self, model: ModelConfig) -> str | None:
+        return self._once([model.model_name_or_path, model.model_revision], lambda: weights_sha256(model))
+
+    def _once(self, name: object, compute: Callable[[], str | None]) -> str | None:
+        key = _key(name)
+        if key not in self._hashes:
+            self._hashes[key] = compute()
+        return self._hashes[key]
 
 
 def flags_of(log: Path) -> Path:
@@ -125,6 +144,10 @@ def weights_sha256(model: ModelConfig) -> str | None:
         reason = f"its weights cannot be read ({str(error).splitlines()[0]})"
         fix = "give a model folder or a model's name on the hub"
         raise InputError(Problem("model", model.model_name_or_path, reason, fix)) from error
+
+
+def _set_sha256(data: DataConfig, name: str) -> str:
+    return rows_sha256(load_set(data, name))
 
 
 def _key(value: Any) -> str:

@@ -66,7 +66,11 @@ class Plan:
             given = {**self.preset, **self.benchmark.request(self.options, *place)}
             if place not in references:
                 references[place] = self._references(logs, {**given, **self.shared}, *place)
-            self._prepare(cell, {**given, **self._of_cell(cell.method)}, references[place])
+            settings = {**given, **self._of_cell(cell.method)}
+            if cell.unlearned:
+                request = Request.of(settings)
+                cell.check_inputs(logs.inputs(request.model, request.data))
+            self._prepare(cell, settings, references[place])
         return cells, references
 
     def _choices(self, method: str) -> dict[str, str]:

@@ -161,6 +161,12 @@ def is_whole(folder: Path, last: str) -> bool:
     return stored is not None and last in stored["stages"]
 
 
+def recorded_contents(folder: Path) -> dict[str, Any]:
+    """Return the contents that the stages of a folder were made from: {argument: hash or other JSON value}."""
+    stored = _read(folder)
+    return {} if stored is None else stored["contents"]
+
+
 def _relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _plain(value) for name, value in settings.items() if name not in _NEUTRAL | _NAMES}
 
