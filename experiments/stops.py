@@ -17,14 +17,15 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,7 @@ from experiments._speed import llama
 from unlora.benchmarks.builtin.persona_models import train_tokenizer
 from unlora.common.files import write_jsonl
 
-FAULTS = ("kill", "full disk", "read-only")
+FAULTS = ("kill", "kill one", "full disk", "read-only")
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # What may differ between two runs with the same result: times, memory, and pages and logs that show them.
@@ -74,31 +75,37 @@ class Case:
         argv: its arguments, with the command.
         output: its output folder.
         resume: the arguments that are added to resume it.
+        processes: how many processes share the work, as `accelerate launch` would start them.
     """
 
     name: str
     argv: Sequence[str]
     output: Path
     resume: Sequence[str] = ()
+    processes: int = 1
 
 
-def run(argv: Sequence[str], output: Path, fault: str | None = None, at: int = 0) -> Outcome:
-    """Run a command in a forked process, to which a fault happens at its operation number `at` in `output`.
+def run(case: Case, resume: bool = False, fault: str | None = None, at: int = 0) -> Outcome:
+    """Run a command in a forked process, to which a fault happens at its operation number `at` in its output folder.
 
     Args:
-        argv: arguments of `unlora`.
-        output: the folder.
-        fault: "kill" ends the process and all that it has started; on a "full disk" no file can grow from then on;
-            "read-only" refuses every operation from then on.
+        case: the command.
+        resume: whether to resume it.
+        fault: "kill" ends all of its processes and "kill one" the one that is at work; on a "full disk" no file can
+            grow from then on; "read-only" refuses every operation from then on.
         at: the number, from 1.
     """
+    argv = [*case.argv, *(case.resume if resume else ())]
     counter = mmap.mmap(-1, 8)  # shared with the processes that this one starts
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:
         os.setsid()
         os.close(reading)
-        _become(argv, writing, lambda: _watch(output, counter, fault, at))
+        _watch(case.output, counter, fault, at)
+        if case.processes > 1:
+            _lead(argv, writing, case.processes)
+        _become(argv, writing)
     os.close(writing)
     with open(reading, encoding="utf-8", errors="replace") as pipe:
         text = pipe.read()
@@ -106,7 +113,23 @@ def run(argv: Sequence[str], output: Path, fault: str | None = None, at: int = 0
     return Outcome(code, text, struct.unpack("q", counter[:])[0])
 
 
-def _become(argv: Sequence[str], output: int, prepare: Callable[[], None]) -> None:
+def _lead(argv: Sequence[str], output: int, processes: int) -> None:
+    """Start the processes that share the work, and end them all as soon as one fails, as `accelerate launch` does."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    os.environ.update(WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    for rank in range(processes):
+        if os.fork() == 0:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+            _become(argv, output)
+    for _ in range(processes):
+        if os.waitstatus_to_exitcode(os.wait()[1]):
+            os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+def _become(argv: Sequence[str], output: int) -> None:
     """Be the command in this process, and end."""
     code = 1
     try:
@@ -114,7 +137,6 @@ def _become(argv: Sequence[str], output: int, prepare: Callable[[], None]) -> No
             os.dup2(output, number)
         sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
         subprocess.run = _forked  # type: ignore[assignment]
-        prepare()
         from unlora.cli import main
 
         code = main(argv)
@@ -135,7 +157,7 @@ def _forked(command: Sequence[str], stdout: Any = None, env: Any = None, **other
     if process == 0:
         os.environ.update(env or {})
         target = os.open(os.devnull, os.O_WRONLY) if stdout == subprocess.DEVNULL else stdout.fileno()
-        _become(command[3:], target, lambda: None)  # it has its parent's audit hook
+        _become(command[3:], target)  # it has its parent's audit hook
     return SimpleNamespace(returncode=os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 
 
@@ -149,6 +171,8 @@ def _watch(output: Path, counter: mmap.mmap, fault: str | None, at: int) -> None
         counter[:] = struct.pack("q", number)
         if fault == "kill" and number == at:
             os.killpg(0, signal.SIGKILL)
+        if fault == "kill one" and number == at:
+            os.kill(os.getpid(), signal.SIGKILL)
         if fault == "full disk" and number == at:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         if fault == "read-only" and number >= at:
@@ -189,7 +213,7 @@ def _content(path: Path) -> Any:
 def whole(case: Case) -> tuple[dict[str, Any], int]:
     """Return what an undisturbed run leaves, and the number of its operations."""
     shutil.rmtree(case.output, ignore_errors=True)
-    outcome = run(case.argv, case.output)
+    outcome = run(case)
     assert outcome.code == 0, outcome.text
     return contents(case.output), outcome.operations
 
@@ -197,13 +221,13 @@ def whole(case: Case) -> tuple[dict[str, Any], int]:
 def broken(case: Case, fault: str, at: int, expected: dict[str, Any]) -> str | None:
     """Stop a run, resume it, and return what is wrong with the result, if anything is."""
     shutil.rmtree(case.output, ignore_errors=True)
-    stopped = run(case.argv, case.output, fault, at)
+    stopped = run(case, fault=fault, at=at)
     if fault == "kill" and stopped.code != -signal.SIGKILL:
         return f"it was not killed but ended with {stopped.code}"
     # If all that is left to do is to delete files, a full disk does not matter.
-    if fault != "kill" and (stopped.code not in (0, 1, 2) or "traceback" in stopped.text.lower()):
+    if fault in ("full disk", "read-only") and (stopped.code not in (0, 1, 2) or "traceback" in stopped.text.lower()):
         return f"it ended with {stopped.code}: {stopped.text[-2000:]}"
-    resumed = run([*case.argv, *case.resume], case.output)
+    resumed = run(case, resume=True)
     if resumed.code:
         return f"it could not be resumed, exit code {resumed.code}: {resumed.text[-2000:]}"
     found = contents(case.output)
@@ -238,7 +262,7 @@ def cases(folder: Path, model: Path) -> dict[str, Case]:
         "bench": {"data": folder, "splits": "forget01", "seeds": 1, "methods": "lora+gd", **short, **training},
     }
     names = {name: ("bench", "tofu") if name == "bench" else (name,) for name in settings}
-    return {
+    found = {
         name: Case(
             name,
             [*names[name], *_flags({"model_name_or_path": model, "output_dir": places[name], **values})],
@@ -247,6 +271,7 @@ def cases(folder: Path, model: Path) -> dict[str, Case]:
         )
         for name, values in settings.items()
     }
+    return {**found, "unlearn in 2 processes": replace(found["unlearn"], processes=2)}
 
 
 def _row(kind: str, number: int) -> dict[str, Any]:
@@ -273,7 +298,7 @@ def main() -> None:
     """Print a table of what was tried and what held, then what did not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--commands", nargs="+", default=["unlearn", "finetune", "bench"])
-    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=["kill", "full disk", "read-only"])
     parser.add_argument("--every", type=int, default=1, help="try only every so many operations")
     args = parser.parse_args()
     torch.set_num_threads(1)
