@@ -105,7 +105,7 @@ def run(case: Case, resume: bool = False, fault: str | None = None, at: int = 0)
         _watch(case.output, counter, fault, at)
         if case.processes > 1:
             _lead(argv, writing, case.processes)
-        _become(argv, writing)
+        become(argv, writing)
     os.close(writing)
     with open(reading, encoding="utf-8", errors="replace") as pipe:
         text = pipe.read()
@@ -122,14 +122,14 @@ def _lead(argv: Sequence[str], output: int, processes: int) -> None:
     for rank in range(processes):
         if os.fork() == 0:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-            _become(argv, output)
+            become(argv, output)
     for _ in range(processes):
         if os.waitstatus_to_exitcode(os.wait()[1]):
             os.killpg(0, signal.SIGKILL)
     os._exit(0)
 
 
-def _become(argv: Sequence[str], output: int) -> None:
+def become(argv: Sequence[str], output: int) -> None:
     """Be the command in this process, and end."""
     code = 1
     try:
@@ -157,7 +157,7 @@ def _forked(command: Sequence[str], stdout: Any = None, env: Any = None, **other
     if process == 0:
         os.environ.update(env or {})
         target = os.open(os.devnull, os.O_WRONLY) if stdout == subprocess.DEVNULL else stdout.fileno()
-        _become(command[3:], target)  # it has its parent's audit hook
+        become(command[3:], target)  # it has its parent's audit hook
     return SimpleNamespace(returncode=os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 
 
