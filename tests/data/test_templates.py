@@ -199,6 +199,12 @@ def test_what_only_a_chat_template_reads_needs_one(tokenizer, name):
         TextFormat(tokenizer, **{name: value})
 
 
+@pytest.mark.parametrize("value", ['{"enable_thinking": true}', {"enable_thinking": True}])
+def test_variables_of_the_template_are_json_or_a_mapping_of_a_file(value):
+    config = TextConfig(chat_template_kwargs=value)
+    assert (config.problems(), config.template_variables()) == ([], {"enable_thinking": True})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

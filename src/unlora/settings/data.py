@@ -50,7 +50,7 @@ class TextConfig:
     system_prompt: str | None = setting(
         None, "System prompt of questions and of conversations that have none, for models with a chat template."
     )
-    chat_template_kwargs: str | None = setting(
+    chat_template_kwargs: str | dict[str, Any] | None = setting(
         None,
         "Variables of the chat template as a JSON object. Thinking is off unless it is asked for here, as by "
         "'{\"enable_thinking\": true}'.",
