@@ -20,6 +20,7 @@ from unlora.benchmarks.builtin.persona_models import Recipe
 from unlora.benchmarks.muse import (
     FOLDS,
     NEW_TOKENS,
+    Muse,
     cut_answer,
     evaluate_muse,
     knowledge_prompt,
@@ -411,3 +412,60 @@ def test_a_split_of_a_folder_of_configurations_may_be_a_slice_or_a_download(tmp_
     assert load_records(str(tmp_path), "raw", "retain1") == PAIRS
     with pytest.raises(InputError, match=r"no split 'retain2'.*name one of the splits there: forget, retain1"):
         load_records(str(tmp_path), "raw", "retain2")
+
+
+def muse_document():
+    """A MUSE_EVAL.json as open-unlearning writes it."""
+
+    def said(pairs):
+        rows = {
+            str(i): {"rougeL_f1": 0.9, "input": "Q", "generation": one, "ground_truth": other}
+            for i, (one, other) in enumerate(pairs)
+        }
+        return {"agg_value": 0.9, "value_by_index": rows}
+
+    half = {"agg_value": 1.0, "value_by_index": {"0": {"score": 1.0}, "1": {"score": 2.0}}}
+    return {
+        "forget_knowmem_ROUGE": said([("in Bonn", "Bonn"), ("running", "run")]),
+        "forget_verbmem_ROUGE": said([("a b", "a b"), ("c", "a")]),
+        "mia_min_k": {"forget": half, "holdout": half, "auc": 0.5, "agg_value": 0.5},
+        "privleak": {"agg_value": -12.5},
+        "retain_knowmem_ROUGE": said([("x", "x"), ("x", "x")]),
+    }
+
+
+def test_a_file_of_open_unlearning_has_muse_s_numbers_and_its_own(tmp_path):
+    """F1 without stems: knowmem (2/3 + 0)/2, verbmem (1 + 0)/2. Min-K% there is of other labels, so is PrivLeak."""
+    path, content = tmp_path / "MUSE_EVAL.json", muse_document()
+    path.write_text(json.dumps(content))
+    benchmark = Muse()
+    reading = benchmark.numbers(path)
+    values = {name: value and value.value for name, value in reading.values.items()}
+    assert values == {"verbmem_f": 50, "knowmem_f": pytest.approx(100 / 3), "privleak": None, "knowmem_r": 100}
+    assert (reading.derived["privleak"].value, reading.derived["forget_knowmem_ROUGE"].value) == (-12.5, 0.9)
+    assert benchmark.summary(benchmark.read_log(path), benchmark.read_log(path))["open_unlearning"]["privleak"] == 0
+    benchmark.write_log(tmp_path / "b_EVAL.json", log := benchmark.read_log(path), benchmark.summary(log))
+    assert json.loads((tmp_path / "b_EVAL.json").read_text()) == content
+    summary = json.loads((tmp_path / "b_SUMMARY.json").read_text())
+    assert summary["forget_verbmem_ROUGE"] == 0.9
+    assert set(benchmark.numbers(tmp_path / "b_SUMMARY.json").values.values()) == {None}
+    path.write_text(json.dumps({**content, "privleak": "x"}))
+    with pytest.raises(InputError, match="privleak is neither a number"):
+        benchmark.read_log(path)
+
+
+def test_a_round_trip_of_our_log_of_muse_loses_nothing(tmp_path):
+    scores = {name: {"rougeL": [0.5, 1.0]} for name in ("verbmem", "forget_qa", "retain_qa")}
+    columns = {"loss": [-1.0, -2.0], **{f"min_k_{k}": [-3.0, -5.0] for k in (20, 40, "40_without_last")}}
+    columns |= {"exact_memorisation": [1.0, 0.5], "extraction_strength": [1.0, 0.5]}
+    scores |= {"forget": columns, "holdout": columns}
+    log = {
+        "rows": {},
+        "scores": scores,
+        "texts": {name: [["runs", "run"]] * 2 for name in NEW_TOKENS},
+    }
+    benchmark = Muse()
+    summary = benchmark.summary(log)
+    assert summary["open_unlearning"]["forget_verbmem_ROUGE"] == 1
+    benchmark.write_log(tmp_path / "MUSE_EVAL.json", log, summary)
+    assert benchmark.read_log(tmp_path / "MUSE_EVAL.json") == {"benchmark": "muse", "metrics": summary, **log}

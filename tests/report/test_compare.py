@@ -11,6 +11,7 @@ import pytest
 
 from helpers.reported import FAR, NEAR, attacks, log, logs, make_run, membership
 from unlora.cli import main
+from unlora.evals import write_log
 from unlora.report.compare import Group, Section, as_json, best, comparison, doubts, front, labels_of
 from unlora.report.compare_page import write_comparison
 from unlora.report.read import read_run
@@ -193,3 +194,23 @@ def test_many_runs_still_make_a_page(tmp_path):
     assert "Only the first 8 are shown." in text
     assert all(f"run {i}" in text for i in range(12))
     assert np.isfinite([row["forget_probability"]["value"] for row in as_json(Section("", groups))]).all()
+
+
+def test_logs_of_other_tools_are_rows_beside_runs(tmp_path, capsys):
+    """A whole log has our numbers; a summary has its own, in the columns of the same definition."""
+    run = make_run(tmp_path / "run", logs())
+    write_log(log(0.4, NEAR), tmp_path / "NPO_EVAL.json")
+    write_log(log(0.2, NEAR), tmp_path / "retain.json")
+    summary = tmp_path / "SimNPO_SUMMARY.json"
+    summary.write_text(json.dumps({"forget_quality": 0.001, "model_utility": 0.5, "forget_Q_A_Prob": 0.3}))
+    flags = ["--retrained", str(tmp_path / "retain.json"), "--output", str(tmp_path / "page.html"), "--json"]
+    assert main(["compare", str(run), str(tmp_path / "NPO_EVAL.json"), str(summary), *flags]) == 0
+    rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)["runs"]}
+    assert rows["NPO_EVAL.json"]["forget_probability"]["value"] == pytest.approx(0.4)
+    assert rows["NPO_EVAL.json"]["log10_forget_quality"]["value"] == 0
+    assert rows["NPO_EVAL.json"]["forget_probability_gap"]["value"] == pytest.approx(0.2)
+    told = rows["SimNPO_SUMMARY.json"]
+    assert told["log10_forget_quality"]["value"] == -3
+    assert (told["model_utility_geometric"]["value"], told["forget_probability"]["value"]) == (0.5, 0.3)
+    assert told["model_utility"] is None
+    assert "SimNPO_SUMMARY.json" in (tmp_path / "page.html").read_text()

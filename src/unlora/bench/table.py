@@ -47,6 +47,7 @@ class Results:
         unavailable: {column: the reason why it could not be computed}.
         failed: how many seeds failed.
         command: repeats the row.
+        log: of a row that is no method of the grid: the log that the user gave for it.
     """
 
     method: str
@@ -55,6 +56,7 @@ class Results:
     unavailable: dict[str, str] = field(default_factory=dict)
     failed: int = 0
     command: str = ""
+    log: Path | None = None
 
     def text(self, column: str) -> str:
         """Return mean ± standard error, only the mean of a single seed, or a dash if nothing was measured."""
@@ -77,15 +79,20 @@ class Results:
 
 
 def rows_of(
-    cells: Sequence[Cell], references: References, benchmark: Benchmark, command: Callable[[str, str], str]
+    cells: Sequence[Cell],
+    references: References,
+    benchmark: Benchmark,
+    command: Callable[[str, str], str],
+    others: Mapping[str, Mapping[str, Path]] | None = None,
 ) -> list[Results]:
-    """Return the rows of every split: first the models to compare with, then the methods in the order of the grid.
+    """Return the rows of every split: the models to compare with, the methods in the order of the grid, other logs.
 
     Args:
         cells: of the grid; only those that are finished have values.
         references: logs of the models to compare with.
         benchmark: reads the logs.
         command: (method, split) -> the command that runs the cells of the row.
+        others: {split: {name: log}} of models that were unlearned elsewhere.
     """
     rows: list[Results] = []
     for split in dict.fromkeys(cell.split for cell in cells):
@@ -106,6 +113,9 @@ def rows_of(
             ]
             failed = sum(cell.failure is not None for cell in of_method)
             rows.append(_row(method, split, known, benchmark, command(method, split), failed))
+        for name, log in (others or {}).get(split, {}).items():
+            row = _row(name, split, [_values(benchmark, log, shared[0].get("retrained"))], benchmark, _given(log))
+            rows.append(replace(row, log=log))
     return rows
 
 
@@ -150,9 +160,13 @@ def _measuring(log: Path, benchmark: Benchmark) -> str:
     """Return the command that made a log, or a comment if the user provided the log."""
     flags = flags_of(log)
     if not flags.exists():
-        return f"# its log was given: {log}"
+        return _given(log)
     command = [*Measurement(benchmark, {}).command, "--config", str(flags), "--log", f"NEW_FOLDER/{log.name}"]
     return shlex.join(["unlora", *command, *plugins.flags()])
+
+
+def _given(log: Path) -> str:
+    return f"# its log was given: {log}"
 
 
 def columns_of(rows: Sequence[Results]) -> list[str]:

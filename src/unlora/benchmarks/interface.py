@@ -218,6 +218,16 @@ class Benchmark:
         """Return the numbers in a file; the other file is the retrained model's log."""
         return self.read(self.read_log(path), None if retrained is None else self.read_log(retrained, "retrained"))
 
+    def ranking(self, log: Path, original: Path | None, retrained: Path | None) -> dict[str, float | None]:
+        """Return the numbers that the model of a log is ranked by beside others; empty if there is no ranking.
+
+        Args:
+            log: of the model.
+            original: log of the model before unlearning.
+            retrained: log of the retrained model.
+        """
+        return {}
+
     def metric(self, name: str) -> Metric:
         """Return the meaning of a number."""
         return self.metrics.get(name, Metric(name))

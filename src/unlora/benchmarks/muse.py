@@ -8,6 +8,7 @@ one number per example}} as in `evals/membership/leakage.py`, so that two models
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,9 +31,13 @@ from unlora.benchmarks.interface import (
     with_set,
 )
 from unlora.common.errors import NOT_AVAILABLE, InputError, Problem, raise_if
+from unlora.common.files import write_text
 from unlora.common.progress import shown
+from unlora.evals.logs import EVAL, SUMMARY
 from unlora.evals.membership.leakage import Scores, check_retrained, leakage_scores, read_scores, summarise_leakage
 from unlora.evals.metrics import finite_values, rouge_l_f1, warn_of_wordless
+from unlora.evals.open_unlearning import KEPT, document_errors
+from unlora.evals.open_unlearning_muse import METRICS, from_document, is_document, numbers, to_document
 from unlora.evals.progress import Progress, continued
 from unlora.models.hashes import sets_sha256
 from unlora.settings import BenchmarkSettings
@@ -128,34 +133,55 @@ class Muse(Benchmark):
 
     def owns(self, log: Mapping[str, Any]) -> bool:
         """Whether the log has scores; older logs do not name their benchmark."""
-        return "scores" in log
+        return "scores" in log or is_document(log)
 
     def read_log(self, path: str | Path, argument: str = "log") -> Log:
-        """Read a log whose scores are complete."""
-        _check_sets(read_scores(path, argument), path, argument)
-        return read_json(path, argument)
+        """Read a log whose scores are complete, or a `MUSE_EVAL.json` or `MUSE_SUMMARY.json` of open-unlearning."""
+        log = read_json(path, argument)
+        if not is_document(log):
+            _check_sets(read_scores(path, argument), path, argument)
+            return log
+        for reason in document_errors(log, METRICS):
+            raise InputError(Problem(argument, str(path), reason, "give a MUSE_EVAL.json of open-unlearning"))
+        return from_document(log)
 
     def read_retrained(self, path: str, data: Sets, settings: BenchmarkSettings) -> Log:
         """Read the retrained model's log, which must be of the same rows."""
-        read_muse_scores(path, data)
-        return read_json(path, "retrain_log")
+        log = self.read_log(path, "retrain_log")
+        if KEPT not in log:
+            read_muse_scores(path, data)
+        return log
 
     def read(self, log: Log, retrained: Log | None = None) -> Reading:
         """Return C1 to C4 in percent, and the areas under the ROC curve that the privacy leakage is made from."""
-        summary = self.summary(log, retrained)
+        summary, scores = self.summary(log, retrained), log["scores"]
         values: dict[str, Measured | None] = {
-            name: _percent(log["scores"][part]["rougeL"]) for name, part in ROUGE_METRICS.items()
+            name: _percent(scores[part]["rougeL"]) if part in scores else None for name, part in ROUGE_METRICS.items()
         }
-        values["privleak"] = _leakage(log, summary, retrained)
+        values["privleak"] = _leakage(log, summary, retrained) if summary["membership"] else None
+        theirs = {name: Measured(value) for name, value in summary["open_unlearning"].items()}
         return Reading(
             values={name: values[name] for name in self.metrics},
             examples=summary["examples"],
+            derived=theirs,
             areas={name: Measured(row["auc"], row["standard_error"]) for name, row in summary["membership"].items()},
         )
 
+    def write_log(self, path: str | Path, log: Log, summary: dict[str, Any]) -> None:
+        """Write the log, in open-unlearning's format if the file's name ends in `_EVAL.json` or `_SUMMARY.json`."""
+        name = str(path)
+        if not name.endswith((EVAL, SUMMARY)):
+            super().write_log(path, log, summary)
+            return
+        if name.endswith(EVAL):
+            write_text(path, json.dumps(to_document({"benchmark": self.name, "metrics": summary, **log}), indent=4))
+        stem = name.removesuffix(EVAL).removesuffix(SUMMARY)
+        write_text(stem + SUMMARY, json.dumps(summary["open_unlearning"], indent=4))
+
     def summary(self, log: Log, retrained: Log | None = None) -> dict[str, Any]:
-        """Return the metrics with both attacks of the privacy leakage; see `summarise_muse`."""
-        return summarise_muse(log["scores"], None if retrained is None else retrained["scores"])
+        """Return the metrics with both attacks of the privacy leakage (see `summarise_muse`), and open-unlearning's."""
+        known = None if retrained is None or "forget" not in retrained["scores"] else retrained["scores"]
+        return {**summarise_muse(log["scores"], known), "open_unlearning": numbers(log, retrained)}
 
 
 def _percent(values: Sequence[float]) -> Measured:
@@ -166,7 +192,7 @@ def _percent(values: Sequence[float]) -> Measured:
 
 def _leakage(log: Log, summary: Mapping[str, Any], retrained: Log | None) -> Measured | None:
     """Return the privacy leakage, or what the log says of it if it was computed with a log that is not at hand."""
-    if retrained is None:
+    if retrained is None or "forget" not in retrained["scores"]:
         known = log.get("metrics", {}).get("privleak")
         return Measured(float(known)) if isinstance(known, int | float) else None
     attack = PRIVLEAK_ATTACKS[0]
@@ -273,7 +299,7 @@ def evaluate_muse(
         right = references(name, sets, tokenizer)
         warn_of_wordless(name, right)
         texts[name] = [list(pair) for pair in zip(generated, right, strict=True)]
-        scores[name] = {"rougeL": [rouge_l_f1(*pair) for pair in texts[name]]}
+        scores[name] = {"rougeL": [rouge_l_f1(said, right) for said, right in texts[name]]}
         done += len(generated)
     private = {name: _encode_whole(name, sets[name], tokenizer, limit) for name in ("forget", "holdout")}
     scores |= leakage_scores(model, private, text_format, batch_size, progress=continued(progress, done))
@@ -332,15 +358,19 @@ def summarise_muse(scores: Scores, retrained: Scores | None = None) -> dict[str,
     Raises:
         InputError: as `summarise_leakage`.
     """
-    leakage = summarise_leakage(scores, retrained)["membership"]
-    attacks = {name: leakage[name] for name in PRIVLEAK_ATTACKS}
+    attacks: dict[str, Any] = {}
+    if "forget" in scores:
+        leakage = summarise_leakage(scores, retrained)["membership"]
+        attacks = {name: leakage[name] for name in PRIVLEAK_ATTACKS}
     for attack in attacks.values():
         if attack["privleak"] is None:
             attack["privleak"] = NOT_AVAILABLE
-    rouge = {metric: finite_values(name, scores[name]["rougeL"]) for metric, name in ROUGE_METRICS.items()}
+    known = {metric: name for metric, name in ROUGE_METRICS.items() if name in scores}
+    rouge = {metric: finite_values(name, scores[name]["rougeL"]) for metric, name in known.items()}
+    means = {metric: 100 * float(values.mean()) for metric, values in rouge.items()}
     return {
-        **{metric: 100 * float(values.mean()) for metric, values in rouge.items()},
-        "privleak": attacks[PRIVLEAK_ATTACKS[0]]["privleak"],
+        **{metric: means.get(metric, NOT_AVAILABLE) for metric in ROUGE_METRICS},
+        "privleak": attacks[PRIVLEAK_ATTACKS[0]]["privleak"] if attacks else NOT_AVAILABLE,
         "membership": attacks,
         "examples": {name: len(next(iter(columns.values()))) for name, columns in scores.items()},
     }

@@ -22,7 +22,8 @@ from unlora.benchmarks.interface import (
 from unlora.common.errors import InputError, Problem
 from unlora.common.progress import shown
 from unlora.evals.logs import read_log, write_log
-from unlora.evals.open_unlearning import KEPT, numbers
+from unlora.evals.open_unlearning import KEPT, is_document, numbers
+from unlora.evals.ranking import WHOLE_ANSWERS, ranking
 from unlora.evals.tofu import (
     BENCHMARK_SETS,
     TASKS,
@@ -53,6 +54,14 @@ QUALITY_NEEDS = (
     "--retrained, such as forget10=retain90.json"
 )
 
+RANKING_NEEDS = {
+    "overall": "it needs the other three",
+    "memorisation": "it needs the tokens of the forget answers, and paraphrased and perturbed answers",
+    "privacy": "it compares membership inference with the retrained model's: it needs --retrained, and logs with rows "
+    "that no model saw (--eval_holdout_name)",
+    "utility": "it is relative to the original model: it needs all terms of model utility and a measure of fluency",
+}
+
 
 class TofuSchema(Benchmark):
     """Sets in TOFU's schema: `unlora unlearn` evaluates them itself, and logs have the format of TOFU's own.
@@ -69,6 +78,7 @@ class TofuSchema(Benchmark):
         "log10 forget quality": Metric("log₁₀ forget quality", "high", QUALITY_NEEDS),
         "model utility": Metric("model utility", "high"),
         "model utility, geometric": Metric("model utility with the geometric truth ratio", "high"),
+        **{name: Metric(name, "high", needs) for name, needs in RANKING_NEEDS.items()},
     }
     plane = ("model utility", "log10 forget quality")
     settings = TofuSettings
@@ -97,7 +107,7 @@ class TofuSchema(Benchmark):
 
     def owns(self, log: Mapping[str, Any]) -> bool:
         """Whether the log has one of TOFU's tasks."""
-        return bool(log.keys() & {*TASKS.values(), KEPT}) and "scores" not in log
+        return (bool(log.keys() & {*TASKS.values(), KEPT}) or is_document(log)) and "scores" not in log
 
     def read_log(self, path: str | Path, argument: str = "log") -> Log:
         """Read a log in TOFU's format."""
@@ -141,6 +151,19 @@ class TofuSchema(Benchmark):
             summary["log10_forget_quality"] = math.log10(quality) if quality else None
         return {**summary, "open_unlearning": theirs}
 
+    def ranking(self, log: Path, original: Path | None, retrained: Path | None) -> dict[str, float | None]:
+        """Return the numbers of open-unlearning's ranking (`unlora.evals.ranking`)."""
+        own, *others = (None if path is None else self._numbers(path) for path in (log, original, retrained))
+        assert own is not None
+        return ranking(own, *others)
+
+    def _numbers(self, path: Path) -> dict[str, float]:
+        """Return open-unlearning's numbers of a log, and the share of whole answers if the log was judged as text."""
+        log = self.read_log(path)
+        forget = summarise(log)["sets"].get("forget", {})
+        whole = {WHOLE_ANSWERS: 1 - forget["broken"] / forget["answers"]} if "broken" in forget else {}
+        return {**numbers(log), **whole}
+
     def write_log(self, path: str | Path, log: Log, summary: dict[str, Any]) -> None:
         """Write the log alone: it has the format of TOFU's own."""
         write_log(log, path)
@@ -173,9 +196,17 @@ class Tofu(TofuSchema):
             "retain_name": SPLITS[split],
             "eval_data": options.data,
             "eval_forget_name": f"{split}_perturbed",
+            "eval_holdout_name": _holdout(options.data, split),
             "seed": seed,
             "importance_seed": seed,
         }
+
+
+def _holdout(data: str | None, split: str) -> str:
+    """Return the holdout configuration of a split. Folders of TOFU's data may lack it; the one on the Hub has it."""
+    name = split.replace("forget", "holdout")
+    folder = Path(data or "")
+    return name if not folder.is_dir() or any(folder.glob(f"{name}*")) else "none"
 
 
 def check_forget_quality(sets: Mapping[str, Sequence[Record]], retrained_log: Log, ds_size: int | None) -> None:

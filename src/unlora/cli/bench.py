@@ -33,22 +33,29 @@ def run(args: BenchConfig, rest: list[str]) -> Answer:
     from unlora.common.locks import writing_to
 
     plan = _plan_of(args, handed_on)
+    others = _other_logs(args, plan)
     with writing_to(args.output_dir):
-        rows = _rows(args, plan, handed_on)
+        rows, order = _rows(args, plan, handed_on, others)
     page = args.output_dir / PAGE
-    value, failed = {"rows": [row.as_json() for row in rows]}, any(row.failed for row in rows)
+    value = {"rows": [row.as_json() for row in rows], "ranking": [row.as_json() for row in order]}
+    failed = any(row.failed for row in rows)
 
     def show() -> None:
         print_table(rows, plan.benchmark)
+        if order:
+            print_table(order, plan.benchmark)
         print(page)
 
     return Answer(value, show, args.output_dir / "results.md", code=int(failed))
 
 
-def _rows(args: BenchConfig, plan: Plan, handed_on: Mapping[str, Any]) -> list[Results]:
-    """Run the cells that are not finished, write the tables and the page, and return the rows of the tables."""
+def _rows(
+    args: BenchConfig, plan: Plan, handed_on: Mapping[str, Any], others: Mapping[str, Mapping[str, Path]]
+) -> tuple[list[Results], list[Results]]:
+    """Run the cells that are not finished, write tables and page, and return the rows of the results and the ranking."""
     from unlora.bench import Progress, rows_of, run_cells, waves
     from unlora.bench.executors import EXECUTORS
+    from unlora.bench.ranking import ranked, write_community
     from unlora.bench.table import markdown, sections, to_csv
     from unlora.common.files import write_text
     from unlora.report.compare_page import write_comparison
@@ -63,11 +70,35 @@ def _rows(args: BenchConfig, plan: Plan, handed_on: Mapping[str, Any]) -> list[R
     def row_command(method: str, split: str) -> str:
         return command_of(args, method, split, {**handed_on, **plan.of_method.get(method, {})})
 
-    rows = rows_of(cells, references, plan.benchmark, row_command)
-    write_text(args.output_dir / "results.md", markdown(rows, plan.benchmark))
+    rows = rows_of(cells, references, plan.benchmark, row_command, others)
+    order = ranked(cells, references, plan.benchmark, rows)
+    ranking = f"\n## Ranking\n\n{markdown(order, plan.benchmark)}" if order else ""
+    write_text(args.output_dir / "results.md", markdown(rows, plan.benchmark) + ranking)
     write_text(args.output_dir / "results.csv", to_csv(rows))
+    if plan.benchmark.name == "tofu":
+        write_community(args.output_dir, cells, references, plan.benchmark, rows)
     write_comparison(sections(cells, references), args.output_dir / PAGE)
-    return rows
+    return rows, order
+
+
+def _other_logs(args: BenchConfig, plan: Plan) -> dict[str, dict[str, Path]]:
+    """Return {split: {name: log}} of the rows that are no methods of the grid, after reading each log once.
+
+    Raises:
+        InputError: a row that does not name a split and a log, or a log that cannot be read.
+    """
+    splits = list(plan.splits or plan.benchmark.splits)
+    found: dict[str, dict[str, Path]] = {}
+    for row in args.rows:
+        place, equals, log = row.partition("=")
+        split, colon, name = place.partition(":")
+        split, name = (split, name) if colon else (splits[0] if len(splits) == 1 else "", place)
+        if not equals or not name or split not in splits:
+            fix = f"write it as {splits[0]}:{name or 'NAME'}=LOG.json"
+            raise InputError(Problem("rows", row, f"each is of one split of {', '.join(splits)}", fix))
+        plan.benchmark.read_log(log, "rows")
+        found.setdefault(split, {})[name] = Path(log)
+    return found
 
 
 def command_of(args: BenchConfig, method: str, split: str, values: Mapping[str, Any]) -> str:

@@ -22,10 +22,13 @@ def run(config: CompareConfig) -> Answer:
     """Write the page, and show the table."""
     from unlora.report.compare import Group, Section, as_json, labels_of
     from unlora.report.compare_page import write_comparison
-    from unlora.report.read import read_run
+    from unlora.report.read import read_log_as_run, read_run
 
     folders = list(dict.fromkeys(Path(path).resolve() for path in config.runs))
-    groups = [Group(label, [read_run(path)]) for path, label in zip(folders, labels_of(folders), strict=True)]
+    logs = {"original": config.original_log, "retrained": config.retrain_log}
+    others = {model: Path(log) for model, log in logs.items() if log is not None}
+    runs = [read_log_as_run(path, others) if path.is_file() else read_run(path) for path in folders]
+    groups = [Group(label, [run]) for run, label in zip(runs, labels_of(folders), strict=True)]
     section = Section("", groups)
     with from_elsewhere("RUN", config.runs, "their files are not those that unlora writes", "name other runs"):
         write_comparison([section], config.output)

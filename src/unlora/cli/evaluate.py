@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlora.cli.output import Answer
@@ -56,7 +57,11 @@ def _summarise_log(config: EvaluateConfig) -> Answer:
     retrained = None if config.retrain_log is None else benchmark.read_log(config.retrain_log, "retrained")
     with from_elsewhere("log", config.log, "it is not a log of this benchmark", "name another log, or --benchmark"):
         summary, reading = benchmark.summary(log, retrained), benchmark.read(log, retrained)
-    return Answer(summary, lambda: _show(benchmark, reading, summary))
+    if config.convert is not None:
+        if Path(config.convert).exists():
+            raise InputError(Problem("convert", config.convert, "it is already in use", "name a new file"))
+        benchmark.write_log(config.convert, log, summary)
+    return Answer(summary, lambda: _show(benchmark, reading, summary), config.convert)
 
 
 def _benchmark(name: str | None) -> Benchmark:

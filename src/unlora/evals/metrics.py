@@ -179,13 +179,13 @@ def rouge_recalls(generated: str, reference: str) -> dict[str, float]:
     return {name: float(score.recall) for name, score in scores.items()}
 
 
-def rouge_l_f1(generated: str, reference: str) -> float:
-    """Return ROUGE-L F1 as MUSE computes it, in [0, 1]: words are not stemmed.
+def rouge_l_f1(generated: str, reference: str, use_stemmer: bool = False) -> float:
+    """Return ROUGE-L F1 as MUSE computes it, in [0, 1]: words are not stemmed. open-unlearning stems them.
 
     It is the harmonic mean of the shares that the longest common subsequence has of the words of both texts. A text
     without words scores 0. Words are defined as in `rouge_l_recall`.
     """
-    return float(_rouge_scorer(use_stemmer=False).score(reference, generated)["rougeL"].fmeasure)
+    return float(_rouge_scorer(use_stemmer=use_stemmer).score(reference, generated)["rougeL"].fmeasure)
 
 
 def warn_of_wordless(argument: str, references: Sequence[str]) -> None:

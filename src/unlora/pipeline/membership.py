@@ -51,7 +51,7 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
     def score(name: str) -> Scores:
         with shown(f"scores {name}", " examples", passes * sum(map(len, sets.values()))) as progress:
             return leakage_scores(
-                model, sets, text_format, config.eval_batch_size, reference, config.gradnorm, progress
+                model, sets, text_format, config.eval_batch_size, reference, config.gradnorm, progress, config.min_k
             )
 
     scores, original = score(config.log), None

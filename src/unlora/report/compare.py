@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from unlora.evals import summarise
 from unlora.report.answers import Count
 from unlora.report.names import COUNTS, MISSING
 from unlora.report.read import Run
@@ -30,6 +31,10 @@ COLUMNS = {
     "forget_probability_gap": ("Gap", "Gap: forget P minus the retrained model's."),
     "retain_probability": ("Retain P", ""),
     "model_utility": ("Utility", ""),
+    "model_utility_geometric": (
+        "Utility, geometric",
+        "Geometric: with the geometric truth ratio, as in papers.",
+    ),
     "utility_kept": ("Kept", "Kept: utility divided by the original model's, at most 1."),
     "membership_auc": ("AUC", "AUC: of the membership attack that is the most telling for the run."),
     "brought_back": ("Back", "Back: forget P minus the retrained model's, under the attack that leaves the most."),
@@ -37,6 +42,13 @@ COLUMNS = {
 _INTERVALS = (
     "Below each value is its 95 % interval over examples; several runs have mean ± one standard error over runs"
 )
+# The numbers of a file with aggregated values alone that have a column among these.
+_SAME = {
+    "log10 forget quality": "log10_forget_quality",
+    "forget probability": "forget_probability",
+    "retain probability": "retain_probability",
+    "model utility, geometric": "model_utility_geometric",
+}
 # The name of a number: a column, a metric of a benchmark, or the kind of number and which one.
 Key = str | tuple[str, ...]
 
@@ -44,7 +56,7 @@ Key = str | tuple[str, ...]
 def _numbers_of(run: Run, summary: Summary, model: str) -> Iterator[tuple[Key, Estimate | None]]:
     """Yield every number of one model of a run that is compared with those of other runs."""
     for name, by_model in summary.scores.items():
-        yield name, by_model.get(model)
+        yield _SAME.get(name, name), by_model.get(model)
     quality = summary.log_quality(model)
     yield "log10_forget_quality", None if quality is None else exactly(quality)
     for name in ("forget", "retain"):
@@ -53,6 +65,9 @@ def _numbers_of(run: Run, summary: Summary, model: str) -> Iterator[tuple[Key, E
         count = summary.count(kind, "forget", model)
         yield kind, None if count is None else count.estimate()
     yield "model_utility", summary.utility.get(model) if summary.terms else None
+    geometric = summarise(run.logs[model])["model_utility_geometric"] if model in run.logs else None
+    if geometric is not None:
+        yield "model_utility_geometric", exactly(geometric)
     if run.membership is not None:
         areas = {name: estimate_of(area) for name, area in run.membership.areas[model].items()}
         yield from ((("membership", name), area) for name, area in areas.items())
@@ -179,8 +194,11 @@ class Section:
     def columns(self) -> dict[str, str]:
         """The headings by key of the columns in which any group has a number; those of a benchmark come last."""
         own = dict.fromkeys(name for group in self.groups for s in group.summaries for name in s.scores)
+        own = {name: None for name in own if name not in _SAME}
         headings = {key: heading for key, (heading, _) in COLUMNS.items()} | {name: name for name in own}
         known = {key for key in headings if any(group.estimate(key) is not None for group in self.groups)}
+        if all(run.settings for group in self.groups for run in group.runs):  # it is for logs of other tools
+            known.discard("model_utility_geometric")
         return {key: heading for key, heading in headings.items() if key in known}
 
 

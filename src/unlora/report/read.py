@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unlora.benchmarks import Benchmark, Measured, Reading, benchmark_of
+from unlora.benchmarks import OWN_SETS, Benchmark, Measured, Reading, benchmark_of
+from unlora.benchmarks.tofu import TofuSchema
 from unlora.common.errors import NOT_AVAILABLE, InputError, Problem
 from unlora.common.reading import read_json, read_yaml
 from unlora.evals import Log, read_log
@@ -114,6 +115,8 @@ class Run:
     @property
     def method(self) -> str:
         """Initialiser and loss, spelled as for `unlora bench`."""
+        if not self.settings:  # only a log
+            return ""
         return f"{self.settings.get('init', '?')}+{self.settings.get('loss', 'default loss')}"
 
     def task(self, model: str, name: str) -> Mapping[str, Mapping[str, Any]]:
@@ -159,6 +162,29 @@ def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Ru
     )
 
 
+def read_log_as_run(path: Path, others: Mapping[str, Path]) -> Run:
+    """Read an evaluation log of a model that was unlearned elsewhere, as a run that has nothing else.
+
+    Args:
+        path: our log, one of TOFU's or of open-unlearning's.
+        others: by model ("original", "retrained") the logs to compare it with.
+
+    Raises:
+        InputError: a file that is no log, or logs of different benchmarks.
+    """
+    paths, logs, readings = {"unlearned": path, **others}, {}, {}
+    benchmark = _read(path, lambda file: benchmark_of(read_json(file)))
+    if isinstance(benchmark, TofuSchema):
+        benchmark = OWN_SETS
+        found = {model: read_log(file, "RUN") for model, file in paths.items()}
+        logs = {model: log for model, log in found.items() if log.keys() & set(TASKS.values())}
+        # A file with aggregated values alone has no examples to compute anything from.
+        readings = {model: benchmark.read(log) for model, log in found.items() if model not in logs}
+    else:
+        benchmark, readings = _read_benchmark(paths)
+    return Run(path, {}, [], logs, benchmark if readings else None, readings, {}, _membership_of(readings), None, {})
+
+
 def _scored(folder: Path) -> dict[str, Path]:
     """Return the benchmark's logs by model. `unlora bench` keeps the unlearned model's beside the run's folder."""
     places = {model: [folder / name] for model, name in SCORES.items()}
@@ -171,9 +197,13 @@ def _read_benchmark(paths: Mapping[str, Path]) -> tuple[Benchmark | None, dict[s
     retrained = _read(paths["retrained"], read_json) if "retrained" in paths else None
 
     def read(path: Path) -> tuple[Benchmark, Reading]:
-        log = read_json(path)
-        benchmark = benchmark_of(log)
-        return benchmark, benchmark.read(log, retrained)
+        benchmark = benchmark_of(read_json(path))
+        log = _log(path, benchmark)
+        return benchmark, benchmark.read(log, None if retrained is None else _log(paths["retrained"], benchmark))
+
+    def _log(path: Path, benchmark: Benchmark) -> Any:
+        log = read_json(path)  # ours as it is; those of open-unlearning are converted
+        return log if {"benchmark", "scores"} & log.keys() else benchmark.read_log(path, "RUN")
 
     found = {model: pair for model, path in paths.items() if (pair := _read(path, read)) is not None}
     if len({(benchmark.title, *reading.examples.items()) for benchmark, reading in found.values()}) > 1:

@@ -55,7 +55,16 @@ class ValidateConfig:
 class CompareConfig:
     """Which runs are compared, and how the comparison is shown."""
 
-    runs: list[str] = setting(MISSING, "The folders of finished `unlora unlearn` runs.", positional=True, metavar="RUN")
+    runs: list[str] = setting(
+        MISSING,
+        "The folders of finished `unlora unlearn` runs, or evaluation logs: ours, TOFU's or open-unlearning's.",
+        positional=True,
+        metavar="RUN",
+    )
+    original_log: str | None = setting(None, "Log of the original model, to compare the logs among the runs with.")
+    retrain_log: str | None = setting(
+        None, "Log of the retrained model, to compare the logs among the runs with.", aliases=["--retrained"]
+    )
     output: Path = setting(Path("compare.html"), "Where the page is written.")
     markdown: bool = setting(False, "Print Markdown instead of a table.", switch=True)
 
@@ -112,6 +121,12 @@ class BenchConfig:
         [],
         "SPLIT=LOG.json or SPLIT=MODEL of a model trained without the forget set, for forget quality. Without SPLIT= "
         "it is used for all splits (muse).",
+    )
+
+    rows: list[str] = setting(
+        [],
+        "NAME=LOG.json of a model that was unlearned elsewhere, as one more row: ours, TOFU's or open-unlearning's. "
+        "With several splits, SPLIT:NAME=LOG.json.",
     )
 
     def problems(self) -> list[Problem]:

@@ -118,6 +118,11 @@ class EvaluateConfig(ReportedConfig):
         "New file for the result. Required without --on; with it, defaults to a file in that run. "
         "Without a model, the existing log whose numbers are shown.",
     )
+    convert: str | None = setting(
+        None,
+        "Write the log again to this new file: *_EVAL.json in open-unlearning's format with its *_SUMMARY.json beside "
+        "it, any other name in ours.",
+    )
     retrain_log: str | None = setting(
         None,
         "Log of the retrained model by the same command, to compare with. --retrained is the same flag.",
@@ -166,8 +171,12 @@ class MembershipConfig(HoldoutData, ForgetData, SampleSettings, ReportedConfig):
         None, "Add the reference attack, which compares with this other model. It must have the same tokenizer."
     )
     gradnorm: bool = setting(False, "Add the gradient-norm attack, which costs a backward pass.")
+    min_k: list[int] = setting([20, 40], "The percentages k of Min-K% and Min-K%++.")
     retrain_log: str | None = _retrained_log("PrivLeak")
 
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""
-        return [*missing(self, ("forget_data", "holdout_data")), *super().problems()]
+        reason, fix = "each is a percentage of the tokens", "give numbers from 1 to 100, each once"
+        wrong = not self.min_k or len(set(self.min_k)) < len(self.min_k) or not all(1 <= k <= 100 for k in self.min_k)
+        percents = [Problem("min_k", self.min_k, reason, fix)] if wrong else []
+        return [*missing(self, ("forget_data", "holdout_data")), *percents, *super().problems()]

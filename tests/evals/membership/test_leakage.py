@@ -18,6 +18,7 @@ from unlora.evals.membership.gradient_norm import gradient_norms
 from unlora.evals.membership.leakage import (
     MEMBERSHIP_ATTACKS,
     MEMORISATION,
+    OPEN_UNLEARNING,
     leakage_scores,
     read_scores,
     summarise_leakage,
@@ -96,7 +97,12 @@ def test_only_what_was_asked_for_is_scored_and_progress_goes_on(learned, sets, t
     done = []
     plain = leakage_scores(learned, sets, text_format, 6, progress=done.append)
     assert done == [6, 12]
-    assert set(plain["forget"]) == {*MEMORISATION, *MEMBERSHIP_ATTACKS} - {"reference", "gradnorm"}
+    every = {*MEMORISATION, *MEMBERSHIP_ATTACKS, *OPEN_UNLEARNING.values()}
+    assert set(plain["forget"]) == every - {"reference", "gradnorm"}
+    other = leakage_scores(learned, sets, text_format, 6, percents=(10, 100))
+    assert {"min_k_10", "min_k_plus_plus_100"} <= summarise_leakage(other)["membership"].keys()
+    assert other["forget"]["min_k_100"] == pytest.approx(plain["forget"]["loss"])
+    assert summarise_leakage(plain)["open_unlearning"].keys() == OPEN_UNLEARNING.keys()
     leakage_scores(learned, sets, text_format, 6, gradnorm=True, progress=done.append)
     assert done[2:] == [6, 12, 18, 24]
 

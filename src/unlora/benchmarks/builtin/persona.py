@@ -94,7 +94,8 @@ class Persona(TofuSchema):
         if not (folder / DATA).exists():
             with atomic_path(folder / DATA) as unfinished:
                 write_sets(unfinished, seed)
-        return persona_settings(self._models(seed)["original"], folder, seed)
+        settings = persona_settings(self._models(seed)["original"], folder, seed)
+        return {**settings, "eval_holdout_name": "holdout"}
 
     def retrained(self, options: Options, split: str, seed: int) -> str:
         """Return the model that never knew the people to forget."""

@@ -6,6 +6,8 @@ from them, so that the scores of two models can be compared later.
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from numpy.typing import ArrayLike
 from unlora.common.errors import InputError, Problem, from_elsewhere
 from unlora.common.reading import read_json
 from unlora.evals.membership import scores as membership
-from unlora.evals.membership.memorisation import exact_memorisation, extraction_strength
+from unlora.evals.membership.readings import token_scores
 from unlora.evals.metrics import finite_values
 from unlora.evals.progress import Progress, continued
 from unlora.models.hashes import sets_sha256
@@ -31,14 +33,25 @@ Scores = dict[str, dict[str, list[float]]]
 
 SETS = ("forget", "holdout")
 MEMORISATION = ("exact_memorisation", "extraction_strength")
-# The percentages k of Min-K% and Min-K%++. MUSE reports 40.
-_PERCENTS = (20, 40)
+# The percentages k of Min-K% and Min-K%++ that are always measured. MUSE reports 40.
+PERCENTS = (20, 40)
 MEMBERSHIP_ATTACKS = (
     *("loss", "zlib"),
-    *(f"min_k_{percent}" for percent in _PERCENTS),
-    *(f"min_k_plus_plus_{percent}" for percent in _PERCENTS),
+    *(f"min_k_{percent}" for percent in PERCENTS),
+    *(f"min_k_plus_plus_{percent}" for percent in PERCENTS),
     *("reference", "gradnorm"),
 )
+_MIN_K = re.compile(r"min_k_(plus_plus_)?\d+")
+# The end of the names of scores that leave out the last label, as open-unlearning does, and these scores by its names.
+WITHOUT_LAST = "_without_last"
+OPEN_UNLEARNING = {
+    "exact_memorization": f"exact_memorisation{WITHOUT_LAST}",
+    "extraction_strength": f"extraction_strength{WITHOUT_LAST}",
+    "mia_loss": "loss",
+    "mia_zlib": "zlib",
+    "mia_min_k": f"min_k_40{WITHOUT_LAST}",
+    "mia_min_k_plus_plus": f"min_k_plus_plus_40{WITHOUT_LAST}",
+}
 
 
 def leakage_scores(
@@ -49,6 +62,7 @@ def leakage_scores(
     reference_nll: Mapping[str, ArrayLike] | None = None,
     gradnorm: bool = False,
     progress: Progress | None = None,
+    percents: Sequence[int] = PERCENTS,
 ) -> Scores:
     """Score every example, in one forward pass over all of them.
 
@@ -60,9 +74,11 @@ def leakage_scores(
         reference_nll: by set the mean-token loss of each example under another model, [examples], for "reference".
         gradnorm: whether to add "gradnorm", which costs a backward pass.
         progress: called with the number of examples done so far, in the forward and then in the backward pass.
+        percents: k of Min-K% and Min-K%++.
 
     Returns:
-        By set the scores named in `MEMORISATION` and `MEMBERSHIP_ATTACKS`, each [examples]. The higher the score of an
+        By set the scores named in `MEMORISATION` and `MEMBERSHIP_ATTACKS`, each [examples], and those that leave out
+        the last label (`OPEN_UNLEARNING`). The higher the score of an
         attack is, the more likely it is that the example was in the training data.
 
     Raises:
@@ -74,7 +90,7 @@ def leakage_scores(
     examples = [example for name in SETS for example in sets[name]]
     tokens = score_tokens(model, examples, text_format, batch_size, progress)
     texts = [_answer_text(example, text_format) for example in examples]
-    rows = [_example_scores(*pair) for pair in zip(tokens, texts, strict=True)]
+    rows = [_example_scores(*pair, percents) for pair in zip(tokens, texts, strict=True)]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     if reference_nll is not None:
         theirs = np.concatenate([reference_nll[name] for name in SETS])
@@ -96,15 +112,18 @@ def _answer_text(example: Example, text_format: TextFormat) -> str:
     return decode(labels, text_format.tokenizer)
 
 
-def _example_scores(tokens: TokenScores, text: str) -> dict[str, float]:
-    standardised = membership.standardised(tokens.logp, tokens.mean, tokens.std)
+def _example_scores(tokens: TokenScores, text: str, percents: Sequence[int]) -> dict[str, float]:
+    columns = tokens.logp, tokens.mean, tokens.std, tokens.matches, len(zlib.compress(text.encode("utf-8")))
+    scores = {percent: token_scores(*columns, "unlora", percent) for percent in percents}
+    # An example of a single label has none left, and JSON has no NaN.
+    theirs = {name: np.nan_to_num(value) for name, value in token_scores(*columns, "open-unlearning", 40).items()}
+    first = scores[percents[0]]
     return {
-        "exact_memorisation": exact_memorisation(tokens.matches),
-        "extraction_strength": extraction_strength(tokens.matches),
-        "loss": membership.loss_score(tokens.logp),
-        "zlib": membership.zlib_score(tokens.logp, text),
-        **{f"min_k_{percent}": membership.min_k_score(tokens.logp, percent) for percent in _PERCENTS},
-        **{f"min_k_plus_plus_{percent}": membership.min_k_score(standardised, percent) for percent in _PERCENTS},
+        **{name: first[name] for name in (*MEMORISATION, "loss", "zlib")},
+        **{f"min_k_{percent}": found["min_k"] for percent, found in scores.items()},
+        **{f"min_k_plus_plus_{percent}": found["min_k_plus_plus"] for percent, found in scores.items()},
+        **{f"{name}{WITHOUT_LAST}": float(theirs[name]) for name in MEMORISATION},
+        **{f"{name}_40{WITHOUT_LAST}": float(theirs[name]) for name in ("min_k", "min_k_plus_plus")},
     }
 
 
@@ -120,6 +139,8 @@ def summarise_leakage(scores: Scores, retrained: Scores | None = None) -> dict[s
 
         - `examples`: the number of examples of each set.
         - `memorisation`: by metric and set, the mean over examples.
+        - `open_unlearning`: memorisation of the forget set and the auc of attacks by open-unlearning's names and
+          definitions.
         - `membership`: by attack, auc and standard_error (`membership.score_auc` with the forget examples as members)
           and privleak (`membership.privacy_leakage`, None if `retrained` lacks the attack).
 
@@ -144,6 +165,19 @@ def summarise_leakage(scores: Scores, retrained: Scores | None = None) -> dict[s
             }
             for attack, auc in _aucs(scores).items()
         },
+        "open_unlearning": _open_unlearning(scores),
+    }
+
+
+def _open_unlearning(scores: Scores) -> dict[str, float]:
+    """Return the numbers by open-unlearning's definitions; logs of older versions have none of them."""
+    forget, holdout = (scores[part] for part in SETS)
+    found = {theirs: ours for theirs, ours in OPEN_UNLEARNING.items() if ours in forget}
+    return {
+        theirs: membership.score_auc(forget[ours], holdout[ours]).value
+        if theirs.startswith("mia_")
+        else float(np.mean(forget[ours]))
+        for theirs, ours in found.items()
     }
 
 
@@ -162,8 +196,8 @@ def _aucs(scores: Scores) -> dict[str, membership.Auc]:
     forget, holdout = (scores[part] for part in SETS)
     return {
         attack: membership.score_auc(forget[attack], holdout[attack])
-        for attack in MEMBERSHIP_ATTACKS
-        if attack in forget
+        for attack in forget
+        if attack in MEMBERSHIP_ATTACKS or _MIN_K.fullmatch(attack)
     }
 
 

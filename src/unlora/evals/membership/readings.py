@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from unlora.evals.membership import scores as membership
 from unlora.evals.membership.memorisation import exact_memorisation, extraction_strength
@@ -70,14 +70,29 @@ def example_scores(columns: Mapping[str, Mapping[str, Any]], reading: Reading, p
     if not set(TOKEN_COLUMNS) <= columns.keys():
         return {}
     indices = sorted(columns["gt_token_loss"], key=int)
-    rows = [_scores([columns[name][index] for name in TOKEN_COLUMNS], reading, percent) for index in indices]
+    loss, mean, std, match, size = (columns[name] for name in TOKEN_COLUMNS)
+    rows = [token_scores(-np.asarray(loss[i]), mean[i], std[i], match[i], size[i], reading, percent) for i in indices]
     return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
 
 
-def _scores(tokens: Sequence[Any], reading: Reading, percent: int) -> dict[str, float]:
-    """Return the scores of one example, whose values of `TOKEN_COLUMNS` are `tokens`."""
-    losses, mean, std, matches, zlib_bytes = tokens
-    logp = -np.asarray(losses, dtype=np.float64)
+def token_scores(
+    logp: ArrayLike,
+    mean: ArrayLike,
+    std: ArrayLike,
+    matches: ArrayLike,
+    zlib_bytes: int,
+    reading: Reading,
+    percent: int,
+) -> dict[str, float]:
+    """Return the scores of one example, as `example_scores`.
+
+    Args:
+        logp, mean, std, matches: [tokens] each, as in `unlora.evals.scoring.TokenScores`.
+        zlib_bytes: the size of the labelled text after zlib.
+        reading: whose definitions.
+        percent: k of Min-K% and Min-K%++.
+    """
+    logp, mean, std, matches = (np.asarray(column, dtype=np.float64) for column in (logp, mean, std, matches))
     whole = {"loss": membership.loss_score(logp), "zlib": membership.loss_score(logp) / zlib_bytes}
     theirs = reading == "open-unlearning"
     kept = len(logp) - 1 if theirs else len(logp)

@@ -1,0 +1,110 @@
+"""open-unlearning's evaluation logs of MUSE, `MUSE_EVAL.json` and `MUSE_SUMMARY.json`, in and out.
+
+Its ROUGE-L F1 stems the words, which MUSE's own code does not, and its Min-K% leaves out the last label. The F1 of MUSE
+is computed anew from the texts in a file; of Min-K% the file has no more than open-unlearning's own reading. So a log
+has two sets of numbers: MUSE's, and those of `numbers` by open-unlearning's names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unlora.evals import metrics
+from unlora.evals.membership.scores import privacy_leakage, score_auc
+from unlora.evals.open_unlearning import KEPT, MUSE_METRICS, OWN, Entries, entries_of
+
+# Our set -> their metric.
+ROUGE = {
+    "verbmem": "forget_verbmem_ROUGE",
+    "forget_qa": "forget_knowmem_ROUGE",
+    "retain_qa": "retain_knowmem_ROUGE",
+}
+# Their reading of Min-K% among our scores.
+MIN_K = "min_k_40_without_last"
+METRICS = MUSE_METRICS | {"mia_min_k", "privleak"}
+
+
+def is_document(content: object) -> bool:
+    """Whether this is the content of a `MUSE_EVAL.json` or a `MUSE_SUMMARY.json`."""
+    return isinstance(content, dict) and bool(content.keys() & MUSE_METRICS) and "scores" not in content
+
+
+def from_document(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the log that a file stands for: MUSE's scores as far as it has texts, and the file under `KEPT`."""
+    entries, own = entries_of(content), content.get(OWN, {})
+    texts = {name: found for name, metric in ROUGE.items() if (found := _texts(entries.get(metric, {})))}
+    scores = {
+        name: {"rougeL": [metrics.rouge_l_f1(said, right) for said, right in pairs]} for name, pairs in texts.items()
+    }
+    kept = {metric: entry for metric, entry in entries.items() if metric not in own.get("metrics", ())}
+    log = {"benchmark": "muse", "scores": scores, "texts": texts, **own.get("log", {})}
+    return {**log, **({KEPT: kept} if kept else {})}
+
+
+def to_document(log: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of the `MUSE_EVAL.json` for a log; a file of theirs comes out as it went in."""
+    kept: Entries = log.get(KEPT, {})
+    if kept.keys() & MUSE_METRICS:
+        return dict(sorted(kept.items()))
+    own = _entries(log)
+    rest = {"log": {name: value for name, value in log.items() if name != KEPT}, "metrics": sorted(own)}
+    return dict(sorted({**own, **kept, OWN: rest}.items()))
+
+
+def numbers(log: Mapping[str, Any], retrained: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Return the numbers of a log by open-unlearning's names and definitions; F1 is a share, PrivLeak in percent."""
+    entries = {**_entries(log), **log.get(KEPT, {})}
+    found: dict[str, Any] = {metric: entry.get("agg_value") for metric, entry in entries.items()}
+    theirs = None if retrained is None else numbers(retrained).get("mia_min_k")
+    if theirs is not None and theirs < 1 and found.get("mia_min_k") is not None:
+        found["privleak"] = privacy_leakage(found["mia_min_k"], theirs)
+    return {
+        metric: float(value) for metric, value in found.items() if isinstance(value, int | float) and value == value
+    }
+
+
+def _texts(entry: Mapping[str, Any]) -> list[list[str]]:
+    """Return the generated and the right text of each example, if the entry has them."""
+    rows = entry.get("value_by_index", {})
+    ordered = [rows[index] for index in sorted(rows, key=int)]
+    if not all(row is not None and {"generation", "ground_truth"} <= row.keys() for row in ordered):
+        return []
+    return [[str(row["generation"]), str(row["ground_truth"])] for row in ordered]
+
+
+def _entries(log: Mapping[str, Any]) -> Entries:
+    """Return their metrics of a log of ours."""
+    entries: Entries = {}
+    for name, metric in ROUGE.items():
+        if pairs := log.get("texts", {}).get(name):
+            rows = [_rouge(*pair) for pair in pairs]
+            entries[metric] = {
+                "agg_value": float(np.mean([row["rougeL_f1"] for row in rows])),
+                "value_by_index": {str(i): row for i, row in enumerate(rows)},
+            }
+    sets = [log.get("scores", {}).get(name, {}).get(MIN_K) for name in ("forget", "holdout")]
+    if all(sets):
+        auc = score_auc(*sets).value
+        halves = {name: _losses(part) for name, part in zip(("forget", "holdout"), sets, strict=True)}
+        entries["mia_min_k"] = {**halves, "auc": auc, "agg_value": auc}
+    return entries
+
+
+def _rouge(generated: str, reference: str) -> dict[str, Any]:
+    recalls = metrics.rouge_recalls(generated, reference)
+    return {
+        "rouge1_recall": recalls["rouge1"],
+        "rougeL_f1": metrics.rouge_l_f1(generated, reference, use_stemmer=True),
+        "rougeL_recall": recalls["rougeL"],
+        "generation": generated,
+        "ground_truth": reference,
+    }
+
+
+def _losses(scores: Sequence[float]) -> dict[str, Any]:
+    values = -np.asarray(scores)
+    by_index = {str(i): {"score": float(value)} for i, value in enumerate(values)}
+    return {"agg_value": float(values.mean()), "value_by_index": by_index}

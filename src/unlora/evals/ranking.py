@@ -1,0 +1,63 @@
+"""The ranking of open-unlearning's paper (arXiv 2506.12618): memorisation, privacy and utility, each a harmonic mean.
+
+It takes numbers by open-unlearning's names and definitions (`unlora.evals.open_unlearning.numbers`), so its own files
+and our logs are ranked alike.
+
+- memorisation: of 1 − extraction strength, 1 − exact memorisation, 1 − probability of the paraphrased answer, and
+  1 − truth ratio as true / (true + false).
+- privacy: of the closeness s of four membership attacks' AUC a to the retrained model's a_r. The paper does not print
+  its s. Here it is 1 − |a − a_r| / max(a_r, 1 − a_r): 1 for the retrained model, 0 for the AUC farthest from its.
+- utility: of model utility and fluency, each relative to the original model and at most 1.
+- overall: of the three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from unlora.evals.metrics import model_utility as harmonic_mean
+from unlora.evals.open_unlearning import FLUENCY, MEMBERSHIP, PROB_MEAN
+
+Numbers = Mapping[str, float]
+
+# Each is better the lower it is.
+_MEMORISATION = ("extraction_strength", "exact_memorization", "forget_Q_A_PARA_Prob", PROB_MEAN)
+# The share of generated answers that are whole sentences, which stands for the fluency where no classifier judged it.
+WHOLE_ANSWERS = "whole_answers"
+RANKED = ("overall", "memorisation", "privacy", "utility")
+
+
+def ranking(own: Numbers, original: Numbers | None, retrained: Numbers | None) -> dict[str, float | None]:
+    """Return the four numbers by which a model is ranked; None for what the logs do not allow.
+
+    Args:
+        own: of the model.
+        original: of the model before unlearning.
+        retrained: of the retrained model.
+    """
+    parts = {
+        "memorisation": _mean([1 - own[name] if name in own else None for name in _MEMORISATION]),
+        "privacy": _mean([_closeness(own.get(name), (retrained or {}).get(name)) for name in MEMBERSHIP]),
+        "utility": _utility(own, original or {}),
+    }
+    return {"overall": _mean(list(parts.values())), **parts}
+
+
+def _utility(own: Numbers, original: Numbers) -> float | None:
+    fluency = next((name for name in (FLUENCY, WHOLE_ANSWERS) if name in own and name in original), "")
+    return _mean([_kept(own.get(name), original.get(name)) for name in ("model_utility", fluency)])
+
+
+def _kept(value: float | None, original: float | None) -> float | None:
+    return None if value is None or not original else min(1.0, value / original)
+
+
+def _closeness(auc: float | None, retrained: float | None) -> float | None:
+    if auc is None or retrained is None:
+        return None
+    return 1 - abs(auc - retrained) / max(retrained, 1 - retrained)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [max(0.0, value) for value in values if value is not None]
+    return harmonic_mean(known) if len(known) == len(values) else None

@@ -1,0 +1,85 @@
+"""The ranking of a grid from logs on disk, rows of logs from elsewhere, and the files for open-unlearning."""
+
+import json
+
+import pytest
+
+from unlora.bench import Cell, rows_of
+from unlora.bench.ranking import ranked, write_community
+from unlora.bench.table import markdown
+from unlora.benchmarks.tofu import Tofu, _holdout
+from unlora.cli import main
+from unlora.runs.folder import EVALUATIONS, METRICS
+
+ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+
+
+def summary(path, forgotten, auc, utility=0.6, quality=0.01):
+    """A file with aggregated values alone, in which each term of memorisation is `1 - forgotten`."""
+    memorised = ("extraction_strength", "exact_memorization", "forget_Q_A_PARA_Prob", "forget_truth_ratio_prob_mean")
+    values = {**dict.fromkeys(memorised, 1 - forgotten), **dict.fromkeys(ATTACKS, auc)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fluent = {"forget_Q_A_gibberish": 0.8}
+    path.write_text(json.dumps({**values, **fluent, "model_utility": utility, "forget_quality": quality}))
+    return path
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Two finished methods, and one more that was unlearned elsewhere."""
+    cells = [Cell(method, "forget10", 0, tmp_path / method) for method in ("vila+ihl", "lora+gd")]
+    for cell, forgotten in zip(cells, (0.2, 0.5), strict=True):
+        summary(cell.folder / "run" / EVALUATIONS["unlearned"], forgotten, 0.5)
+        (cell.folder / "run" / METRICS).write_text("{}")
+    logs = {"original": summary(tmp_path / "o.json", 0.1, 1.0), "retrained": summary(tmp_path / "r.json", 0.5, 0.5)}
+    others = {"forget10": {"NPO": summary(tmp_path / "n.json", 0.4, 0.5, utility=0.3)}}
+    references = {("forget10", 0): logs}
+    return cells, references, rows_of(cells, references, Tofu(), lambda method, split: f"run {method}", others)
+
+
+def test_the_best_method_of_a_split_comes_first_after_the_models(grid):
+    """lora+gd: of 1/2, 1 and 1: 3/4. NPO: of 0.4, 1 and 2/3 (utility 1/2 and fluency 1): 3/5. vila+ihl: 3/7."""
+    cells, references, rows = grid
+    order = ranked(cells, references, Tofu(), rows)
+    assert [row.method for row in order] == ["retrained", "original", "lora+gd", "NPO", "vila+ihl"]
+    assert [row.values["overall"][0] for row in order[2:]] == pytest.approx([3 / 4, 3 / 5, 3 / 7])
+    assert order[1].values["privacy"] == [0]
+    assert "| forget10 | lora+gd | 1 | **0.750** | **0.500** | **1.000** | **1.000** |" in markdown(order, Tofu())
+
+
+def test_a_row_from_elsewhere_has_its_numbers_and_says_where_they_are_from(grid):
+    row = next(row for row in grid[-1] if row.method == "NPO")
+    assert (row.values["model utility, geometric"], row.values["log10 forget quality"]) == ([0.3], [-2])
+    assert row.command.startswith("# its log was given: ")
+
+
+def test_the_files_for_open_unlearning_are_complete(grid, tmp_path):
+    cells, references, rows = grid
+    write_community(tmp_path / "out", cells, references, Tofu(), rows)
+    place = tmp_path / "out" / "community" / "methods" / "vila-ihl"
+    assert "run vila+ihl" in (place / "run.sh").read_text()
+    assert "| forget10 | 1.00e-02 | 0.60 |" in (place / "README.md").read_text()
+    assert json.loads((place / "evals/forget10/seed-0/TOFU_SUMMARY.json").read_text())["mia_loss"] == 0.5
+    assert (tmp_path / "out/community/evals/retrained-forget10-seed-0/TOFU_EVAL.json").is_file()
+    assert "| forget10 | Retain | 1.00e-02 | 0.60 |" in (tmp_path / "out/community/leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("NPO", "write it as forget01:NPO=LOG.json"),
+        ("NPO=x.json", "each is of one split of forget01, forget05, forget10"),
+        ("forget10:NPO=missing.json", "cannot be read"),
+    ],
+)
+def test_a_row_that_names_no_split_or_no_log_is_refused_before_anything_runs(tmp_path, capsys, row, message):
+    flags = ["--output_dir", str(tmp_path / "b"), "--model_name_or_path", "m", "--data", "d", "--rows", row]
+    assert main(["bench", "tofu", *flags]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_holdout_set_is_taken_where_the_data_has_one(tmp_path):
+    assert _holdout("locuslab/TOFU", "forget10") == "holdout10"
+    assert _holdout(str(tmp_path), "forget10") == "none"
+    (tmp_path / "holdout10.jsonl").touch()
+    assert _holdout(str(tmp_path), "forget10") == "holdout10"
