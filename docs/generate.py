@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import figures
+import yaml
 
 import unlora
 from unlora.common.files import write_text
@@ -23,6 +24,7 @@ def everything(folder: Path) -> None:
     """Write all pages. A page that has not changed is not touched, so that Sphinx does not read it again."""
     pages = {f"reference/{name}.md": reference_page(name) for name in modules()}
     pages["papers.md"] = papers_table()
+    pages |= {f"published-{name}.md": tables for name, tables in published_tables().items()}
     for name, text in pages.items():
         path = folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -66,3 +68,18 @@ def papers_table() -> str:
     head = ["| paper | implemented as |", "| --- | --- |"]
     body = (f"| {linked(citations[key])} | {', '.join(rows[key])} |" for key in sorted(rows))  # the oldest first
     return "\n".join([*head, *body]) + "\n"
+
+
+def published_tables() -> dict[str, str]:
+    """Return by page the tables of `data/published.yaml`: ours and those of papers, each with source and definition."""
+    pages: dict[str, list[str]] = defaultdict(list)
+    for entry in yaml.safe_load((Path(__file__).parent / "data" / "published.yaml").read_text(encoding="utf-8")):
+        away = entry["url"].startswith("https://")
+        source = f"[{entry['source']}]({entry['url'] if away else '../' + entry['url']})"
+        about = f"{entry['about']}. Numbers: {entry['definition']}."
+        if "second_hand" in entry:
+            about += f" **Second-hand**: {entry['second_hand']}."
+        lines = [entry["columns"], ["---"] * len(entry["columns"]), *entry["rows"]]
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        pages[entry["page"]].append(f"**{source}**: {about}\n\n{table}\n")
+    return {name: "\n".join(tables) for name, tables in pages.items()}

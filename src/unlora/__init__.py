@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from unlora.adapter import attach_adapters, export_adapter, weighted_low_rank
     from unlora.common.errors import DivergenceError, InputError
     from unlora.importance import Moments, gradient_moments, relative_importance
+    from unlora.importance.start import start_adapter
     from unlora.training.config import UnlearnConfig
     from unlora.training.trainer import UnlearnTrainer
 
@@ -24,6 +25,7 @@ __all__ = [
     "export_adapter",
     "gradient_moments",
     "relative_importance",
+    "start_adapter",
     "weighted_low_rank",
 ]
 
@@ -31,6 +33,7 @@ _MODULES = {
     "unlora.adapter": ("attach_adapters", "export_adapter", "weighted_low_rank"),
     "unlora.common.errors": ("DivergenceError", "InputError"),
     "unlora.importance": ("Moments", "gradient_moments", "relative_importance"),
+    "unlora.importance.start": ("start_adapter",),
     "unlora.training.config": ("UnlearnConfig",),
     "unlora.training.trainer": ("UnlearnTrainer",),
 }

@@ -33,6 +33,16 @@ CASES = {
     for loss, row in losses.items()
     for split, values in zip(("forget01", "forget05", "forget10"), row.split(), strict=True)
 }
+# λ² of ihl, as the trainer had it until May 2026.
+SQUARED = {
+    "llama2-7b": {"forget01": 0.81, "forget05": 1.69, "forget10": 1.69},
+    "phi-1.5": {"forget01": 1.96, "forget05": 1.69, "forget10": 0.64},
+}
+CASES |= {
+    f"vila-{model}-{split}-ihl-squared": ("ihl", split, [CASES[f"vila-{model}-{split}-ihl"][2][0], weight])
+    for model, weights in SQUARED.items()
+    for split, weight in weights.items()
+}
 # Loss, learning rate, λ and its settings of VILA's released WMDP configurations.
 WMDP = {
     "vila-zephyr-7b-wmdp-gd": ("gd", 8e-5, 1.6, {}),

@@ -251,7 +251,7 @@ def read_json(path: str | Path, argument: str) -> Log:
     try:
         log = dict(reading.read_json(path))
     except (OSError, ValueError, TypeError) as error:
-        reason = f"it cannot be read as a log ({type(error).__name__}: {error})"
+        reason = f"cannot be read as a log ({type(error).__name__}: {error})"
         raise InputError(Problem(argument, str(path), reason, "give a log of `unlora evaluate`")) from error
     return log
 

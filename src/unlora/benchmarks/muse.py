@@ -34,7 +34,14 @@ from unlora.common.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.common.files import write_text
 from unlora.common.progress import shown
 from unlora.evals.logs import EVAL, SUMMARY
-from unlora.evals.membership.leakage import Scores, check_retrained, leakage_scores, read_scores, summarise_leakage
+from unlora.evals.membership.leakage import (
+    Scores,
+    check_retrained,
+    is_scores,
+    leakage_scores,
+    read_scores,
+    summarise_leakage,
+)
 from unlora.evals.metrics import finite_values, rouge_l_f1, warn_of_wordless
 from unlora.evals.open_unlearning import KEPT, document_errors
 from unlora.evals.open_unlearning_muse import METRICS, from_document, is_document, numbers, to_document
@@ -143,7 +150,11 @@ class Muse(Benchmark):
             return log
         for reason in document_errors(log, METRICS):
             raise InputError(Problem(argument, str(path), reason, "give a MUSE_EVAL.json of open-unlearning"))
-        return from_document(log)
+        found = from_document(log)
+        if "forget" in found["scores"] and not is_scores(found["scores"]):
+            reason = "its scores are not one number per example"
+            raise InputError(Problem(argument, str(path), reason, "give a MUSE_EVAL.json as it was written"))
+        return found
 
     def read_retrained(self, path: str, data: Sets, settings: BenchmarkSettings) -> Log:
         """Read the retrained model's log, which must be of the same rows."""

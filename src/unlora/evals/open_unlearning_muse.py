@@ -50,7 +50,8 @@ def to_document(log: Mapping[str, Any]) -> dict[str, Any]:
     if kept.keys() & MUSE_METRICS:
         return dict(sorted(kept.items()))
     own = _entries(log)
-    rest = {"log": {name: value for name, value in log.items() if name != KEPT}, "metrics": sorted(own)}
+    parts = {name: value for name, value in log.items() if name != KEPT and isinstance(value, dict)}
+    rest = {"log": parts, "metrics": sorted(own)}
     return dict(sorted({**own, **kept, OWN: rest}.items()))
 
 

@@ -3,6 +3,11 @@
 VILA's are those of its released code (arXiv 2508.21300). The learning rate, the retain weight and the loss's own
 settings were tuned by its authors for each model, split and loss; everything else is shared. TOFU's are its released
 settings of fine-tuning (arXiv 2401.06121).
+
+Until May 2026 VILA's trainer of ihl on TOFU multiplied the retain loss by λ twice (issue 2 of its repository, fixed
+since), so that a configured λ acted as λ². Which version produced the paper's tables is not known. `...-ihl` has λ as
+it is written in the configurations, which is what the present code does, and `...-ihl-squared` has λ², which is what
+the code did before.
 """
 
 from __future__ import annotations
@@ -155,6 +160,12 @@ def _vila_tofu() -> Iterator[tuple[str, Published]]:
                 about = f"`unlora unlearn` on TOFU: {split}, {_TITLES[model]}, {loss}. Add --model_name_or_path MODEL"
                 settings = {**_VILA_TOFU, **of_split, **_loss(loss, *numbers)}
                 yield f"vila-{model}-{split}-{loss}", Published(settings, f"{about}, fine-tuned on TOFU")
+                if loss == "ihl":
+                    squared = {**settings, "retain_weight": round(settings["retain_weight"] ** 2, 4)}
+                    told = (
+                        f"{about}, fine-tuned on TOFU. The retain weight is squared, as in VILA's code until May 2026"
+                    )
+                    yield f"vila-{model}-{split}-{loss}-squared", Published(squared, told)
 
 
 def _vila_wmdp() -> Iterator[tuple[str, Published]]:

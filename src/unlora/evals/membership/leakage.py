@@ -221,7 +221,7 @@ def read_scores(
     ):
         log = read_json(path)
         scores, theirs = log["scores"], dict(log.get("rows", {}))
-    if not _is_scores(scores):
+    if not is_scores(scores):
         reason = f"its scores are not one number per example, with the same scores for {' and '.join(SETS)}"
         raise InputError(Problem(argument, str(path), reason, "give a log of `unlora membership`"))
     ours = {} if sets is None else sets_sha256(sets)
@@ -232,7 +232,8 @@ def read_scores(
     return checked
 
 
-def _is_scores(scores: object) -> bool:
+def is_scores(scores: object) -> bool:
+    """Whether this has the sets and scores of a log, one number per example."""
     if not isinstance(scores, dict) or not all(isinstance(scores.get(part), dict) for part in SETS):
         return False
     if scores["forget"].keys() != scores["holdout"].keys() or "loss" not in scores["forget"]:

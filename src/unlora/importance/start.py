@@ -1,0 +1,99 @@
+"""The start of an adapter in one call, for people who train with a loop of their own, with transformers or with TRL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from unlora.adapter import attach_adapters
+from unlora.adapter.settings import AdapterSettings
+from unlora.common.errors import Problem, raise_if, unknown_name
+from unlora.data.encoding import Example, TextFormat, encode_records
+from unlora.data.padding import Batch, iter_batches, padding_id
+from unlora.data.sources import Record
+from unlora.importance.initialiser import Measurement
+from unlora.importance.ratio import normalised_rows
+from unlora.importance.table import INITIALISERS
+from unlora.settings import ImportanceConfig
+
+# Rank and alpha of the paper.
+_RANK, _ALPHA = 8, 16
+
+
+def start_adapter(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    forget: Sequence[Record],
+    retain: Sequence[Record],
+    init: str = "vila",
+    config: AdapterSettings | None = None,
+    batch_size: int = 8,
+    prompt_format: str = "auto",
+) -> PeftModel:
+    """Measure what the forget set needs, and return the model with a LoRA adapter that starts there.
+
+    Train it as any PEFT model, and write the result with `export_adapter`.
+
+    Args:
+        model: a causal LM. Its weights are never changed.
+        tokenizer: its tokenizer.
+        forget: rows to forget: question and answer, chat messages, or text.
+        retain: rows to keep, of the same kinds.
+        init: the initialiser; see `unlora ls initialisers`.
+        config: a `peft.LoraConfig` with rank, alpha and target modules; by default rank 8 and alpha 16 on all linear
+            layers but the head.
+        batch_size: rows in a backward pass.
+        prompt_format: how questions become prompts.
+
+    Returns:
+        The model at its unchanged predictions: "unlearn" is trainable, and "offset" cancels its start.
+
+    Raises:
+        InputError: an unknown initialiser, fewer than two rows, rows that cannot be tokenised, or adapter settings that
+            would not work.
+    """
+    text_format = TextFormat(tokenizer, prompt_format)
+    sets = {"forget": forget, "retain": retain}
+    encoded = [encode_records(rows, text_format, argument=name) for name, rows in sets.items()]
+    return start_on(model, tokenizer, encoded[0], encoded[1], init, config, batch_size)
+
+
+def start_on(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    init: str = "vila",
+    config: AdapterSettings | None = None,
+    batch_size: int = 8,
+) -> PeftModel:
+    """Return the same as `start_adapter`, from tokenised examples."""
+    raise_if([] if init in INITIALISERS else [unknown_name("init", init, INITIALISERS)])
+    reason, fix = "the variance of gradients needs at least two rows", "give more rows, or use init='pissa' or 'lora'"
+    sets = {"forget": forget, "retain": retain}
+    raise_if(
+        Problem(name, f"{len(part)} rows", reason, fix)
+        for name, part in sets.items()
+        if INITIALISERS[init].uses_data and len(part) < 2
+    )
+    adapter = config or LoraConfig(r=_RANK, lora_alpha=_ALPHA)
+    settings, pad_id = ImportanceConfig(init=init), padding_id(tokenizer)
+
+    def of_retain(part: slice = slice(None)) -> Iterable[Batch]:
+        return iter_batches(retain[part], batch_size, pad_id)
+
+    measurement = Measurement(
+        model,
+        adapter,
+        settings,
+        lambda: iter_batches(forget, batch_size, pad_id),
+        of_retain,
+        len(retain),
+    )
+    importance = INITIALISERS[init].row_importance(measurement)
+    if importance is not None and settings.normalised:
+        importance = normalised_rows(importance)
+    return attach_adapters(model, adapter, importance)

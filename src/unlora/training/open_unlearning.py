@@ -1,0 +1,139 @@
+"""A trainer for open-unlearning (https://github.com/locuslab/open-unlearning), which its Hydra configs can name.
+
+In `src/trainer/__init__.py` there, add
+
+    from trainer.unlearn.base import UnlearnTrainer
+    from unlora.training.open_unlearning import unlora_trainer
+
+    _register_trainer(unlora_trainer(UnlearnTrainer))
+
+and name `handler: Unlora` in a trainer config. The class has the signature of the trainers there: keyword arguments
+of the method (`method_args`), and those of `transformers.Trainer`. It reads their pairs of a forget and a retain
+example, starts a LoRA adapter where the forget set is, and trains it with one of our losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import Trainer
+
+from unlora.adapter.export import write_adapter
+from unlora.adapter.offset import reference_model
+from unlora.common.errors import Problem, raise_if
+from unlora.data.encoding import Example
+from unlora.importance.start import start_on
+from unlora.losses.table import LOSSES, RETAIN_LOSSES, Loss, check_losses, own_settings
+from unlora.models.forward import Outputs
+
+_INPUTS = ("input_ids", "attention_mask", "labels")
+
+
+def unlora_trainer(base: type[Trainer] = Trainer) -> type[Trainer]:
+    """Return the trainer as a subclass of theirs, so that their evaluators run as for any other method.
+
+    Args:
+        base: `trainer.unlearn.base.UnlearnTrainer` of open-unlearning.
+    """
+
+    class Unlora(base):
+        """LoRA unlearning from a start that unlora measures; `method_args` of a trainer config are its first arguments.
+
+        Args:
+            init: the initialiser: vila, fila, pissa or lora.
+            loss: the forget loss; see `unlora ls losses`. Losses with alternates or a teacher are not offered here.
+            retain_loss: by default the one that goes with the forget loss.
+            retain_weight: λ.
+            r, lora_alpha: of the adapter.
+            loss_kwargs: settings of the forget loss.
+        """
+
+        def __init__(
+            self,
+            init: str = "vila",
+            loss: str = "ihl",
+            retain_loss: str | None = None,
+            retain_weight: float = 1.0,
+            r: int = 8,
+            lora_alpha: int = 16,
+            loss_kwargs: Mapping[str, Any] | None = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> None:
+            own = dict(loss_kwargs or {})
+            raise_if(_problems(loss, retain_loss, own))
+            self.forget_loss, self.retain_weight = LOSSES[loss], retain_weight
+            self.retain_loss = RETAIN_LOSSES.get(retain_loss or self.forget_loss.retain)
+            self.loss_settings = {**self.forget_loss.settings, **own}
+            pairs = kwargs["train_dataset"]
+            forget = [_example(pairs[place]["forget"]) for place in range(len(pairs))]
+            retain = [_example(pairs[place]["retain"]) for place in range(len(pairs))]
+            tokenizer = kwargs.get("processing_class") or kwargs["tokenizer"]
+            adapter = LoraConfig(r=r, lora_alpha=lora_alpha)
+            size = kwargs["args"].per_device_train_batch_size
+            kwargs["model"] = start_on(kwargs["model"], tokenizer, forget, retain, init, adapter, size)
+            super().__init__(*args, **kwargs)
+            self.model_accepts_loss_kwargs = False  # `compute_loss` returns a mean
+
+        def compute_loss(
+            self,
+            model: nn.Module,
+            inputs: Mapping[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            """Return forget loss + λ · retain loss of a batch of pairs."""
+            losses = {"forget_loss": self._loss(self.forget_loss, model, inputs["forget"])}
+            loss = losses["forget_loss"]
+            if self.retain_loss:
+                losses["retain_loss"] = self._loss(self.retain_loss, model, inputs["retain"])
+                loss = loss + self.retain_weight * losses["retain_loss"]
+            return (loss, losses) if return_outputs else loss
+
+        def _loss(self, loss: Loss, model: nn.Module, rows: Mapping[str, Tensor]) -> Tensor:
+            batch = {name: rows[name] for name in _INPUTS}
+            return loss(self._outputs(loss, model, batch), **self.loss_settings)
+
+        def _outputs(self, loss: Loss, model: nn.Module, batch: Mapping[str, Tensor]) -> Outputs:
+            settings = own_settings(loss.forward, self.loss_settings)
+            out: Any = loss.forward(model, batch, **settings)
+            if not (loss.needs_reference_pass or loss.needs_reference_logp):
+                return out
+            with reference_model(self.accelerator.unwrap_model(model)):
+                reference: Any = loss.forward(model, batch, **settings)
+            if loss.needs_reference_logp:
+                return replace(out, ref_logp=reference.example_logp)
+            with_reference: Outputs = out.with_reference(reference)
+            return with_reference
+
+        def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+            """Write the adapter for the base, and the tokenizer: their `eval.py` loads the folder as a model."""
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_adapter(self.accelerator.unwrap_model(self.model), folder)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+
+    return Unlora
+
+
+def _example(row: Mapping[str, Any]) -> Example:
+    """Return one of their examples, whose values are tensors, as ours."""
+    ids, labels = (list(map(int, row[name])) for name in ("input_ids", "labels"))
+    return {"input_ids": ids, "labels": labels}
+
+
+def _problems(loss: str, retain_loss: str | None, settings: Mapping[str, Any]) -> Sequence[Problem]:
+    problems = check_losses(loss, retain_loss, dict(settings))
+    if problems:
+        return problems
+    chosen = LOSSES[loss]
+    if chosen.reads != ("forget",) or chosen.needs_teacher or chosen.update_weight:
+        reason, fix = "it needs alternates, a teacher or a changing λ", "use `unlora unlearn`, or another loss"
+        return [Problem("loss", loss, reason, fix)]
+    return []
