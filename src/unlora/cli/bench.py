@@ -52,7 +52,7 @@ def run(args: BenchConfig, rest: list[str]) -> Answer:
 def _rows(
     args: BenchConfig, plan: Plan, handed_on: Mapping[str, Any], others: Mapping[str, Mapping[str, Path]]
 ) -> tuple[list[Results], list[Results]]:
-    """Run the cells that are not finished, write tables and page, and return the rows of the results and the ranking."""
+    """Run the cells that are not finished, write tables and page, and return the rows of both tables."""
     from unlora.bench import Progress, rows_of, run_cells, waves
     from unlora.bench.executors import EXECUTORS
     from unlora.bench.ranking import ranked, write_community
