@@ -9,7 +9,8 @@ from unlora.bench.ranking import ranked, write_community
 from unlora.bench.table import markdown
 from unlora.benchmarks.tofu import Tofu, _holdout
 from unlora.cli import main
-from unlora.runs.folder import EVALUATIONS, METRICS
+from unlora.runs.folder import EVALUATIONS, REPORT
+from unlora.runs.stages import STAGES
 
 ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
 
@@ -30,7 +31,8 @@ def grid(tmp_path):
     cells = [Cell(method, "forget10", 0, tmp_path / method) for method in ("vila+ihl", "lora+gd")]
     for cell, forgotten in zip(cells, (0.2, 0.5), strict=True):
         summary(cell.folder / "run" / EVALUATIONS["unlearned"], forgotten, 0.5)
-        (cell.folder / "run" / METRICS).write_text("{}")
+        stages = {"settings": {}, "contents": {}, "stages": {REPORT: ""}}
+        (cell.folder / "run" / STAGES).write_text(json.dumps(stages))
     logs = {"original": summary(tmp_path / "o.json", 0.1, 1.0), "retrained": summary(tmp_path / "r.json", 0.5, 0.5)}
     others = {"forget10": {"NPO": summary(tmp_path / "n.json", 0.4, 0.5, utility=0.3)}}
     references = {("forget10", 0): logs}

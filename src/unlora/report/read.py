@@ -172,17 +172,34 @@ def read_log_as_run(path: Path, others: Mapping[str, Path]) -> Run:
     Raises:
         InputError: a file that is no log, or logs of different benchmarks.
     """
-    paths, logs, readings = {"unlearned": path, **others}, {}, {}
-    benchmark = _read(path, lambda file: benchmark_of(read_json(file)))
+    paths = {"unlearned": path, **others}
+    logs: dict[str, Log] = {}
+    content = _read(path, read_json)
+    single = isinstance(content, dict) and "avg_gt_loss" in content  # a file of one of TOFU's tasks
+    benchmark = OWN_SETS if single else _read(path, lambda file: benchmark_of(read_json(file)))
     if isinstance(benchmark, TofuSchema):
         benchmark = OWN_SETS
         found = {model: read_log(file, "RUN") for model, file in paths.items()}
         logs = {model: log for model, log in found.items() if log.keys() & set(TASKS.values())}
+        for file, log in zip(paths.values(), found.values(), strict=True):
+            _check_tokens(file, log)
         # A file with aggregated values alone has no examples to compute anything from.
         readings = {model: benchmark.read(log) for model, log in found.items() if model not in logs}
     else:
         benchmark, readings = _read_benchmark(paths)
-    return Run(path, {}, [], logs, benchmark if readings else None, readings, {}, _membership_of(readings), None, {})
+    return Run(
+        folder=path,
+        settings={},
+        train=[],
+        trained_on={},
+        logs=logs,
+        benchmark=benchmark if readings else None,
+        readings=readings,
+        importance={},
+        membership=_membership_of(readings),
+        attacks=None,
+        record={},
+    )
 
 
 def _scored(folder: Path) -> dict[str, Path]:

@@ -40,7 +40,7 @@ _NEUTRAL = {
 _NAMES = {
     *("model_name_or_path", "model_revision", "on", "original_log", "retrain_log", "importance_file", "eval_data"),
     *(f"{name}_{part}" for name in ("forget", "retain", "holdout", "train") for part in ("data", "name", "split")),
-    *(f"eval_{name}_name" for name in ("forget", "retain", "real_authors", "world_facts")),
+    *(f"eval_{name}_name" for name in ("forget", "retain", "real_authors", "world_facts", "holdout")),
     "use_cpu",
 }
 
