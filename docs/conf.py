@@ -20,7 +20,7 @@ import generate  # noqa: E402
 
 project, author = "unlora", "the unlora authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["_generated/papers.md"]  # a part of papers.md
+exclude_patterns = ["_generated/papers.md", "_generated/published-*.md"]  # parts of other pages
 html_theme, html_title = "furo", "unlora"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -74,8 +74,9 @@ def published_tables() -> dict[str, str]:
     """Return by page the tables of `data/published.yaml`: ours and those of papers, each with source and definition."""
     pages: dict[str, list[str]] = defaultdict(list)
     for entry in yaml.safe_load((Path(__file__).parent / "data" / "published.yaml").read_text(encoding="utf-8")):
-        away = entry["url"].startswith("https://")
-        source = f"[{entry['source']}]({entry['url'] if away else '../' + entry['url']})"
+        # Links within the site are relative to the page that includes the table.
+        up = "" if entry["url"].startswith("https://") or entry["page"] == "speed" else "../"
+        source = f"[{entry['source']}]({up}{entry['url']})"
         about = f"{entry['about']}. Numbers: {entry['definition']}."
         if "second_hand" in entry:
             about += f" **Second-hand**: {entry['second_hand']}."
