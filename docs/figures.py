@@ -196,6 +196,7 @@ def train(data: Study, importance: dict[str, Tensor] | None, watch: Watch) -> No
     with tempfile.TemporaryDirectory() as folder:
         config = UnlearnConfig(
             output_dir=folder,
+            loss="ihl",
             learning_rate=1e-3,
             retain_weight=2.0,
             per_device_train_batch_size=16,

@@ -38,7 +38,7 @@ def test_everything_that_there_is_to_choose_from_is_shown_whole(width, monkeypat
     assert "…" not in shown
     for table in all_choices().values():
         for name, *rest in table.rows:
-            default = " (default)" if name in ("vila", "ihl") else ""
+            default = " (default)" if name in ("lora", "distil") else ""
             columns = (column.partition(" of a ")[0] for column in table.columns[1:])
             assert f" {name}{default} {' '.join(map('{}: {}'.format, columns, rest))} " in f" {shown} "
     longest = max(len(word) for word in shown.split())

@@ -37,6 +37,7 @@ def flags(model_folder, data, run, **changes):
         "forget_name": "forget",
         "retain_data": data / "retain.jsonl",
         "output_dir": run,
+        "loss": "ihl",
         "r": 4,
         "max_steps": 2,
         "save_strategy": "no",

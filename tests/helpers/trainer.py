@@ -29,6 +29,7 @@ def ones(model):
 
 def config(folder, **settings):
     defaults = {
+        "loss": "ihl",
         "r": 4,
         "lora_alpha": 8,
         "learning_rate": 1e-2,

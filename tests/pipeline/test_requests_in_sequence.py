@@ -54,6 +54,7 @@ def request(folder, number, run, **settings):
         importance=ImportanceConfig(),
         evaluation=EvalConfig(),
         args=UnlearnConfig(
+            loss="ihl",
             output_dir=str(run / f"run{number}"),
             learning_rate=1e-3,
             per_device_train_batch_size=8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from unlora.cli.output import Answer
@@ -20,8 +21,11 @@ def run(*settings: Any) -> Answer:
     from unlora.pipeline.request import Request
     from unlora.pipeline.stages import describe_job, locked, start
     from unlora.runs.folder import IMPORTANCE
+    from unlora.settings.importance import AUTO
 
-    request = Request(*settings)
+    # Measuring is all that this command does, so it takes an initialiser that measures, whatever the loss.
+    parts = [replace(part, init="vila") if getattr(part, "init", None) == AUTO else part for part in settings]
+    request = Request(*parts)
     init = request.importance.init
     if init in INITIALISERS and not INITIALISERS[init].uses_data:
         raise InputError(Problem("init", init, "it measures nothing", "run `unlora unlearn` with it directly"))

@@ -38,10 +38,10 @@ def _print_markdown(tables: Mapping[str, Choices]) -> None:
 
 def _print_tables(tables: Mapping[str, Choices]) -> None:
     """Print one paragraph for each row, with a line or more for each column, so that no text is ever cut."""
-    from unlora.settings import ImportanceConfig
+    from unlora.settings.training import DISTILLING
     from unlora.training.config import UnlearnConfig
 
-    defaults = {"initialisers": ImportanceConfig.init, "losses": UnlearnConfig.loss}
+    defaults = {"initialisers": DISTILLING["init"], "losses": UnlearnConfig.loss}
     width = shutil.get_terminal_size().columns
     for kind, table in tables.items():
         print(f"{kind}\n{'=' * len(kind)}\n")

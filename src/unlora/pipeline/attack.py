@@ -26,7 +26,7 @@ from unlora.pipeline.prepare import usable_length
 from unlora.runs.folder import ADAPTER, check_adapter, checked_settings, saved_model, saved_settings
 from unlora.runs.folder import ATTACKS as ATTACKS_FILE
 from unlora.settings import AttackConfig, DataConfig, EvalConfig, ModelConfig
-from unlora.training.config import UnlearnConfig
+from unlora.settings.training import PUSHING
 
 # The measurement without an attack, with which the attacks are compared.
 _PLAIN = "none"
@@ -101,7 +101,7 @@ def read_run(run: str, trust_remote_code: bool = False) -> Target:
     check_adapter(run)
     # The exported adapter contains those of earlier requests, and belongs on the base alone.
     model, values = saved_model(run, "RUN", trust_remote_code), saved_settings(run, "RUN")
-    rate = {"learning_rate": values.get("learning_rate", UnlearnConfig.learning_rate)}
+    rate = {"learning_rate": values.get("learning_rate") or PUSHING["learning_rate"]}
     return Target(
         run,
         model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from unlora.losses import LOSSES
 from unlora.runs.folder import continued_problems, settings_of
 from unlora.runs.stages import check_start
 from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
+from unlora.settings.importance import AUTO
+from unlora.settings.training import DISTILLING, PUSHING
 from unlora.training.arguments import changed_arguments
 from unlora.training.config import UnlearnConfig
 
@@ -32,6 +34,11 @@ class Request:
     evaluation: EvalConfig
     args: UnlearnConfig
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
+
+    def __post_init__(self) -> None:
+        if self.importance.init == AUTO:
+            defaults = DISTILLING if self.args.has_teacher else PUSHING
+            object.__setattr__(self, "importance", replace(self.importance, init=str(defaults["init"])))
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Request:

@@ -13,6 +13,7 @@ from unlora.report.unseen import rows_that_settle
 from unlora.runs.command import repeat_command, shown_folder
 from unlora.runs.folder import saved_settings
 from unlora.settings import UnlearnSettings
+from unlora.settings.training import PUSHING
 
 # A run forgot hardly anything if more than this share of what should be gone is still there.
 _MOST = 0.75
@@ -106,7 +107,7 @@ def _slow_training(run: Run) -> tuple[str, str]:
     """Return why the training changed so little, and the flags that would change more."""
     steps = [row["step"] for row in run.train if "step" in row]
     updates = f"{int(max(steps))} update{'' if max(steps) == 1 else 's'}" if steps else "the training"
-    rate = float(run.settings.get("learning_rate", UnlearnSettings.learning_rate))
+    rate = float(run.settings.get("learning_rate") or PUSHING["learning_rate"])
     faster = f"--learning_rate {_FASTER * rate:.2g}"
     excess = [row["teacher_excess"] for row in run.train if "teacher_excess" in row]
     if excess and excess[-1] <= _AGREEMENT:

@@ -12,6 +12,8 @@ from unlora.settings.setting import setting
 
 GRANULARITIES = ("example", "batch")
 # Kind of smoothing -> default ε of the importance ratio.
+# The initialiser that goes with the loss.
+AUTO = "auto"
 SMOOTHING = {"relative": 0.1, "absolute": 1e-5, "per_token": 1e-5}
 _RANGES = {
     **dict.fromkeys(("epsilon", "sigma", "retain_samples", "importance_batch_size", "forget_passes"), positive()),
@@ -24,7 +26,11 @@ _RANGES = {
 class ImportanceConfig:
     """How the importance is estimated."""
 
-    init: str = setting("vila", "How the adapter is initialised: see `unlora ls initialisers`.")
+    init: str = setting(
+        AUTO,
+        "How the adapter is initialised: see `unlora ls initialisers`. auto is lora for distil, and vila for losses "
+        "without a teacher.",
+    )
     smoothing: str = setting(
         "relative",
         "What ε in F_forget / (ε + F_retain) is relative to: relative (to the layer's mean F_retain), absolute, or "

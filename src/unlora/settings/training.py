@@ -6,6 +6,7 @@ They are separate because the help of a command must not wait for torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from unlora.common.errors import Problem
 from unlora.settings.checks import Range, at_least, positive, value_problems
@@ -36,6 +37,19 @@ _FINETUNE_RANGES = {
     "lora_alpha": positive("the adapter would have no effect"),
     "lora_dropout": Range("a value from 0 to below 1", "it is a probability", lambda p: 0 <= p < 1),
 }
+# What losses start from where the user does not say: those that distil a teacher, and all others, as in the paper.
+DISTILLING: dict[str, Any] = {
+    "init": "lora",
+    "learning_rate": 2e-3,
+    "retain_weight": 2.0,
+    "gradient_accumulation_steps": 2,
+}
+PUSHING: dict[str, Any] = {
+    "init": "vila",
+    "learning_rate": 1e-4,
+    "retain_weight": 1.0,
+    "gradient_accumulation_steps": 4,
+}
 _LEARNING_RATE = "The initial learning rate of AdamW."
 _WEIGHT_DECAY = "Weight decay of AdamW."
 _ALPHA = "LoRA alpha. The adapter is scaled by alpha / r."
@@ -56,7 +70,7 @@ class UnlearnSettings:
         "Maximum rank of the exported adapter, by truncated SVD. Defaults to an exact export (rank 2r, more after "
         "earlier requests).",
     )
-    loss: str = setting("ihl", "Forget loss: see `unlora ls losses`.")
+    loss: str = setting("distil", "Forget loss: see `unlora ls losses`.")
     loss_kwargs: dict | str | None = setting(
         None, "The forget loss's own settings as JSON, such as '{\"beta\": 0.1}' for npo."
     )
@@ -70,19 +84,25 @@ class UnlearnSettings:
         "Train until the model agrees with its teacher, for at most max_steps. Defaults to true for a loss that "
         "distils one, unless num_train_epochs or max_steps is given.",
     )
-    retain_weight: float = setting(
-        1.0, "λ in loss = forget loss + λ · retain loss. The loss pdu starts from it and changes it."
+    retain_weight: float | None = setting(
+        None,
+        "λ in loss = forget loss + λ · retain loss. The loss pdu starts from it and changes it. Defaults to 2 for "
+        "distil, and 1 for losses without a teacher.",
     )
     max_retain_loss: float | None = setting(
         None,
         "Stop if a batch's retain loss exceeds this. Defaults to the first batch's + ln(vocabulary); no limit for "
         "hidden_mse.",
     )
-    learning_rate: float = setting(1e-4, _LEARNING_RATE)
+    learning_rate: float | None = setting(
+        None, f"{_LEARNING_RATE} Defaults to 2e-3 for distil, and 1e-4 for losses without a teacher."
+    )
     weight_decay: float = setting(0.01, _WEIGHT_DECAY)
-    num_train_epochs: float = setting(5.0, "Passes over the forget set.")
-    gradient_accumulation_steps: int = setting(
-        4, "Batches whose gradients are added up before an update. 4 × 8 pairs is the paper's 32."
+    num_train_epochs: float = setting(5.0, "Passes over the forget set, unless until_taught.")
+    gradient_accumulation_steps: int | None = setting(
+        None,
+        "Batches whose gradients are added up before an update. Defaults to 2 for distil, and 4 for losses without a "
+        "teacher: 4 × 8 pairs is the paper's 32.",
     )
     remove_unused_columns: bool = setting(False, "Must be false, because batches hold pairs.")
     logging_steps: float = setting(5, "Log the forget and retain loss every so many updates.")

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from unlora.common.errors import Problem, raise_if
 from unlora.common.plugins import unknown_choice
 from unlora.losses.table import LOSSES, check_losses
-from unlora.settings.training import UnlearnSettings
+from unlora.settings.training import DISTILLING, PUSHING, UnlearnSettings
 from unlora.teachers import TEACHERS
 from unlora.training.arguments import SafeArguments
 
@@ -21,8 +21,8 @@ from unlora.training.arguments import SafeArguments
 class UnlearnConfig(UnlearnSettings, SafeArguments):
     """Adapter, losses and training settings: every field of `transformers.TrainingArguments`, and `UnlearnSettings`.
 
-    The names of adapter settings are those of `peft.LoraConfig`. The defaults follow the paper (rank 8, alpha 16,
-    weight decay 0.01, 5 epochs, effective batch size 32).
+    The names of adapter settings are those of `peft.LoraConfig`. The defaults of losses without a teacher follow the
+    paper (rank 8, alpha 16, weight decay 0.01, 5 epochs, effective batch size 32).
 
     Raises:
         InputError: unknown losses or loss settings, or values that cannot work. It lists all of them at once.
@@ -31,6 +31,9 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "loss_kwargs"]
 
     def __post_init__(self) -> None:
+        for name, value in (DISTILLING if self.has_teacher else PUSHING).items():
+            if getattr(self, name, "") is None:
+                setattr(self, name, value)
         super().__post_init__()
         self.loss_kwargs = self.loss_kwargs or {}
         if self.until_taught is None:

@@ -108,6 +108,7 @@ class UnlearnTrainer(SafeTrainer):
         self.model_accepts_loss_kwargs = False  # `compute_loss` returns a mean, which gradient accumulation averages
         if self.forget_loss.update_weight:
             self.add_callback(_AfterStep(self._update_retain_weight))
+        assert args.retain_weight is not None  # `UnlearnConfig` fills it in
         self.retain_weight = args.retain_weight
         self._retain_limit = args.max_retain_loss
         self._step_retain: list[tuple[float, float]] = []
