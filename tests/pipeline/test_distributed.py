@@ -46,6 +46,7 @@ def flags(inputs, run, **changes):
         "forget_data": inputs / "forget.jsonl",
         "retain_data": inputs / "retain.jsonl",
         "output_dir": run,
+        "loss": "ihl",
         "r": 4,
         "num_train_epochs": 2,
         "learning_rate": 1e-3,

@@ -87,11 +87,18 @@ class Pair:
     told: list[int]
 
 
-def _teach(teaching: Teaching) -> list[Lesson]:
-    """Return the lessons of all forget examples: the original model's predictions of the changed rows."""
+def teach(teaching: Teaching, temperature: float = _TEMPERATURE, controls: int = _CONTROLS) -> list[Lesson]:
+    """Return the lessons of all forget examples: the original model's predictions of the changed rows.
+
+    Args:
+        teaching: what the teacher may look at.
+        temperature: of the attention scores; 1 changes nothing.
+        controls: so many similar questions limit how likely a true token is.
+    """
     rows = list(zip(teaching.rows, change(teaching), strict=True))
     shown = bar(rows, desc="lessons of the teacher", unit=" rows")
-    return [lesson for row, changed in shown for lesson in _lessons_of(make_pair(row, changed, teaching), teaching)]
+    pairs = (make_pair(row, changed, teaching, controls) for row, changed in shown)
+    return [lesson for pair in pairs for lesson in _lessons_of(pair, teaching, temperature)]
 
 
 def change(teaching: Teaching) -> list[Record]:
@@ -115,7 +122,9 @@ def change(teaching: Teaching) -> list[Record]:
         new = _replaced(row, {name: draw.choice(people) for name in names}, known)
         questions = questions_of([new])
         if teaching.asked and questions == questions_of([row]):
-            return _with_questions(new, {question: _most_alike(question, teaching.asked)[0] for question in questions})
+            return _with_questions(
+                new, {question: _most_alike(question, teaching.asked, 1)[0] for question in questions}
+            )
         return new
 
     new_rows = [changed(row) for row in teaching.rows]
@@ -184,10 +193,10 @@ def _with_questions(row: Record, new: Mapping[str, str]) -> Record:
     return {**row, "question": new[str(row["question"])]} if has_keys(row, "question") else row
 
 
-def _most_alike(question: str, others: Sequence[str]) -> list[str]:
+def _most_alike(question: str, others: Sequence[str], count: int) -> list[str]:
     """Return the questions that share the largest part of their words with this one (Jaccard), the best first."""
     own = _bag(question)
-    return nlargest(_CONTROLS, others, key=lambda other: len(own & _bag(other)) / max(1, len(own | _bag(other))))
+    return nlargest(count, others, key=lambda other: len(own & _bag(other)) / max(1, len(own | _bag(other))))
 
 
 @cache
@@ -195,14 +204,15 @@ def _bag(text: str) -> frozenset[str]:
     return frozenset(word.lower() for word in re.findall(r"\w+", text))
 
 
-def make_pair(row: Record, changed: Record, teaching: Teaching) -> Pair:
+def make_pair(row: Record, changed: Record, teaching: Teaching, controls: int = _CONTROLS) -> Pair:
     """Tokenise a row and its changed form, and match their labelled tokens.
 
     The two differ in names alone, so the longest common runs of words are the same. This needs neither character
     offsets nor knowledge of the chat template.
     """
-    own, other, *controls = (
-        encode_records([version], teaching.text_format) for version in (row, changed, *_controls(changed, teaching))
+    own, other, *read = (
+        encode_records([version], teaching.text_format)
+        for version in (row, changed, *_controls(changed, teaching, controls))
     )
     tokenizer = teaching.text_format.tokenizer
     labels, others = _labels(own), _labels(other)
@@ -222,7 +232,7 @@ def make_pair(row: Record, changed: Record, teaching: Teaching) -> Pair:
         elif kind == "replace" and same >= _LEAST_SAME:  # a new name after the same words
             matches.append((own_places[0], places[0]))
             same = 0
-    return Pair(own, other, [control for control in controls if _labels(control) == others], matches, told)
+    return Pair(own, other, [control for control in read if _labels(control) == others], matches, told)
 
 
 def _words(labels: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
@@ -240,9 +250,9 @@ def _words(labels: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[li
     return words
 
 
-def _controls(changed: Record, teaching: Teaching) -> list[Record]:
+def _controls(changed: Record, teaching: Teaching, count: int) -> list[Record]:
     """Return the changed row after each of the retain set's questions that are most like its own."""
-    alike = {question: _most_alike(question, teaching.asked) for question in questions_of([changed])}
+    alike = {question: _most_alike(question, teaching.asked, count) for question in questions_of([changed])}
     if not alike or not teaching.asked:
         return []
     places = range(min(map(len, alike.values())))
@@ -250,9 +260,9 @@ def _controls(changed: Record, teaching: Teaching) -> list[Record]:
 
 
 @torch.no_grad()
-def _lessons_of(pair: Pair, teaching: Teaching) -> Iterator[Lesson]:
+def _lessons_of(pair: Pair, teaching: Teaching, temperature: float) -> Iterator[Lesson]:
     """Yield the lesson of each example of the row."""
-    with smoothed_attention(teaching.model, _TEMPERATURE):
+    with smoothed_attention(teaching.model, temperature):
         logp, labels = _predictions(pair.other, teaching)
         controls = [_predictions(control, teaching)[0] for control in pair.controls]
     if controls:
@@ -300,7 +310,7 @@ def _labels(examples: Iterable[Example]) -> list[int]:
 
 
 CHANGED_NAMES = Teacher(
-    _teach,
+    teach,
     "the same rows about somebody else",
     "Eldan and Russinovich 2023 (arXiv 2310.02238)",
 )
