@@ -22,7 +22,7 @@ _WARMUP = 10
 # The learning rate falls over as many updates as it took to reach the goal, and over no fewer than this.
 _LEAST_DECAY = 10
 # Updates, and passes over the forget set, after which the goal is given up.
-MOST_UPDATES, MOST_PASSES = 600, 10
+MOST_UPDATES, MOST_PASSES = 200, 10
 
 
 class _Measuring(Protocol):
