@@ -37,7 +37,7 @@ class Persona:
         self.models = persona_models(Recipe(seed=seed))
         request = quickstart_request(self.models["original"], folder, seed, "vila", "ihl")
         # The experiments evaluate the retrained model themselves, on fewer rows.
-        self.request: Request = replace(request, evaluation=replace(request.evaluation, retrain_log=None))
+        self.request: Request = replace(request, evaluation=replace(request.evaluation, retrained=None))
 
 
 def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:

@@ -218,7 +218,7 @@ def read(path):
 def test_a_model_is_compared_with_the_retrained_one(command, folder, tmp_path, capsys):
     assert command(model_name_or_path=folder / "retrained", log=tmp_path / "retrained.json") == 0
     assert "not available" in capsys.readouterr().out
-    assert command(retrain_log=tmp_path / "retrained.json", eval_batch_size=3) == 0
+    assert command(retrained=tmp_path / "retrained.json", eval_batch_size=3) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == str(tmp_path / "log.json")
     log, retrained = read(tmp_path / "log.json"), read(tmp_path / "retrained.json")
@@ -282,7 +282,7 @@ def test_a_wrong_schema_is_named(tmp_path, config, split, rows, message):
         ({"log": None}, "log=.*required"),
         ({"ds_size": 0, "eval_batch_size": 0}, r"ds_size=0[^$]*eval_batch_size=0"),
         ({"data": "data/knowmem"}, "has no configuration 'verbmem'"),
-        ({"retrain_log": "nothing.json"}, "retrain_log='nothing.json': cannot be read"),
+        ({"retrained": "nothing.json"}, "retrained='nothing.json': cannot be read"),
         ({"on": "run", "adapter": "adapter"}, "on="),
         ({"max_length": 64}, "unknown name"),
     ],
@@ -297,23 +297,23 @@ def test_wrong_input_is_refused_before_weights_are_read(
     assert not (tmp_path / "log.json").exists()
 
 
-def test_a_retrain_log_of_other_sets_is_refused_before_weights_are_read(command, folder, tmp_path, capsys):
+def test_a_retrained_log_of_other_sets_is_refused_before_weights_are_read(command, folder, tmp_path, capsys):
     assert command(log=tmp_path / "few.json", ds_size=3) == 0
-    assert command(retrain_log=tmp_path / "few.json", model_name_or_path=folder / "no weights") == 2
+    assert command(retrained=tmp_path / "few.json", model_name_or_path=folder / "no weights") == 2
     assert "score both models on the same data" in capsys.readouterr().err
     log = read(tmp_path / "few.json")
     del log["scores"]["verbmem"], log["rows"]  # as `unlora membership` writes it
     (tmp_path / "membership.json").write_text(json.dumps(log))
-    assert command(retrain_log=tmp_path / "membership.json", model_name_or_path=folder / "no weights") == 2
+    assert command(retrained=tmp_path / "membership.json", model_name_or_path=folder / "no weights") == 2
     assert "no scores of MUSE's sets" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_retrain_log_of_as_many_other_rows_is_refused(command, folder, tmp_path, capsys):
+def test_a_retrained_log_of_as_many_other_rows_is_refused(command, folder, tmp_path, capsys):
     assert command(log=tmp_path / "retrained.json") == 0
     shutil.copytree(folder / "data", tmp_path / "data")
     write_jsonl(tmp_path / "data" / "knowmem" / "retain_qa_icl.jsonl", PAIRS[1:])
-    again = {"retrain_log": tmp_path / "retrained.json", "model_name_or_path": folder / "no weights"}
+    again = {"retrained": tmp_path / "retrained.json", "model_name_or_path": folder / "no weights"}
     assert command(data=tmp_path / "data", **again) == 2
     assert "its rows of retain_qa_icl are other rows than here" in capsys.readouterr().err
 

@@ -281,8 +281,8 @@ def test_evaluate_refuses_a_retain_log_before_it_looks_for_the_model(tmp_path, c
     write_log({TASKS["forget"]: _task([2, 2], [1, 1], [2, 2], [[4, 4, 4]] * 2)}, tmp_path / "retrained.json")
     flags = ["--model_name_or_path", "no model", "--eval_data", str(tmp_path), "--log", str(tmp_path / "log.json")]
     names = [part for name in SETS for part in (f"--eval_{name}_name", name)]
-    assert main(["evaluate", *flags, *names, "--retrain_log", str(tmp_path / "retrained.json")]) == 2
-    assert "retrain_log='2 forget examples': 1 forget examples are compared with it" in capsys.readouterr().err
+    assert main(["evaluate", *flags, *names, "--retrained", str(tmp_path / "retrained.json")]) == 2
+    assert "retrained='2 forget examples': 1 forget examples are compared with it" in capsys.readouterr().err
 
 
 def test_a_model_that_says_nothing_recalls_nothing(tiny_model, base):

@@ -33,7 +33,7 @@ def compared(model_folder, tmp_path_factory):
     write_rows(folder / "data" / "retain.jsonl", [{"question": f"What is {i}?", "answer": f"A {i}."} for i in range(6)])
     plain_run = flags(model_folder, folder / "data", folder / "first")
     assert main(["unlearn", *plain_run]) == 0
-    settings = {"retrain_log": folder / "first" / "eval_unlearned.json", "learning_rate": 1e-2, "dtype": "float32"}
+    settings = {"retrained": folder / "first" / "eval_unlearned.json", "learning_rate": 1e-2, "dtype": "float32"}
     assert main(["unlearn", *flags(model_folder, folder / "data", folder / "run", **settings)]) == 0
     return folder
 

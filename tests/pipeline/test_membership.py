@@ -82,7 +82,7 @@ def test_every_attack_is_printed_and_logged(command, folder, tmp_path, capsys):
 
 def test_a_model_compared_with_itself_leaks_nothing_and_an_adapter_counts(command, folder, tmp_path):
     assert command(log=tmp_path / "retrained.json") == 0
-    assert command(log=tmp_path / "same.json", retrain_log=tmp_path / "retrained.json") == 0
+    assert command(log=tmp_path / "same.json", retrained=tmp_path / "retrained.json") == 0
     assert command(log=tmp_path / "adapted.json", adapter=folder / "adapter", ds_size=None, gradnorm=True) == 0
     retrained, same, adapted = (
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("retrained", "same", "adapted")
@@ -137,7 +137,7 @@ def test_only_the_first_rows_are_scored_where_fewer_are_asked_for(command, tmp_p
         ({"ds_size": 1}, r"forget_data='1 example'[^$]*holdout_data='1 example'"),
         ({"holdout_name": "forget"}, "4 of the 4 forget rows are in the holdout set too"),
         ({"holdout_name": "nothing"}, "holdout_data=.*has no configuration 'nothing'"),
-        ({"retrain_log": "nothing.json"}, "retrain_log='nothing.json': cannot be read"),
+        ({"retrained": "nothing.json"}, "retrained='nothing.json': cannot be read"),
         ({"reference_model": "odd"}, "reference_model=.*another vocabulary"),
         ({"on": "run", "adapter": "adapter"}, "on="),
         ({"holdout": "x"}, "unknown name"),
@@ -153,16 +153,16 @@ def test_wrong_input_is_refused_before_weights_are_read(
     assert not (tmp_path / "log.json").exists()
 
 
-def test_a_retrain_log_of_other_rows_is_refused_before_weights_are_read(command, folder, tmp_path, capsys):
+def test_a_retrained_log_of_other_rows_is_refused_before_weights_are_read(command, folder, tmp_path, capsys):
     assert command(log=tmp_path / "retrained.json", ds_size=3) == 0
-    assert command(retrain_log=tmp_path / "retrained.json", model_name_or_path=folder / "no weights") == 2
+    assert command(retrained=tmp_path / "retrained.json", model_name_or_path=folder / "no weights") == 2
     assert "score both models on the same data" in capsys.readouterr().err
     assert not (tmp_path / "log.json").exists()
 
 
-def test_a_retrain_log_of_as_many_other_rows_is_refused(command, folder, tmp_path, capsys):
+def test_a_retrained_log_of_as_many_other_rows_is_refused(command, folder, tmp_path, capsys):
     assert command(log=tmp_path / "retrained.json") == 0
     write_rows(folder / "data" / "changed.jsonl", [{"question": "Who keeps dog 9?", "answer": "Eve."}, *HOLDOUT[1:]])
-    again = {"retrain_log": tmp_path / "retrained.json", "model_name_or_path": folder / "no weights"}
+    again = {"retrained": tmp_path / "retrained.json", "model_name_or_path": folder / "no weights"}
     assert command(holdout_name="changed", **again) == 2
     assert "its rows of holdout are other rows than here" in capsys.readouterr().err

@@ -141,8 +141,8 @@ def test_forget_quality_that_cannot_be_computed_is_refused_before_training(model
     task = {"avg_gt_loss": {"0": 1.0}, "avg_paraphrased_loss": {"0": 1.0}, "average_perturb_loss": {"0": [1.0]}}
     log.write_text(json.dumps({"eval_log_forget.json": task}))
     write_rows(data / "forget.jsonl", [{k: row[k] for k in ("question", "answer")} for row in FORGET])
-    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", retrain_log=log)]) == 2
-    assert "retrain_log=" in capsys.readouterr().err
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", retrained=log)]) == 2
+    assert "retrained=" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

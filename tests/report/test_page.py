@@ -87,7 +87,7 @@ def test_everything_that_a_run_has_is_shown(tmp_path):
 def test_what_is_missing_is_said_with_the_way_to_get_it(tmp_path):
     text = page_of(tmp_path, logs(retrained=None))
     for shown in (
-        *("Forget quality is not available, because no retrained model was given.", "--retrain_log"),
+        *("Forget quality is not available, because no retrained model was given.", "--retrained"),
         *("Membership attacks were not run.", "unlora membership --on RUN", "No attack was tried."),
         *("unlora attack RUN --retrained MODEL", "The run has no record."),
     ):
@@ -170,9 +170,9 @@ def test_answers_that_are_likeliest_still_come_first(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_that_repeats_a_run_without_a_record_names_the_retrained_log_it_had(tmp_path):
-    expected = "--config RUN/config.yaml --output_dir RUN-again --retrain_log RUN/eval_retrained.json"
+    expected = "--config RUN/config.yaml --output_dir RUN-again --retrained RUN/eval_retrained.json"
     assert expected in page_of(tmp_path / "a")
-    named = page_of(tmp_path / "b", settings={"retrain_log": "log.json"})
+    named = page_of(tmp_path / "b", settings={"retrained": "log.json"})
     assert "--output_dir RUN-again</code>" in named
 
 

@@ -104,9 +104,9 @@ def test_the_recorded_command_names_no_place(tmp_path, monkeypatch):
     run.mkdir()
     (run / "eval_retrained.json").write_text("{}")
     (run / "config.yaml").write_text("loss: ihl")
-    command = "unlora unlearn --config RUN/config.yaml --output_dir RUN-again --retrain_log RUN/eval_retrained.json"
+    command = "unlora unlearn --config RUN/config.yaml --output_dir RUN-again --retrained RUN/eval_retrained.json"
     assert repeat_command(run, "RUN") == command
-    (run / "config.yaml").write_text("retrain_log: log.json")
+    (run / "config.yaml").write_text("retrained: log.json")
     assert repeat_command(run, "RUN") == "unlora unlearn --config RUN/config.yaml --output_dir RUN-again"
 
 

@@ -26,7 +26,7 @@ CONFIG, SCORING, RUN, LOG, FAILED = "config.yaml", "scoring.yaml", "run", "log.t
 # The hashes of the plugins that the cell depends on, if there are any.
 CODE = "plugins.yaml"
 # The setting that names the retrained model's log.
-COMPARED = "retrain_log"
+COMPARED = "retrained"
 
 
 @dataclass(frozen=True)

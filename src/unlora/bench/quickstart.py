@@ -78,7 +78,7 @@ def _quickstart(folder: Path, seed: int, say: Callable[[str], None], recipe: Rec
 
 def quickstart_request(model: Path, folder: Path, seed: int, init: str = "lora", loss: str = "distil") -> Request:
     """Return the request, whose run is written to `folder / "run"`."""
-    own = {"retrain_log": str(folder / RETRAINED_LOG), "output_dir": str(folder / "run"), "init": init, "loss": loss}
+    own = {"retrained": str(folder / RETRAINED_LOG), "output_dir": str(folder / "run"), "init": init, "loss": loss}
     return Request.of({**persona_settings(model, folder, seed), **TUNED.get(loss, {}), **own})
 
 

@@ -200,7 +200,7 @@ class Benchmark:
 
     def read_retrained(self, path: str, data: Any, settings: Any) -> Log:
         """Read the retrained model's log, checked against the data that is about to be evaluated."""
-        return self.read_log(path, "retrain_log")
+        return self.read_log(path, "retrained")
 
     def read(self, log: Log, retrained: Log | None = None) -> Reading:
         """Return the numbers in a log.

@@ -158,7 +158,7 @@ class Muse(Benchmark):
 
     def read_retrained(self, path: str, data: Sets, settings: BenchmarkSettings) -> Log:
         """Read the retrained model's log, which must be of the same rows."""
-        log = self.read_log(path, "retrain_log")
+        log = self.read_log(path, "retrained")
         if KEPT not in log:
             read_muse_scores(path, data)
         return log
@@ -387,7 +387,7 @@ def summarise_muse(scores: Scores, retrained: Scores | None = None) -> dict[str,
     }
 
 
-def read_muse_scores(path: str | Path, sets: Sets, argument: str = "retrain_log") -> Scores:
+def read_muse_scores(path: str | Path, sets: Sets, argument: str = "retrained") -> Scores:
     """Read the retrained model's scores from a log of `unlora evaluate --benchmark muse` on the same sets.
 
     Raises:

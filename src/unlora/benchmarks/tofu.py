@@ -115,7 +115,7 @@ class TofuSchema(Benchmark):
 
     def read_retrained(self, path: str, data: Mapping[str, Sequence[Record]], settings: TofuSettings) -> Log:
         """Read the retrained model's log, which must give a forget quality with the forget set."""
-        log = read_log(path, "retrain_log")
+        log = read_log(path, "retrained")
         check_forget_quality(data, log, settings.ds_size)
         return log
 
@@ -215,7 +215,7 @@ def check_forget_quality(sets: Mapping[str, Sequence[Record]], retrained_log: Lo
     questions = read_questions("forget", sets.get("forget", ()), ds_size)
     if not questions or not questions[0].perturbed:
         reason = "forget quality compares truth ratios, and the evaluated forget rows have no perturbed_answer"
-        fix = "name eval_data with perturbed answers, or remove retrain_log"
-        raise InputError(Problem("retrain_log", "a log", reason, fix))
+        fix = "name eval_data with perturbed answers, or remove retrained"
+        raise InputError(Problem("retrained", "a log", reason, fix))
     answers, perturbed = ([getattr(row, part) for row in questions] for part in ("answer", "perturbed"))
-    check_same_examples(answers, perturbed, retrained_log, "retrain_log")
+    check_same_examples(answers, perturbed, retrained_log, "retrained")

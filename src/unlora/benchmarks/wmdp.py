@@ -92,7 +92,7 @@ class Wmdp(Benchmark):
 
     def read_retrained(self, path: str, data: Tasks, settings: TaskSettings) -> NoReturn:
         """Refuse the log: no number compares with it."""
-        raise InputError(_no_retrained("retrain_log", path))
+        raise InputError(_no_retrained("retrained", path))
 
     def read(self, log: Log, retrained: Log | None = None) -> Reading:
         """Return the metrics of the tasks that were asked for, and the means over tasks of their first metrics."""

@@ -283,8 +283,7 @@ def _add_field(group: argparse._ArgumentGroup, field: Field[Any], hint: object) 
         return ""
     shape = {"nargs": "+"} if several else {"nargs": "?", "const": True} if kind is bool else {}
     metavar = kind.__name__.upper()
-    names = [f"--{field.name}", *field.metadata.get("aliases", ())]
-    group.add_argument(*names, metavar=metavar, type=convert, default=default, help=text, **shape)
+    group.add_argument(f"--{field.name}", metavar=metavar, type=convert, default=default, help=text, **shape)
     if default is True:
         group.add_argument(f"--no_{field.name}", dest=field.name, action="store_false", help=argparse.SUPPRESS)
     return ""

@@ -25,7 +25,7 @@ def run(config: CompareConfig) -> Answer:
     from unlora.report.read import read_log_as_run, read_run
 
     folders = list(dict.fromkeys(Path(path).resolve() for path in config.runs))
-    logs = {"original": config.original_log, "retrained": config.retrain_log}
+    logs = {"original": config.original_log, "retrained": config.retrained}
     others = {model: Path(log) for model, log in logs.items() if log is not None}
     runs = [read_log_as_run(path, others) if path.is_file() else read_run(path) for path in folders]
     groups = [Group(label, [run]) for run, label in zip(runs, labels_of(folders), strict=True)]

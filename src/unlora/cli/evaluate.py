@@ -54,7 +54,7 @@ def _summarise_log(config: EvaluateConfig) -> Answer:
         raise InputError(Problem("adapter", config.adapter, "no model is named", "add --model_name_or_path"))
     benchmark = _benchmark(config.benchmark)
     log = benchmark.read_log(config.log)
-    retrained = None if config.retrain_log is None else benchmark.read_log(config.retrain_log, "retrained")
+    retrained = None if config.retrained is None else benchmark.read_log(config.retrained, "retrained")
     with from_elsewhere("log", config.log, "it is not a log of this benchmark", "name another log, or --benchmark"):
         summary, reading = benchmark.summary(log, retrained), benchmark.read(log, retrained)
     if config.convert is not None:

@@ -43,7 +43,7 @@ def measure(
     problems = [*model_problems(model_config), *target.target_problems(model_config), *settings.problems()]
     raise_if([*problems, *(text.problems() if text else ())])
     data = benchmark.load(settings)
-    retrained = benchmark.read_retrained(target.retrain_log, data, settings) if target.retrain_log else None
+    retrained = benchmark.read_retrained(target.retrained, data, settings) if target.retrained else None
     model, tokenizer = load_target(model_config, target)
     text_format = TextFormat(tokenizer, "base")
     if text is not None:

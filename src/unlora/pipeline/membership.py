@@ -38,7 +38,7 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
     settings = (*text.problems(), *config.target_problems(model_config), *config.problems())
     raise_if([*model_problems(model_config), *settings])
     rows = _load_rows(config)
-    retrained = None if config.retrain_log is None else read_scores(config.retrain_log, sets=rows)
+    retrained = None if config.retrained is None else read_scores(config.retrained, sets=rows)
     tokenizer = load_tokenizer(model_config)
     text_format = TextFormat.of(tokenizer, text, text.max_length)
     sets = _encode_sets(rows, text_format)

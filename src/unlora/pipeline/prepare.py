@@ -95,8 +95,8 @@ def _load_original(request: Request) -> tuple[PreTrainedModel, TextFormat]:
 
 def _checked_retrained_log(request: Request, sets: Mapping[str, Sequence[Record]], log: Log | None) -> Log | None:
     evaluation = request.evaluation
-    if log is None and evaluation.retrain_log:
-        log = read_log(evaluation.retrain_log, "retrain_log")
+    if log is None and evaluation.retrained:
+        log = read_log(evaluation.retrained, "retrained")
     if log is not None:
         check_forget_quality(sets, log, evaluation.ds_size)
     return log

@@ -64,7 +64,7 @@ def _contents(job: Job, inputs: Mapping[str, Any]) -> dict[str, Any]:
     request, data = job.request, inputs["data"]
     config = {name: value for name, value in job.model.config.to_dict().items() if name not in _NOT_CONTENT}
     model = {"weights": inputs["base"]["sha256"], "config": json_sha256(config)}
-    logs = {"original_log": job.original_log, "retrain_log": job.retrained_log}
+    logs = {"original_log": job.original_log, "retrained": job.retrained_log}
     on, importance = request.model.on, request.importance.importance_file
     return {
         "model_name_or_path": {**model, "tokenizer": tokenizer_sha256(job.text_format.tokenizer)},

@@ -16,7 +16,7 @@ from unlora.report.tables import Cell, Table, flat
 # With more curves than this in one drawing, none of them can be followed.
 _MOST_CURVES = 8
 # Settings in which runs of the same method differ.
-_PLACES = {"output_dir", "original_log", "retrain_log"}
+_PLACES = {"output_dir", "original_log", "retrained"}
 _RETRAINED = "retrained model"
 
 

@@ -25,8 +25,8 @@ def repeat_command(folder: Path, shown: str | None = None) -> str:
     run, log = shown or shown_folder(folder), folder / EVALUATIONS["retrained"]
     parts = ["unlora", "unlearn", "--config", f"{run}/{CONFIG}", "--output_dir", f"{run}-again"]
     settings = saved_settings(folder, "RUN") if (folder / CONFIG).is_file() else {}
-    if log.is_file() and not settings.get("retrain_log"):
-        parts += ["--retrain_log", f"{run}/{log.name}"]
+    if log.is_file() and not settings.get("retrained"):
+        parts += ["--retrained", f"{run}/{log.name}"]
     if settings.get("trust_remote_code") is True:  # which no configuration can allow
         parts += ["--trust_remote_code", "true"]
     return shlex.join([*parts, *plugins.shown_flags()])

@@ -38,7 +38,7 @@ _NEUTRAL = {
 }
 # Settings whose contents are compared instead, because the same model or rows may have moved.
 _NAMES = {
-    *("model_name_or_path", "model_revision", "on", "original_log", "retrain_log", "importance_file", "eval_data"),
+    *("model_name_or_path", "model_revision", "on", "original_log", "retrained", "importance_file", "eval_data"),
     *(f"{name}_{part}" for name in ("forget", "retain", "holdout", "train") for part in ("data", "name", "split")),
     *(f"eval_{name}_name" for name in ("forget", "retain", "real_authors", "world_facts", "holdout")),
     "use_cpu",

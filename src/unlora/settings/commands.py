@@ -62,9 +62,7 @@ class CompareConfig:
         metavar="RUN",
     )
     original_log: str | None = setting(None, "Log of the original model, to compare the logs among the runs with.")
-    retrain_log: str | None = setting(
-        None, "Log of the retrained model, to compare the logs among the runs with.", aliases=["--retrained"]
-    )
+    retrained: str | None = setting(None, "Log of the retrained model, to compare the logs among the runs with.")
     output: Path = setting(Path("compare.html"), "Where the page is written.")
     markdown: bool = setting(False, "Print Markdown instead of a table.", switch=True)
 

@@ -66,7 +66,7 @@ class TofuSettings(EvalSettings):
 class EvalConfig(TofuSettings):
     """What is evaluated, on the model before and after unlearning."""
 
-    retrain_log: str | None = _retrained_log("forget quality")
+    retrained: str | None = _retrained_log("forget quality")
     original_log: str | None = setting(
         None, "Log of the same evaluation of the model before this request, if you have one already."
     )
@@ -123,10 +123,9 @@ class EvaluateConfig(ReportedConfig):
         "Write the log again to this new file: *_EVAL.json in open-unlearning's format with its *_SUMMARY.json beside "
         "it, any other name in ours.",
     )
-    retrain_log: str | None = setting(
+    retrained: str | None = setting(
         None,
-        "Log of the retrained model by the same command, to compare with. --retrained is the same flag.",
-        aliases=["--retrained"],
+        "Log of the retrained model by the same command, to compare with.",
     )
 
 
@@ -172,7 +171,7 @@ class MembershipConfig(HoldoutData, ForgetData, SampleSettings, ReportedConfig):
     )
     gradnorm: bool = setting(False, "Add the gradient-norm attack, which costs a backward pass.")
     min_k: list[int] = setting([20, 40], "The percentages k of Min-K% and Min-K%++.")
-    retrain_log: str | None = _retrained_log("PrivLeak")
+    retrained: str | None = _retrained_log("PrivLeak")
 
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""

@@ -22,8 +22,8 @@ def setting(default: object, help_text: str, **metadata: object) -> Any:
     Args:
         default: the value if the user gives none. Each instance gets its own copy of a list.
         help_text: what `--help` says about it.
-        metadata: what else the command line should know: `aliases` (other flags for it), `positional` (given without a
-            flag) with its `metavar`, `switch` (a flag without a value).
+        metadata: what else the command line should know: `positional` (given without a flag) with its
+            `metavar`, `switch` (a flag without a value).
     """
     metadata["help"] = help_text
     if isinstance(default, list):

@@ -157,7 +157,7 @@ def test_a_summary_sees_the_order_of_scores_and_both_sides_alike(forget, holdout
 @pytest.mark.parametrize(
     ("scores", "retrained", "message"),
     [
-        (table([1, 2], [1, 2]), table([1, 2, 3], [1, 2]), "retrain_log=.*score both models on the same data"),
+        (table([1, 2], [1, 2]), table([1, 2, 3], [1, 2]), "retrained=.*score both models on the same data"),
         (table([1, 2], [1, 2]), table([3, 4], [1, 2]), "retrained_auc=1"),
         (table([1], [1, 2]), None, "members='1 value'"),
         (table([1, np.nan], [1, 2]), None, "not finite"),
@@ -194,5 +194,5 @@ def test_a_file_without_scores_is_refused(tmp_path, content):
     file = tmp_path / "log.json"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(InputError, match=r"retrain_log=.*unlora membership"):
+    with pytest.raises(InputError, match=r"retrained=.*unlora membership"):
         read_scores(file)

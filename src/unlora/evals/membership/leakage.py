@@ -186,7 +186,7 @@ def check_retrained(retrained: Scores, sizes: Mapping[str, int]) -> None:
     theirs = {part: len(retrained[part]["loss"]) for part in SETS}
     if theirs != sizes:
         reason, fix = f"the examples scored here are {dict(sizes)}", "score both models on the same data"
-        raise InputError(Problem("retrain_log", theirs, reason, fix))
+        raise InputError(Problem("retrained", theirs, reason, fix))
     for auc in _aucs(retrained).values():
         membership.privacy_leakage(0.5, auc.value)
 
@@ -202,7 +202,7 @@ def _aucs(scores: Scores) -> dict[str, membership.Auc]:
 
 
 def read_scores(
-    path: str | Path, argument: str = "retrain_log", sets: Mapping[str, Iterable[Mapping[str, Any]]] | None = None
+    path: str | Path, argument: str = "retrained", sets: Mapping[str, Iterable[Mapping[str, Any]]] | None = None
 ) -> Scores:
     """Read the scores from a log of `unlora membership`.
 
