@@ -213,7 +213,7 @@ def markdown(rows: Sequence[Results], benchmark: Benchmark) -> str:
     commands = "".join(f"{row.command}  # {row.split}, {row.method}\n" for row in rows if row.command)
     legend = "Mean ± standard error over seeds; the best of each split in bold."
     notes = "".join(f"\n{note}\n" for note in (legend, *missing(rows)))
-    return f"{table}{notes}\n```bash\n{commands}```\n"
+    return f"{table}{notes}" + (f"\n```bash\n{commands}```\n" if commands else "")
 
 
 def missing(rows: Sequence[Results]) -> list[str]:
