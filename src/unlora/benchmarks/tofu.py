@@ -57,7 +57,7 @@ QUALITY_NEEDS = (
 RANKING_NEEDS = {
     "overall": "it needs the other three",
     "memorisation": "it needs the tokens of the forget answers, and paraphrased and perturbed answers",
-    "privacy": "it compares membership inference with the retrained model's: it needs --retrained, and logs with rows "
+    "privacy": "it compares membership inference with the retrained model's: it needs that model, and logs with rows "
     "that no model saw (--eval_holdout_name)",
     "utility": "it is relative to the original model: it needs all terms of model utility and a measure of fluency",
 }
