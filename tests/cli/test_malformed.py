@@ -153,6 +153,7 @@ def test_a_wrong_flag_is_refused_by_name(tmp_path, flag, value):
         *([command, "\ud800"] for command in ("attack", "verify", "report", "unlearn", "\ud800", "ls")),
         ["export", "OUT", "--output_dir", "OUT2"],
         ["evaluate", "--log", "OUT"],
+        *(["evaluate", "--model_name_or_path", "m", *wrong] for wrong in (["--ds_size", "0"], ["--max_length", "x"])),
         ["evaluate", "--log", "OUT", "--benchmark", "x" * 5000],
         ["unlearn", "--config", "/"],
         ["unlearn", *["--nothing"] * 500],

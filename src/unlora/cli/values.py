@@ -108,7 +108,8 @@ def check_values(settings: Sequence[type[DataclassInstance]], values: Mapping[st
         if kind in (UnlearnSettings, FinetuneSettings):
             others = field_types().keys() - {f.name for f in fields(kind)}
             problems += inherited_problems({name: values[name] for name in values if name in others})
-    raise_if(problem for problem in problems if not some or problem.argument in values)
+    different = {str(problem): problem for problem in problems}  # several dataclasses may have the same field
+    raise_if(problem for problem in different.values() if not some or problem.argument in values)
 
 
 def _problems(settings: Any) -> list[Problem]:
