@@ -26,7 +26,7 @@ def settings_for(argv: Sequence[str]) -> tuple[Any, ...]:
     """Return the settings of the benchmark that is named; without a model only what reads an existing log."""
     if not {"--model_name_or_path", "--on", "--config"} & {part.partition("=")[0] for part in argv}:
         return (EvaluateConfig,)
-    check_some(SETTINGS, flags(argv))  # before the benchmarks load torch
+    check_some(SETTINGS, flags(list(argv)))  # before the benchmarks load torch
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--benchmark")
     benchmark = _benchmark(finder.parse_known_args(argv)[0].benchmark)
