@@ -18,7 +18,7 @@ from experiments._persona import TUNING_SEED, make_parser, show
 from experiments.ablation import COLUMNS, RATES, Bench, Cell, Results, means
 from unlora.adapter import attach_adapters, detach_adapters
 from unlora.adapter.offset import base_weight, lora_layers
-from unlora.adapter.settings import target_shapes
+from unlora.adapter.targets import target_shapes
 from unlora.importance import Moments, attach_probe, gradient_moments, relative_importance
 from unlora.pipeline.importance import RETAIN_SHARE, measurement_for, retain_sample
 from unlora.pipeline.job import Job

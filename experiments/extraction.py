@@ -39,7 +39,7 @@ from experiments._speed import (
     tokens,
 )
 from unlora.adapter import attach_adapters, detach_adapters
-from unlora.adapter.settings import target_shapes
+from unlora.adapter.targets import target_shapes
 from unlora.data import IGNORE_INDEX, Example, iter_batches
 from unlora.importance import (
     INITIALISERS,

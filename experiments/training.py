@@ -39,7 +39,7 @@ from experiments._speed import (
 )
 from unlora import UnlearnConfig, UnlearnTrainer, attach_adapters
 from unlora.adapter import detach_adapters
-from unlora.adapter.settings import target_shapes
+from unlora.adapter.targets import target_shapes
 from unlora.data import Batch, ForgetRetainDataset, iter_batches
 
 # Rows of the floor's batches: enough to keep the processor busy, and few enough to be of about one length.

@@ -13,7 +13,8 @@ from unlora import attach_adapters, export_adapter, weighted_low_rank
 from unlora.adapter import compression, detach_adapters, reference_model
 from unlora.adapter.export import read_adapter, write_adapter
 from unlora.adapter.offset import base_weight, lora_layers
-from unlora.adapter.settings import UNLEARN, target_shapes
+from unlora.adapter.settings import UNLEARN
+from unlora.adapter.targets import target_shapes
 from unlora.common.errors import InputError
 from unlora.importance import attach_probe
 from unlora.models.hashes import ADAPTER_WEIGHTS

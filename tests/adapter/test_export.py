@@ -13,7 +13,7 @@ from helpers.models import ARCHITECTURES
 from unlora import attach_adapters, export_adapter
 from unlora.adapter.export import read_adapter, write_adapter
 from unlora.adapter.offset import lora_layers
-from unlora.adapter.settings import target_shapes
+from unlora.adapter.targets import target_shapes
 from unlora.common.errors import InputError
 from unlora.models.hashes import ADAPTER_WEIGHTS
 

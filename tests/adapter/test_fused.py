@@ -4,7 +4,7 @@ from peft import LoraConfig
 
 from unlora.adapter import attach_adapters, reference_model
 from unlora.adapter.fused import fused_adapters
-from unlora.adapter.settings import target_shapes
+from unlora.adapter.targets import target_shapes
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.models.forward import labelled_tokens
 

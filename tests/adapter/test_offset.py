@@ -6,10 +6,11 @@ from peft import LoraConfig
 
 from helpers.models import ARCHITECTURES
 from unlora import UnlearnConfig, attach_adapters
-from unlora.adapter import reference_model
+from unlora.adapter import adapter_notes, reference_model
 from unlora.adapter.factorise import weighted_low_rank
 from unlora.adapter.offset import base_weight, freeze_others, lora_layers
-from unlora.adapter.settings import OFFSET, UNLEARN, target_shapes
+from unlora.adapter.settings import OFFSET, UNLEARN
+from unlora.adapter.targets import target_shapes
 from unlora.common.errors import InputError
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.importance import attach_probe
@@ -247,8 +248,8 @@ def test_ranks_and_alphas_of_single_modules_are_those_of_peft(tiny_model, batch)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"r": 33}, "r=33: the smallest adapted layer has ranks 1 to 16"),  # 2 key heads of 8
-        ({"r": 17}, "r=17: .* 1 to 16"),
+        ({"r": 33}, "r=33: the largest adapted layer has ranks 1 to 32"),
+        ({"r": 17, "target_modules": ["k_proj"]}, "r=17: .* 1 to 16"),  # 2 key heads of 8
         ({"r": 4, "lora_dropout": 0.1}, "lora_dropout=0.1.*use 0"),
         ({"r": 4, "lora_alpha": 0}, "lora_alpha=0"),
         ({"r": 4, "target_modules": ["q_proj", "lm_head"]}, "target_modules=.*output head"),
@@ -270,6 +271,33 @@ def test_settings_that_cannot_work_are_refused_before_the_base_is_touched(tiny_m
     with pytest.raises(InputError, match=message):
         attach(base, LoraConfig(**settings))
     assert not any("lora_" in name for name, _ in base.named_parameters())
+
+
+@pytest.mark.parametrize(("rslora", "alpha"), [(False, 40), (True, 20)])
+def test_a_layer_too_small_for_the_rank_gets_its_largest_and_the_same_scaling(tiny_model, batch, rslora, alpha):
+    """40 / 20 = 2 = 32 / 16 in plain LoRA. The key and value heads have 16 outputs, all other layers 32 or more."""
+    config = LoraConfig(r=20, lora_alpha=alpha, use_rslora=rslora, target_modules=["q_proj", "k_proj"])
+    base = tiny_model("llama")
+    before = logits(base, batch)
+    assert adapter_notes(base, config) == [
+        "layers that are too small for rank 20 get their largest rank: self_attn.k_proj (16)"
+    ]
+    model = attach_adapters(base, config, {name: torch.ones(shape[0]) for name, shape in all_targets(base).items()})
+    layers = dict(lora_layers(model))
+    assert {layer.r[UNLEARN] for name, layer in layers.items() if name.endswith("k_proj")} == {16}
+    assert {layer.r[OFFSET] for name, layer in layers.items() if name.endswith("q_proj")} == {20}
+    scalings = [layer.scaling[UNLEARN] for layer in layers.values()]
+    assert scalings == pytest.approx([alpha / (20**0.5 if rslora else 20)] * len(layers))
+    torch.testing.assert_close(logits(model, batch), before, atol=1e-4, rtol=0)
+
+
+def test_all_linear_is_what_is_adapted_by_default(tiny_model, tmp_path):
+    base = tiny_model("llama")
+    own = UnlearnConfig(output_dir=str(tmp_path), target_modules=["all-linear"], use_cpu=True)
+    assert own.target_modules is None
+    for everything in ("all-linear", ["all-linear"]):
+        assert target_shapes(base, everything) == all_targets(base)
+    assert adapter_notes(base, own) == []
 
 
 def test_rank_0_is_refused(tiny_model):

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from helpers.models import tiny_config
 from unlora.adapter import attach_adapters
 from unlora.adapter.offset import lora_layers
-from unlora.adapter.settings import target_shapes
+from unlora.adapter.targets import target_shapes
 from unlora.data import TextFormat, encode_records
 from unlora.importance import INITIALISERS, attach_probe, gradient_moments, relative_importance
 from unlora.pipeline.importance import measurement_for

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from unlora.adapter.settings import target_shapes
+from unlora.adapter.targets import target_shapes
 from unlora.importance import Moments, fila, gradient_moments, relative_importance
 
 

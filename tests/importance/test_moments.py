@@ -140,10 +140,32 @@ def test_dropout_that_a_layer_applies_itself_is_off_under_checkpointing_too(toke
     assert_moments(moments, one_by_one(model, batches(examples, 1)))
 
 
-def test_a_layer_that_does_not_keep_examples_apart_is_refused_by_name(tokenizer, examples):
+def test_layers_that_see_all_examples_in_one_row_are_measured_like_others(tokenizer, examples):
     """OPT flattens [examples, tokens] before its feed-forward layers."""
-    with pytest.raises(InputError, match=r"target_modules='.*\.fc2\.lora_B.*leave this module out"):
-        gradient_moments(opt(tokenizer), batches(examples))
+    model = opt(tokenizer)
+    assert_moments(gradient_moments(model, batches(examples, 2)), one_by_one(model, batches(examples, 1)))
+
+
+class Routed(torch.nn.Module):
+    """Runs a layer on every second token only."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, states):
+        rows = states.flatten(0, 1)
+        return torch.zeros_like(rows).index_add(0, torch.arange(0, len(rows), 2), self.layer(rows[::2])).view_as(states)
+
+
+def test_a_layer_that_sees_only_some_tokens_is_measured_per_batch_and_refused_by_name_per_example(tiny_model, examples):
+    base = tiny_model("llama")
+    base.model.layers[1].mlp = Routed(torch.nn.Linear(32, 32, bias=False))
+    model = lora(base)
+    with pytest.raises(InputError, match=r"target_modules='.*mlp\.layer\.lora_B.*only some of the tokens.*leave this"):
+        gradient_moments(model, batches(examples))
+    moments = gradient_moments(model, batches(examples, 2), per="batch")
+    assert_moments(moments, one_by_one(model, batches(examples, 2)))
 
 
 @pytest.mark.parametrize("per", ["example", "batch"])

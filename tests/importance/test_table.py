@@ -8,7 +8,7 @@ from safetensors import safe_open
 from helpers.moments import FORGET, RETAIN, moments_of
 from helpers.runs import flags
 from unlora.adapter import attach_adapters
-from unlora.adapter.settings import target_shapes
+from unlora.adapter.targets import target_shapes
 from unlora.cli import main
 from unlora.common.errors import InputError
 from unlora.importance import INITIALISERS, Initialiser, register_initialiser, relative_importance

@@ -3,9 +3,10 @@
 from unlora.adapter.export import compression, export_adapter
 from unlora.adapter.factorise import weighted_low_rank
 from unlora.adapter.offset import attach_adapters, attach_factors, detach_adapters, reference_model
-from unlora.adapter.settings import check_adapter_settings
+from unlora.adapter.settings import adapter_notes, check_adapter_settings
 
 __all__ = [
+    "adapter_notes",
     "attach_adapters",
     "attach_factors",
     "check_adapter_settings",

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from unlora.adapter.compress import Compression, compress, total
 from unlora.adapter.offset import lora_layers
-from unlora.adapter.settings import OFFSET, UNLEARN, base_modules
+from unlora.adapter.settings import OFFSET, UNLEARN
+from unlora.adapter.targets import base_modules
 from unlora.common.errors import InputError, Problem
 from unlora.common.files import atomic_path, check_unused
 from unlora.common.progress import bar

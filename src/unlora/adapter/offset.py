@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from unlora.adapter.factorise import weighted_low_rank
-from unlora.adapter.settings import OFFSET, UNLEARN, AdapterSettings, check_adapter_settings, target_shapes
+from unlora.adapter.settings import OFFSET, UNLEARN, AdapterSettings, check_adapter_settings, rank_patterns
+from unlora.adapter.targets import is_everything, target_shapes
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.common.progress import bar
 from unlora.models.sharding import whole
@@ -106,14 +107,15 @@ def attach_factors(
 def _lora_config(base: nn.Module, config: AdapterSettings) -> LoraConfig:
     """Return PEFT's settings of one of our adapters."""
     inner = base.get_base_model() if isinstance(base, PeftModel) else base
-    everything = config.target_modules in (None, "all-linear")
+    targets = target_shapes(base, config.target_modules)
+    ranks, alphas = rank_patterns(config, targets)
     return LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
         use_rslora=config.use_rslora,
-        rank_pattern=getattr(config, "rank_pattern", {}),
-        alpha_pattern=getattr(config, "alpha_pattern", {}),
-        target_modules=list(target_shapes(base, None)) if everything else config.target_modules,
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        target_modules=list(targets) if is_everything(config.target_modules) else config.target_modules,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in inner.modules()),  # GPT-2 stores [in, out]
         base_model_name_or_path=getattr(inner, "name_or_path", None) or None,
         task_type="CAUSAL_LM",

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from peft import LoraConfig, PeftConfig, PeftModel
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
+from unlora.adapter.targets import (
+    TargetModules,
+    base_modules,
+    is_everything,
+    is_head,
+    is_linear,
+    left_out,
+    named_unreachable,
+    target_shapes,
+    within_layer,
+)
 from unlora.common.errors import Problem
 from unlora.settings.checks import range_problems
 from unlora.settings.training import ADAPTER_RANGES
 
 UNLEARN, OFFSET = "unlearn", "offset"
-TargetModules = str | Collection[str] | None
 # The fields of a `peft.LoraConfig` that our own adapters may set: those that only describe it, and plain LoRA's.
 _LORA_FIELDS = (
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
@@ -63,16 +72,22 @@ def _range_problems(config: AdapterSettings) -> Iterator[Problem]:
 
 
 def _target_problems(base: nn.Module, config: AdapterSettings, targets: list[str]) -> Iterator[Problem]:
+    unreachable = named_unreachable(base, config.target_modules)
+    for reason in sorted(set(unreachable.values())):
+        names = [name for name, own in unreachable.items() if own == reason]
+        shown = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
+        yield Problem("target_modules", shown, reason, "leave it out")
     fix = "name modules that it has"
-    if not targets:
+    if not targets and not unreachable:
         wanted = config.target_modules or "all-linear"
-        yield Problem("target_modules", wanted, "the model has no such linear layer", fix)
-    elif not isinstance(config.target_modules, str | None):
-        for name in sorted(config.target_modules):
-            if not any(f".{target}".endswith(f".{name}") for target in targets):
+        kinds = sorted({type(module).__name__ for module in base_modules(base).values()})
+        yield Problem("target_modules", wanted, f"the model has no such linear layer among {', '.join(kinds)}", fix)
+    elif not isinstance(config.target_modules, str) and not is_everything(config.target_modules):
+        for name in sorted(config.target_modules or ()):
+            if not any(f".{target}".endswith(f".{name}") for target in (*targets, *unreachable)):
                 yield Problem("target_modules", name, "the model has no linear layer of this name", fix)
     modules = base_modules(base)
-    if any(_is_head(base, modules[name]) for name in targets):
+    if any(is_head(base, modules[name]) for name in targets):
         reason = (
             "LoRA on the output head is not supported, because the head is often tied to the embeddings and is run at "
             "labelled positions only"
@@ -81,22 +96,66 @@ def _target_problems(base: nn.Module, config: AdapterSettings, targets: list[str
 
 
 def _pattern_problems(config: AdapterSettings, targets: Mapping[str, tuple[int, ...]]) -> Iterator[Problem]:
-    """Yield patterns that match no layer, and ranks that a layer is too small for."""
+    """Yield patterns that match no layer, and ranks that no layer, or none of a pattern, is large enough for."""
     for argument in ("rank_pattern", "alpha_pattern"):
         patterns = _pattern(config, argument)
         for pattern in patterns.keys() - {get_pattern_key(list(patterns), name) for name in targets}:
             yield Problem(argument, pattern, "no adapted layer has such a name", "remove it")
-    ranks: dict[Any, int] = {None: config.r, **_pattern(config, "rank_pattern")}
     largest: dict[str | None, int] = {}  # by the pattern that sets a layer's rank, None where `r` does
     for name, shape in targets.items():
-        key = get_pattern_key(list(_pattern(config, "rank_pattern")), name)
-        key = key if key in ranks else None
-        largest[key] = min(largest.get(key, min(shape)), min(shape))
+        key = _rank_key(config, name)
+        largest[key] = max(largest.get(key, 0), min(shape))
+    ranks: dict[Any, int] = {None: config.r, **_pattern(config, "rank_pattern")}
     for key, limit in largest.items():
         if ranks[key] > limit:
             argument = "r" if key is None else f"rank_pattern[{key!r}]"
-            reason = f"the smallest adapted layer has ranks 1 to {limit}"
+            reason = f"the largest adapted layer has ranks 1 to {limit}"
             yield Problem(argument, ranks[key], reason, "use a rank in that range")
+
+
+def rank_patterns(
+    config: AdapterSettings, targets: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Return PEFT's `rank_pattern` and `alpha_pattern`: the user's, and those of layers too small for their rank.
+
+    A smaller rank comes with an alpha that leaves the scaling of the layer as it is.
+    """
+    alphas = _pattern(config, "alpha_pattern")
+    own_ranks, own_alphas = {}, {}
+    for name, (limit, rank) in _too_small(config, targets).items():
+        alpha = alphas.get(get_pattern_key(list(alphas), name), config.lora_alpha)
+        exact = f"^{re.escape(name)}"
+        own_ranks[exact] = limit
+        own_alphas[exact] = alpha * (limit / rank) ** (0.5 if config.use_rslora else 1)
+    # The first pattern that matches counts.
+    return {**own_ranks, **_pattern(config, "rank_pattern")}, {**own_alphas, **alphas}
+
+
+def adapter_notes(base: nn.Module, config: AdapterSettings) -> list[str]:
+    """Return what a user should know before training: weights that are left out, and layers with a smaller rank."""
+    lines = []
+    if is_everything(config.target_modules) and (rest := left_out(base)):
+        lines.append(f"not adapted: {rest}")
+    small = _too_small(config, target_shapes(base, config.target_modules))
+    found = sorted({(within_layer(name), limit) for name, (limit, _) in small.items()})
+    if found:
+        shown = ", ".join(f"{name} ({limit})" for name, limit in found)
+        lines.append(f"layers that are too small for rank {config.r} get their largest rank: {shown}")
+    return lines
+
+
+def _too_small(config: AdapterSettings, targets: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
+    """Return {module name: (its largest rank, the rank that it should get)} of the layers that are too small."""
+    ranks: dict[Any, int] = {None: config.r, **_pattern(config, "rank_pattern")}
+    wanted = {name: ranks[_rank_key(config, name)] for name in targets}
+    return {name: (min(shape), wanted[name]) for name, shape in targets.items() if min(shape) < wanted[name]}
+
+
+def _rank_key(config: AdapterSettings, name: str) -> str | None:
+    """Return the user's pattern that sets the rank of a layer, or None where `r` does."""
+    patterns = _pattern(config, "rank_pattern")
+    key = get_pattern_key(list(patterns), name)
+    return key if key in patterns else None
 
 
 def _pattern(config: AdapterSettings, argument: str) -> dict[str, Any]:
@@ -145,42 +204,6 @@ def _not_plain(config: PeftConfig, layers: Iterable[BaseTunerLayer]) -> list[str
     odd = [problem.argument for problem in _unread_settings(config, _EARLIER_FIELDS)]
     if config.init_lora_weights not in _PLAIN_STARTS:
         odd.append(f"init_lora_weights={config.init_lora_weights!r}")
-    if not all(_is_linear(layer.get_base_layer()) for layer in layers):
+    if not all(is_linear(layer.get_base_layer()) for layer in layers):
         odd.append("layers that are not linear")
     return odd
-
-
-def target_shapes(base: nn.Module, target_modules: TargetModules) -> dict[str, tuple[int, ...]]:
-    """Return {module name: (out, in)} of the linear layers that PEFT would adapt. None means all but the head."""
-    from peft.tuners.tuners_utils import check_target_module_exists
-
-    linear = {name: module for name, module in base_modules(base).items() if _is_linear(module)}
-    if target_modules in (None, "all-linear"):
-        return {name: linear_shape(module) for name, module in linear.items() if not _is_head(base, module)}
-    probe = LoraConfig(target_modules=target_modules)
-    return {name: linear_shape(module) for name, module in linear.items() if check_target_module_exists(probe, name)}
-
-
-def base_modules(base: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of the model under any adapters, by the names that they have without adapters."""
-    inner = base.get_base_model() if isinstance(base, PeftModel) else base
-    modules: dict[str, nn.Module] = dict(inner.named_modules())
-    wrapped = {name: module.get_base_layer() for name, module in modules.items() if isinstance(module, LoraLayer)}
-    inside = tuple(f"{name}." for name in wrapped)
-    return {name: wrapped.get(name, module) for name, module in modules.items() if not name.startswith(inside)}
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Conv1D)
-
-
-def linear_shape(module: nn.Linear | Conv1D) -> tuple[int, ...]:
-    """Return (out, in) of a linear layer, however it stores its weight."""
-    if hasattr(module, "in_features"):  # a quantised weight is packed and has another shape
-        return (int(module.out_features), int(module.in_features))
-    return tuple(module.weight.shape[::-1])  # GPT-2's Conv1D stores [in, out]
-
-
-def _is_head(base: nn.Module, module: nn.Module) -> bool:
-    head = getattr(base, "get_output_embeddings", lambda: None)()
-    return head is not None and module is (head.get_base_layer() if isinstance(head, LoraLayer) else head)

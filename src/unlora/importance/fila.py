@@ -11,7 +11,7 @@ from math import prod
 
 from torch import Tensor
 
-from unlora.adapter.settings import target_shapes
+from unlora.adapter.targets import target_shapes
 from unlora.common.errors import InputError, Problem
 from unlora.importance.initialiser import RATIO_SETTINGS, Initialiser, Measurement
 from unlora.importance.moments import Moments, gradient_moments

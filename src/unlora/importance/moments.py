@@ -17,7 +17,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from unlora.adapter.offset import cancels, without_request
-from unlora.adapter.settings import UNLEARN, base_modules, linear_shape
+from unlora.adapter.settings import UNLEARN
+from unlora.adapter.targets import base_modules, linear_shape
 from unlora.common.distributed import add_up, gather, in_lockstep, together
 from unlora.common.errors import InputError, Problem, unknown_name
 from unlora.importance.taps import Tap, tapped
@@ -113,7 +114,7 @@ def gradient_moments(
             out = labelled_tokens(model, batch)
             counts = out.counts if per == "example" else out.counts.sum()[None]
             for tap in listeners.values():
-                tap.start_batch(counts)
+                tap.start_batch(counts, *batch["input_ids"].shape)
             # The sum of mean-token losses: an example's loss has a gradient at its own tokens only.
             per_token = counts[out.example] if per == "example" else counts
             (-out.logp / per_token).sum().backward()
@@ -145,8 +146,6 @@ class _MomentTap(Tap):
         self.second = torch.zeros_like(self.mean)
 
     def add(self, counts: Tensor, inputs: Tensor, gradient: Tensor) -> None:
-        if len(counts) == 1:  # one example, or the whole batch as one
-            inputs, gradient = inputs.flatten(0, 1)[None], gradient.flatten(0, 1)[None]
         size = max(1, BLOCK_SIZE // self.mean.numel())
         blocks = (values.split(size) for values in (counts, inputs, gradient))
         for weight, block_inputs, block_gradient in zip(*blocks, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unlora.adapter.settings import target_shapes
+from unlora.adapter.targets import target_shapes
 from unlora.importance.initialiser import Initialiser, Measurement
 
 

@@ -27,29 +27,45 @@ class Tap:
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module, self.name = module, name
         self.counts: Tensor | None = None
+        self.shape = (0, 0)
 
-    def start_batch(self, counts: Tensor) -> None:
-        """Announce the labelled tokens of each example of the next backward pass: [examples], or [1] per batch."""
-        self.counts = counts
+    def start_batch(self, counts: Tensor, examples: int, length: int) -> None:
+        """Announce the next backward pass.
+
+        Args:
+            counts: the labelled tokens of each example, [examples], or [1] of the whole batch as one example.
+            examples, length: the shape of the batch.
+        """
+        self.counts, self.shape = counts, (examples, length)
 
     def hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Put the tap between the map and what follows it. This is a forward hook."""
         return _TapGradient.apply(args[0], output, self)
 
     def see(self, inputs: Tensor, gradient: Tensor) -> None:
-        """Receive the inputs [examples, length, in] and output gradients [examples, length, out] of a batch."""
+        """Receive the inputs and output gradients of a batch, [examples, length, features] or the same flattened."""
         counts, self.counts = self.counts, None
-        # Both cases would mix up examples: flattened rows cannot be told apart, and a map that runs twice has two
-        # gradients to add up before they are squared.
-        if inputs.dim() != 3 or counts is None:
-            reason = (
-                "it saw no [examples, tokens, features] input, or ran more than once a batch (a shared or routed layer)"
-            )
-            raise InputError(Problem(self.argument, self.name, reason, f"leave this module out of {self.argument}"))
+        if counts is None:  # two gradients would have to be added up before they are squared
+            raise self._refused("it ran more than once a batch, as shared layers do")
+        if len(counts) == 1:  # one example, or the whole batch as one: whatever tokens came here belong to it
+            inputs, gradient = (values.flatten(0, -2)[None] for values in (inputs, gradient))
+        elif inputs.shape[:-1].numel() == self.shape[0] * self.shape[1]:
+            inputs, gradient = (values.view(*self.shape, values.shape[-1]) for values in (inputs, gradient))
+        else:
+            raise self._refused("it saw only some of the tokens, as routed layers do, and cannot tell whose they are")
         self.add(counts, inputs, gradient)
 
+    def _refused(self, reason: str) -> InputError:
+        return InputError(Problem(self.argument, self.name, reason, f"leave this module out of {self.argument}"))
+
     def add(self, counts: Tensor, inputs: Tensor, gradient: Tensor) -> None:
-        """Add a batch, arguments as in `start_batch` and `see`, to what this kind of tap computes."""
+        """Add a batch to what this kind of tap computes.
+
+        Args:
+            counts: as in `start_batch`.
+            inputs: [examples, length, in]; with counts [1], all tokens as one example, [1, tokens, in].
+            gradient: [examples, length, out], likewise.
+        """
         raise NotImplementedError
 
 
@@ -64,7 +80,8 @@ class _TapGradient(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, output: Tensor, tap: Tap) -> Tensor:
         ctx.save_for_backward(inputs)
         ctx.tap = tap
-        return output.view_as(output)
+        ctx.mark_dirty(output)  # so that it may be returned as it is: some models go on to change it in place
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:

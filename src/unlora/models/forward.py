@@ -136,6 +136,10 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], layer: int = 7) ->
     with _layers_up_to(core, layer) as last, _head_sees_only(core, places[:0]):
         model(**inputs)
         states = last.output
+    if states.dim() != 3:
+        reason = f"its decoder layers return {states.dim()} dimensions instead of [examples, tokens, hidden]"
+        fix = "use a loss that reads no hidden states"
+        raise InputError(Problem("model", type(core).__name__, reason, fix))
     return HiddenStates(_at(states, places), chosen.nonzero()[:, 0].to(states.device), len(labels))
 
 

@@ -21,11 +21,12 @@ from transformers import (
 )
 
 from unlora.common.distributed import on_cpu
-from unlora.common.errors import InputError, Problem
+from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data import padding_id
 from unlora.models.adapter_files import adapter_folder, check_whole
 from unlora.models.forward import decoder_layers
 from unlora.models.sharding import hold_zero3, shard_fsdp, zero3_reading, zero3_settings
+from unlora.models.skeleton import family_problems
 from unlora.settings import ModelConfig
 from unlora.settings.sharding import FSDP
 
@@ -51,6 +52,7 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
             )
     except (OSError, ValueError) as error:
         raise _cannot_load(config, error) from error
+    raise_if(family_problems(model))
     for module in model.modules():
         # On some CPUs bitsandbytes repacks a 4-bit layer for inference once it has run without gradients. Later
         # gradients would then be lost silently, and the weight too.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel
 
-from unlora.adapter import check_adapter_settings
+from unlora.adapter import adapter_notes, check_adapter_settings
 from unlora.benchmarks.tofu import check_forget_quality
 from unlora.common.distributed import together
-from unlora.common.errors import raise_if
+from unlora.common.errors import Problem, raise_if
 from unlora.data import (
     Stream,
     TextFormat,
@@ -23,13 +24,17 @@ from unlora.data import (
 )
 from unlora.data.sources import Record
 from unlora.evals import Log, read_log
+from unlora.models.skeleton import family_problems, skeleton
 from unlora.pipeline.evaluation import evaluation_sets, known_log
 from unlora.pipeline.importance import RETAIN_SHARE, too_few_examples
 from unlora.pipeline.job import Job, Rows
 from unlora.pipeline.loading import load_start
 from unlora.pipeline.request import Request
 from unlora.runs.forgotten import check_not_taught_again
+from unlora.training.config import UnlearnConfig
 from unlora.training.stopping import holdout_rows, unseen_test
+
+logger = logging.getLogger(__name__)
 
 
 def prepare(
@@ -87,10 +92,19 @@ def _load_rows(request: Request) -> Rows:
 def _load_original(request: Request) -> tuple[PreTrainedModel, TextFormat]:
     """Load the model, and check that adapter and loss suit it."""
     data, args = request.data, request.args
+    outline = skeleton(request.model)
+    if outline is not None:
+        raise_if(_model_problems(outline, args))
     model, tokenizer = load_start(request.model)
-    raise_if([*check_adapter_settings(model, args), *args.model_problems(model)])
+    raise_if(_model_problems(model, args))
+    for note in adapter_notes(model, args):
+        logger.warning("%s", note)
     length = usable_length(model, data.max_length)
     return model, TextFormat.of(tokenizer, data, length, data.max_chunks)
+
+
+def _model_problems(model: PreTrainedModel, args: UnlearnConfig) -> list[Problem]:
+    return [*family_problems(model), *check_adapter_settings(model, args), *args.model_problems(model)]
 
 
 def _checked_retrained_log(request: Request, sets: Mapping[str, Sequence[Record]], log: Log | None) -> Log | None:

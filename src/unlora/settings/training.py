@@ -53,7 +53,7 @@ PUSHING: dict[str, Any] = {
 _LEARNING_RATE = "The initial learning rate of AdamW."
 _WEIGHT_DECAY = "Weight decay of AdamW."
 _ALPHA = "LoRA alpha. The adapter is scaled by alpha / r."
-_TARGETS = "Modules to adapt, as in PEFT. Defaults to all linear layers but the output head."
+_TARGETS = "Modules to adapt, as in PEFT. Defaults to all-linear: all linear layers but the output head."
 
 
 @dataclass

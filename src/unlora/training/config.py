@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import TrainingArguments
 
+from unlora.adapter.targets import is_everything
 from unlora.common.errors import Problem, raise_if
 from unlora.common.plugins import unknown_choice
 from unlora.losses.table import LOSSES, check_losses
@@ -36,6 +37,8 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
                 setattr(self, name, value)
         super().__post_init__()
         self.loss_kwargs = self.loss_kwargs or {}
+        if is_everything(self.target_modules):
+            self.target_modules = None
         if self.until_taught is None:
             given = self.max_steps > 0 or self.num_train_epochs != type(self).num_train_epochs
             self.until_taught = self.has_teacher and not given

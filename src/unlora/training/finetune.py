@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArgum
 from transformers.utils import CONFIG_NAME
 
 from unlora.common.distributed import on_main
+from unlora.adapter.targets import is_everything, target_shapes
 from unlora.common.errors import Problem
 from unlora.common.locks import writing_to
 from unlora.data import Example, pad_batch, padding_id
@@ -139,6 +140,8 @@ def _train(
     pad_id = padding_id(tokenizer)
     if lora is not None:
         set_seed(args.seed)  # for the random start of the adapter
+        if is_everything(lora.target_modules):  # PEFT's own choice has layers on which LoRA has no effect
+            lora.target_modules = list(target_shapes(model, None))
         model = get_peft_model(model, lora)
         if args.gradient_checkpointing:
             # Without this, reentrant checkpointing silently gives the adapter no gradient.

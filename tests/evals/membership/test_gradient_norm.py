@@ -109,7 +109,7 @@ def test_a_norm_by_hand():
     x = torch.tensor([[[1.0, 2.0], [3.0, -1.0]], [[3.0, 4.0], [0.0, 4.0]]])
     delta = torch.tensor([[[1.0], [2.0]], [[1.0], [-1.0]]])
     tap, counts = NormTap(torch.nn.Linear(2, 1), "layer"), torch.tensor([2, 2])
-    tap.start_batch(counts)
+    tap.start_batch(counts, *x.shape[:2])
     tap.add(counts, x, delta)
     assert tap.squares.tolist() == [49, 9]
 
@@ -122,7 +122,7 @@ def test_the_squares_are_those_of_the_summed_outer_products(rows, tokens, inputs
     delta = torch.randn(rows, tokens, outputs, generator=drawn)
     counts = torch.full((rows,), tokens)
     tap = NormTap(torch.nn.Linear(inputs, outputs), "layer")
-    tap.start_batch(counts)
+    tap.start_batch(counts, rows, tokens)
     tap.add(counts, x, delta)
     expected = torch.einsum("nto,nti->noi", delta.double(), x.double()).square().sum((1, 2))
     torch.testing.assert_close(tap.squares.double(), expected, rtol=1e-4, atol=1e-4)

@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from unlora.adapter.settings import base_modules, target_shapes
+from unlora.adapter.targets import base_modules, target_shapes
 from unlora.evals.attacks.interface import Case, Materials, UnavailableError, probe
 from unlora.settings import AttackConfig
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unlora.adapter.settings import base_modules, target_shapes
+from unlora.adapter.targets import base_modules, target_shapes
 from unlora.common.distributed import together
 from unlora.data.encoding import Example, TextFormat
 from unlora.evals.progress import Progress
@@ -57,7 +57,7 @@ def gradient_norms(
         for places, batch in length_sorted_batches(examples, batch_size, text_format, progress=progress):
             out = labelled_tokens(model, batch)
             for tap in taps.values():
-                tap.start_batch(out.counts)
+                tap.start_batch(out.counts, *batch["input_ids"].shape)
             (-out.logp / out.counts[out.example]).sum().backward()
             squares = sum(tap.squares.cpu().double() for tap in taps.values())
             norms |= dict(zip(places, torch.as_tensor(squares).sqrt().tolist(), strict=True))
@@ -69,9 +69,9 @@ class NormTap(Tap):
 
     argument = "modules"
 
-    def start_batch(self, counts: Tensor) -> None:
+    def start_batch(self, counts: Tensor, examples: int, length: int) -> None:
         """Reset the squares: a layer that the next batch does not run has no gradient."""
-        super().start_batch(counts)
+        super().start_batch(counts, examples, length)
         self.squares = torch.zeros(len(counts), device=counts.device)
 
     def add(self, counts: Tensor, inputs: Tensor, gradient: Tensor) -> None:
