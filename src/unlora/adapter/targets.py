@@ -102,7 +102,8 @@ def left_out(base: nn.Module) -> LeftOut | None:
             reached += prod(adapted[name])
             continue
         for own, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() > 1 and parameter.numel() > max(parameter.shape):  # no vector, whatever its shape
+            # No vector, whatever its shape, and no bias, of which stacked experts have a matrix.
+            if parameter.dim() > 1 and parameter.numel() > max(parameter.shape) and not own.endswith("bias"):
                 sizes[within_layer(f"{name}.{own}")] += parameter.numel()
     total = reached + sum(sizes.values())
     return LeftOut(list(sizes), sum(sizes.values()) / total) if sizes else None
