@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments, set_seed
 from transformers.utils import CONFIG_NAME
 
-from unlora.common.distributed import on_main
 from unlora.adapter.targets import is_everything, target_shapes
+from unlora.common.distributed import on_main
 from unlora.common.errors import Problem
 from unlora.common.locks import writing_to
 from unlora.data import Example, pad_batch, padding_id
