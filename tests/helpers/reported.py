@@ -104,6 +104,22 @@ def attacks(gain=0.1, retrained=True, name="relearn", setting="20 %"):
     return {"attacks": {**found, "paraphrase": {"not available": "no paraphrased_question"}}}
 
 
+def sampled(unlearned, retrained=0, facts=40):
+    """What `unlora attack --attacks sampling` writes: one sample reveals half of the facts that 32 reveal."""
+
+    def models(part):
+        def values(count):
+            share = part * count / facts
+            return {"revealed": share, "revealed_low": share - 0.01, "revealed_high": share + 0.01, "facts": facts}
+
+        theirs = None if retrained is None else values(retrained)
+        difference = None if retrained is None else values(unlearned - retrained)
+        ours = {"original": values(facts), "unlearned": values(unlearned)}
+        return ours | {"retrained": theirs, "unlearned_minus_retrained": difference}
+
+    return {"attacks": {"sampling": {"1 sample": models(0.5), "32 samples": models(1.0)}}}
+
+
 def muse(verbatim=0.5, forget=0.4, retain=0.6, above=0):
     """What `evaluate --benchmark muse` writes: ROUGE-L by set, and forget scores `above` those of unseen rows."""
 

@@ -17,9 +17,15 @@ from helpers.runs import write_rows
 from unlora.cli import main
 from unlora.cli.attack import print_attacks
 from unlora.evals.attacks import ATTACKS
-from unlora.pipeline.attack import DIFFERENCE, differences, mean_of_draws
+from unlora.pipeline.attack import differences, mean_of_draws
+from unlora.runs.folder import DIFFERENCE
 
 QUICK = ("--seeds", "2", "--relearn_steps", "2", "--relearn_percent", "20", "50", "--r", "2", "--shots", "1")
+QUICK += ("--samples", "1", "2")
+NAMED = [
+    {**row, "answer": f"{name} does."}
+    for row, name in zip(FORGET, ["Ada", "Bob", "Cleo", "Dan", "Eve", "Finn"], strict=True)
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,7 @@ def retrained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("attacked")
-    return unlearn(folder, save_tiny_llama(folder / "model", 0), FORGET)
+    return unlearn(folder, save_tiny_llama(folder / "model", 0), NAMED)
 
 
 @pytest.fixture
@@ -71,7 +77,14 @@ def test_all_attacks_on_three_models(attacked, run, retrained, capsys, monkeypat
         "paraphrase": ["paraphrased_question"],
         "prefix": ["25 %", "50 %"],
         "fewshot": ["1-shot"],
+        "sampling": ["1 sample", "2 samples"],
     }
+    assert "facts revealed: number on average" in shown
+    assert "of 6" in shown
+    for models in report["attacks"].pop("sampling").values():
+        assert list(models) == ["original", "unlearned", "retrained", DIFFERENCE]
+        keys = {"revealed", "revealed_low", "revealed_high", "facts"}
+        assert all(values.keys() == keys and values["facts"] == 6 for values in models.values())
     for attack, settings in report["attacks"].items():
         metrics = {"forget_probability", "forget_rougeL_recall"}
         metrics |= {"retain_probability"} if attack in ("none", "quantise") else set()
@@ -125,7 +138,9 @@ def test_plain_text_is_attacked_by_what_needs_no_question(tmp_path, retrained, c
     assert "not available: the rows are plain text" in " ".join(capsys.readouterr().out.replace("│", "").split())
     report = json.loads((run / "attacks.json").read_text())
     attacks = report["attacks"]
-    assert all("the rows are plain text" in attacks[name]["not available"] for name in ("paraphrase", "fewshot"))
+    assert all(
+        "the rows are plain text" in attacks[name]["not available"] for name in ("paraphrase", "fewshot", "sampling")
+    )
     tokenizer = make_tokenizer()
     lengths = [len(tokenizer(row["text"])["input_ids"]) + 1 for row in texts]  # with the end token
     chunks = sum(-(-length // 32) for length in lengths)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 import pytest
 
-from helpers.reported import attacks, logs, make_run, membership
+from helpers.reported import attacks, logs, make_run, membership, sampled
 from unlora.cli import main
 from unlora.common.errors import InputError
 from unlora.report.page import write_report
@@ -19,7 +19,10 @@ from unlora.report.read import read_run
 from unlora.report.summary import summarise_run
 from unlora.report.verdict import verdict
 
-FULL = {"membership": membership(0.55, retrained=0.5), "attacks": attacks(0.1)}
+FULL = {
+    "membership": membership(0.55, retrained=0.5),
+    "attacks": {"attacks": attacks(0.1)["attacks"] | sampled(5)["attacks"]},
+}
 
 
 def page_of(folder, *args, **files):
@@ -74,6 +77,7 @@ def test_everything_that_a_run_has_is_shown(tmp_path):
         *("No difference found until attacked", "Probability of the forget answers", "harmonic mean of 3 means"),
         *("Distributions of the truth ratio", "largest distance 0.00", "p = 0.05", "log₁₀ forget quality"),
         *("40 forget and 30 unseen examples", "min_k_20", "± 0.050", "relearn: 20 %", "0.500 ± 0.010"),
+        *("sampling: 32 samples", "2.5 of 40", "+5 of 40", "+0.115 to +0.135", "share of the facts"),
         *("paraphrase was not possible:", "no paraphrased_question"),
         *("20 of 40 examples", "10 of 10 examples", "Who keeps cat 33?", "33 does."),
         *("Forget loss: from 1.75 at step 10 to 1.25 at step 30.", "self_attn.q_proj", "mlp.up_proj"),

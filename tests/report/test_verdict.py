@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from helpers.reported import FAR, NEAR, attacks, log, logs, make_run, membership
+from helpers.reported import FAR, NEAR, attacks, log, logs, make_run, membership, sampled
 from unlora.report.names import p_value
 from unlora.report.plots import largest_distance
 from unlora.report.read import read_run
@@ -125,6 +125,15 @@ def test_a_run_without_evaluation_says_so(tmp_path):
         (attacks(0.1), "Of 1 kind of attack, relearn (20 %) brings back the most: +0.100 ± 0.010 (standard error)"),
         (attacks(-0.1), "Of 1 kind of attack, none makes"),
         (attacks(retrained=False), "nothing to compare their success with"),
+        (
+            sampled(5, 3),
+            "In 32 samples of each answer, the unlearned model reveals 5 of 40 facts (original model: 40; ",
+        ),
+        (
+            sampled(5, None),
+            "there is nothing to compare their success with. In 32 samples of each answer, the unlearned",
+        ),
+        ({"attacks": attacks(0.1)["attacks"] | sampled(5, 3)["attacks"]}, "Of 1 kind of attack, relearn"),
     ],
 )
 def test_attacks_are_part_of_it(tmp_path, content, words):
@@ -146,6 +155,15 @@ def test_what_attacks_bring_back_unsettles_it(tmp_path):
     assert (found.state, found.label) == ("mixed", "No difference found until attacked")
     assert judged(tmp_path / "b", attacks=attacks(0.015)).state == "alike"
     assert judged(tmp_path / "c", attacks=attacks(retrained=False)).state == "alike"
+
+
+@pytest.mark.parametrize(
+    ("counts", "state"), [((10, 0), "mixed"), ((10, 9), "alike"), ((0, 10), "alike"), ((10, None), "alike")]
+)
+def test_facts_in_samples_unsettle_it_if_they_are_more_than_the_retrained_model_s(tmp_path, counts, state):
+    """Fisher's exact test of 10 of 40 against 0 of 40 has p = 0.0005."""
+    found = judged(tmp_path, attacks=sampled(*counts))
+    assert (found.state, "until attacked" in found.label) == (state, state == "mixed")
 
 
 @pytest.mark.parametrize(("settings", "state"), [(1, "mixed"), (20, "alike")])

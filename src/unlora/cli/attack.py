@@ -8,7 +8,7 @@ from typing import Any
 
 from unlora.cli.output import Answer
 from unlora.common.errors import NOT_AVAILABLE
-from unlora.runs.folder import ATTACKS
+from unlora.runs.folder import ATTACKS, DIFFERENCE
 from unlora.settings import AttackConfig, LoadedRunConfig
 
 EXAMPLE = "unlora attack run --retrained retrained-model --attacks relearn quantise --seeds 5"
@@ -17,6 +17,7 @@ _METRICS = {
     "forget_probability": "probability",
     "forget_rougeL_recall": "ROUGE-L recall",
     "retain_probability": "retain probability",
+    "revealed": "facts revealed",
 }
 # The least number of columns of a terminal for a table with a frame, and with standard errors in the same line.
 _WIDE = 100
@@ -39,7 +40,6 @@ def print_attacks(report: Mapping[str, Any]) -> None:
     from rich.table import Column, Table
 
     from unlora.common.console import PlainConsole
-    from unlora.pipeline.attack import DIFFERENCE
 
     columns = {"original": "original", "unlearned": "unlearned", "retrained": "retrained", DIFFERENCE: "difference"}
     console = PlainConsole()
@@ -56,7 +56,7 @@ def print_attacks(report: Mapping[str, Any]) -> None:
             metrics = [name for name in _METRICS if name in models["unlearned"]]
             for metric in metrics:
                 label = f"{attack}: {setting}" if metric == metrics[0] else ""
-                cells = (_cell(models[column], metric, " " if wide else "\n") for column in columns)
+                cells = (_cell(models[column], column, metric, " " if wide else "\n") for column in columns)
                 table.add_row(label, _METRICS[metric], *cells, end_section=metric == metrics[-1])
     console.print(table)
     if report["models"]["retrained"] is None:
@@ -65,10 +65,17 @@ def print_attacks(report: Mapping[str, Any]) -> None:
         )
     else:
         console.print("difference: unlearned − retrained")
+    if NOT_AVAILABLE not in report["attacks"].get("sampling", {NOT_AVAILABLE}):
+        console.print("facts revealed: number on average, and the 95 % interval of their share")
 
 
-def _cell(metrics: Mapping[str, float] | None, metric: str, between: str) -> str:
+def _cell(metrics: Mapping[str, float] | None, model: str, metric: str, between: str) -> str:
+    from unlora.report.tables import revealed_cell
+
     if metrics is None:
         return NOT_AVAILABLE
+    if metric == "revealed":
+        cell = revealed_cell(metrics, model)
+        return f"{cell.text}\n{cell.note}"
     error = metrics.get(f"{metric}_se")
     return f"{metrics[metric]:.3f}" + ("" if error is None else f"{between}± {error:.3f}")

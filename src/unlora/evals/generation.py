@@ -1,4 +1,4 @@
-"""A model's own answers: greedy, batched by length, in the order of the input.
+"""A model's own answers, greedy or sampled: batched by length, in the order of the input.
 
 As in `scoring`, the model is left as it was found, and all processes of a job must call these functions.
 """
@@ -58,10 +58,12 @@ def continue_prompts(
     max_new_tokens: int = 200,
     batch_size: int = 32,
     progress: Progress | None = None,
+    temperature: float = 0.0,
 ) -> list[str]:
-    """Return the model's greedy continuation of each tokenised prompt, without special tokens but with whitespace.
+    """Return the model's continuation of each tokenised prompt, without special tokens but with whitespace.
 
-    The arguments are those of `generate_answers`.
+    It is greedy, or sampled from all tokens if the `temperature` is above 0. The other arguments are those of
+    `generate_answers`.
     """
     if max_new_tokens < 1:
         reason = "an answer has at least one token"
@@ -70,7 +72,7 @@ def continue_prompts(
         raise InputError(Problem("questions", "0 questions", "there is nothing to ask", "give at least one"))
     examples = [prompt_example(ids) for ids in prompts]
     check_positions(model, examples, max_new_tokens, "max_new_tokens", max_new_tokens)
-    config = generation_config(max_new_tokens, text_format)
+    config = generation_config(max_new_tokens, text_format, temperature)
     texts: dict[int, str] = {}
     with together(), generating(model) as core:
         # Padding on the left, so that all answers of a batch begin in the same column.

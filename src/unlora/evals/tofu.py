@@ -182,13 +182,13 @@ def add_text_columns(
     added = {}
     for name in [name for name in TASKS if name in sets]:
         if texts := log.get(TASKS[name], {}).get("generated_text"):
-            answered = [_as_row(question) for question in read_questions(name, sets[name], len(texts))]
+            answered = [as_row(question) for question in read_questions(name, sets[name], len(texts))]
             columns = text_columns(log[TASKS[name]], answered, original, text_format, settings.eval_batch_size)
             added[TASKS[name]] = columns
     return {task: {**columns, **added.get(task, {})} for task, columns in log.items()}
 
 
-def _as_row(question: Question) -> Record:
+def as_row(question: Question) -> Record:
     """Return the texts of a question as a row."""
     asked, wrong = str(question.question), list(question.perturbed)
     return {"question": asked, "answer": question.answer, "perturbed_answer": wrong}

@@ -16,24 +16,23 @@ from unlora.common.files import write_json
 from unlora.common.progress import bar
 from unlora.data import Example, TextFormat, check_rows, encode_records, load_records, load_set
 from unlora.data.sources import Record, is_text
-from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, attack_problems, measure, probe
+from unlora.evals.attacks import ATTACKS, Attempt, Case, Materials, UnavailableError, attack_problems, probe, sampling
 from unlora.evals.attacks.interface import Item, Metrics, answer_places
 from unlora.evals.tofu import Question, read_questions
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.evaluation import warn_of_texts
 from unlora.pipeline.loading import comparable_model
 from unlora.pipeline.prepare import usable_length
-from unlora.runs.folder import ADAPTER, check_adapter, checked_settings, saved_model, saved_settings
+from unlora.runs.folder import ADAPTER, DIFFERENCE, check_adapter, checked_settings, saved_model, saved_settings
 from unlora.runs.folder import ATTACKS as ATTACKS_FILE
 from unlora.settings import AttackConfig, DataConfig, EvalConfig, ModelConfig
 from unlora.settings.training import PUSHING
 
 # The measurement without an attack, with which the attacks are compared.
 _PLAIN = "none"
-DIFFERENCE = "unlearned_minus_retrained"
-# The cases of each attack, and what each attack measured in these cases on one model.
-_Plan = dict[str, list[Case]]
-_Measured = dict[str, list[Metrics]]
+# The attempts of each attack, and what each attack measured on one model, in which setting.
+_Plan = dict[str, Sequence[Attempt]]
+_Measured = dict[str, list[tuple[str, Metrics]]]
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,9 @@ def attack(run: str, config: AttackConfig, trust_remote_code: bool = False) -> d
     Returns:
         The contents of the file. "attacks" is {attack: {setting: {model: {metric: value}}}}, and the first attack is
         "none". The models are original, unlearned and retrained, followed by the difference of the last two. Both are
-        None without `config.retrained`. `<metric>_se` is the standard error over draws. An attack that the data do not
-        allow is {"not available": reason}. "models" and "settings" say what was attacked, and how.
+        None without `config.retrained`. `<metric>_se` is the standard error over draws, `<metric>_low` and
+        `<metric>_high` are the ends of its interval over rows. An attack that the data do not allow is
+        {"not available": reason}. "models" and "settings" say what was attacked, and how.
 
     Raises:
         InputError: a folder without an adapter, wrong settings, rows that are neither questions nor text, a retrained
@@ -76,18 +76,19 @@ def attack(run: str, config: AttackConfig, trust_remote_code: bool = False) -> d
     model, tokenizer = load_model(target.model)
     materials = _make_materials(target, rows, questions, model, tokenizer, config.given_tokens)
     plan, unavailable = _make_plan(model, materials, config)
-    results: dict[str, _Measured | None] = {"original": _run_cases("original", model, plan, materials)}
+    original = _make_attempts("original", model, plan, materials)
+    results: dict[str, _Measured | None] = {"original": original}
     model = load_adapter(model, str(Path(run) / ADAPTER), argument="RUN")
-    results["unlearned"] = _run_cases("unlearned", model, plan, materials)
+    results["unlearned"] = _make_attempts("unlearned", model, plan, materials)
     del model  # there may not be memory for two
     results["retrained"] = None
     if other is not None:
         retrained, _ = load_model(other)
-        results["retrained"] = _run_cases("retrained", retrained, plan, materials)
+        results["retrained"] = _make_attempts("retrained", retrained, plan, materials)
     report = {
         "models": {"original": target.model.model_name_or_path, "unlearned": run, "retrained": config.retrained},
         "settings": asdict(config),
-        "attacks": _summarise(plan, results) | unavailable,
+        "attacks": _summarise(original, results) | unavailable,
     }
     write_json(Path(run) / ATTACKS_FILE, report)
     return report
@@ -165,8 +166,10 @@ def _chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[
 def _make_plan(
     model: PreTrainedModel, materials: Materials, config: AttackConfig
 ) -> tuple[_Plan, dict[str, dict[str, str]]]:
-    """Return the cases of every attack, and why some attacks have none."""
-    plan = {_PLAIN: [Case("whole forget set", probe(materials.forget, materials), retain=True)]}
+    """Return the attempts of every attack, and why some attacks have none."""
+    plan: dict[str, Sequence[Attempt]] = {
+        _PLAIN: [Case("whole forget set", probe(materials.forget, materials), retain=True)]
+    }
     unavailable = {}
     for name in config.attacks or ATTACKS:
         try:
@@ -178,28 +181,25 @@ def _make_plan(
     return plan, unavailable
 
 
-def _run_cases(name: str, model: PreTrainedModel, plan: _Plan, materials: Materials) -> _Measured:
-    """Measure every case on one model, with a progress bar."""
-    cases = sum(map(len, plan.values()))
-    with bar(total=cases, desc=f"attacks on the {name} model", unit=" cases") as shown_bar:
-
-        def measured(case: Case) -> Metrics:
-            metrics = measure(model, case, materials)
-            shown_bar.update(1)
-            return metrics
-
-        return {attack: [measured(case) for case in cases] for attack, cases in plan.items()}
+def _make_attempts(name: str, model: PreTrainedModel, plan: _Plan, materials: Materials) -> _Measured:
+    """Make every attempt on one model, with a progress bar."""
+    found: _Measured = {attack: [] for attack in plan}
+    with bar(total=sum(map(len, plan.values())), desc=f"attacks on the {name} model", unit=" attempts") as shown_bar:
+        for attack, attempts in plan.items():
+            for attempt in attempts:
+                found[attack] += attempt.results(model, materials)
+                shown_bar.update(1)
+    return found
 
 
-def _summarise(plan: _Plan, results: dict[str, _Measured | None]) -> dict[str, Any]:
+def _summarise(original: _Measured, results: dict[str, _Measured | None]) -> dict[str, Any]:
     """Return the mean of each metric over the draws, and its standard error, by attack, setting and model."""
     report: dict[str, Any] = {}
-    for attack, cases in plan.items():
+    for attack, measured in original.items():
         report[attack] = {}
-        for setting in dict.fromkeys(case.setting for case in cases):
-            places = [place for place, case in enumerate(cases) if case.setting == setting]
+        for setting in dict.fromkeys(setting for setting, _ in measured):
             draws: dict[str, list[Metrics] | None] = {
-                name: None if found is None else [found[attack][place] for place in places]
+                name: None if found is None else [metrics for part, metrics in found[attack] if part == setting]
                 for name, found in results.items()
             }
             draws[DIFFERENCE] = differences(draws["unlearned"], draws["retrained"])
@@ -211,7 +211,10 @@ def differences(one: list[Metrics] | None, other: list[Metrics] | None) -> list[
     """Return one minus the other, draw by draw. In each draw both models were given the same."""
     if not one or not other:
         return None
-    return [{name: a[name] - b[name] for name in a} for a, b in zip(one, other, strict=True)]
+    return [
+        sampling.difference(a, b) if sampling.METRIC in a else {name: a[name] - b[name] for name in a}
+        for a, b in zip(one, other, strict=True)
+    ]
 
 
 def mean_of_draws(draws: Sequence[Metrics]) -> Metrics:

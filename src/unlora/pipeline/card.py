@@ -24,7 +24,7 @@ from unlora.models.hashes import ADAPTER_SETTINGS
 from unlora.report.names import METRICS, OVERALL, SETS, metric_rows, number
 from unlora.report.read import Run, read_run
 from unlora.report.summary import summarise_run
-from unlora.report.tables import Table, attacks_table, membership_table
+from unlora.report.tables import Table, attacks_table, membership_table, revealed_table
 from unlora.report.verdict import Verdict, verdict
 from unlora.runs.folder import ADAPTER, RECORD, saved_settings
 from unlora.runs.verify import recorded_hashes
@@ -120,6 +120,7 @@ def model_card(facts: Facts, cost: Mapping[str, Any] | None) -> str:
         vllm_ranks=_VLLM_RANKS,
         membership_table=membership_table,
         attacks_table=attacks_table,
+        revealed=revealed_table(facts.run),
         table=_markdown,
         number=number,
         plain=plain,

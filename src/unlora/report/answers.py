@@ -14,6 +14,7 @@ from unlora.report.names import COUNTS, SETS
 from unlora.report.read import Run
 from unlora.report.samples import question_in, turns_before
 from unlora.report.statistics import Estimate
+from unlora.runs.folder import MODELS
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,20 @@ def answer_counts(run: Run) -> Counts:
                 if name in COUNTS[kind].sets and possible:
                     found[kind].setdefault(name, {})[model] = Count(int(judged.sum()), possible)
     return found
+
+
+def sampled_counts(run: Run) -> tuple[str, dict[str, Count]] | None:
+    """Return the setting with the most samples and how many facts each model reveals in them, or None without any."""
+    found = [attack for attack in (run.attacks.found if run.attacks else ()) if attack.counts_facts]
+    if not found:
+        return None
+    # All samples that were drawn are in it, so the counts are whole.
+    counts = {
+        model: Count(round(values["revealed"] * values["facts"]), int(values["facts"]))
+        for model, values in found[-1].models.items()
+        if model in MODELS
+    }
+    return found[-1].setting, counts
 
 
 def _judged(run: Run, model: str, name: str) -> dict[str, tuple[NDArray[np.bool_], int]]:

@@ -18,9 +18,10 @@ from unlora.report.names import COUNTS, MISSING
 from unlora.report.read import Run
 from unlora.report.statistics import Estimate, Values, estimate_of, exactly
 from unlora.report.summary import Axes, Summary, summarise_run
-from unlora.report.tables import DIFFERENCE, Cell, Table, estimate_cell
+from unlora.report.tables import Cell, Table, estimate_cell
 from unlora.report.unseen import most_telling
 from unlora.report.verdict import strongest, tests_of, verdict
+from unlora.runs.folder import DIFFERENCE
 
 # The columns of the table by key: the heading, and what an abbreviation in it stands for.
 COLUMNS = {

@@ -65,7 +65,7 @@ def _run_page(run: Run) -> str:
         distributions=_distributions(summary),
         metrics=tables.metrics_table(run, summary) if run.logs else None,
         membership=_membership(run),
-        attacks=_attacks(run),
+        attacks=[plot for plot in (_brought_back(run), _revealed(run)) if plot is not None],
         samples={name: samples(run, name) for name in SAMPLES},
         worst=[(COUNTS[worst.kind].example, worst) for worst in worst_answers(run)],
         counts=sample_counts(run),
@@ -168,20 +168,32 @@ def _membership(run: Run) -> Plot | None:
     return plots.dots("Membership attacks", rows, plots.MODELS, axis, caption, level=0.5, table=table)
 
 
-def _attacks(run: Run) -> Plot | None:
+def _brought_back(run: Run) -> Plot | None:
     """Draw the probability of the forget answers under every attack."""
     if run.attacks is None:
         return None
-    rows = [
-        plots.Row(attack.label, {m: value for m in plots.MODELS if (value := attack.estimate(m)) is not None})
-        for attack in run.attacks.found
-    ]
     axis = "probability of the forget answers"
     caption = (
         "What each attack brings back, and what the same attack finds on the other models. Whiskers are 95 % intervals "
         "over draws."
     )
-    return plots.dots("Attacks", rows, plots.MODELS, axis, caption, table=tables.attacks_table(run))
+    rows, table = _attack_rows(run, "forget_probability"), tables.attacks_table(run)
+    return plots.dots("Attacks", rows, plots.MODELS, axis, caption, table=table)
+
+
+def _revealed(run: Run) -> Plot | None:
+    """Draw the share of facts that sampled answers reveal."""
+    caption = "How many facts are in at least one of several sampled answers. Whiskers are 95 % intervals over facts."
+    rows, table = _attack_rows(run, "revealed"), tables.revealed_table(run)
+    return plots.dots("Sampled answers", rows, plots.MODELS, "share of the facts", caption, table=table)
+
+
+def _attack_rows(run: Run, metric: str) -> list[plots.Row]:
+    found = [] if run.attacks is None else run.attacks.found
+    values = {attack.label: {m: attack.estimate(m, metric) for m in plots.MODELS} for attack in found}
+    return [
+        plots.Row(label, {m: v for m, v in by_model.items() if v is not None}) for label, by_model in values.items()
+    ]
 
 
 def _training(run: Run) -> list[Plot]:

@@ -56,7 +56,10 @@ class Membership:
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack in one setting: {model: {metric: value}}, with standard errors under `<metric>_se`."""
+    """One attack in one setting: {model: {metric: value}}.
+
+    Beside a metric are its standard error as `<metric>_se`, or the ends of its interval as `<metric>_low` and `_high`.
+    """
 
     name: str
     setting: str
@@ -67,11 +70,18 @@ class Attack:
         """The name and the setting."""
         return f"{self.name}: {self.setting}"
 
+    @property
+    def counts_facts(self) -> bool:
+        """Whether it counts the facts that sampled answers reveal, instead of scoring the forget answers."""
+        return any("revealed" in values for values in self.models.values())
+
     def estimate(self, model: str, metric: str = "forget_probability") -> Estimate | None:
-        """Return a metric with its normal interval over draws, or None if it was not measured."""
+        """Return a metric with its own or its normal interval over draws, or None if it was not measured."""
         values = self.models.get(model, {})
         if metric not in values:
             return None
+        if f"{metric}_low" in values:
+            return Estimate(values[metric], values[f"{metric}_low"], values[f"{metric}_high"])
         return estimate_of(Measured(values[metric], values.get(f"{metric}_se", 0.0)))
 
 

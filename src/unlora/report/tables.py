@@ -12,9 +12,7 @@ from unlora.report.names import METRICS, MISSING, SETS, capitalised, fixed, p_va
 from unlora.report.read import Run
 from unlora.report.statistics import Estimate
 from unlora.report.summary import Summary
-from unlora.runs.folder import MODELS
-
-DIFFERENCE = "unlearned_minus_retrained"
+from unlora.runs.folder import DIFFERENCE, MODELS
 
 
 @dataclass(frozen=True)
@@ -96,9 +94,29 @@ def attacks_table(run: Run) -> Table:
     rows = [
         (Cell(attack.label), {model: cell(values) for model, values in attack.models.items()})
         for attack in run.attacks.found
+        if not attack.counts_facts
     ]
     caption = "Probability of the forget answers (± standard error over draws), with their ROUGE-L recall below it"
     return _model_table(caption, "Attack", (*MODELS, DIFFERENCE), rows)
+
+
+def revealed_table(run: Run) -> Table | None:
+    """Return how many facts sampled answers reveal, or None if no answers were sampled."""
+    rows = [
+        (Cell(attack.label), {model: revealed_cell(values, model) for model, values in attack.models.items()})
+        for attack in (run.attacks.found if run.attacks else ())
+        if attack.counts_facts
+    ]
+    caption = "Facts that so many samples reveal on average, with the 95 % interval of their share below it"
+    return _model_table(caption, "Attack", (*MODELS, DIFFERENCE), rows) if rows else None
+
+
+def revealed_cell(values: Mapping[str, float], model: str) -> Cell:
+    """Return the number of facts that a model reveals, with the interval of their share; a difference has a sign."""
+    sign = "+" if model == DIFFERENCE else ""
+    count = fixed(values["revealed"] * values["facts"], 2, sign).rstrip("0").removesuffix(".")
+    low, high = (fixed(values[f"revealed_{end}"], sign=sign) for end in ("low", "high"))
+    return Cell(f"{count} of {values['facts']:g}", f"{low} to {high}")
 
 
 def _estimate_cells(by_model: Mapping[str, Estimate]) -> dict[str, Cell]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import NormalDist
 
 from unlora.report.advice import Place, Step, hardly_forgotten, next_steps
-from unlora.report.answers import Count, counts_text
+from unlora.report.answers import Count, counts_text, sampled_counts
 from unlora.report.names import capitalised, fixed, p_value
 from unlora.report.read import Attack, Membership, Run, read_run
 from unlora.report.statistics import SPREAD, Estimate
 from unlora.report.summary import LEVEL, Summary, smallest_distance, summarise_run
-from unlora.report.tables import DIFFERENCE
 from unlora.report.unseen import areas_text, most_telling, sensitive_attacks
+from unlora.runs.folder import DIFFERENCE
 
 # A model that keeps less of its utility than this has paid for its forgetting, whatever the tests say.
 _LEAST_KEPT = 0.9
@@ -91,7 +91,8 @@ def verdict(run: Run, summary: Summary, place: Place | None = None) -> Verdict:
         state, label = "mixed", spoiled
     if state == "alike" and summary.kept is not None and summary.kept.high < _LEAST_KEPT:
         state, label = "mixed", "No difference found, but at a high cost"
-    if state == "alike" and _brings_back(worst, summary.gap, len(_compared(run))):
+    tried = len(_compared(run)) + (sampled_counts(run) is not None)
+    if state == "alike" and (_brings_back(worst, summary.gap, tried) or _reveals(run, tried)):
         state, label = "mixed", "No difference found until attacked"
     steps = tuple(next_steps(run, summary, state, place or Place.on_page(run)))
     if state in ("untested", "undecided", "apart") and hardly_forgotten(summary):
@@ -139,7 +140,7 @@ def tests_of(run: Run, summary: Summary) -> list[str]:
         "forget quality": quality,
         "membership attacks": unseen,
         "the test that stopped the training": bool(_checks(run)) and not quality and not unseen,
-        "attacks": strongest(run) is not None,
+        "attacks": _has_comparison(run),
     }
     return [name for name, there in known.items() if there]
 
@@ -283,10 +284,19 @@ def _cost(summary: Summary) -> str:
 def _attacks(run: Run, worst: Attack | None) -> str:
     if run.attacks is None:
         return "No attacks were tried, so it is not known whether the data stays forgotten."
+    sampled = _sampled(run)
+    if not _has_comparison(run):
+        none = "Attacks were tried, but without a retrained model there is nothing to compare their success with."
+        return f"{none} {sampled}".strip()
+    return f"{_brought_back(run, worst)} {sampled}".strip()
+
+
+def _brought_back(run: Run, worst: Attack | None) -> str:
+    """Return a sentence on the attack that makes the answers the most likely; empty if there was none such."""
     if worst is None:
-        return "Attacks were tried, but without a retrained model there is nothing to compare their success with."
+        return ""
     value, error = worst.models[DIFFERENCE][_PROBABILITY], worst.models[DIFFERENCE].get(f"{_PROBABILITY}_se")
-    count = len({attack.name for attack in run.attacks.found} - {_NO_ATTACK})
+    count = len({attack.name for attack in _compared(run)})
     kinds = f"{count} kind{'' if count == 1 else 's'} of attack"
     if value <= 0:
         return f"Of {kinds}, none makes the answers more likely than on the retrained model."
@@ -295,6 +305,32 @@ def _attacks(run: Run, worst: Attack | None) -> str:
         f"Of {kinds}, {worst.name} ({worst.setting}) brings back the most: {size} in answer probability, compared with "
         "the same attack on the retrained model."
     )
+
+
+def _sampled(run: Run) -> str:
+    """Return a sentence on the facts in sampled answers; empty if none were sampled."""
+    found = sampled_counts(run)
+    if found is None:
+        return ""
+    setting, counts = found
+    others = "; ".join(
+        f"{model} model: {counts[model].count}" for model in ("original", "retrained") if model in counts
+    )
+    return f"In {setting} of each answer, the unlearned model reveals {counts['unlearned']} facts ({others})."
+
+
+def _has_comparison(run: Run) -> bool:
+    """Return whether an attack was also tried on a retrained model."""
+    found = [] if run.attacks is None else run.attacks.found
+    return any(attack.name != _NO_ATTACK and DIFFERENCE in attack.models for attack in found)
+
+
+def _reveals(run: Run, tried: int) -> bool:
+    """Return whether samples reveal more facts than the retrained model's. `tried` is as in `_brings_back`."""
+    found = sampled_counts(run)
+    if found is None or "retrained" not in found[1]:
+        return False
+    return found[1]["unlearned"].exceeds(found[1]["retrained"], LEVEL / 2 / tried)
 
 
 def strongest(run: Run) -> Attack | None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 MODELS = ("original", "unlearned", "retrained")
+# In the results of attacks and in tables of models: the difference of the last two.
+DIFFERENCE = "unlearned_minus_retrained"
 
 # What `unlora unlearn` writes.
 CONFIG = "config.yaml"

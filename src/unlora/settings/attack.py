@@ -19,6 +19,7 @@ _RANGES = {
     "prefix_percent": _PERCENT,
     "given_tokens": positive(),
     "shots": positive(),
+    "samples": positive(),
 }
 
 
@@ -28,8 +29,8 @@ class AttackConfig:
 
     attacks: list[str] | None = setting(
         None,
-        "Some of relearn, quantise, prefix, and for questions also paraphrase and fewshot. Defaults to all that the "
-        "data allow.",
+        "Some of relearn, quantise, prefix, and for questions also paraphrase, fewshot and sampling. Defaults to all "
+        "that the data allow.",
     )
     retrained: str | None = setting(
         None, "Model trained without the forget set, to compare with: a folder or a name on the Hugging Face Hub."
@@ -50,6 +51,10 @@ class AttackConfig:
         32, "Tokens of each chunk of plain text that are given, at most half of it. The rest is measured."
     )
     shots: int = setting(3, "Answered forget rows that are shown before each question.")
+    samples: list[int] = setting(
+        [1, 8, 32],
+        "Numbers of sampled answers to each question of which one may contain the fact. The largest number is drawn.",
+    )
 
     def problems(self) -> list[Problem]:
         """Check the numbers. Whether the attacks exist is checked in `evals.attacks`, which knows them."""

@@ -381,6 +381,7 @@ def test_a_text_that_was_learned_is_continued_and_comes_back_by_relearning(tiny_
 UNAVAILABLE = {
     "paraphrase of text": ([{"input_ids": [5, 6], "labels": [5, 6]}], "the rows are plain text"),
     "fewshot of text": ([{"input_ids": [5, 6], "labels": [5, 6]}], "the rows are plain text"),
+    "sampling of text": ([{"input_ids": [5, 6], "labels": [5, 6]}], "the rows are plain text"),
     "relearn": (ROWS[:1], "at least 2"),
     "paraphrase": ([ROWS[0], {"question": "Why?", "answer": "no", "paraphrased_question": None}], "1 of the 2"),
     "prefix": ([{"question": "Why?", "answer": "Ada"}], "a single token"),
@@ -419,6 +420,7 @@ def test_every_attack_is_named_in_the_help():
         ({"prefix_percent": [50, 100]}, "prefix_percent=100"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"shots": 0}, "shots=0"),
+        ({"samples": [8, 0]}, "samples=0"),
         ({"given_tokens": 0}, "given_tokens=0"),
     ],
 )

@@ -4,21 +4,22 @@ To add an attack, write `cases(model, materials, config)` in a file of its own, 
 `AttackConfig` and to docs/methods.md. `model` is the original model, in case the attack depends on its properties.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from unlora.common.errors import Problem, unknown_name
-from unlora.evals.attacks import fewshot, paraphrase, prefix, quantise, relearn
-from unlora.evals.attacks.interface import Case, Materials, UnavailableError, measure, probe
+from unlora.evals.attacks import fewshot, paraphrase, prefix, quantise, relearn, sampling
+from unlora.evals.attacks.interface import Attempt, Case, Materials, UnavailableError, measure, probe
 from unlora.settings import AttackConfig
 
-ATTACKS: dict[str, Callable[[nn.Module, Materials, AttackConfig], list[Case]]] = {
+ATTACKS: dict[str, Callable[[nn.Module, Materials, AttackConfig], Sequence[Attempt]]] = {
     "relearn": relearn.cases,
     "quantise": quantise.cases,
     "paraphrase": paraphrase.cases,
     "prefix": prefix.cases,
     "fewshot": fewshot.cases,
+    "sampling": sampling.cases,
 }
 
 
@@ -28,4 +29,4 @@ def attack_problems(config: AttackConfig) -> list[Problem]:
     return [*unknown, *config.problems()]
 
 
-__all__ = ["ATTACKS", "Case", "Materials", "UnavailableError", "attack_problems", "measure", "probe"]
+__all__ = ["ATTACKS", "Attempt", "Case", "Materials", "UnavailableError", "attack_problems", "measure", "probe"]

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch import nn
 
@@ -69,9 +69,19 @@ class Probe:
     new_tokens: int | None = None
 
 
+class Attempt(Protocol):
+    """What is done to a model once, and what it tells. Several results of one setting are random draws."""
+
+    def results(self, model: nn.Module, materials: Materials) -> list[tuple[str, Metrics]]:
+        """Return settings (how strong the attack is, as the report shows it), each with the model's metrics.
+
+        An interval of a metric is beside it, under `<metric>_low` and `<metric>_high`.
+        """
+
+
 @dataclass(frozen=True)
 class Case:
-    """One measurement. Several cases of the same setting are random draws, whose mean is reported.
+    """An attempt in one setting. Several cases of the same setting are random draws, whose mean is reported.
 
     Args:
         setting: how strong the attack is, as the report shows it.
@@ -84,6 +94,10 @@ class Case:
     forget: Probe
     retain: bool = False
     change: Callable[[nn.Module], AbstractContextManager[nn.Module]] = nullcontext
+
+    def results(self, model: nn.Module, materials: Materials) -> list[tuple[str, Metrics]]:
+        """Return the setting with what `measure` says."""
+        return [(self.setting, measure(model, self, materials))]
 
 
 def questions(rows: Sequence[Item]) -> list[Question]:
