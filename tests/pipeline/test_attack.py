@@ -22,10 +22,8 @@ from unlora.runs.folder import DIFFERENCE
 
 QUICK = ("--seeds", "2", "--relearn_steps", "2", "--relearn_percent", "20", "50", "--r", "2", "--shots", "1")
 QUICK += ("--samples", "1", "2")
-NAMED = [
-    {**row, "answer": f"{name} does."}
-    for row, name in zip(FORGET, ["Ada", "Bob", "Cleo", "Dan", "Eve", "Finn"], strict=True)
-]
+NAMES = ("Ada", "Bob", "Cleo", "Dan", "Eve", "Finn")
+NAMED = [{**row, "answer": f"{name} does."} for row, name in zip(FORGET, NAMES, strict=True)]
 
 
 @pytest.fixture(scope="module")
