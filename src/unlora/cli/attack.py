@@ -76,6 +76,6 @@ def _cell(metrics: Mapping[str, float] | None, model: str, metric: str, between:
         return NOT_AVAILABLE
     if metric == "revealed":
         cell = revealed_cell(metrics, model)
-        return f"{cell.text}\n{cell.note}"
+        return f"{cell.text}\n{cell.note.replace(' to ', f'{between}to ')}"
     error = metrics.get(f"{metric}_se")
     return f"{metrics[metric]:.3f}" + ("" if error is None else f"{between}± {error:.3f}")
