@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from unlora.common.noise import leave_out_noise
 from unlora.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ __all__ = [
     "start_adapter",
     "weighted_low_rank",
 ]
+
+# Before any other library is imported, and so in every process.
+leave_out_noise()
 
 _MODULES = {
     "unlora.adapter": ("attach_adapters", "export_adapter", "weighted_low_rank"),

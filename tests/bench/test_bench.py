@@ -513,6 +513,17 @@ def test_progress_tells_the_time_that_is_left():
     ]
 
 
+def test_progress_tells_which_cells_run_besides_the_one_that_ended():
+    lines = []
+    progress, *cells = Progress(3, lines.append), *(Cell("lora+gd", "s", seed, Path("x")) for seed in range(3))
+    for cell in cells[:2]:
+        progress.start(cell)
+    progress.since = time.monotonic()
+    progress.end(cells[1], "done")
+    progress.end(cells[2], "FAILED (it continues from a cell that failed)")  # without having started
+    assert [line.partition("running: ")[2] for line in lines[2:]] == ["s lora+gd seed 0"] * 2
+
+
 @pytest.mark.slow
 def test_several_processes_share_the_unlearning_of_a_cell_through_accelerate(tofu, tmp_path):
     assert launcher("unlearn", 1) == launcher("evaluate", 2) == [sys.executable, "-m", "unlora"]

@@ -46,11 +46,26 @@ def test_every_help_has_usage_output_flags_and_an_example_of_the_command(command
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_of_the_settings_is_in_the_help(command, capsys):
-    main([command, "-h"])
+    main([command, "--help_all"])
     shown = capsys.readouterr().out
     for kind in module(command).SETTINGS:
         for field in dataclasses.fields(kind):
             assert f"  {field.metadata['metavar'] if field.metadata.get('positional') else f'--{field.name}'}" in shown
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if hasattr(module(name), "FIRST")])
+def test_help_shows_ten_flags_in_named_groups_and_how_many_more_there_are(command, capsys):
+    first = module(command).FIRST
+    main([command, "--help"])
+    shown = capsys.readouterr().out
+    listed = [line.split()[0] for line in shown.splitlines() if line.startswith("  --")]
+    wanted = [f"--{name}" for names in first.values() for name in names]
+    assert len(wanted) == 10
+    assert listed == ["--config", "--help_all", *wanted, "--quiet", "--json", "--plugin"]
+    assert all(f"\n{group}:\n" in shown for group in first)
+    fields = {field.name: field.metadata for kind in module(command).SETTINGS for field in dataclasses.fields(kind)}
+    flags = {name for name, metadata in fields.items() if not metadata.get("positional")} | {"output_dir"} & set(wanted)
+    assert f"list the other {len({f'--{name}' for name in flags} - set(wanted))} flags" in " ".join(shown.split())
 
 
 def test_defaults_are_shown_as_they_are_written_on_the_command_line():

@@ -27,7 +27,7 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """Report when a cell starts and ends, how many are done and, after the first one, an estimate of the time left.
+    """Report when a cell starts and ends, which others run, how many are done and, after the first, the time left.
 
     Args:
         total: number of cells.
@@ -36,19 +36,24 @@ class Progress:
 
     def __init__(self, total: int, say: Callable[[str], None] = say) -> None:
         self.total, self.say, self.begun, self.done, self.since = total, say, 0, 0, time.monotonic()
+        self._running: list[Cell] = []
         self._lock = threading.Lock()  # cells start in different threads
 
     def start(self, cell: Cell) -> None:
         """Report that a cell starts."""
         with self._lock:
             self.begun += 1
+            self._running.append(cell)
             self.say(f"cell {self.begun} of {self.total} starts: {cell}{self._left()}")
 
     def end(self, cell: Cell, state: str) -> None:
         """Report how a cell ended."""
         with self._lock:
             self.done += 1
-            self.say(f"{self.done}/{self.total} {cell}: {state}{self._left()}")
+            if cell in self._running:  # one that continues from a failed cell never started
+                self._running.remove(cell)
+            others = "; running: " + ", ".join(map(str, self._running)) if self._running else ""
+            self.say(f"{self.done}/{self.total} {cell}: {state}{self._left()}{others}")
 
     def _left(self) -> str:
         if not self.done:

@@ -1,7 +1,8 @@
 """The command line. Each command is one module, which is imported only when the command is called.
 
-A module has SETTINGS, the dataclasses that its flags fill; EXAMPLE, a command line for its help; and `run`, which takes
-one instance of each dataclass and returns an `Answer`.
+A module has SETTINGS, the dataclasses that its flags fill; EXAMPLE, a command line for its help; FIRST, if it has many
+flags, those that `--help` shows, in groups; and `run`, which takes one instance of each dataclass and returns an
+`Answer`.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ def _run(command: str, argv: list[str]) -> int:
     mode, rest = output_mode(argv)
     plugins, rest = plugin_paths(rest)
     if {*HELP, HELP_ALL} & set(rest):
-        print(help_text(command, module.SETTINGS, COMMANDS[command], module.EXAMPLE, HELP_ALL in rest))
+        first = getattr(module, "FIRST", {})
+        print(help_text(command, module.SETTINGS, COMMANDS[command], module.EXAMPLE, first, HELP_ALL in rest))
         return _EXIT_OK
     settings = module.SETTINGS
     if hasattr(module, "settings_for"):  # they depend on the benchmark, which may be of a plugin

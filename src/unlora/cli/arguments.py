@@ -175,7 +175,12 @@ def as_argv(values: Mapping[str, Any]) -> list[str]:
 
 
 def help_text(
-    command: str, settings: Sequence[type[DataclassInstance]], about: str, example: str, complete: bool = False
+    command: str,
+    settings: Sequence[type[DataclassInstance]],
+    about: str,
+    example: str,
+    first: Mapping[str, Sequence[str]],
+    complete: bool = False,
 ) -> str:
     """Return what `unlora COMMAND --help` prints.
 
@@ -184,9 +189,12 @@ def help_text(
         settings: its dataclasses.
         about: what the command does.
         example: a command line.
-        complete: whether to include the fields of `TrainingArguments`, for which torch is loaded.
+        first: group -> the flags that matter first, which are then the only ones shown; empty shows all.
+        complete: whether to show all flags, with the fields of `TrainingArguments`, for which torch is loaded.
     """
     parser = make_parser(command, settings, complete)
+    if first and not complete:
+        _show_only(parser, first)
     parser.description = f"{about[:1].upper()}{about[1:]}."
     shared = parser.add_argument_group("every command")
     for flag, text in OUTPUT.items():
@@ -194,6 +202,23 @@ def help_text(
     text = "load your own losses, initialisers, teachers and benchmarks from this file; may be repeated"
     shared.add_argument(PLUGIN, metavar="FILE.py", help=text)
     return f"{parser.format_help().rstrip()}\n\nexample:\n  {example}"
+
+
+def _show_only(parser: argparse.ArgumentParser, first: Mapping[str, Sequence[str]]) -> None:
+    """Keep the help of the flags in `first`, in its groups, and that of arguments without a flag. Hide all others."""
+    actions = {action.dest: action for action in parser._actions if action.help is not argparse.SUPPRESS}
+    options, *groups = parser._action_groups[2:]  # the first two are argparse's own, and empty here
+    for group in groups:  # what has neither a description nor flags is not printed
+        group.description = None
+        group._group_actions[:] = [action for action in group._group_actions if not action.option_strings]
+    for title, names in first.items():
+        parser.add_argument_group(title)._group_actions.extend(actions[name] for name in names)
+    shown = {"help", "config", "help_all"}.union(*first.values())
+    hidden = sum(name not in shown and bool(action.option_strings) for name, action in actions.items())
+    text = f"list the other {hidden} flags"
+    if "help_all" in actions:
+        text += ", and every field of transformers.TrainingArguments"
+    options._group_actions.append(argparse.Action([HELP_ALL], "help_all", nargs=0, help=text))
 
 
 def make_parser(
@@ -313,7 +338,7 @@ def _add_training_names(parser: argparse.ArgumentParser, command: str, kind: typ
     """Let the parser accept the fields of `TrainingArguments`. Their types are known only after loading torch."""
     text = f"every field of transformers.TrainingArguments is a flag too: unlora {command} {HELP_ALL} lists them"
     group = parser.add_argument_group("training arguments", text)
-    group.add_argument("--output_dir", metavar="STR", help="where the result goes: a new folder. Required.")
+    group.add_argument("--output_dir", metavar="STR", help="Where the result goes: a new folder. Required.")
     group.add_argument(HELP_ALL, action="store_true", help="list these, too")
     hidden: dict[str, Any] = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
     for name, hint in field_types().items():

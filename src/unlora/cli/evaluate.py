@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from unlora.benchmarks import Benchmark, Reading
 
 EXAMPLE = "unlora evaluate --benchmark muse --on run --data muse-bench/MUSE-News --retrained retrained.json"
+FIRST = {
+    "the model": ("model_name_or_path", "adapter", "on"),
+    "the benchmark": ("benchmark", "eval_data", "data", "tasks", "ds_size"),
+    "the result": ("log", "retrained"),
+}
 # What the help shows: the settings of the built-in benchmarks. Only those of the chosen one are flags.
 SETTINGS = (ModelConfig, EvaluateConfig, TextConfig, TofuSettings, BenchmarkSettings, TaskSettings)
 

@@ -15,6 +15,10 @@ EXAMPLE = (
     "unlora finetune --model_name_or_path base --train_data tofu --train_name full --output_dir full-model "
     "--learning_rate 1e-5 --num_train_epochs 5"
 )
+FIRST = {
+    "model and data": ("model_name_or_path", "train_data", "train_name", "prompt_format", "max_length", "output_dir"),
+    "training": ("learning_rate", "num_train_epochs", "gradient_accumulation_steps", "r"),
+}
 SETTINGS = (ModelConfig, TrainDataConfig, FinetuneSettings)
 
 

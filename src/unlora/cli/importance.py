@@ -9,7 +9,11 @@ from unlora.cli.output import Answer
 from unlora.cli.unlearn import SETTINGS
 
 EXAMPLE = "unlora importance --model_name_or_path my-model --forget_data f.jsonl --retain_data r.jsonl --output_dir imp"
-__all__ = ["EXAMPLE", "SETTINGS", "run"]
+FIRST = {
+    "model and data": ("model_name_or_path", "forget_data", "retain_data", "output_dir", "on"),
+    "the estimate": ("init", "smoothing", "retain_samples", "retain_convergence", "importance_batch_size"),
+}
+__all__ = ["EXAMPLE", "FIRST", "SETTINGS", "run"]
 
 
 def run(*settings: Any) -> Answer:

@@ -14,6 +14,11 @@ from unlora.runs.folder import MEMBERSHIP
 from unlora.settings import MembershipConfig, ModelConfig, TextConfig
 
 EXAMPLE = "unlora membership --on run --forget_data forget.jsonl --holdout_data unseen.jsonl"
+FIRST = {
+    "the model": ("model_name_or_path", "adapter", "on"),
+    "forgotten and unseen rows": ("forget_data", "holdout_data", "prompt_format", "ds_size"),
+    "the result": ("log", "retrained", "reference_model"),
+}
 SETTINGS = (ModelConfig, TextConfig, MembershipConfig)
 
 

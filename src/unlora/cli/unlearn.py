@@ -10,6 +10,11 @@ from unlora.runs.folder import ADAPTER, REPORT
 from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig, UnlearnSettings
 
 EXAMPLE = "unlora unlearn --model_name_or_path my-model --forget_data f.jsonl --retain_data r.jsonl --output_dir run"
+FIRST = {
+    "the request": ("model_name_or_path", "forget_data", "retain_data", "output_dir", "on"),
+    "the method": ("loss", "init", "r"),
+    "how strongly it forgets": ("learning_rate", "retain_weight"),
+}
 # The parts of a `Request`, in its order.
 SETTINGS = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, UnlearnSettings, StoppingConfig)
 

@@ -9,6 +9,7 @@ from unlora.cli.output import Answer
 from unlora.settings import ValidateConfig
 
 EXAMPLE = "unlora validate run.yaml"
+FIRST = unlearn.FIRST
 SETTINGS = (ValidateConfig, *unlearn.SETTINGS)
 
 

@@ -7,10 +7,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from unlora.common.plain import direct, plain
+
+
+_UNLIMITED = 100_000  # characters of a line
 
 
 class PlainConsole(Console):
@@ -18,6 +23,14 @@ class PlainConsole(Console):
 
     def __init__(self) -> None:
         super().__init__(file=direct(sys.stdout), markup=False, highlight=False, emoji=False)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Print, and give a table more than the terminal's width rather than cut off a word."""
+        width, room = self.width, self.options.update(max_width=_UNLIMITED)
+        needed = [Measurement.get(self, room, one).minimum for one in objects if isinstance(one, Table)]
+        self.width = max(width, *needed, 0)
+        super().print(*objects, **settings)
+        self.width = width
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """Return a text of a table or a line, plain before its width is measured."""

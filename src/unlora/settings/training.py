@@ -126,7 +126,8 @@ class FinetuneSettings:
         0.2, "Updates of linear warm-up, or below 1 their share of all: TOFU warms up for one of its 5 epochs."
     )
     gradient_accumulation_steps: int = setting(4, "Batches whose gradients are added up before an update.")
-    logging_steps: float = setting(20, "Log the loss every so many updates.")
+    logging_steps: float = setting(5, "Log the loss every so many updates.")
+    logging_first_step: bool = setting(True, "Log the loss of the first update as well.")
     r: int | None = setting(
         None, "Rank of a LoRA adapter, which is merged into the weights at the end. Defaults to training all weights."
     )
