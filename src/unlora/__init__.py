@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from unlora.common.errors import DivergenceError, InputError
     from unlora.importance import Moments, gradient_moments, relative_importance
     from unlora.importance.start import start_adapter
+    from unlora.pipeline.request import Request
+    from unlora.pipeline.unlearn import unlearn
     from unlora.training.config import UnlearnConfig
     from unlora.training.trainer import UnlearnTrainer
 
@@ -20,6 +22,7 @@ __all__ = [
     "DivergenceError",
     "InputError",
     "Moments",
+    "Request",
     "UnlearnConfig",
     "UnlearnTrainer",
     "attach_adapters",
@@ -27,6 +30,7 @@ __all__ = [
     "gradient_moments",
     "relative_importance",
     "start_adapter",
+    "unlearn",
     "weighted_low_rank",
 ]
 
@@ -38,6 +42,8 @@ _MODULES = {
     "unlora.common.errors": ("DivergenceError", "InputError"),
     "unlora.importance": ("Moments", "gradient_moments", "relative_importance"),
     "unlora.importance.start": ("start_adapter",),
+    "unlora.pipeline.request": ("Request",),
+    "unlora.pipeline.unlearn": ("unlearn",),
     "unlora.training.config": ("UnlearnConfig",),
     "unlora.training.trainer": ("UnlearnTrainer",),
 }

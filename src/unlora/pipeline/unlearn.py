@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ class Result:
     folder: Path
     metrics: dict[str, Any]
     model: PreTrainedModel
+
+    def _repr_html_(self) -> str:
+        """Return the run's report, which a notebook shows in a frame."""
+        page = escape((self.folder / REPORT).read_text(encoding="utf-8"))
+        return f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="width:100%;height:720px;border:0"></iframe>'
 
 
 def unlearn(
