@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models of the figures are t
 import generate  # noqa: E402
 
 project, author = "unlora", "the unlora authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_generated/papers.md", "_generated/published-*.md"]  # parts of other pages
 html_theme, html_title = "furo", "unlora"
 html_static_path = ["_static"]
@@ -28,7 +28,7 @@ html_show_sphinx = html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 
 myst_heading_anchors = 4
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 
 smartquotes = False
 default_role = "code"  # docstrings write `name` for code
