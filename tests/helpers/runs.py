@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from unlora.cli.arguments import parse
-from unlora.cli.unlearn import SETTINGS
+from unlora.cli.unlearn import REQUEST as SETTINGS
 from unlora.pipeline.request import Request
 
 FORGET = [

@@ -199,7 +199,10 @@ def test_a_check_that_overshoots_goes_back_to_the_nearest_and_says_so(trainer_of
         trainer.train()
     assert trainer.state.global_step == 3
     assert checks(trainer)[-1]["stop_step"] == 2
-    assert "nearest check (AUC 0.700, KS p 0.01, step 2); at step 3 it was AUC 0.100, KS p 1e-06" in caplog.text
+    assert (
+        "nearest check (AUC 0.700 ± 0.000, KS p 0.01, step 2); at step 3 it was AUC 0.100 ± 0.000, KS p 1e-06"
+        in caplog.text
+    )
     two_steps = trainer_of(test=Script((1.0, 1.0), (0.9, 1.0), (0.5, 1.0)))
     two_steps.train()
     for name, value in adapter_state(two_steps.model).items():
@@ -236,7 +239,7 @@ def test_wrong_settings_are_refused_at_once():
 
 
 HOLDOUTS = {
-    "too few": (HOLDOUT[:7], r"holdout_data='7 examples'.*at least 8"),
+    "too few": (HOLDOUT[:1], r"holdout_data='1 example'.*at least 2"),
     "forget rows": ([*HOLDOUT, FORGET[0]], "1 of the 10 forget rows are in the holdout set too"),
     "retain rows": ([*HOLDOUT, *RETAIN[:2]], "2 of the 10 retain rows are in the holdout set too"),
     "no rows": ([], "holdout_data=.*no rows"),

@@ -93,7 +93,9 @@ def read(
     check_consent(values, argv)
     run = getattr(known, "on", None) or values.get("on")
     if run:
-        values = {key: value for key, value in continued_settings(str(run)).items() if key in flags} | values
+        given = {part.partition("=")[0].removeprefix("--").removeprefix("no_") for part in argv if part[:2] == "--"}
+        taken_over = continued_settings(str(run), given | values.keys())
+        values = {key: value for key, value in taken_over.items() if key in flags} | values
     # A required setting has no default, so its dataclass field left `MISSING` as the default of its flag.
     missing = [action for action in parser._actions if getattr(known, action.dest, None) is MISSING]
     raise_if(_missing(action, command) for action in missing if action.dest not in values)

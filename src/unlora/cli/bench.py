@@ -126,7 +126,7 @@ def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
     from unlora.bench.plan import Plan
     from unlora.benchmarks import Options, find_benchmark
     from unlora.cli.arguments import converted, read_config
-    from unlora.cli.unlearn import SETTINGS as REQUEST
+    from unlora.cli.unlearn import REQUEST
     from unlora.cli.values import check_consent
 
     benchmark = find_benchmark(args.benchmark)

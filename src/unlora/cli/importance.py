@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from unlora.cli.output import Answer
-from unlora.cli.unlearn import SETTINGS
+from unlora.cli.unlearn import REQUEST as SETTINGS
 
 EXAMPLE = "unlora importance --model_name_or_path my-model --forget_data f.jsonl --retain_data r.jsonl --output_dir imp"
 FIRST = {

@@ -12,6 +12,7 @@ from unlora.report.names import METRICS, OVERALL, metric_rows, number
 
 if TYPE_CHECKING:
     from unlora.benchmarks import Benchmark, Reading
+    from unlora.pipeline.forecast import Forecast
     from unlora.report.verdict import Verdict
 
 _WIDTH = 100  # characters of a line of text
@@ -87,6 +88,14 @@ def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
         console.print(f"not in the log: {', '.join(missing)}")
     if summary["forget_quality"] is None:
         console.print("forget quality needs --retrained, the log of a model trained without the forget set")
+
+
+def print_forecast(expected: Forecast) -> None:
+    """Print what a run would do."""
+    from unlora.pipeline.forecast import describe
+
+    for name, text in describe(expected).items():
+        print(fill(f"{name}: {text}", _WIDTH, subsequent_indent="  "))
 
 
 def print_verdict(told: Verdict) -> None:

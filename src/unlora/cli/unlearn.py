@@ -7,7 +7,15 @@ from typing import Any
 
 from unlora.cli.output import Answer
 from unlora.runs.folder import ADAPTER, REPORT
-from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig, UnlearnSettings
+from unlora.settings import (
+    DataConfig,
+    DryRunConfig,
+    EvalConfig,
+    ImportanceConfig,
+    ModelConfig,
+    StoppingConfig,
+    UnlearnSettings,
+)
 
 EXAMPLE = "unlora unlearn --model_name_or_path my-model --forget_data f.jsonl --retain_data r.jsonl --output_dir run"
 FIRST = {
@@ -16,17 +24,22 @@ FIRST = {
     "how strongly it forgets": ("learning_rate", "retain_weight"),
 }
 # The parts of a `Request`, in its order.
-SETTINGS = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, UnlearnSettings, StoppingConfig)
+REQUEST = (ModelConfig, DataConfig, ImportanceConfig, EvalConfig, UnlearnSettings, StoppingConfig)
+SETTINGS = (*REQUEST, DryRunConfig)
 
 
 def run(*settings: Any) -> Answer:
     """Run the request. Show the metrics of the original and the unlearned model, the verdict, and the page's path."""
-    from unlora.cli.tables import print_verdict
+    from unlora.cli.tables import print_forecast, print_verdict
     from unlora.pipeline.request import Request
-    from unlora.pipeline.unlearn import unlearn
+    from unlora.pipeline.unlearn import rehearse, unlearn
     from unlora.report.verdict import verdict_on
 
-    result = unlearn(Request(*settings))
+    *parts, mode = settings
+    if mode.dry_run:
+        expected = rehearse(Request(*parts))
+        return Answer(expected.as_json(), lambda: print_forecast(expected))
+    result = unlearn(Request(*parts))
 
     def show() -> None:
         _print_metrics(result.metrics)

@@ -10,7 +10,7 @@ from unlora.settings import ValidateConfig
 
 EXAMPLE = "unlora validate run.yaml"
 FIRST = unlearn.FIRST
-SETTINGS = (ValidateConfig, *unlearn.SETTINGS)
+SETTINGS = (ValidateConfig, *unlearn.REQUEST)
 
 
 def run(_: ValidateConfig, *settings: Any) -> Answer:

@@ -8,11 +8,12 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unlora.common.errors import InputError, Problem
+from unlora.common.errors import InputError, Problem, raise_if
 
 # The file in a folder that the process which writes to the folder holds locked.
 LOCK = ".lock"
@@ -130,3 +131,15 @@ def check_unused(folder: Path, argument: str) -> None:
     """Raise `InputError` if `folder` is in use."""
     if in_use(folder):
         raise InputError(Problem(argument, str(folder), "it is already in use", "name a new folder or empty this one"))
+    raise_if(unwritable_problems(folder, argument))
+
+
+def unwritable_problems(path: Path, argument: str, fix: str = "name a place that you may write to") -> list[Problem]:
+    """Return the problem of a place where no file or folder can be made. The folders above it may be missing."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    folder = existing.parent if existing == path and existing.is_file() else existing
+    try:  # nothing else tells for certain: the user may be root, and the file system read-only
+        with tempfile.TemporaryDirectory(prefix=_HIDDEN, suffix=_UNFINISHED, dir=folder):
+            return []
+    except OSError as error:
+        return [Problem(argument, str(path), f"nothing can be written to {folder} ({error.strerror})", fix)]

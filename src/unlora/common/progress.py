@@ -29,6 +29,12 @@ def bar(iterable: Iterable[object] | None = None, **settings: object) -> Any:
     return tqdm(iterable, **{"delay": DELAY, "dynamic_ncols": True, "disable": not is_main(), **settings})
 
 
+def tell(line: str) -> None:
+    """Tell the user something on stderr, unless they want to be told nothing."""
+    if is_main():
+        print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def shown(name: str, unit: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Show a progress bar, and yield a function that takes how much has been done so far."""

@@ -147,6 +147,14 @@ def membership_auc(members: ArrayLike, others: ArrayLike) -> float:
     return float(mannwhitneyu(outside, inside).statistic) / (len(inside) * len(outside))
 
 
+def auc_standard_error(members: int, others: int) -> float:
+    """Return the standard error of the AUC between so many members and others that do not differ.
+
+    It is √((n + m + 1) / (12 n m)) (Mann and Whitney 1947), and holds for any number of examples.
+    """
+    return math.sqrt((members + others + 1) / (12 * members * others))
+
+
 def merge_ties(one: Values, other: Values) -> tuple[Values, Values]:
     """Return two samples, [one] and [other], in which values that differ by rounding noise alone are equal.
 

@@ -13,7 +13,7 @@ from unlora.common.distributed import on_main
 from unlora.common.errors import InputError, Problem
 from unlora.common.progress import shown
 from unlora.data import TextFormat
-from unlora.data.sources import Record, is_text
+from unlora.data.sources import Record, fingerprint, is_text
 from unlora.evals import Log, evaluate, read_log, write_log
 from unlora.evals.tofu import FILES, TASKS, add_text_columns, configured_sets, read_questions, text_count
 from unlora.pipeline.job import Job
@@ -118,6 +118,17 @@ def evaluate_shown(
         log = evaluate(model, sets, text_format, settings, progress)
     with original_model(model) as original:
         return add_text_columns(log, sets, original, text_format, settings)
+
+
+def trained_on(job: Job) -> dict[str, int]:
+    """Return by evaluated set, except the forget set, how many of its rows the run also trains on."""
+    known = {fingerprint(row) for row in job.rows.used_retain}
+    size = job.request.evaluation.ds_size
+    return {
+        name: sum(fingerprint(row) in known for row in rows[:size])
+        for name, rows in job.sets.items()
+        if name != "forget"
+    }
 
 
 def samples(original: Log, unlearned: Log) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ class Rows:
         used_forget, used_retain: the rows that are long enough to be used.
         alternates: other answers to the questions in `used_forget`, if the loss reads them.
         holdout: rows that the model never saw, if training stops by them.
+        set_aside: retain rows that are evaluated and not trained on. Empty if the set is too small to spare any.
     """
 
     forget: Sequence[Record]
@@ -35,6 +36,7 @@ class Rows:
     used_retain: Sequence[Record]
     alternates: Sequence[tuple[Asked, str]] | None = None
     holdout: Sequence[Record] | None = None
+    set_aside: Sequence[Record] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel
@@ -22,7 +23,7 @@ from unlora.data import (
     load_set,
     without_short_texts,
 )
-from unlora.data.sources import Record
+from unlora.data.sources import Record, is_text
 from unlora.evals import Log, read_log
 from unlora.models.skeleton import family_problems, skeleton
 from unlora.pipeline.evaluation import evaluation_sets, known_log
@@ -35,6 +36,8 @@ from unlora.training.config import UnlearnConfig
 from unlora.training.stopping import holdout_rows, unseen_test
 
 logger = logging.getLogger(__name__)
+# One in so many retain rows is set aside to measure what is kept, if that makes at least so many rows.
+_ASIDE, _LEAST_ASIDE = 10, 8
 
 
 def prepare(
@@ -51,9 +54,9 @@ def prepare(
 
 
 def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrained_log: Log | None) -> Job:
-    rows = _load_rows(request)
+    rows = _load_rows(request, sets is None)
     evaluation = request.evaluation
-    sets = evaluation_sets(evaluation, rows.forget, rows.retain) if sets is None else sets
+    sets = evaluation_sets(evaluation, rows.forget, rows.set_aside or rows.retain) if sets is None else sets
     model, text_format = _load_original(request)
     forget = encode_records(rows.used_forget, text_format, argument="forget_data")
     retain = encode_records(rows.used_retain, text_format, argument="retain_data")
@@ -74,8 +77,13 @@ def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrain
     )
 
 
-def _load_rows(request: Request) -> Rows:
-    """Load and check all sets. Whatever is wrong with them is found before the model is loaded."""
+def _load_rows(request: Request, evaluates_own: bool) -> Rows:
+    """Load and check all sets. Whatever is wrong with them is found before the model is loaded.
+
+    Args:
+        request: names the sets.
+        evaluates_own: whether the forget and the retain set are evaluated, unless the request names other sets.
+    """
     data = request.data
     forget = load_set(data, "forget")
     retain = load_set(data, "retain", retain_stream(request, len(forget)))
@@ -86,7 +94,29 @@ def _load_rows(request: Request) -> Rows:
     seed = request.args.pairing_seed
     alternates = alternate_answers(used_forget, data.alternate_key, seed) if request.reads_alternates else None
     holdout = holdout_rows(request.stopping, forget, retain)
-    return Rows(forget, retain, used_forget, used_retain, alternates, holdout)
+    aside: list[Record] = []
+    if evaluates_own and not request.evaluation.eval_data and not data.streaming:
+        aside, used_retain = split_aside(used_retain, request.evaluation.ds_size, seed)
+    return Rows(forget, retain, used_forget, used_retain, alternates, holdout, aside)
+
+
+def split_aside(rows: Sequence[Record], most: int | None, seed: int) -> tuple[list[Record], list[Record]]:
+    """Return the retain rows that measure what is kept, and those that are trained on.
+
+    Rows that are trained on would say that more is kept than is. A small set cannot spare any rows, so all of them are
+    trained on.
+
+    Args:
+        rows: the retain set.
+        most: maximum number of rows to measure; None is no limit.
+        seed: of the draw.
+    """
+    answered = [place for place, row in enumerate(rows) if not is_text(row)]  # only these can be evaluated
+    count = len(answered) // _ASIDE
+    if count < _LEAST_ASIDE:
+        return [], list(rows)
+    chosen = set(random.Random(seed).sample(answered, min(count, most or count)))
+    return [rows[place] for place in sorted(chosen)], [row for place, row in enumerate(rows) if place not in chosen]
 
 
 def _load_original(request: Request) -> tuple[PreTrainedModel, TextFormat]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from unlora.common.errors import Problem, raise_if, unknown_name
+from unlora.common.files import unwritable_problems
+from unlora.data.sources import HUB_ID
 from unlora.importance.table import initialiser_problems, unread_settings
 from unlora.losses import LOSSES
-from unlora.runs.folder import continued_problems, settings_of
+from unlora.runs.folder import continued_problems, continued_settings, settings_of
 from unlora.runs.stages import check_start
 from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
 from unlora.settings.importance import AUTO
@@ -93,9 +95,25 @@ class Request:
         for part in (self.model, self.data, self.importance, self.evaluation, self.stopping):
             flat |= asdict(part)
         flat |= {"loss": self.args.loss, **changed_arguments(self.args)}
+        if self.model.on is not None:  # a default is worth noting where the earlier run would give another value
+            values = self.args.to_dict()
+            flat |= {name: values[name] for name in continued_settings(self.model.on) if name in values}
         return {name: value for name, value in flat.items() if name != "resume_from_checkpoint"}
 
 
 def model_problems(model: ModelConfig) -> list[Problem]:
-    """Check the choice of a model, and the run that it continues from."""
-    return [*model.problems(), *continued_problems(model)]
+    """Check the choice of a model, the run that it continues from, and where a model of the Hub would be kept."""
+    return [*model.problems(), *continued_problems(model), *_cache_problems(model)]
+
+
+def _cache_problems(model: ModelConfig) -> list[Problem]:
+    """Return the problem of a model that has to be downloaded into a folder which cannot be written to."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    name = model.model_name_or_path
+    if Path(name).exists() or not HUB_ID.fullmatch(name):
+        return []
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=model.model_revision), str):
+        return []
+    fix = "set HF_HOME to a folder that you may write to"
+    return unwritable_problems(Path(constants.HF_HUB_CACHE), "model_name_or_path", fix)

@@ -20,7 +20,8 @@ from unlora.data.lessons import Lesson
 from unlora.data.sources import Record
 from unlora.evals import Log, summarise
 from unlora.models.load import load_adapter
-from unlora.pipeline.evaluation import evaluate_in_run, samples
+from unlora.pipeline.evaluation import evaluate_in_run, samples, trained_on
+from unlora.pipeline.forecast import Forecast, announce, forecast
 from unlora.pipeline.importance import importance_for
 from unlora.pipeline.job import Job
 from unlora.pipeline.prepare import prepare
@@ -71,9 +72,22 @@ def unlearn(
         return _run_stages(job, inputs, clock)
 
 
+def rehearse(request: Request) -> Forecast:
+    """Read and check everything that `unlearn` would, and return what it would do. This writes nothing.
+
+    Raises:
+        InputError: as `unlearn`.
+    """
+    job = prepare(request)
+    if request.args.has_teacher:
+        lessons_for(job)
+    return forecast(job)
+
+
 def _run_stages(job: Job, inputs: dict[str, Any], clock: Clock) -> Result:
     # Lessons come first of all, because a teacher may refuse the rows, and nothing has been written yet.
-    lessons = clock.time("lessons", _lessons_for, job) if job.request.args.has_teacher else None
+    lessons = clock.time("lessons", lessons_for, job) if job.request.args.has_teacher else None
+    announce(forecast(job))
     start(job)
     _write_inputs(job)
     original = clock.time("evaluation_original", evaluate_in_run, job, "original", job.model, job.original_log)
@@ -83,7 +97,12 @@ def _run_stages(job: Job, inputs: dict[str, Any], clock: Clock) -> Result:
     trainer = clock.time("training", _train, job, importance, lessons)
     model, cost = clock.time("export", _export, job, trainer.model)
     unlearned = clock.time("evaluation_unlearned", evaluate_in_run, job, "unlearned", model)
-    metrics = {"train": trainer.state.log_history, **cost, **_compare(job, original, unlearned)}
+    metrics = {
+        "train": trainer.state.log_history,
+        "trained_on": trained_on(job),
+        **cost,
+        **_compare(job, original, unlearned),
+    }
     _write_results(job, inputs, clock, metrics)
     return Result(job.folder, metrics, model)
 
@@ -95,7 +114,7 @@ def _write_inputs(job: Job) -> None:
     write_forgotten(job.folder, job.rows.used_forget, job.request.model.on)
 
 
-def _lessons_for(job: Job) -> list[Lesson]:
+def lessons_for(job: Job) -> list[Lesson]:
     """Return what the teacher predicts for each forget example."""
     request, rows = job.request, job.rows
     names = [tuple(name.split()) for name in request.data.forget_names or ()]

@@ -220,7 +220,8 @@ def _at_the_last_check(checks: list[dict[str, float]], summary: Summary) -> _Fin
     step = checks[-1].get("stop_step", checks[-1].get("step"))
     kept = next((row for row in checks if row.get("step") == step), checks[-1])
     original = checks[0]["stop_ks_pvalue"]  # the first check is before the first step
-    found = f"KS p = {p_value(kept['stop_ks_pvalue'])}, AUC {kept['stop_auc']:.3f}, during training"
+    error = f" ± {kept['stop_auc_standard_error']:.3f}" if "stop_auc_standard_error" in kept else ""
+    found = f"KS p = {p_value(kept['stop_ks_pvalue'])}, AUC {kept['stop_auc']:.3f}{error}, during training"
     limits = ("This is the test that stopped the training, on the same rows. `unlora membership` runs other tests.",)
     if kept["stop_ks_pvalue"] < LEVEL:
         state, sentence = "apart", f"The forget set can still be distinguished from unseen rows ({found})."

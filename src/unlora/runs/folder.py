@@ -6,14 +6,15 @@ Three models appear in the files of a run: the "original" model before unlearnin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unlora.common.errors import Problem, from_elsewhere, raise_if
 from unlora.common.reading import read_yaml
 from unlora.models.hashes import ADAPTER_WEIGHTS
-from unlora.settings import ModelConfig, TextConfig
+from unlora.settings import EvalConfig, ModelConfig
+from unlora.settings.data import ForgetData, HoldoutData, RetainData
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -45,6 +46,21 @@ SCORES = {model: f"scores_{model}.json" for model in MODELS}
 CELL_SCORES = "scores.json"
 MEMBERSHIP = "membership.json"
 ATTACKS = "attacks.json"
+
+# Settings of a run that a later request does not take over: what names its data and its place, and what the user
+# allowed it.
+_OWN = {name for kind in (ForgetData, RetainData, HoldoutData) for name in kind.__dataclass_fields__}
+_OWN |= {f"eval_{name}" for name in ("data", "forget_name", "retain_name", "real_authors_name", "world_facts_name")}
+_OWN |= {"on", "forget_names", "importance_file", "original_log", "retrain_log", "trust_remote_code", "report_to"}
+_OWN |= {"plugin", "output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "push_to_hub", "hub_token", "hub_model_id"}
+# Settings that only suit the first ones: another loss has other settings, and one length of the training rules.
+_LENGTH = {"num_train_epochs", "max_steps", "until_taught"}
+_GOES_WITH = (
+    ({"loss"}, {"loss_kwargs", "retain_loss", "alternate_key", "teacher", *_LENGTH}),
+    (_LENGTH, _LENGTH),
+    ({"retain_samples", "retain_convergence"}, {"retain_samples", "retain_convergence"}),
+)
+_STOPPING = {"stop_every", "stop_statistic", "stop_auc"}
 
 
 def is_finished(run: str | Path) -> bool:
@@ -99,13 +115,21 @@ def checked_settings(kind: type[T], values: Mapping[str, Any], run: str | Path, 
     return checked
 
 
-def continued_settings(run: str) -> dict[str, Any]:
-    """Return the settings that a request takes over from the run it continues: those of the model and of the text.
+def continued_settings(run: str, chosen: Collection[str] = ()) -> dict[str, Any]:
+    """Return the settings that a request takes over from the run it continues: all but those of its own data and place.
 
-    That the earlier run trusted the code of its model is not among them: only the user's own flag can allow that.
+    Args:
+        run: the run's folder.
+        chosen: settings that the user gives. Those that go with one of them are not taken over either.
     """
-    names = {*ModelConfig.__dataclass_fields__, *TextConfig.__dataclass_fields__} - {"on", "trust_remote_code"}
-    return {name: value for name, value in saved_settings(run).items() if name in names}
+    saved = saved_settings(run)
+    left_out = {*_OWN, *chosen, *(name for first, names in _GOES_WITH if first & {*chosen} for name in names)}
+    if "holdout_data" not in chosen:
+        left_out |= _STOPPING
+    # A benchmark may have another default than the evaluation in a run, such as a smaller batch for its longer texts.
+    usual = {name: field.default for name, field in EvalConfig.__dataclass_fields__.items()}
+    left_out |= {name for name, value in usual.items() if saved.get(name) == value}
+    return {name: value for name, value in saved.items() if name not in left_out}
 
 
 def continued_problems(model: ModelConfig) -> list[Problem]:
@@ -115,7 +139,7 @@ def continued_problems(model: ModelConfig) -> list[Problem]:
     if problems := _adapter_problems(model.on, "on"):
         return problems
     values = {name: getattr(model, name) for name in ("model_name_or_path", "model_revision")}
-    theirs = continued_settings(model.on)
+    theirs = saved_settings(model.on)
     return [
         Problem(name, value, f"the adapter in {model.on} was made for {theirs.get(name)!r}", "remove it")
         for name, value in values.items()

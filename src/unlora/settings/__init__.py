@@ -8,6 +8,7 @@ from unlora.settings.chat import ChatConfig
 from unlora.settings.commands import (
     BenchConfig,
     CompareConfig,
+    DryRunConfig,
     LoadedRunConfig,
     LsConfig,
     QuickstartConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "ChatConfig",
     "CompareConfig",
     "DataConfig",
+    "DryRunConfig",
     "EvalConfig",
     "EvalSettings",
     "EvaluateConfig",

@@ -81,6 +81,17 @@ class LsConfig:
 
 
 @dataclass
+class DryRunConfig:
+    """Whether anything is done."""
+
+    dry_run: bool = setting(
+        False,
+        "Read and check data and model, tell what would be done and how long it takes, and write nothing.",
+        switch=True,
+    )
+
+
+@dataclass
 class QuickstartConfig:
     """The seed, and where the result goes."""
 

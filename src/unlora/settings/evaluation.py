@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.common.errors import Problem
+from unlora.common.files import unwritable_problems
 from unlora.settings.checks import at_least, missing, value_problems
 from unlora.settings.data import UNSEEN, ForgetData, HoldoutData
 from unlora.settings.model import ModelConfig
@@ -87,6 +88,8 @@ class TargetConfig:
             problems.append(Problem("on", model.on, reason, "name either on or adapter"))
         if self.log and Path(self.log).exists():
             problems.append(Problem("log", self.log, "it is already in use", "name a new file"))
+        elif self.log:
+            problems += unwritable_problems(Path(self.log), "log")
         return problems
 
     def adapted(self, model: ModelConfig) -> bool:

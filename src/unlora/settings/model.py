@@ -37,7 +37,7 @@ class ModelConfig:
     on: str | None = setting(
         None,
         "Run folder of an earlier request to continue from. Its adapter stays active, and the exported adapter "
-        "contains both.",
+        "contains both. All its settings are taken over but those that name data.",
     )
 
     def problems(self) -> list[Problem]:

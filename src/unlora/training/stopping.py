@@ -25,8 +25,12 @@ from unlora.training.snapshots import restore, snapshot
 from unlora.training.tensor_files import load_state, save_state
 
 logger = logging.getLogger(__name__)
-# With fewer rows a difference is significant only if the two sets hardly overlap.
-_LEAST_ROWS = 8
+# A single row has no spread that it could be compared by.
+_LEAST_ROWS = 2
+# The middle 95 % of a normal distribution lie within so many standard errors of its mean.
+_SPREAD = 1.96
+# If the test cannot detect that the AUC is so far from 0.5, the user is told.
+_FINE = 0.25
 # Two sets are told apart if the p-value of the Kolmogorov-Smirnov test is below this.
 _SIGNIFICANCE = 0.05
 _STATE_FILE = "stopping.safetensors"
@@ -42,19 +46,21 @@ class Comparison:
         ks_pvalue: the smallest p-value of the statistics.
         forget_nll: mean over the forget rows of the answer's mean-token NLL, in nats.
         holdout_nll: the same over the holdout rows.
+        auc_standard_error: of an AUC between so many rows that do not differ.
     """
 
     auc: float
     ks_pvalue: float
     forget_nll: float
     holdout_nll: float
+    auc_standard_error: float = 0.0
 
     def logs(self) -> dict[str, float]:
         """Return the values by their names in the trainer's log."""
         return {f"stop_{name}": value for name, value in vars(self).items()}
 
     def __str__(self) -> str:
-        return f"AUC {self.auc:.3f}, KS p {self.ks_pvalue:.2g}"
+        return f"AUC {self.auc:.3f} ± {self.auc_standard_error:.3f}, KS p {self.ks_pvalue:.2g}"
 
 
 class UnseenTest:
@@ -70,7 +76,7 @@ class UnseenTest:
         batch_size: rows in a forward pass.
 
     Raises:
-        InputError: fewer than eight rows in a set, rows that cannot be read, or rows without truth ratios although
+        InputError: fewer than two rows in a set, rows that cannot be read, or rows without truth ratios although
             `statistic` asks for them.
     """
 
@@ -92,13 +98,20 @@ class UnseenTest:
         self.batch_size = batch_size
         named = {"forget_data": forget, "holdout_data": holdout}
         self.samples = [self._encode(rows, name) for name, rows in named.items()]
-        reason = "this is too few to decide when to stop"
+        reason = "a single score has no spread, so there is nothing to compare it by"
         fix = f"give at least {_LEAST_ROWS}, or remove holdout_data"
         raise_if(
-            Problem(name, f"{len(sample)} examples", reason, fix)
+            Problem(name, f"{len(sample)} example", reason, fix)
             for name, sample in zip(named, self.samples, strict=True)
             if len(sample) < _LEAST_ROWS
         )
+        self.standard_error = metrics.auc_standard_error(*map(len, self.samples))
+        if _SPREAD * self.standard_error > _FINE:
+            logger.warning(
+                "%d forget and %d unseen rows are few: only an AUC above %.2f or below %.2f would show a difference",
+                *map(len, self.samples),
+                *(0.5 + sign * _SPREAD * self.standard_error for sign in (1, -1)),
+            )
 
     def _encode(self, rows: Sequence[Record], name: str) -> list[list[Example]]:
         """Return what is scored of each example: its answer, and for truth ratios the paraphrase and wrong answers."""
@@ -120,7 +133,8 @@ class UnseenTest:
         forget_nll, holdout_nll = (float(np.mean([row[0] for row in rows])) for rows in (forget, holdout))
         pairs = [(_values(name, forget), _values(name, holdout)) for name in self.statistics]
         auc = float(np.mean([metrics.membership_auc(*pair) for pair in pairs]))
-        return Comparison(auc, min(metrics.ks_pvalue(*pair) for pair in pairs), forget_nll, holdout_nll)
+        p = min(metrics.ks_pvalue(*pair) for pair in pairs)
+        return Comparison(auc, p, forget_nll, holdout_nll, self.standard_error)
 
 
 def _values(statistic: str, losses: Sequence[Sequence[float]]) -> list[float]:

@@ -25,6 +25,19 @@ _LEAST_DECAY = 10
 MOST_UPDATES, MOST_PASSES = 200, 10
 
 
+# The training is at least this long.
+LEAST_STEPS = _LEAST_UPDATES + _LEAST_DECAY
+
+
+def most_steps(per_pass: int) -> int:
+    """Return the limit of the whole training: twice that of reaching the goal, as the learning rate falls afterwards.
+
+    Args:
+        per_pass: updates in a pass over the forget set.
+    """
+    return 2 * max(MOST_UPDATES, MOST_PASSES * per_pass)
+
+
 class _Measuring(Protocol):
     """A trainer that keeps the means of what it measured since they were last taken."""
 
@@ -51,8 +64,8 @@ class StopWhenTaught(TrainerCallback):
 
     @property
     def most_steps(self) -> int:
-        """The limit of the whole training: twice that of reaching the goal, as the learning rate falls afterwards."""
-        return 2 * max(MOST_UPDATES, MOST_PASSES * self.per_pass)
+        """The limit of the whole training."""
+        return most_steps(self.per_pass)
 
     def factor(self, step: int) -> float:
         """The factor of the learning rate after `step` updates."""

@@ -103,8 +103,12 @@ def test_auc_and_its_standard_error_by_hand():
     assert auc.standard_error == pytest.approx(math.sqrt(1 / 32))
 
 
-def test_sets_that_are_wholly_apart_have_no_standard_error():
-    assert membership.score_auc([3, 4], [1, 2]) == membership.Auc(1, 0)
+def test_sets_that_are_wholly_apart_have_an_error_that_shrinks_with_their_size():
+    """4 pairs, as if 0.5 of 5 were wrong: a = 0.9, Q₁ = 9/11, Q₂ = 1.62/1.9, (0.09 + Q₁ + Q₂ − 2 · 0.81) / 4."""
+    few = membership.score_auc([3, 4], [1, 2])
+    assert few.value == 1
+    assert few.standard_error == pytest.approx(math.sqrt((0.09 + 9 / 11 + 1.62 / 1.9 - 1.62) / 4))
+    assert 0 < membership.score_auc(range(40, 80), range(40)).standard_error < 0.003
 
 
 @given(scores, scores)

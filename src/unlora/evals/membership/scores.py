@@ -80,7 +80,7 @@ class Auc:
 
     Args:
         value: the probability that a random member's score is above another example's, with ties counting half.
-        standard_error: of `value`, over draws of the examples; 0 if the score separates the sets completely.
+        standard_error: of `value`, over draws of the examples; never 0.
     """
 
     value: float
@@ -91,7 +91,8 @@ def score_auc(members: ArrayLike, others: ArrayLike) -> Auc:
     """Return how well a score tells members from others: 1 is perfect, 0.5 is chance.
 
     Below 0.5, the members look less like training data than the others do. The standard error is DeLong's (Biometrics
-    44, 1988), which assumes nothing about the shape of the two distributions.
+    44, 1988), which assumes nothing about the shape of the two distributions. Where a score separates the sets
+    completely it is 0, however few examples there are, and `_separated_error` takes its place.
 
     Args:
         members: [members], scores of examples that the model was trained on.
@@ -108,7 +109,18 @@ def score_auc(members: ArrayLike, others: ArrayLike) -> Auc:
     above_others = (ranks[: len(inside)] - rankdata(inside)) / len(outside)
     above_members = (ranks[len(inside) :] - rankdata(outside)) / len(inside)
     variance = above_others.var(ddof=1) / len(inside) + above_members.var(ddof=1) / len(outside)
-    return Auc(membership_auc(-inside, -outside), math.sqrt(variance))
+    area = membership_auc(-inside, -outside)
+    error = math.sqrt(variance) if variance > 0 else _separated_error(area, len(inside), len(outside))
+    return Auc(area, error)
+
+
+def _separated_error(area: float, members: int, others: int) -> float:
+    """Return Hanley and McNeil's standard error (Radiology 143, 1982) of an area, as if half a pair more were wrong."""
+    pairs = members * others
+    a = (area * pairs + 0.5) / (pairs + 1)
+    same_member, same_other = a / (2 - a), 2 * a * a / (1 + a)
+    variance = a * (1 - a) + (members - 1) * (same_member - a * a) + (others - 1) * (same_other - a * a)
+    return math.sqrt(variance / pairs)
 
 
 def privacy_leakage(auc: float, retrained_auc: float) -> float:

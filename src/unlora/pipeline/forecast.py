@@ -1,0 +1,276 @@
+"""What a run will do and take, before it starts: rows, tokens, updates, and an estimate of time and memory.
+
+The time is that of a few trial passes, scaled up by the number of tokens. Texts of other lengths, other work on the
+machine and a training that ends early make the run take more or less, so it is only an estimate.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from unlora.common.progress import tell
+from unlora.data import Example, iter_batches, padding_id
+from unlora.data.duplicates import near_duplicates, row_text
+from unlora.data.encoding import count_labels
+from unlora.data.names import detect_names
+from unlora.evals.scoring import evaluating
+from unlora.evals.tofu import read_questions, text_count
+from unlora.importance import INITIALISERS
+from unlora.losses.table import LOSSES, RETAIN_LOSSES
+from unlora.models.forward import causal_lm, labelled_tokens
+from unlora.pipeline.importance import RETAIN_SHARE
+from unlora.pipeline.job import Job
+from unlora.teachers.changed_names import covering_names
+from unlora.training.taught import LEAST_STEPS, most_steps
+
+logger = logging.getLogger(__name__)
+# A backward pass costs about twice a forward pass.
+_TRAINED = 3
+# Numbers that a layer keeps per token and unit of its width for the backward pass (Korthikanti et al. 2022, 34 bytes
+# in 16 bits), and copies of the logits that a loss makes.
+_KEPT, _LOGITS = 17, 3
+# The adapter's weights, their gradients and Adam's two moments, in float32.
+_ADAPTER_BYTES = 16
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will do.
+
+    Args:
+        rows: number of rows by set.
+        tokens: number of tokens by set.
+        updates: at least and at most so many optimiser steps. They differ if the training ends by itself.
+        seconds: of each stage, at least and at most. An estimate.
+        memory_bytes: on the device where the model is. An estimate.
+        near_duplicates: places of forget and retain rows that say nearly the same.
+        names: whom the forget set seems to be about, if the teacher needs to know.
+        compared: what the verdict will rest on, in words.
+    """
+
+    rows: dict[str, int]
+    tokens: dict[str, int]
+    updates: tuple[int, int]
+    seconds: dict[str, tuple[float, float]]
+    memory_bytes: int
+    near_duplicates: list[tuple[int, int]]
+    names: list[str]
+    compared: list[str]
+
+    @property
+    def whole(self) -> tuple[float, float]:
+        """The seconds of all stages."""
+        least, most = (sum(ends) for ends in zip(*self.seconds.values(), strict=True))
+        return least, most
+
+    def announcement(self) -> str:
+        """Return a sentence on the time, and what it is made of."""
+        parts = ", ".join(f"{name} {_duration(*ends)}" for name, ends in self.seconds.items())
+        least, most = self.updates
+        steps = f"{most} updates" if least == most else f"{least} to {most} updates, until the goal is reached"
+        return f"expected to take about {_duration(*self.whole)}, an estimate from a trial: {parts} ({steps})"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def forecast(job: Job) -> Forecast:
+    """Return what a job will do. All processes must call this, because it runs the model."""
+    sets = {"forget": job.forget, "retain": job.retain}
+    rows = {"forget": len(job.rows.used_forget), "retain": len(job.rows.used_retain)}
+    rows |= {f"evaluated {name}": len(part) for name, part in _evaluated(job).items()}
+    if job.rows.holdout is not None:
+        rows["holdout"] = len(job.rows.holdout)
+    updates = planned_updates(job)
+    return Forecast(
+        rows=rows,
+        tokens={name: _tokens(part) for name, part in sets.items()},
+        updates=updates,
+        seconds=_seconds(job, updates),
+        memory_bytes=_memory(job),
+        near_duplicates=near_duplicates(job.rows.used_forget, job.rows.used_retain),
+        names=_names(job),
+        compared=_compared(job),
+    )
+
+
+def _evaluated(job: Job) -> dict[str, Sequence[Any]]:
+    """Return the questions of each evaluated set, as they will be asked.
+
+    Raises:
+        InputError: rows that cannot be evaluated.
+    """
+    size = job.request.evaluation.ds_size
+    return {name: read_questions(name, rows, size) for name, rows in job.sets.items()}
+
+
+def planned_updates(job: Job) -> tuple[int, int]:
+    """Return how many optimiser steps the training has at least and at most."""
+    args = job.request.args
+    per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_pass = math.ceil(len(job.forget) / per_update)
+    if args.until_taught:
+        most = args.max_steps if args.max_steps > 0 else most_steps(per_pass)
+        return min(LEAST_STEPS, most), most
+    most = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_pass)
+    return (min(job.request.stopping.stop_every, most) if job.unseen else most), most
+
+
+def _seconds(job: Job, updates: tuple[int, int]) -> dict[str, tuple[float, float]]:
+    """Return the seconds of each stage, at least and at most."""
+    args, config = job.request.args, job.request.importance
+    speed, step = _trial(job)
+    found: dict[str, tuple[float, float]] = {}
+    if job.sets:
+        evaluations = 1 if job.original_log is not None else 2
+        found["evaluation"] = (evaluations * _evaluation(job, speed, step),) * 2
+    if INITIALISERS[config.init].uses_data:
+        forget = config.forget_passes * _tokens(job.forget)
+        most = min(len(job.retain), config.retain_samples or RETAIN_SHARE * len(job.forget))
+        retain = most * _tokens(job.retain) / len(job.retain)
+        found["importance"] = ((_TRAINED * forget / speed), (_TRAINED * (forget + retain) / speed))
+    loss, retain_loss = LOSSES[args.loss], RETAIN_LOSSES.get(args.chosen_retain_loss)
+    passes = _TRAINED + bool(loss.needs_reference_pass or (retain_loss and retain_loss.needs_reference_pass))
+    pairs = min(args.train_batch_size * args.gradient_accumulation_steps, len(job.forget))
+    pair = _tokens(job.forget) / len(job.forget) + (_tokens(job.retain) / len(job.retain) if retain_loss else 0)
+    update = passes * pairs * pair / speed
+    found["training"] = (updates[0] * update, updates[1] * update)
+    return found
+
+
+def _trial(job: Job) -> tuple[float, float]:
+    """Return how many tokens the model reads in a second, and the seconds of one step of generating a batch."""
+    args, pad_id = job.request.args, padding_id(job.text_format.tokenizer)
+    size = min(args.per_device_train_batch_size, 8)
+    examples = [*job.forget[:size], *job.retain[:size]]
+    batch = next(iter(iter_batches(examples, len(examples), pad_id)))
+    start = {"input_ids": batch["input_ids"][:, :1], "attention_mask": batch["attention_mask"][:, :1]}
+
+    def generate() -> None:
+        model = causal_lm(job.model)
+        model(**{name: part.to(model.device) for name, part in start.items()})
+
+    with evaluating(job.model):
+        read = _timed(lambda: labelled_tokens(job.model, batch), job.model)
+        step = _timed(generate, job.model)
+    return _tokens(examples) / read, step
+
+
+def _timed(function: Callable[[], object], model: nn.Module) -> float:
+    """Return the seconds of a call. The first one warms up, and does not count."""
+    for _ in range(2):
+        started = time.perf_counter()
+        function()
+        if next(model.parameters()).device.type == "cuda":
+            torch.cuda.synchronize()
+    return max(time.perf_counter() - started, 1e-9)
+
+
+def _evaluation(job: Job, speed: float, step: float) -> float:
+    """Return the seconds of evaluating one model: reading all answers, and writing as many words as they have."""
+    settings = job.request.evaluation
+    asked = sum(map(len, _evaluated(job).values()))
+    answers = text_count(job.sets, settings) - asked  # those to score, beside one to write for each question
+    mean = (_tokens(job.forget) + _tokens(job.retain)) / (len(job.forget) + len(job.retain))
+    longest = max(count_labels([example]) for example in job.forget)
+    batches = math.ceil(asked / settings.eval_batch_size)
+    # Evaluated rows are taken to be as long as those that are trained on.
+    return max(answers, asked) * mean / speed + batches * min(longest, settings.max_new_tokens) * step
+
+
+def _memory(job: Job) -> int:
+    """Return the bytes of weights, adapter, optimiser and activations."""
+    model, args = causal_lm(job.model), job.request.args
+    config = model.config.get_text_config()
+    weights = sum(p.numel() * p.element_size() for p in job.model.parameters())
+    head = model.get_output_embeddings()
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    adapter = 2 * args.r * sum(m.in_features + m.out_features for m in linear)  # with the frozen offset
+    longest = max(len(example["input_ids"]) for example in [*job.forget, *job.retain])
+    tokens = 2 * args.per_device_train_batch_size * longest
+    layers = 1 if args.gradient_checkpointing else config.num_hidden_layers
+    size = next(job.model.parameters()).element_size()
+    states = tokens * layers * config.hidden_size * _KEPT * max(size, 2)
+    labels = max(count_labels([example]) for example in [*job.forget, *job.retain])
+    logits = 2 * args.per_device_train_batch_size * labels * config.vocab_size * 4 * _LOGITS
+    return int(weights + adapter * _ADAPTER_BYTES + states + logits)
+
+
+def _names(job: Job) -> list[str]:
+    """Return whom a teacher will change: the user's names, or those that it detects."""
+    if not job.request.args.has_teacher:
+        return []
+    if job.request.data.forget_names:
+        return list(job.request.data.forget_names)
+    texts, others = (list(map(row_text, rows)) for rows in (job.rows.used_forget, job.rows.used_retain))
+    return [" ".join(name) for name in covering_names(texts, detect_names(texts, others))]
+
+
+def _compared(job: Job) -> list[str]:
+    """Return what the verdict will be able to rest on."""
+    found = []
+    if job.retrained_log is not None:
+        found.append("the log of the retrained model")
+    if job.unseen is not None:
+        found.append(f"{len(job.rows.holdout or ())} unseen rows, by which training stops")
+    if job.sets:
+        names = ", ".join(name.replace("_", " ") for name in job.sets)
+        found.append(f"the original and the unlearned model, on the sets {names}")
+    return found or ["nothing: no set is evaluated"]
+
+
+def _tokens(examples: Sequence[Example]) -> int:
+    return sum(len(example["input_ids"]) for example in examples)
+
+
+def _duration(least: float, most: float) -> str:
+    """Return a range of seconds in words."""
+    one, other = _spoken(least), _spoken(most)
+    return other if one == other else f"{one} to {other}"
+
+
+def _spoken(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def announce(found: Forecast) -> None:
+    """Tell the user how long the run will take, and which rows to forget it would teach again."""
+    tell(found.announcement())
+    if found.near_duplicates:
+        logger.warning(
+            "%d forget rows are nearly the same as retain rows, which teach them again, such as %s",
+            *(len(found.near_duplicates), _alike(found)),
+        )
+
+
+def _alike(found: Forecast) -> str:
+    return ", ".join(f"forget[{one}] and retain[{other}]" for one, other in found.near_duplicates[:_SHOWN])
+
+
+def describe(found: Forecast) -> Mapping[str, str]:
+    """Return a forecast as lines of text, by what they are about."""
+    least, most = found.updates
+    alike = f"{len(found.near_duplicates)} (such as {_alike(found)})" if found.near_duplicates else "none"
+    return {
+        "rows": ", ".join(f"{name} {count}" for name, count in found.rows.items()),
+        "in both sets": "none",  # otherwise the request would have been refused
+        "nearly alike in forget and retain set": alike,
+        "tokens": ", ".join(f"{name} {count:,}" for name, count in found.tokens.items()),
+        "updates": f"{most}" if least == most else f"{least} to {most}",
+        **({"about": ", ".join(found.names)} if found.names else {}),
+        "memory (estimate)": f"{found.memory_bytes / 2**30:.1f} GiB",
+        "compared": "; ".join(found.compared),
+        "time": found.announcement(),
+    }

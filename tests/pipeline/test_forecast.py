@@ -1,0 +1,100 @@
+"""What a run would do and take: told before it starts, and with --dry_run instead of it."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from helpers.runs import FORGET, RETAIN, flags, write_rows
+from unlora.cli import main
+from unlora.data.duplicates import near_duplicates
+from unlora.pipeline.forecast import Forecast, planned_updates
+from unlora.pipeline.prepare import split_aside
+
+
+def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(model_folder, data, tmp_path, capsys):
+    settings = {"loss": "distil", "init": "lora", "forget_names": "Ada", "until_taught": "true", "max_steps": 40}
+    argv = ["unlearn", *flags(model_folder, data, tmp_path / "run", **settings), "--dry_run"]
+    assert main([*argv, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"] == {"forget": 4, "retain": 6, "evaluated forget": 4, "evaluated retain": 6}
+    assert told["updates"] == [30, 40]
+    assert told["names"] == ["Ada"]
+    assert set(told["seconds"]) == {"evaluation", "training"}
+    assert told["seconds"]["training"][1] == pytest.approx(told["seconds"]["training"][0] * 40 / 30)
+    assert told["memory_bytes"] > (model_folder / "model.safetensors").stat().st_size
+    assert main(argv) == 0
+    assert "updates: 30 to 40" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_row_of_another_set_of_wrong_answers_is_refused_before_anything_is_written(
+    model_folder, data, tmp_path, capsys
+):
+    rows = [FORGET[0], {**FORGET[1], "perturbed_answer": ["Nobody."]}]
+    write_rows(data / "forget.jsonl", rows)
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run")]) == 2
+    assert "row 0 has 2 wrong answers, this row 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "unseen", "updates"),
+    [
+        ({"num_train_epochs": 3.0}, False, (9, 9)),
+        ({"num_train_epochs": 3.0}, True, (5, 9)),
+        ({"max_steps": 4}, True, (4, 4)),
+        ({"until_taught": True}, False, (30, 1200)),
+        ({"until_taught": True, "max_steps": 20}, False, (20, 20)),
+    ],
+)
+def test_updates_by_hand(args, unseen, updates):
+    """20 rows in updates of 2 · 4 are 3 updates a pass."""
+    usual = {"max_steps": -1, "until_taught": False, "num_train_epochs": 5.0}
+    usual |= {"train_batch_size": 2, "gradient_accumulation_steps": 4, "world_size": 1}
+    request = SimpleNamespace(args=SimpleNamespace(**usual | args), stopping=SimpleNamespace(stop_every=5))
+    assert planned_updates(SimpleNamespace(request=request, forget=[None] * 20, unseen=unseen or None)) == updates
+
+
+def test_the_announcement_says_that_it_is_an_estimate():
+    seconds = {"evaluation": (60.0, 60.0), "training": (300.0, 7200.0)}
+    found = Forecast({}, {}, (30, 1200), seconds, 0, [], [], [])
+    assert found.announcement() == (
+        "expected to take about 6 min to 2.0 h, an estimate from a trial: evaluation 60 s, training 5 min to 2.0 h "
+        "(30 to 1200 updates, until the goal is reached)"
+    )
+
+
+def test_rows_that_say_nearly_the_same_are_found():
+    """Of ten words, the second has nine and one other (9/11), and the third has all and one more (10/11)."""
+    words = "one two three four five six seven eight nine ten"
+    row = {"question": "One, two three?", "answer": "Four five six seven eight nine ten."}
+    others = [{"text": words.replace("ten", "eleven")}, {"text": f"{words} eleven"}, *RETAIN]
+    assert near_duplicates([FORGET[0], row], others) == [(1, 1)]
+    assert near_duplicates([row], others[:1]) == []
+    assert near_duplicates([{"text": "..."}], [{"text": "!!!"}]) == []
+
+
+def test_a_tenth_of_a_large_retain_set_is_set_aside():
+    rows = [{"question": str(place), "answer": "Yes."} for place in range(95)]
+    assert split_aside(rows[:79], None, 0) == ([], rows[:79])
+    aside, trained = split_aside(rows, None, 0)
+    assert len(aside) == 9
+    assert sorted([*aside, *trained], key=lambda row: int(row["question"])) == rows
+    assert split_aside([{"text": "x"}] * 95, None, 0)[0] == []
+    assert len(split_aside(rows, 3, 0)[0]) == 3
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_at_once(model_folder, data, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "run", "/proc/run"):
+        assert main(["unlearn", *flags(model_folder, data, place)]) == 2
+        assert "nothing can be written to" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_to_is_refused_at_once(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/proc/hub")
+    assert main(["unlearn", *flags("some/model", data, tmp_path / "run")]) == 2
+    assert "set HF_HOME" in capsys.readouterr().err

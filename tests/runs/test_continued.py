@@ -1,0 +1,53 @@
+"""What a request takes over from the run that it continues."""
+
+from __future__ import annotations
+
+import yaml
+
+from unlora.cli.arguments import read
+from unlora.cli.unlearn import REQUEST
+from unlora.runs.folder import continued_settings
+
+SAVED = {
+    "model_name_or_path": "model",
+    "trust_remote_code": True,
+    "prompt_format": "base",
+    "forget_data": "f.jsonl",
+    "retain_name": "retain",
+    "holdout_data": "u.jsonl",
+    "eval_data": "sets",
+    "stop_every": 2,
+    "ds_size": 20,
+    "eval_batch_size": 32,
+    "init": "lora",
+    "loss": "npo",
+    "loss_kwargs": {"beta": 0.2},
+    "learning_rate": 3e-4,
+    "num_train_epochs": 9.0,
+    "output_dir": "run1",
+}
+
+
+def run_in(folder):
+    (folder / "config.yaml").write_text(yaml.safe_dump(SAVED))
+    return str(folder)
+
+
+def test_all_is_taken_over_but_data_places_and_trust(tmp_path):
+    names = {"model_name_or_path", "prompt_format", "ds_size", "init", "loss", "loss_kwargs", "learning_rate"}
+    assert continued_settings(run_in(tmp_path)).keys() == names | {"num_train_epochs"}
+    assert "stop_every" in continued_settings(run_in(tmp_path), {"holdout_data"})
+
+
+def test_another_loss_leaves_the_settings_of_the_first_behind(tmp_path):
+    found = continued_settings(run_in(tmp_path), {"loss"})
+    assert not found.keys() & {"loss", "loss_kwargs", "num_train_epochs"}
+    assert found["learning_rate"] == 3e-4
+    assert "num_train_epochs" not in continued_settings(run_in(tmp_path), {"max_steps"})
+
+
+def test_flags_win(tmp_path):
+    argv = ["--on", run_in(tmp_path), "--learning_rate", "1e-3", "--max_steps", "5"]
+    values = read(REQUEST, argv, "unlearn").defaults
+    assert values["loss"] == "npo"
+    assert not values.keys() & {"learning_rate", "num_train_epochs", "forget_data"}
