@@ -13,7 +13,7 @@ from typing import Any
 
 from unlora.bench.cells import RUN, Cell
 from unlora.bench.logs import Measurement, flags_of
-from unlora.benchmarks import Benchmark
+from unlora.benchmarks import Benchmark, Measured
 from unlora.common import plugins
 from unlora.common.errors import NOT_AVAILABLE
 from unlora.evals import read_log
@@ -27,7 +27,7 @@ GOODNESS: Mapping[str, Callable[[float], float]] = {
     "zero": lambda value: -abs(value),
 }
 # {column: value}, None if it could not be computed.
-Values = Mapping[str, float | None]
+Values = Mapping[str, Measured | None]
 # (split, seed) -> {"original" or "retrained": log}.
 References = Mapping[tuple[str, int], Mapping[str, Path]]
 # The reason for a missing column if the benchmark does not name one.
@@ -48,6 +48,7 @@ class Results:
         failed: how many seeds failed.
         command: repeats the row.
         log: of a row that is no method of the grid: the log that the user gave for it.
+        of: {column that counts examples: how many there are}.
     """
 
     method: str
@@ -57,14 +58,17 @@ class Results:
     failed: int = 0
     command: str = ""
     log: Path | None = None
+    of: dict[str, int] = field(default_factory=dict)
 
     def text(self, column: str) -> str:
         """Return mean ± standard error, only the mean of a single seed, or a dash if nothing was measured."""
         values = self.values.get(column)
         if not values:
             return NOT_AVAILABLE if column in self.unavailable else "-"
-        error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
-        return f"{mean(values):.3f}{error}"
+        counts = column in self.of
+        digits, whole = (1 if counts and len(values) > 1 else 0 if counts else 3), f" of {self.of.get(column)}"
+        error = f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+        return f"{mean(values):.{digits}f}{error}{whole if counts else ''}"
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values. A column that could not be computed is {"not available": reason}."""
@@ -73,6 +77,7 @@ class Results:
             "method": self.method,
             "split": self.split,
             "values": self.values | reasons,
+            **({"of": self.of} if self.of else {}),
             "failed": self.failed,
             "command": self.command,
         }
@@ -120,19 +125,21 @@ def rows_of(
 
 
 def _values(benchmark: Benchmark, log: Path, retrained: Path | None) -> Values:
-    numbers = benchmark.numbers(log, retrained).values
-    return {name: None if measured is None else measured.value for name, measured in numbers.items()}
+    return benchmark.numbers(log, retrained).values
 
 
 def _row(
     method: str, split: str, known: Sequence[Values], benchmark: Benchmark, command: str, failed: int = 0
 ) -> Results:
     values: dict[str, list[float]] = {}
-    for column, value in (pair for of_seed in known for pair in of_seed.items()):
-        values.setdefault(column, []).extend([] if value is None else [value])
+    of: dict[str, int] = {}
+    for column, measured in (pair for of_seed in known for pair in of_seed.items()):
+        values.setdefault(column, []).extend([] if measured is None else [measured.value])
+        if measured is not None and measured.of is not None:
+            of[column] = measured.of
     needs = {column: benchmark.metric(column).needs for column, found in values.items() if not found}
     reasons = {column: reason or NOT_MEASURED for column, reason in needs.items()}
-    return Results(method, split, values, reasons, failed, command)
+    return Results(method, split, values, reasons, failed, command, of=of)
 
 
 def sections(cells: Sequence[Cell], references: References) -> list[Section]:

@@ -75,10 +75,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Measured:
-    """A value and its standard error over the examples, 0 where that is not known."""
+    """A value and its standard error over the examples, 0 where that is not known.
+
+    A value that counts some of the examples also has `of`, the number of examples that could count.
+    """
 
     value: float
     standard_error: float = 0.0
+    of: int | None = None
 
 
 @dataclass(frozen=True)

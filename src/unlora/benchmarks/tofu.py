@@ -63,6 +63,19 @@ RANKING_NEEDS = {
 }
 
 
+# Column -> how many answers of the forget set, and of how many.
+_COUNTS = {"facts revealed": ("given_away", "facts"), "broken answers": ("broken", "answers")}
+
+
+def _counted(forget: Mapping[str, Any]) -> dict[str, Measured]:
+    """Return the counts of answers, as far as the summary of a forget set has them."""
+    return {
+        column: Measured(forget[count], of=forget[possible])
+        for column, (count, possible) in _COUNTS.items()
+        if forget.get(possible)
+    }
+
+
 class TofuSchema(Benchmark):
     """Sets in TOFU's schema: `unlora unlearn` evaluates them itself, and logs have the format of TOFU's own.
 
@@ -131,8 +144,9 @@ class TofuSchema(Benchmark):
         }
         if not sets:  # a file with aggregated values alone
             values |= {column: theirs.get(metric) for column, (*_, metric) in SET_COLUMNS.items()}
+        measured = {name: None if value is None else Measured(value) for name, value in values.items()}
         return Reading(
-            values={name: None if value is None else Measured(value) for name, value in values.items()},
+            values={**measured, **_counted(sets.get("forget", {}))},
             examples={name: len(next(iter(log[TASKS[name]].values()))) for name in sets},
         )
 
