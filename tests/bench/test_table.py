@@ -1,0 +1,16 @@
+"""Counts of answers in the table of a bench."""
+
+from __future__ import annotations
+
+from helpers.reported import NEAR, judged, log
+from unlora.bench.table import _row
+from unlora.benchmarks import OWN_SETS
+
+
+def test_counts_are_means_over_seeds_of_so_many():
+    """1 and 4 of 40: mean 2.5, deviation 2.12, standard error 1.5."""
+    known = [OWN_SETS.read(judged(log(0.4, NEAR), count, 2)).values for count in (1, 4)]
+    assert _row("a", "forget", known[:1], OWN_SETS, "").text("broken answers") == "1 of 40"
+    row = _row("a", "forget", known, OWN_SETS, "")
+    assert (row.text("broken answers"), row.text("facts revealed")) == ("2.5 ± 1.5 of 40", "2.0 ± 0.0 of 40")
+    assert row.as_json()["of"] == {"facts revealed": 40, "broken answers": 40}
