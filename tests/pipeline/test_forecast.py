@@ -98,3 +98,15 @@ def test_a_cache_that_cannot_be_written_to_is_refused_at_once(data, tmp_path, ca
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/proc/hub")
     assert main(["unlearn", *flags("some/model", data, tmp_path / "run")]) == 2
     assert "set HF_HOME" in capsys.readouterr().err
+
+
+def test_finetune_and_bench_have_dry_runs(model_folder, data, tmp_path, capsys):
+    argv = ["--model_name_or_path", str(model_folder), "--train_data", str(data / "retain.jsonl"), "--use_cpu"]
+    out = ["--output_dir", str(tmp_path / "out")]
+    assert main(["finetune", *argv, *out, "--num_train_epochs", "2", "--dry_run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rows"], told["updates"]) == ({"train": 6}, [2, 2])  # 6 rows are less than an update of 4 · 8
+    methods = ["--methods", "vila+ihl", "lora+npo", "--seeds", "2"]
+    assert main(["bench", "persona", *methods, *out, "--dry_run"]) == 0
+    assert "4 of 4 cells are to be run, 1 at a time" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from unlora.bench.logs import Measurement, References, SharedLogs
 from unlora.benchmarks import Benchmark, Options
 from unlora.common import plugins
 from unlora.common.errors import raise_if, unknown_name
+from unlora.common.files import unwritable_problems
 from unlora.pipeline.request import Request
 from unlora.settings import TextConfig, TofuSettings
 
@@ -54,12 +55,7 @@ class Plan:
         Raises:
             InputError: anything wrong that can be seen before training.
         """
-        known = self.benchmark.splits
-        raise_if(unknown_name("splits", split, known) for split in self.splits if split not in known)
-        raise_if(self.benchmark.problems(self.options))
-        cells = grid(self.methods, self.splits or known, self.seeds, self.options.folder, self.benchmark)
-        for method in self.methods:  # before models are made and evaluated
-            raise_if(plugins.unshared_problems(self._choices(method)))
+        cells = self.cells()
         logs, references = SharedLogs(self.options.folder), ReferencesOf()
         for cell in cells:
             place = cell.split, cell.seed
@@ -72,6 +68,21 @@ class Plan:
                 cell.check_inputs(logs.inputs(request.model, request.data))
             self._prepare(cell, settings, references[place])
         return cells, references
+
+    def cells(self) -> list[Cell]:
+        """Return the cells, and check everything that needs neither models nor data.
+
+        Raises:
+            InputError: anything wrong that can be seen so far.
+        """
+        known = self.benchmark.splits
+        raise_if(unknown_name("splits", split, known) for split in self.splits if split not in known)
+        raise_if(self.benchmark.problems(self.options))
+        cells = grid(self.methods, self.splits or known, self.seeds, self.options.folder, self.benchmark)
+        for method in self.methods:  # before models are made and evaluated
+            raise_if(plugins.unshared_problems(self._choices(method)))
+        raise_if(unwritable_problems(self.options.folder, "output_dir"))
+        return cells
 
     def _choices(self, method: str) -> dict[str, str]:
         """Return what a cell chooses, by kind: all that may come from a plugin."""

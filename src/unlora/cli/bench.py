@@ -34,6 +34,10 @@ def run(args: BenchConfig, rest: list[str]) -> Answer:
 
     plan = _plan_of(args, handed_on)
     others = _other_logs(args, plan)
+    if args.dry_run:
+        cells = plan.cells()
+        states = {str(cell): "finished" if cell.finished else "to be run" for cell in cells}
+        return Answer({"cells": states}, lambda: _print_plan(states, args.processes))
     with writing_to(args.output_dir):
         rows, order = _rows(args, plan, handed_on, others)
     page = args.output_dir / PAGE
@@ -47,6 +51,14 @@ def run(args: BenchConfig, rest: list[str]) -> Answer:
         print(page)
 
     return Answer(value, show, args.output_dir / "results.md", code=int(failed))
+
+
+def _print_plan(states: Mapping[str, str], processes: int) -> None:
+    """Print the cells of a bench, and how many of them are left."""
+    for cell, state in states.items():
+        print(f"{cell}: {state}")
+    left = sum(state != "finished" for state in states.values())
+    print(f"{left} of {len(states)} cells are to be run, {processes} at a time")
 
 
 def _rows(

@@ -10,14 +10,15 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
 
 from unlora.common.progress import tell
-from unlora.data import Example, iter_batches, padding_id
+from unlora.data import Example, TextFormat, iter_batches, padding_id
 from unlora.data.duplicates import near_duplicates, row_text
 from unlora.data.encoding import count_labels
 from unlora.data.names import detect_names
@@ -29,6 +30,7 @@ from unlora.models.forward import causal_lm, labelled_tokens
 from unlora.pipeline.importance import RETAIN_SHARE
 from unlora.pipeline.job import Job
 from unlora.teachers.changed_names import covering_names
+from unlora.training.finetune import FinetuneConfig
 from unlora.training.taught import LEAST_STEPS, most_steps
 
 logger = logging.getLogger(__name__)
@@ -37,9 +39,11 @@ _TRAINED = 3
 # Numbers that a layer keeps per token and unit of its width for the backward pass (Korthikanti et al. 2022, 34 bytes
 # in 16 bits), and copies of the logits that a loss makes.
 _KEPT, _LOGITS = 17, 3
-# The adapter's weights, their gradients and Adam's two moments, in float32.
-_ADAPTER_BYTES = 16
+# A trained weight, its gradient and Adam's two moments, in float32.
+_TRAINING_BYTES = 16
 _SHOWN = 3
+# Examples in a trial pass.
+_TRIAL = 8
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ class Forecast:
     updates: tuple[int, int]
     seconds: dict[str, tuple[float, float]]
     memory_bytes: int
-    near_duplicates: list[tuple[int, int]]
-    names: list[str]
-    compared: list[str]
+    near_duplicates: list[tuple[int, int]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    compared: list[str] = field(default_factory=list)
 
     @property
     def whole(self) -> tuple[float, float]:
@@ -98,7 +102,7 @@ def forecast(job: Job) -> Forecast:
         updates=updates,
         seconds=_seconds(job, updates),
         memory_bytes=_memory(job),
-        near_duplicates=near_duplicates(job.rows.used_forget, job.rows.used_retain),
+        near_duplicates=near_duplicates(job.rows.forget, job.rows.retain),
         names=_names(job),
         compared=_compared(job),
     )
@@ -148,10 +152,27 @@ def _seconds(job: Job, updates: tuple[int, int]) -> dict[str, tuple[float, float
     return found
 
 
+def finetune_forecast(
+    model: PreTrainedModel, examples: Sequence[Example], text_format: TextFormat, args: FinetuneConfig
+) -> Forecast:
+    """Return what fine-tuning will do."""
+    per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = math.ceil(args.num_train_epochs * math.ceil(len(examples) / per_update))
+    steps = args.max_steps if args.max_steps > 0 else steps
+    batch = next(iter(iter_batches(examples[:_TRIAL], _TRIAL, padding_id(text_format.tokenizer))))
+    with evaluating(model):
+        speed = _tokens(examples[:_TRIAL]) / _timed(lambda: labelled_tokens(model, batch), model)
+    update = _TRAINED * min(per_update, len(examples)) / args.world_size * _tokens(examples) / len(examples) / speed
+    trained = sum(p.numel() for p in model.parameters()) if args.r is None else _adapter_size(model, args.r)
+    memory = _weights(model) + trained * _TRAINING_BYTES + _activations(model, examples, args)
+    rows, tokens = {"train": len(examples)}, {"train": _tokens(examples)}
+    return Forecast(rows, tokens, (steps, steps), {"training": (steps * update,) * 2}, memory)
+
+
 def _trial(job: Job) -> tuple[float, float]:
     """Return how many tokens the model reads in a second, and the seconds of one step of generating a batch."""
     args, pad_id = job.request.args, padding_id(job.text_format.tokenizer)
-    size = min(args.per_device_train_batch_size, 8)
+    size = min(args.per_device_train_batch_size, _TRIAL)
     examples = [*job.forget[:size], *job.retain[:size]]
     batch = next(iter(iter_batches(examples, len(examples), pad_id)))
     start = {"input_ids": batch["input_ids"][:, :1], "attention_mask": batch["attention_mask"][:, :1]}
@@ -191,19 +212,31 @@ def _evaluation(job: Job, speed: float, step: float) -> float:
 def _memory(job: Job) -> int:
     """Return the bytes of weights, adapter, optimiser and activations."""
     model, args = causal_lm(job.model), job.request.args
-    config = model.config.get_text_config()
-    weights = sum(p.numel() * p.element_size() for p in job.model.parameters())
+    adapter = 2 * _adapter_size(model, args.r)  # with the frozen offset
+    # A batch has as many retain rows as forget rows.
+    activations = 2 * _activations(model, [*job.forget, *job.retain], args)
+    return _weights(job.model) + adapter * _TRAINING_BYTES + activations
+
+
+def _weights(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _adapter_size(model: PreTrainedModel, rank: int) -> int:
     head = model.get_output_embeddings()
     linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
-    adapter = 2 * args.r * sum(m.in_features + m.out_features for m in linear)  # with the frozen offset
-    longest = max(len(example["input_ids"]) for example in [*job.forget, *job.retain])
-    tokens = 2 * args.per_device_train_batch_size * longest
-    layers = 1 if args.gradient_checkpointing else config.num_hidden_layers
-    size = next(job.model.parameters()).element_size()
-    states = tokens * layers * config.hidden_size * _KEPT * max(size, 2)
-    labels = max(count_labels([example]) for example in [*job.forget, *job.retain])
-    logits = 2 * args.per_device_train_batch_size * labels * config.vocab_size * 4 * _LOGITS
-    return int(weights + adapter * _ADAPTER_BYTES + states + logits)
+    return rank * sum(m.in_features + m.out_features for m in linear)
+
+
+def _activations(model: PreTrainedModel, examples: Sequence[Example], args: TrainingArguments) -> int:
+    """Return the bytes that a batch of the longest examples needs."""
+    config = model.config.get_text_config()
+    layers = 1 if args.gradient_checkpointing else getattr(config, "num_hidden_layers", 1)
+    size = max(2, next(model.parameters()).element_size())
+    longest = max(len(example["input_ids"]) for example in examples)
+    labels = max(count_labels([example]) for example in examples)
+    states = longest * layers * config.hidden_size * _KEPT * size
+    return int(args.per_device_train_batch_size * (states + labels * config.vocab_size * 4 * _LOGITS))
 
 
 def _names(job: Job) -> list[str]:
@@ -245,6 +278,10 @@ def _spoken(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{math.ceil(count / 2**20)} MiB"
+
+
 def announce(found: Forecast) -> None:
     """Tell the user how long the run will take, and which rows to forget it would teach again."""
     tell(found.announcement())
@@ -265,12 +302,12 @@ def describe(found: Forecast) -> Mapping[str, str]:
     alike = f"{len(found.near_duplicates)} (such as {_alike(found)})" if found.near_duplicates else "none"
     return {
         "rows": ", ".join(f"{name} {count}" for name, count in found.rows.items()),
-        "in both sets": "none",  # otherwise the request would have been refused
-        "nearly alike in forget and retain set": alike,
+        # Rows that are in both sets would have been refused.
+        **({"in both sets": "none", "nearly alike in both sets": alike} if "retain" in found.rows else {}),
         "tokens": ", ".join(f"{name} {count:,}" for name, count in found.tokens.items()),
         "updates": f"{most}" if least == most else f"{least} to {most}",
         **({"about": ", ".join(found.names)} if found.names else {}),
-        "memory (estimate)": f"{found.memory_bytes / 2**30:.1f} GiB",
-        "compared": "; ".join(found.compared),
+        "memory (estimate)": _size(found.memory_bytes),
+        **({"compared": "; ".join(found.compared)} if found.compared else {}),
         "time": found.announcement(),
     }

@@ -81,6 +81,14 @@ class LsConfig:
 
 
 @dataclass
+class QuickstartConfig:
+    """The seed, and where the result goes."""
+
+    seed: int = setting(0, "Seed of the generated people, the models and the training.")
+    output_dir: Path | None = setting(None, "New folder for the result. Defaults to runs/quickstart-<time>.")
+
+
+@dataclass
 class DryRunConfig:
     """Whether anything is done."""
 
@@ -92,19 +100,7 @@ class DryRunConfig:
 
 
 @dataclass
-class QuickstartConfig:
-    """The seed, and where the result goes."""
-
-    seed: int = setting(0, "Seed of the generated people, the models and the training.")
-    output_dir: Path | None = setting(None, "New folder for the result. Defaults to runs/quickstart-<time>.")
-
-    def problems(self) -> list[Problem]:
-        """Check the seed."""
-        return value_problems(self, {"seed": SEED})
-
-
-@dataclass
-class BenchConfig:
+class BenchConfig(DryRunConfig):
     """Which cells are run, and where."""
 
     benchmark: str = setting(
