@@ -52,7 +52,16 @@ ATTACKS = "attacks.json"
 _OWN = {name for kind in (ForgetData, RetainData, HoldoutData) for name in kind.__dataclass_fields__}
 _OWN |= {f"eval_{name}" for name in ("data", "forget_name", "retain_name", "real_authors_name", "world_facts_name")}
 _OWN |= {"on", "forget_names", "importance_file", "original_log", "retrain_log", "trust_remote_code", "report_to"}
-_OWN |= {"plugin", "output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "push_to_hub", "hub_token", "hub_model_id"}
+_OWN |= {
+    "plugin",
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "resume_from_checkpoint",
+    "push_to_hub",
+    "hub_token",
+    "hub_model_id",
+}
 # Settings that only suit the first ones: another loss has other settings, and one length of the training rules.
 _LENGTH = {"num_train_epochs", "max_steps", "until_taught"}
 _GOES_WITH = (

@@ -87,6 +87,10 @@ class QuickstartConfig:
     seed: int = setting(0, "Seed of the generated people, the models and the training.")
     output_dir: Path | None = setting(None, "New folder for the result. Defaults to runs/quickstart-<time>.")
 
+    def problems(self) -> list[Problem]:
+        """Check the seed."""
+        return value_problems(self, {"seed": SEED})
+
 
 @dataclass
 class DryRunConfig:
