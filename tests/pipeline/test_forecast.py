@@ -46,7 +46,7 @@ def test_a_row_of_another_set_of_wrong_answers_is_refused_before_anything_is_wri
         ({"num_train_epochs": 3.0}, False, (9, 9)),
         ({"num_train_epochs": 3.0}, True, (5, 9)),
         ({"max_steps": 4}, True, (4, 4)),
-        ({"until_taught": True}, False, (30, 1200)),
+        ({"until_taught": True}, False, (30, 400)),
         ({"until_taught": True, "max_steps": 20}, False, (20, 20)),
     ],
 )

@@ -41,13 +41,14 @@ def test_all_is_taken_over_but_data_places_and_trust(tmp_path):
 
 def test_another_loss_leaves_the_settings_of_the_first_behind(tmp_path):
     found = continued_settings(run_in(tmp_path), {"loss"})
-    assert not found.keys() & {"loss", "loss_kwargs", "num_train_epochs"}
-    assert found["learning_rate"] == 3e-4
+    assert not found.keys() & {"loss", "loss_kwargs", "num_train_epochs", "learning_rate", "init"}
+    assert found["prompt_format"] == "base"
     assert "num_train_epochs" not in continued_settings(run_in(tmp_path), {"max_steps"})
 
 
 def test_flags_win(tmp_path):
-    argv = ["--on", run_in(tmp_path), "--learning_rate", "1e-3", "--max_steps", "5"]
+    argv = ["--on", run_in(tmp_path), "--learning_rate", "1e-3", "--max_steps", "5", "--output_dir", "run2"]
+    argv += ["--forget_data", "second.jsonl", "--retain_data", "r.jsonl"]
     values = read(REQUEST, argv, "unlearn").defaults
     assert values["loss"] == "npo"
-    assert not values.keys() & {"learning_rate", "num_train_epochs", "forget_data"}
+    assert not values.keys() & {"learning_rate", "num_train_epochs", "forget_data", "holdout_data"}

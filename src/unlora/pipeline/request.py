@@ -95,9 +95,12 @@ class Request:
         for part in (self.model, self.data, self.importance, self.evaluation, self.stopping):
             flat |= asdict(part)
         flat |= {"loss": self.args.loss, **changed_arguments(self.args)}
-        if self.model.on is not None:  # a default is worth noting where the earlier run would give another value
-            values = self.args.to_dict()
-            flat |= {name: values[name] for name in continued_settings(self.model.on) if name in values}
+        # Some defaults are worth noting: those of another loss than the usual one, and where the earlier run would give
+        # another value.
+        noted = set() if self.args.has_teacher else {*PUSHING}
+        if self.model.on is not None:
+            noted |= {*continued_settings(self.model.on)}
+        flat |= {name: value for name, value in self.args.to_dict().items() if name in noted}
         return {name: value for name, value in flat.items() if name != "resume_from_checkpoint"}
 
 

@@ -15,6 +15,7 @@ from unlora.common.reading import read_yaml
 from unlora.models.hashes import ADAPTER_WEIGHTS
 from unlora.settings import EvalConfig, ModelConfig
 from unlora.settings.data import ForgetData, HoldoutData, RetainData
+from unlora.settings.training import DISTILLING
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -62,10 +63,11 @@ _OWN |= {
     "hub_token",
     "hub_model_id",
 }
-# Settings that only suit the first ones: another loss has other settings, and one length of the training rules.
+# Settings that only suit the first ones: another loss has other settings and defaults, and one length of the
+# training rules.
 _LENGTH = {"num_train_epochs", "max_steps", "until_taught"}
 _GOES_WITH = (
-    ({"loss"}, {"loss_kwargs", "retain_loss", "alternate_key", "teacher", *_LENGTH}),
+    ({"loss"}, {"loss_kwargs", "retain_loss", "alternate_key", "teacher", *DISTILLING, *_LENGTH}),
     (_LENGTH, _LENGTH),
     ({"retain_samples", "retain_convergence"}, {"retain_samples", "retain_convergence"}),
 )

@@ -92,7 +92,7 @@ class QuickstartConfig:
         return value_problems(self, {"seed": SEED})
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DryRunConfig:
     """Whether anything is done."""
 
