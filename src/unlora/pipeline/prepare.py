@@ -54,8 +54,10 @@ def prepare(
 
 
 def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrained_log: Log | None) -> Job:
-    rows = _load_rows(request, sets is None)
     evaluation = request.evaluation
+    # Known logs are of all rows, so what is kept is measured on all of them, too.
+    known = [log for log in (retrained_log, evaluation.retrain_log, evaluation.original_log) if log is not None]
+    rows = _load_rows(request, sets is None and not known)
     sets = evaluation_sets(evaluation, rows.forget, rows.set_aside or rows.retain) if sets is None else sets
     model, text_format = _load_original(request)
     forget = encode_records(rows.used_forget, text_format, argument="forget_data")
@@ -77,12 +79,12 @@ def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrain
     )
 
 
-def _load_rows(request: Request, evaluates_own: bool) -> Rows:
+def _load_rows(request: Request, spares: bool) -> Rows:
     """Load and check all sets. Whatever is wrong with them is found before the model is loaded.
 
     Args:
         request: names the sets.
-        evaluates_own: whether the forget and the retain set are evaluated, unless the request names other sets.
+        spares: whether retain rows may be set aside, to be evaluated instead of all of them.
     """
     data = request.data
     forget = load_set(data, "forget")
@@ -95,7 +97,7 @@ def _load_rows(request: Request, evaluates_own: bool) -> Rows:
     alternates = alternate_answers(used_forget, data.alternate_key, seed) if request.reads_alternates else None
     holdout = holdout_rows(request.stopping, forget, retain)
     aside: list[Record] = []
-    if evaluates_own and not request.evaluation.eval_data and not data.streaming:
+    if spares and not (request.evaluation.eval_data or data.streaming or all(map(is_text, forget))):
         aside, used_retain = split_aside(used_retain, request.evaluation.ds_size, seed)
     return Rows(forget, retain, used_forget, used_retain, alternates, holdout, aside)
 
