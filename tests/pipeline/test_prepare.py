@@ -158,9 +158,10 @@ def test_plain_text_has_no_alternate_answers(model_folder, tmp_path, capsys):
 def test_importance_of_a_start_that_measures_nothing_is_refused(model_folder, data, tmp_path, capsys):
     assert main(["importance", *flags(model_folder, data, tmp_path / "run", init="pissa")]) == 2
     assert "init='pissa': it measures nothing" in capsys.readouterr().err
-    changes = {"init": "lora", "importance_file": "i.safetensors"}
-    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", **changes)]) == 2
-    assert "importance_file='i.safetensors': 'lora' does not measure an importance" in capsys.readouterr().err
+    file = tmp_path / "i.safetensors"
+    file.write_bytes(b"")
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", init="lora", importance_file=file)]) == 2
+    assert f"importance_file='{file}': 'lora' does not measure an importance" in capsys.readouterr().err
 
 
 def test_passes_that_would_repeat_the_same_gradients_are_refused(model_folder, data, tmp_path, capsys):
