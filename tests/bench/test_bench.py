@@ -316,8 +316,10 @@ def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tm
     assert main([*argv, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["rows"]  # and nothing of what the evaluation prints
     assert len(list((out / "logs").glob("*.json"))) == 1  # here both are the same model
-    rows = [line.split(" | ") for line in (out / "results.md").read_text().splitlines() if line.startswith("| forget")]
+    table, _, ranking = (out / "results.md").read_text().partition("## Ranking")
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| forget")]
     assert [row[1] for row in rows] == ["original", "retrained", "lora+gd"]
+    assert ranking.count("| forget01 | ") == len(rows)
     assert rows[2][3] == "**0.000**"  # it did not move: the test tells nothing apart, p = 1
     # The preset gives what neither the benchmark, nor the method, nor a flag does.
     used = yaml.safe_load((out / "cells/forget01/lora+gd/seed-0/run/config.yaml").read_text())

@@ -56,7 +56,7 @@ def prepare(
 def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrained_log: Log | None) -> Job:
     evaluation = request.evaluation
     # Known logs are of all rows, so what is kept is measured on all of them, too.
-    known = [log for log in (retrained_log, evaluation.retrain_log, evaluation.original_log) if log is not None]
+    known = [log for log in (retrained_log, evaluation.retrained, evaluation.original_log) if log is not None]
     rows = _load_rows(request, sets is None and not known)
     sets = evaluation_sets(evaluation, rows.forget, rows.set_aside or rows.retain) if sets is None else sets
     model, text_format = _load_original(request)

@@ -52,7 +52,7 @@ ATTACKS = "attacks.json"
 # allowed it.
 _OWN = {name for kind in (ForgetData, RetainData, HoldoutData) for name in kind.__dataclass_fields__}
 _OWN |= {f"eval_{name}" for name in ("data", "forget_name", "retain_name", "real_authors_name", "world_facts_name")}
-_OWN |= {"on", "forget_names", "importance_file", "original_log", "retrain_log", "trust_remote_code", "report_to"}
+_OWN |= {"on", "forget_names", "importance_file", "original_log", "retrained", "trust_remote_code", "report_to"}
 _OWN |= {
     "plugin",
     "output_dir",
