@@ -25,7 +25,7 @@ HANDS_ON = True
 def run(args: BenchConfig, rest: list[str]) -> Answer:
     """Run the cells that are not finished, and write the tables and the page of results."""
     from unlora.cli.arguments import check_some
-    from unlora.cli.unlearn import SETTINGS as REQUEST
+    from unlora.cli.unlearn import REQUEST
 
     handed_on = flags(rest)
     check_some(REQUEST, handed_on)  # before torch is loaded
