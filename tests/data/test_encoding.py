@@ -1,5 +1,7 @@
 import copy
 import logging
+import re
+from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -215,3 +217,34 @@ def test_the_chat_format_needs_a_template(tokenizer):
 def test_a_tokenizer_without_character_offsets_is_refused():
     with pytest.raises(InputError, match=r"tokenizer='ByT5Tokenizer'.*fast tokenizer"):
         TextFormat(ByT5Tokenizer())
+
+
+def test_a_token_beyond_the_embeddings_is_refused_with_its_row(tokenizer):
+    text_format = replace(TextFormat(tokenizer), embeddings=len(tokenizer) - 1)
+    rows = [{"text": "a b c d"}, {"text": tokenizer.decode([len(tokenizer) - 1, 70])}]
+    with pytest.raises(InputError, match=r"data\[1\]=.* has the number \d+, and the model has \d+ embeddings"):
+        encode_records(rows, text_format)
+    assert len(encode_records(rows[:1], text_format)) == 1
+
+
+def test_a_prompt_that_is_too_long_is_answered_with_a_length_that_works_or_that_none_does(tokenizer):
+    row = {"question": "Ada " * 100, "answer": "Yes."}
+    with pytest.raises(InputError, match=r"max_length=64: .*use at least \d+") as caught:
+        encode_records([row], TextFormat(tokenizer, max_length=64))
+    enough = int(re.search(r"use at least (\d+)", str(caught.value))[1])
+    assert len(encode_records([row], TextFormat(tokenizer, max_length=enough))[0]["input_ids"]) == enough
+    with pytest.raises(InputError, match="no length works, as the model reads at most 64 tokens"):
+        encode_records([row], TextFormat(tokenizer, max_length=64, positions=64))
+
+
+@pytest.mark.parametrize("prompt_format", ["base", "tofu", "chat"])
+def test_a_tokenizer_without_the_letter_x_has_prompts_and_end_tokens(prompt_format):
+    words = {word: number for number, word in enumerate([*"abcdefghijklmnopqrstuvwABDQW?:.\n ", "<eos>", "|"])}
+    letters = Tokenizer(models.BPE(vocab=words, merges=[]))
+    made = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="<eos>")
+    made.chat_template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
+    text_format = TextFormat(made, prompt_format)
+    assert text_format.end_tokens == {made.eos_token_id}
+    example = encode_turns("Who?", "Bob", text_format)
+    first = next(place for place, label in enumerate(example["labels"]) if label != IGNORE_INDEX)
+    assert encode_prompt("Who?", text_format) == example["input_ids"][:first]

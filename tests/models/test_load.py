@@ -104,25 +104,6 @@ def test_a_quantised_model_is_not_fine_tuned(inputs, tmp_path, capsys, monkeypat
     assert "fine-tuning changes the weights" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [{}, {"config.json": "{}"}], ids=["no folder", "no model"])
-def test_what_transformers_cannot_load_is_refused_with_its_path(tmp_path, content):
-    path = tmp_path / "model"
-    for name, text in content.items():
-        path.mkdir()
-        (path / name).write_text(text)
-    with pytest.raises(InputError, match=f"model_name_or_path='{path}': transformers cannot load it"):
-        load_model(ModelConfig(str(path)))
-
-
-def test_pickled_weights_are_not_read(inputs, tmp_path):
-    model, tokenizer = load_model(ModelConfig(str(inputs / "model")))
-    model.config.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match="transformers cannot load it with safetensors weights"):
-        load_model(ModelConfig(str(tmp_path)))
-
-
 def test_an_adapter_of_another_model_is_refused_by_the_users_name_for_it(inputs, tiny_model, tmp_path):
     get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
     model, _ = load_model(ModelConfig(str(inputs / "model")))

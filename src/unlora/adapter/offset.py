@@ -21,9 +21,10 @@ from transformers.pytorch_utils import Conv1D
 
 from unlora.adapter.factorise import weighted_low_rank
 from unlora.adapter.settings import OFFSET, UNLEARN, AdapterSettings, check_adapter_settings, rank_patterns
-from unlora.adapter.targets import is_everything, target_shapes
+from unlora.adapter.targets import is_everything, target_shapes, text_prefix
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.common.progress import bar
+from unlora.models.load import START
 from unlora.models.sharding import whole
 
 
@@ -109,13 +110,15 @@ def _lora_config(base: nn.Module, config: AdapterSettings) -> LoraConfig:
     inner = base.get_base_model() if isinstance(base, PeftModel) else base
     targets = target_shapes(base, config.target_modules)
     ranks, alphas = rank_patterns(config, targets)
+    # In a vision-language model, short names would also match layers of the vision part.
+    whole_names = is_everything(config.target_modules) or bool(text_prefix(base))
     return LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
         use_rslora=config.use_rslora,
         rank_pattern=ranks,
         alpha_pattern=alphas,
-        target_modules=list(targets) if is_everything(config.target_modules) else config.target_modules,
+        target_modules=list(targets) if whole_names else config.target_modules,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in inner.modules()),  # GPT-2 stores [in, out]
         base_model_name_or_path=getattr(inner, "name_or_path", None) or None,
         task_type="CAUSAL_LM",
@@ -240,12 +243,19 @@ def _earlier_adapters(model: PeftModel) -> list[str]:
 
 @contextmanager
 def original_model(model: nn.Module) -> Iterator[nn.Module]:
-    """Run the model as it was before this request, or without any adapter if it has none of ours."""
+    """Run the model as it was before any request: with the adapter that it started with, if it has one."""
     if not isinstance(model, PeftModel):
         yield model
     elif UNLEARN in model.peft_config:
         with reference_model(model):
             yield model
+    elif START in model.peft_config:
+        active = list(model.active_adapters)
+        model.base_model.set_adapter([START], inference_mode=True)
+        try:
+            yield model
+        finally:
+            model.base_model.set_adapter(active, inference_mode=True)
     else:
         with model.disable_adapter():
             yield model

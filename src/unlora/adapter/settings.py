@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
+from safetensors import safe_open
 from torch import nn
 
 from unlora.adapter.targets import (
@@ -23,6 +25,7 @@ from unlora.adapter.targets import (
     within_layer,
 )
 from unlora.common.errors import Problem
+from unlora.models.hashes import ADAPTER_WEIGHTS
 from unlora.settings.checks import range_problems
 from unlora.settings.training import ADAPTER_RANGES
 
@@ -207,3 +210,12 @@ def _not_plain(config: PeftConfig, layers: Iterable[BaseTunerLayer]) -> list[str
     if not all(is_linear(layer.get_base_layer()) for layer in layers):
         odd.append("layers that are not linear")
     return odd
+
+
+def odd_parts(folder: Path) -> list[str]:
+    """Return what keeps a saved adapter from being written as two factors for each linear layer."""
+    odd = _not_plain(PeftConfig.from_pretrained(folder), [])
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:
+        others = {name for name in weights.keys() if "lora_A" not in name and "lora_B" not in name}  # noqa: SIM118
+    kinds = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in others})
+    return [*odd, *(f"weights of {kind}" for kind in kinds)]

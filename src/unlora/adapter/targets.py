@@ -22,7 +22,10 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from unlora.models.forward import text_part
 
 TargetModules = str | Collection[str] | None
 EVERYTHING = "all-linear"
@@ -92,11 +95,11 @@ class LeftOut:
 
 def left_out(base: nn.Module) -> LeftOut | None:
     """Return the matrices that are left out although all linear layers are adapted, if there are any."""
-    modules, adapted = base_modules(base), target_shapes(base, None)
+    modules, adapted, start = base_modules(base), target_shapes(base, None), text_prefix(base)
     sizes: dict[str, int] = defaultdict(int)
     reached = 0
     for name, module in modules.items():
-        if isinstance(module, nn.Embedding) or is_head(base, module):
+        if not name.startswith(start) or isinstance(module, nn.Embedding) or is_head(base, module):
             continue
         if name in adapted:
             reached += prod(adapted[name])
@@ -137,7 +140,15 @@ def is_head(base: nn.Module, module: nn.Module) -> bool:
 
 
 def _linear_layers(base: nn.Module) -> dict[str, Any]:
-    return {name: module for name, module in base_modules(base).items() if is_linear(module)}
+    start = text_prefix(base)
+    return {name: module for name, module in base_modules(base).items() if name.startswith(start) and is_linear(module)}
+
+
+def text_prefix(base: nn.Module) -> str:
+    """Return how the names of the modules begin that read text: in a vision-language model, no others are ever run."""
+    core = base.get_base_model() if isinstance(base, PeftModel) else base
+    part = text_part(core) if isinstance(core, PreTrainedModel) else core
+    return next((f"{name}." for name, module in core.named_modules() if name and module is part), "")
 
 
 def _names(target_modules: TargetModules, name: str) -> bool:

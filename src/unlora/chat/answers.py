@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
+from unlora.adapter.offset import original_model
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data import IGNORE_INDEX, Asked, Example, TextFormat, encode_answers
 from unlora.data.encoding import encode_prompt
@@ -191,7 +192,7 @@ class SideBySide:
     @contextmanager
     def _as(self, side: str) -> Iterator[None]:
         """Make the model that side, for this thread alone."""
-        with self._turns, nullcontext() if side == "unlearned" else self.model.disable_adapter():
+        with self._turns, nullcontext() if side == "unlearned" else original_model(self.model):
             yield
 
     def _stream(self, side: str, prompt: list[int], config: GenerationConfig, deadline: float) -> Iterator[int]:

@@ -13,7 +13,6 @@ from unlora.data.conversations import all_answers
 from unlora.data.sources import Record
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.attack import Target, evaluated_rows
-from unlora.pipeline.prepare import usable_length
 from unlora.runs.folder import ADAPTER
 from unlora.settings import ChatConfig
 
@@ -79,7 +78,7 @@ def load_side_by_side(target: Target, config: ChatConfig | None = None) -> SideB
         InputError: the model or the adapter cannot be loaded.
     """
     model, tokenizer = load_model(target.model)
-    text_format = TextFormat.of(tokenizer, target.data, usable_length(model, target.data.max_length))
+    text_format = TextFormat.of(tokenizer, target.data, model.config)
     adapted, limits = load_adapter(model, str(Path(target.run) / ADAPTER), argument="RUN"), config or ChatConfig()
     return SideBySide(adapted, text_format, limits.max_tokens, limits.max_seconds)
 

@@ -18,7 +18,7 @@ from unlora.data.templates import ChatTemplate
 from unlora.settings import TextConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 IGNORE_INDEX = -100
 logger = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ class TextFormat:
         system_prompt: of questions and conversations that have none, in a chat.
         chat_template_kwargs: variables of the chat template.
         chat_date: what the chat template takes for today, see `ChatTemplate`.
+        embeddings: how many tokens the model has embeddings for. Others are refused.
+        positions: how many tokens the model can read at once, for error messages.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -53,14 +55,23 @@ class TextFormat:
     system_prompt: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     chat_date: str | None = None
+    embeddings: int | None = None
+    positions: int | None = None
 
     @classmethod
     def of(
-        cls, tokenizer: PreTrainedTokenizerFast, text: TextConfig, max_length: int, max_chunks: int | None = None
+        cls,
+        tokenizer: PreTrainedTokenizerFast,
+        text: TextConfig,
+        model: PreTrainedConfig,
+        max_chunks: int | None = None,
     ) -> TextFormat:
-        """Return the format that the settings describe, with a length that suits the model."""
+        """Return the format that the settings describe, with the limits of the model that `model` configures."""
         prompt = (text.system_prompt, text.template_variables(), text.chat_date)
-        return cls(tokenizer, text.prompt_format, max_length, max_chunks, *prompt)
+        part = model.get_text_config()
+        embeddings, positions = part.vocab_size, getattr(part, "max_position_embeddings", None)
+        length = min(text.max_length, positions or text.max_length)
+        return cls(tokenizer, text.prompt_format, length, max_chunks, *prompt, embeddings, positions)
 
     def __post_init__(self) -> None:
         prompt = (self.system_prompt, json.dumps(self.chat_template_kwargs or {}), self.chat_date)
@@ -133,7 +144,7 @@ def encode_records(records: Sequence[Record], text_format: TextFormat, *, argume
     cut = 0
     for index, row in enumerate(bar(records, desc=f"tokens of {argument}", unit=" rows")):
         for where, example in _encode_row(row, text_format, f"{argument}[{index}]"):
-            cut += _truncate(example, text_format.max_length, where)
+            cut += _truncate(example, text_format, where)
             examples.append(example)
     _warn_of_cuts(argument, cut, len(examples), text_format)
     if not examples:
@@ -163,7 +174,7 @@ def encode_answers(
     cut = 0
     for place, (asked, answer) in zip(where or map(f"{argument}[{{}}]".format, count()), pairs, strict=False):
         examples.append(encode_turns(asked, answer, text_format, place))
-        cut += _truncate(examples[-1], text_format.max_length, place)
+        cut += _truncate(examples[-1], text_format, place)
     _warn_of_cuts(argument, cut, len(examples), text_format)
     return examples
 
@@ -286,16 +297,30 @@ def _encode_text(text: str, text_format: TextFormat) -> Iterator[Example]:
             yield {"input_ids": chunk, "labels": list(chunk)}
 
 
-def _truncate(example: Example, max_length: int, where: str) -> bool:
-    """Truncate the example in place, and return whether anything was cut. At least one label must remain."""
+def _truncate(example: Example, text_format: TextFormat, where: str) -> bool:
+    """Check and truncate the example in place, and return whether it was cut. At least one label must remain."""
     if not count_labels([example]):
         raise InputError(Problem(where, "answer", "the answer has no tokens", "remove the row or give it an answer"))
-    length = len(example["input_ids"])
+    _check_embedded(example, text_format, where)
+    length, max_length = len(example["input_ids"]), text_format.max_length
     del example["input_ids"][max_length:], example["labels"][max_length:]
     if not count_labels([example]):
         reason = f"the prompt alone has {max_length} tokens or more, so every label of {where} is cut off"
-        raise InputError(Problem("max_length", max_length, reason, f"use at least {length}"))
+        fix = f"use at least {length}"
+        if length > (text_format.positions or length):
+            most = f"the model reads at most {text_format.positions} tokens"
+            fix = f"shorten or remove that row: no length works, as {most}"
+        raise InputError(Problem("max_length", max_length, reason, fix))
     return length > max_length
+
+
+def _check_embedded(example: Example, text_format: TextFormat, where: str) -> None:
+    largest = max(example["input_ids"])
+    if text_format.embeddings is not None and largest >= text_format.embeddings:
+        token = text_format.tokenizer.convert_ids_to_tokens(largest)
+        reason = f"its token {token!r} has the number {largest}, and the model has {text_format.embeddings} embeddings"
+        fix = "use the tokenizer that the model was trained with, or resize the model's embeddings and train them"
+        raise InputError(Problem(where, token, reason, fix))
 
 
 def count_labels(examples: Iterable[Example]) -> int:

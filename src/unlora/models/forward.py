@@ -208,6 +208,13 @@ def _head_sees_only(core: PreTrainedModel, places: Tensor) -> Iterator[None]:
         hook.remove()
 
 
+def text_part(core: PreTrainedModel) -> nn.Module:
+    """Return the part of a vision-language model that reads text, or the whole of another model."""
+    composite = core.config.get_text_config() is not core.config
+    decoder: nn.Module = core.get_decoder() if composite else core
+    return decoder
+
+
 def decoder_layers(core: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
     """Return the module that holds the list of decoder layers, the list's name there, and the list.
 
@@ -217,7 +224,7 @@ def decoder_layers(core: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList
         InputError: the model has no list with as many modules as its configuration has layers.
     """
     depth = core.config.get_text_config().num_hidden_layers
-    for owner in core.modules():
+    for owner in text_part(core).modules():
         for name, child in owner.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == depth:
                 return owner, name, child

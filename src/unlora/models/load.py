@@ -1,58 +1,91 @@
-"""Load a model and its tokenizer: from safetensors only, and without remote code unless the user allows it."""
+"""Load a model and its tokenizer: correctly or not at all, from safetensors only, without remote code by default."""
 
 from __future__ import annotations
 
+import logging
+import re
 import warnings
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from peft import PeftModel
-from safetensors import SafetensorError
-from torch import nn
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from unlora.common.distributed import on_cpu
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data import padding_id
 from unlora.models.adapter_files import adapter_folder, check_whole
 from unlora.models.forward import decoder_layers
+from unlora.models.hashes import ADAPTER_WEIGHTS
 from unlora.models.sharding import hold_zero3, shard_fsdp, zero3_reading, zero3_settings
-from unlora.models.skeleton import family_problems
+from unlora.models.skeleton import auto_class, family_problems
+from unlora.models.source import source_of
 from unlora.settings import ModelConfig
 from unlora.settings.sharding import FSDP
 
+logger = logging.getLogger(__name__)
+# The name of the adapter that a model carries from the start, if an adapter was named as the model.
+START = "start"
+# What `from_pretrained` raises for files, settings and packages that it cannot use.
+_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError)
+_ARGUMENT = "model_name_or_path"
+_SHOWN = 3
 
-def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+
+def load_model(config: ModelConfig) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
     """Load the causal language model onto this process's device, and its tokenizer.
 
+    If the settings name an adapter, its base is loaded, and the adapter is on it under the name `START`.
+
     Raises:
-        InputError: transformers cannot load it, its weights are not safetensors, or its tokenizer has neither a pad nor
-            an eos token.
+        InputError: transformers cannot load it, its weights are not exactly those that its configuration describes, or
+            its tokenizer has neither a pad nor an eos token.
     """
-    tokenizer = load_tokenizer(config)  # first, because a wrong tokenizer is found before the weights are read
+    source = source_of(config)
+    read_config(source.base)
+    tokenizer = load_tokenizer(source.base)  # first, because a wrong tokenizer is found before the weights are read
+    model = _load_base(source.base)
+    if source.adapter is not None:
+        _resize_embeddings(model, source.adapter)
+        model = load_adapter(model, str(source.adapter), START, argument=_ARGUMENT)
+    return model, tokenizer
+
+
+def _load_base(config: ModelConfig) -> PreTrainedModel:
+    kind = auto_class(read_config(config))
+    _check_generation_settings(config)
+    zero3 = _zero3_settings_of(config)
     try:
-        zero3 = _zero3_settings_of(config)
         with zero3_reading(zero3) if zero3 else nullcontext():
-            model = AutoModelForCausalLM.from_pretrained(
+            model, info = kind.from_pretrained(
                 config.model_name_or_path,
                 dtype=config.dtype,
                 attn_implementation=config.attn_implementation,
                 use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 **_quantisation_of(config),
                 **_source_of(config),
             )
-    except (OSError, ValueError) as error:
+    except _ERRORS as error:
         raise _cannot_load(config, error) from error
     raise_if(family_problems(model))
+    raise_if(_weight_problems(config.model_name_or_path, info))
+    _mend_generation_settings(model, config)
     for module in model.modules():
         # On some CPUs bitsandbytes repacks a 4-bit layer for inference once it has run without gradients. Later
         # gradients would then be lost silently, and the weight too.
@@ -64,7 +97,7 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
         shard_fsdp(model, decoder_layers(model)[2], _process_device())
     elif not getattr(model, "is_quantized", False):  # quantised models are on their device already
         model = model.to(_process_device())
-    return model, tokenizer
+    return model
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
@@ -73,19 +106,47 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     Raises:
         InputError: transformers cannot load it, or it has neither a pad nor an eos token.
     """
+    base = source_of(config).base
+    name = base.tokenizer_name_or_path or base.model_name_or_path
+    source = _source_of(base) if base.tokenizer_name_or_path is None else {"trust_remote_code": base.trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path, **_source_of(config))
-    except (OSError, ValueError) as error:
-        raise _cannot_load(config, error) from error
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
+    except Exception as error:  # the tokenizers library raises plain exceptions for broken files
+        argument = _ARGUMENT if base.tokenizer_name_or_path is None else "tokenizer_name_or_path"
+        reason = f"it has no tokenizer that transformers can load ({_first_line(error)})"
+        fix = "name the folder or the model on the Hub that has it with --tokenizer_name_or_path"
+        raise InputError(Problem(argument, name, reason, fix)) from error
     padding_id(tokenizer)
+    _pad_within(tokenizer, _embeddings(base))
     return tokenizer
 
 
-def load_adapter(model: nn.Module, path: str, name: str = "default", *, argument: str = "adapter") -> nn.Module:
+def _embeddings(config: ModelConfig) -> int | None:
+    """Return the number of embeddings in the saved configuration, for which no code of the model is needed."""
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(config.model_name_or_path, revision=config.model_revision)
+    except _ERRORS as error:
+        raise _cannot_load(config, error) from error
+    return (found.get("text_config") or found).get("vocab_size")
+
+
+def _pad_within(tokenizer: PreTrainedTokenizerFast, embeddings: int | None) -> None:
+    """Pad with the end token if the pad token has no embedding. No model looks at padding, but it embeds it."""
+    if embeddings is None or tokenizer.pad_token_id is None or tokenizer.pad_token_id < embeddings:
+        return
+    if tokenizer.eos_token_id is None or tokenizer.eos_token_id >= embeddings:
+        reason = f"the model has {embeddings} embeddings, so it has none for the pad token {tokenizer.pad_token!r}"
+        raise InputError(Problem("tokenizer", type(tokenizer).__name__, reason, "set tokenizer.eos_token"))
+    tokenizer.pad_token = tokenizer.eos_token
+
+
+def load_adapter(
+    model: PreTrainedModel | PeftModel, path: str, name: str = "default", *, argument: str = "adapter"
+) -> PeftModel:
     """Load a frozen PEFT adapter from a folder or the Hub onto the model, from safetensors only.
 
     Args:
-        model: the model that the adapter was made for.
+        model: the model that the adapter was made for. Adapters that it has already stay on it, switched off.
         path: the adapter's folder, or its name on the Hub.
         name: the adapter's name on the model.
         argument: what the user calls the adapter, for error messages.
@@ -97,13 +158,111 @@ def load_adapter(model: nn.Module, path: str, name: str = "default", *, argument
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # it is an error below
-            adapted = PeftModel.from_pretrained(model, str(folder), name)
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), name)
+                adapted = model
+            else:
+                adapted = PeftModel.from_pretrained(model, str(folder), name)
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError, SafetensorError) as error:
         reason = f"PEFT cannot load it on this model ({type(error).__name__}: {error})"
         fix = "give the folder of an adapter made for this model"
         raise InputError(Problem(argument, path, reason, fix)) from error
     check_whole(adapted, folder, path, name, argument)
+    if len(adapted.peft_config) > 1:
+        adapted.base_model.set_adapter([name], inference_mode=True)
     return adapted
+
+
+def _resize_embeddings(model: PreTrainedModel, adapter: Path) -> None:
+    """Give the model as many embeddings as the adapter has, if the adapter was trained with added tokens."""
+    embeddings = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as weights:
+        saved = f"base_model.model.{name}.weight"
+        rows = weights.get_slice(saved).get_shape()[0] if saved in weights.keys() else None  # noqa: SIM118 - no mapping
+    if rows is not None and rows != embeddings.weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter's own embeddings replace all of them
+
+
+def read_config(config: ModelConfig) -> PreTrainedConfig:
+    """Return the configuration of the model itself, and check that its format is one that can be read here."""
+    config = source_of(config).base
+    try:
+        found = AutoConfig.from_pretrained(config.model_name_or_path, **_source_of(config))
+    except _ERRORS as error:
+        raise _cannot_load(config, error) from error
+    method = (getattr(found, "quantization_config", None) or {}).get("quant_method")
+    if method is not None and method not in AUTO_QUANTIZER_MAPPING:
+        reason = f"its weights are quantised as {method!r}, which this version of transformers does not know"
+        fix = "update transformers, or use the model without quantisation"
+        raise InputError(Problem(_ARGUMENT, config.model_name_or_path, reason, fix))
+    return found
+
+
+def _weight_problems(name: str, info: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what transformers only reports: weights that are random, left out or of another shape."""
+    missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+    for key, saved, wanted in sorted(info.get("mismatched_keys") or ()):
+        reason = f"{key} has the shape {list(saved)} in the weights, and {list(wanted)} in config.json"
+        yield Problem(_ARGUMENT, name, reason, "use the config.json that was saved with the weights")
+    if missing:
+        fix = "use the config.json that was saved with the weights, or save the model again"
+        if wrapper := _wrapper(missing, unexpected):
+            fix = f"save the model again without its wrapper, whose name {wrapper!r} stands before every weight"
+        yield Problem(_ARGUMENT, name, f"the weights lack {_some(missing)}, which would be random", fix)
+    elif unexpected:
+        reason = f"the weights contain {_some(unexpected)}, which this model does not have and would leave out"
+        yield Problem(_ARGUMENT, name, reason, "correct config.json, or save the model without them")
+
+
+def _wrapper(missing: Collection[str], unexpected: Collection[str]) -> str | None:
+    """Return what stands before the name of every weight, if the model was saved inside another module."""
+    fits = {one.removesuffix(name) for one in unexpected for name in missing if one.endswith(f".{name}")}
+    return next((prefix for prefix in sorted(fits) if all(name.startswith(prefix) for name in unexpected)), None)
+
+
+def _some(names: Collection[str]) -> str:
+    shown = ", ".join(sorted(names)[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _check_generation_settings(config: ModelConfig) -> None:
+    """Raise `InputError` for generation settings that transformers cannot read."""
+    try:
+        GenerationConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision)
+    except OSError:
+        return  # it has none, which transformers replaces
+    except ValueError as error:
+        raise _contradictory(config, str(error)) from error
+
+
+def _contradictory(config: ModelConfig, reason: str) -> InputError:
+    reason = f"its generation settings contradict each other ({' '.join(reason.split())})"
+    fix = "correct its generation_config.json, or remove this file"
+    return InputError(Problem(_ARGUMENT, config.model_name_or_path, reason, fix))
+
+
+def _mend_generation_settings(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Make settings consistent that name a temperature but do not sample: transformers would refuse to save the model.
+
+    Raises:
+        InputError: they contradict each other in another way.
+    """
+    settings = getattr(model, "generation_config", None)
+    if settings is None or not _contradiction(settings):
+        return
+    settings.do_sample = True
+    if reason := _contradiction(settings):
+        raise _contradictory(config, reason)
+    logger.warning("the model's generation settings only make sense with do_sample=true, which is set")
+
+
+def _contradiction(settings: Any) -> str | None:
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _source_of(config: ModelConfig) -> dict[str, Any]:
@@ -134,9 +293,7 @@ def _zero3_settings_of(config: ModelConfig) -> dict[str, Any] | None:
 
 def _weights_dtype(config: ModelConfig) -> torch.dtype | str:
     """Return the type that the weights will have, without loading them."""
-    if config.dtype != "auto":
-        return config.dtype
-    return AutoConfig.from_pretrained(config.model_name_or_path, **_source_of(config)).dtype
+    return config.dtype if config.dtype != "auto" else read_config(config).dtype
 
 
 def _process_device() -> torch.device:
@@ -144,9 +301,25 @@ def _process_device() -> torch.device:
     return device
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _cannot_load(config: ModelConfig, error: Exception) -> InputError:
-    reason = f"transformers cannot load it with safetensors weights ({str(error).splitlines()[0]})"
-    fix = "give a model folder or a model's name on the hub"
+    """Return what the user can do about an error of `from_pretrained`."""
+    text, name = _first_line(error), config.model_name_or_path
     if "trust_remote_code" in str(error):
-        fix = "add --trust_remote_code true if you trust the code that comes with it"
-    return InputError(Problem("model_name_or_path", config.model_name_or_path, reason, fix))
+        fix = "read that code, then allow it with --trust_remote_code true"
+        return InputError(
+            Problem("trust_remote_code", config.trust_remote_code, "the model comes with its own code", fix)
+        )
+    if re.search(r"attn_implementation|Attention|`kernels`", text):
+        fix = "install what it needs, or use --attn_implementation sdpa"
+        return InputError(
+            Problem("attn_implementation", config.attn_implementation, f"it cannot be used ({text})", fix)
+        )
+    if isinstance(error, ImportError):
+        fix = "install that, or use the model in another format"
+        return InputError(Problem(_ARGUMENT, name, f"it needs a package that is not installed ({text})", fix))
+    reason = f"transformers cannot load it with safetensors weights ({text})"
+    return InputError(Problem(_ARGUMENT, name, reason, "give a model folder or a model's name on the Hub"))

@@ -22,7 +22,6 @@ from unlora.evals.tofu import Question, read_questions
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.evaluation import warn_of_texts
 from unlora.pipeline.loading import comparable_model
-from unlora.pipeline.prepare import usable_length
 from unlora.runs.folder import ADAPTER, DIFFERENCE, check_adapter, checked_settings, saved_model, saved_settings
 from unlora.runs.folder import ATTACKS as ATTACKS_FILE
 from unlora.settings import AttackConfig, DataConfig, EvalConfig, ModelConfig
@@ -138,8 +137,7 @@ def _make_materials(
 ) -> Materials:
     """Return what all attacks work with. Sets that are not in `questions` are plain text, and become chunks."""
     data, evaluation = target.data, target.evaluation
-    length = usable_length(model, data.max_length)
-    text_format = TextFormat.of(tokenizer, data, length, data.max_chunks)
+    text_format = TextFormat.of(tokenizer, data, model.config, data.max_chunks)
     texts = {name: part for name, part in rows.items() if name not in questions}
     kept: dict[str, Sequence[Item]] = dict(questions)
     kept |= {name: _chunks(name, part, text_format)[: evaluation.ds_size] for name, part in texts.items()}

@@ -9,7 +9,6 @@ from unlora.common.distributed import on_main
 from unlora.common.errors import raise_if
 from unlora.data import TextFormat
 from unlora.pipeline.loading import load_target
-from unlora.pipeline.prepare import usable_length
 from unlora.pipeline.request import model_problems
 from unlora.runs.folder import EVALUATIONS, SCORES
 from unlora.settings import EvaluateConfig, ModelConfig, TextConfig
@@ -47,7 +46,7 @@ def measure(
     model, tokenizer = load_target(model_config, target)
     text_format = TextFormat(tokenizer, "base")
     if text is not None:
-        text_format = TextFormat.of(tokenizer, text, usable_length(model, text.max_length))
+        text_format = TextFormat.of(tokenizer, text, model.config)
     log = benchmark.score(model, text_format, data, settings)
     summary = benchmark.summary(log, retrained)
     on_main(lambda: benchmark.write_log(target.log, log, summary))

@@ -86,7 +86,9 @@ def _read_facts(run: str, config: ExportConfig) -> Facts:
     if models and "retrained" in shown.logs:
         models["retrained"] = summarise(shown.logs["retrained"], shown.logs["retrained"])
     base = config.base_model or record["base"]["name"]
-    local = config.base_model is None and Path(settings["model_name_or_path"]).exists()
+    adapter = read_json(Path(run) / ADAPTER / ADAPTER_SETTINGS)
+    made_for = adapter.get("base_model_name_or_path") or settings["model_name_or_path"]
+    local = config.base_model is None and Path(made_for).exists()
     return Facts(
         title=(config.push_to_hub or Path(config.output_dir).name).rpartition("/")[2],
         record=record,
@@ -97,7 +99,7 @@ def _read_facts(run: str, config: ExportConfig) -> Facts:
         merged=config.merge,
         base=base,
         base_on_hub=not local and HUB_ID.fullmatch(base) is not None,
-        adapter=read_json(Path(run) / ADAPTER / ADAPTER_SETTINGS),
+        adapter=adapter,
     )
 
 

@@ -24,6 +24,7 @@ from unlora.common.files import atomic_path, check_unused, write_json, write_tex
 from unlora.models.adapter_files import ADAPTER_FILES
 from unlora.models.hashes import ADAPTER_SETTINGS
 from unlora.models.load import load_adapter, load_model, load_tokenizer
+from unlora.models.source import source_of
 from unlora.pipeline.card import CARD, NOT_OURS, model_card, read_facts
 from unlora.runs.folder import ADAPTER, check_adapter, saved_model
 from unlora.runs.verify import check_base, check_recorded_adapter
@@ -51,7 +52,7 @@ def export_run(run: str, config: ExportConfig, trust_remote_code: bool = False) 
     """
     raise_if(config.problems())
     check_adapter(run)
-    folder, model = Path(config.output_dir), saved_model(run, "RUN", trust_remote_code)
+    folder, model = Path(config.output_dir), source_of(saved_model(run, "RUN", trust_remote_code)).base
     check_unused(folder, "output_dir")
     check_recorded_adapter(run)
     facts = read_facts(run, config) if config.card else None

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from unlora.adapter.settings import odd_parts
 from unlora.common.errors import InputError, Problem
 from unlora.models.load import load_adapter, load_model, load_tokenizer
+from unlora.models.source import source_of
 from unlora.runs.folder import ADAPTER
 from unlora.runs.verify import check_base
 from unlora.settings import ModelConfig, TargetConfig
@@ -24,7 +26,21 @@ def load_start(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
         return load_model(config)
     check_base(config.on, config, "model_name_or_path")
     model, tokenizer = load_model(config)
+    # It contains the adapter that its model may have started with, which is switched off from here on.
     return load_adapter(model, str(Path(config.on) / ADAPTER), "earlier", argument="on"), tokenizer
+
+
+def start_problems(config: ModelConfig) -> list[Problem]:
+    """Return what about an adapter that is named as the model keeps it from being exported with ours."""
+    folder = source_of(config).adapter
+    if folder is None or config.on is not None:
+        return []
+    fix = "merge it into its base first: model.merge_and_unload()"
+    reason = "it is not plain LoRA, so it cannot be exported as one adapter with the one that is trained"
+    return [
+        Problem("model_name_or_path", config.model_name_or_path, f"{reason} ({part})", fix)
+        for part in odd_parts(folder)
+    ]
 
 
 def load_target(config: ModelConfig, target: TargetConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

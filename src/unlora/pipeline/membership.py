@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unlora.adapter.offset import original_model
 from unlora.common.distributed import on_main
 from unlora.common.errors import Problem, raise_if
 from unlora.common.files import write_json
@@ -17,7 +18,7 @@ from unlora.data.sources import Record
 from unlora.evals.membership.leakage import Scores, check_retrained, leakage_scores, read_scores, summarise_leakage
 from unlora.evals.scoring import example_nll
 from unlora.models.hashes import sets_sha256
-from unlora.models.load import load_model, load_tokenizer
+from unlora.models.load import load_model, load_tokenizer, read_config
 from unlora.pipeline.loading import comparable_model, load_target
 from unlora.pipeline.request import model_problems
 from unlora.settings import MembershipConfig, ModelConfig, TextConfig
@@ -40,7 +41,7 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
     rows = _load_rows(config)
     retrained = None if config.retrained is None else read_scores(config.retrained, sets=rows)
     tokenizer = load_tokenizer(model_config)
-    text_format = TextFormat.of(tokenizer, text, text.max_length)
+    text_format = TextFormat.of(tokenizer, text, read_config(model_config))
     sets = _encode_sets(rows, text_format)
     if retrained is not None:
         check_retrained(retrained, {name: len(examples) for name, examples in sets.items()})
@@ -56,7 +57,7 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
 
     scores, original = score(config.log), None
     if config.adapted(model_config):
-        with model.disable_adapter():
+        with original_model(model):
             original = score("the model without its adapter")
     metrics = summarise_leakage(scores, retrained)
     others = {"original": original, "retrained": retrained}

@@ -29,7 +29,7 @@ from unlora.models.skeleton import family_problems, skeleton
 from unlora.pipeline.evaluation import evaluation_sets, known_log
 from unlora.pipeline.importance import RETAIN_SHARE, too_few_examples
 from unlora.pipeline.job import Job, Rows
-from unlora.pipeline.loading import load_start
+from unlora.pipeline.loading import load_start, start_problems
 from unlora.pipeline.request import Request
 from unlora.runs.forgotten import check_not_taught_again
 from unlora.training.config import UnlearnConfig
@@ -54,6 +54,7 @@ def prepare(
 
 
 def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrained_log: Log | None) -> Job:
+    raise_if(start_problems(request.model))
     evaluation = request.evaluation
     # Known logs are of all rows, so what is kept is measured on all of them, too.
     known = [log for log in (retrained_log, evaluation.retrained, evaluation.original_log) if log is not None]
@@ -131,8 +132,7 @@ def _load_original(request: Request) -> tuple[PreTrainedModel, TextFormat]:
     raise_if(_model_problems(model, args))
     for note in adapter_notes(model, args):
         logger.warning("%s", note)
-    length = usable_length(model, data.max_length)
-    return model, TextFormat.of(tokenizer, data, length, data.max_chunks)
+    return model, TextFormat.of(tokenizer, data, model.config, data.max_chunks)
 
 
 def _model_problems(model: PreTrainedModel, args: UnlearnConfig) -> list[Problem]:
@@ -161,9 +161,3 @@ def retain_stream(request: Request, forget_rows: int) -> Stream | None:
         pairs = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = max(pairs, request.importance.retain_samples or RETAIN_SHARE * forget_rows)
     return Stream(rows, args.pairing_seed, request.data.shuffle_buffer_size)
-
-
-def usable_length(model: PreTrainedModel, max_length: int) -> int:
-    """Return `max_length`, or the number of positions of the model if it has fewer."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_length
-    return min(max_length, positions)

@@ -48,6 +48,9 @@ CELL_SCORES = "scores.json"
 MEMBERSHIP = "membership.json"
 ATTACKS = "attacks.json"
 
+# In the record, the adapter that the model had before the run, if an adapter was named as the model.
+START_ADAPTER = "start_adapter"
+
 # Settings of a run that a later request does not take over: what names its data and its place, and what the user
 # allowed it.
 _OWN = {name for kind in (ForgetData, RetainData, HoldoutData) for name in kind.__dataclass_fields__}

@@ -22,8 +22,9 @@ from unlora.common.files import write_json
 from unlora.common.version import __version__
 from unlora.data.sources import Record, Stream, load_set
 from unlora.models.hashes import adapter_sha256, base_sha256, file_sha256, rows_sha256
+from unlora.models.source import source_of
 from unlora.runs.command import repeat_command
-from unlora.runs.folder import ADAPTER, EVIDENCE, RECORD
+from unlora.runs.folder import ADAPTER, EVIDENCE, RECORD, START_ADAPTER
 from unlora.settings import DataConfig, EvalConfig, ModelConfig, StoppingConfig
 
 T = TypeVar("T")
@@ -75,12 +76,13 @@ def describe_inputs(
         for name, rows in evaluated.items():
             configuration = getattr(evaluation, f"eval_{name}_name")
             parts[f"eval_{name}"] = _described(evaluation.eval_data, configuration, None, rows)
-    base = {
-        "name": shown_name(model.model_name_or_path),
-        "revision": model.model_revision,
-        "sha256": base_sha256(model.model_name_or_path, model.model_revision),
-    }
-    return {"data": parts, "base": base}
+    source = source_of(model)
+    name, revision = source.base.model_name_or_path, source.base.model_revision
+    base = {"name": shown_name(name), "revision": revision, "sha256": base_sha256(name, revision)}
+    if source.adapter is None:
+        return {"data": parts, "base": base}
+    start = {"name": shown_name(model.model_name_or_path), "sha256": adapter_sha256(source.adapter)}
+    return {"data": parts, "base": base, START_ADAPTER: start}
 
 
 def _described_set(settings: DataConfig | StoppingConfig, name: str, rows: Sequence[Record]) -> dict[str, Any]:

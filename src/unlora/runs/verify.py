@@ -12,8 +12,10 @@ from unlora.common.errors import InputError, Problem, from_elsewhere
 from unlora.common.reading import read_json
 from unlora.data.sources import HUB_ID, Stream, load_records, load_set
 from unlora.models.adapter_files import check_regular
+from unlora.models.folder import is_adapter
 from unlora.models.hashes import adapter_sha256, base_sha256, file_sha256, rows_sha256
-from unlora.runs.folder import ADAPTER, EVIDENCE, RECORD, checked_settings, saved_settings
+from unlora.models.source import source_of
+from unlora.runs.folder import ADAPTER, EVIDENCE, RECORD, START_ADAPTER, checked_settings, saved_settings
 from unlora.settings import DataConfig, EvalConfig, ModelConfig, StoppingConfig
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -35,6 +37,7 @@ def _read_record(run: str | Path) -> tuple[dict[str, str | None], Stream | None]
     with from_elsewhere("RUN", str(run), f"its {RECORD} cannot be read", fix):
         record = read_json(Path(run) / RECORD)
         parts = {**record["data"], "base": record["base"], "adapter": record["adapter"]}
+        parts |= {START_ADAPTER: record[START_ADAPTER]} if START_ADAPTER in record else {}
         hashes = {name: part["sha256"] for name, part in parts.items()} | record.get("files", {})
         stream = record["data"]["retain"].get("stream")
         _check_hashes(hashes)
@@ -45,7 +48,7 @@ def _check_hashes(hashes: Mapping[str, Any]) -> None:
     """Raise `ValueError` for parts that no run has, and for hashes that are none."""
     evaluated = [name.removesuffix("_name") for name in EvalConfig.__dataclass_fields__ if name.endswith("_name")]
     for name, value in hashes.items():
-        if name not in ("forget", "retain", "holdout", *evaluated, "base", "adapter", *EVIDENCE):
+        if name not in ("forget", "retain", "holdout", *evaluated, "base", START_ADAPTER, "adapter", *EVIDENCE):
             raise ValueError(f"a run has no part {name!r}")
         if not (isinstance(value, str) and _SHA256.fullmatch(value)) and (name, value) != ("base", None):
             raise ValueError(f"{value!r} is not the hash of {name}")
@@ -81,6 +84,11 @@ def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict
     def compute(part: str) -> str:
         if part == "base":
             return _present_base(model)
+        if part == START_ADAPTER:
+            folder = source_of(model).adapter
+            if folder is None:
+                raise FileNotFoundError(f"{model.model_name_or_path} is no adapter")
+            return adapter_sha256(folder)
         if part == "adapter":
             return adapter_sha256(Path(run) / ADAPTER)
         if part in EVIDENCE:
@@ -97,7 +105,7 @@ def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict
 
 def _flag(part: str) -> str | None:
     """Return the flag that says where a part is now. The adapter and the logs are always in the run's folder."""
-    if part == "adapter" or part in EVIDENCE:
+    if part in ("adapter", START_ADAPTER, *EVIDENCE):
         return None
     return "--base" if part == "base" else "--eval_data" if part.startswith("eval_") else f"--{part}_data"
 
@@ -108,9 +116,10 @@ def _present_base(model: ModelConfig) -> str:
     Raises:
         OSError: there are none.
     """
-    name = model.model_name_or_path
+    base = source_of(model).base if is_adapter(Path(model.model_name_or_path)) else model
+    name = base.model_name_or_path
     here = Path(name).is_dir()
-    sha256 = base_sha256(name, model.model_revision) if here or HUB_ID.fullmatch(name) else None
+    sha256 = base_sha256(name, base.model_revision) if here or HUB_ID.fullmatch(name) else None
     if sha256 is None:
         reason = "it has no safetensors" if here else "there is no such folder, and no such model on the Hub"
         raise FileNotFoundError(f"{name}: {reason}")
@@ -148,6 +157,11 @@ def check_recorded_adapter(run: str) -> None:
         raise InputError(Problem("RUN", str(folder), f"it is not the adapter in the run's {RECORD}", fix))
 
 
+def _base_hash(model: ModelConfig) -> str | None:
+    base = source_of(model).base
+    return base_sha256(base.model_name_or_path, base.model_revision)
+
+
 def check_base(run: str, model: ModelConfig, argument: str) -> None:
     """Raise `InputError` if the base's weights are not those that the run's adapter was made for.
 
@@ -157,7 +171,7 @@ def check_base(run: str, model: ModelConfig, argument: str) -> None:
     if not (Path(run) / RECORD).exists():
         return
     recorded = recorded_hashes(run)["base"]
-    if recorded is not None and base_sha256(model.model_name_or_path, model.model_revision) != recorded:
+    if recorded is not None and _base_hash(model) != recorded:
         reason = f"its weights are not those that the adapter in {run} was made for"
         fix = "name the model of that run; `unlora verify` says what has changed"
         raise InputError(Problem(argument, model.model_name_or_path, reason, fix))

@@ -18,7 +18,12 @@ _CHOICES = {"dtype": ("auto", "float32", "bfloat16", "float16"), "bnb_4bit_quant
 class ModelConfig:
     """Which model, and how it is loaded."""
 
-    model_name_or_path: str = field(metadata={"help": "The model: a folder, or its name on the Hugging Face Hub."})
+    model_name_or_path: str = field(
+        metadata={"help": "The model, or a LoRA adapter with its base: a folder, or its name on the Hugging Face Hub."}
+    )
+    tokenizer_name_or_path: str | None = setting(
+        None, "The tokenizer, if the model has none of its own: a folder, or its name on the Hugging Face Hub."
+    )
     model_revision: str = setting("main", "Branch, tag or commit on the Hugging Face Hub.")
     dtype: str = setting("auto", "auto (as saved), float32, bfloat16 or float16.")
     attn_implementation: str | None = setting(None, "As in transformers: sdpa, eager, ...")

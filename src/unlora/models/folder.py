@@ -1,0 +1,102 @@
+"""What is wrong with the files of a local model, found before any weights are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from unlora.common.errors import Problem
+from unlora.common.files import LFS_FIX, is_lfs_pointer
+from unlora.models.hashes import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+
+CONFIG_NAME, SAFE_WEIGHTS_NAME = "config.json", "model.safetensors"
+SAFE_WEIGHTS_INDEX_NAME = f"{SAFE_WEIGHTS_NAME}.index.json"
+# Endings of pickled weights, which run code when they are read.
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CONVERT = (
+    "if you trust whoever wrote them, load the model with transformers and save it with "
+    "`model.save_pretrained(NEW_FOLDER)`, which writes safetensors"
+)
+_AGAIN = "copy or download it again"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether the folder holds a PEFT adapter and not a whole model."""
+    return (folder / ADAPTER_SETTINGS).is_file() and not _weight_files(folder)
+
+
+def model_problems(folder: Path, argument: str) -> list[Problem]:
+    """Return what is missing in a model's folder, or broken in one of its weight files."""
+    if not (folder / CONFIG_NAME).is_file():
+        reason, fix = f"the folder has no {CONFIG_NAME}", "name the folder that `save_pretrained` wrote"
+        return [Problem(argument, str(folder), reason, fix)]
+    if (folder / ADAPTER_SETTINGS).is_file():
+        reason = "the folder holds both a whole model and an adapter, so it is not clear what is meant"
+        return [Problem(argument, str(folder), reason, f"move {ADAPTER_SETTINGS} and its weights to another folder")]
+    files = _weight_files(folder)
+    if not files:
+        return [_without_weights(folder, argument)]
+    return [problem for file in files for problem in _file_problems(file, argument)]
+
+
+def adapter_problems(folder: Path, argument: str) -> list[Problem]:
+    """Return what is wrong with the weights of an adapter."""
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        return list(_file_problems(folder / ADAPTER_WEIGHTS, argument))
+    return [_without_weights(folder, argument, ADAPTER_WEIGHTS)]
+
+
+def pointers(folder: Path, argument: str) -> list[Problem]:
+    """Return the files of a tokenizer that are pointers of git-lfs."""
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return [_pointer(file, argument) for file in files if is_lfs_pointer(file)]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files with the weights of a whole model, whether or not they are there."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return [folder / SAFE_WEIGHTS_NAME]
+    if not index.is_file():
+        return []
+    try:
+        return [
+            folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [index]  # which is then found to be no weights
+
+
+def _file_problems(file: Path, argument: str) -> Iterator[Problem]:
+    if not file.is_file():
+        yield Problem(
+            argument, str(file.parent), f"its weights are in several files, and {file.name} is missing", _AGAIN
+        )
+    elif is_lfs_pointer(file):
+        yield _pointer(file, argument)
+    else:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            reason = f"{file.name} is cut off or broken ({error})"
+            yield Problem(argument, str(file.parent), reason, _AGAIN)
+
+
+def _pointer(file: Path, argument: str) -> Problem:
+    return Problem(argument, str(file.parent), f"{file.name} is a pointer of git-lfs in place of the file", LFS_FIX)
+
+
+def _without_weights(folder: Path, argument: str, wanted: str = SAFE_WEIGHTS_NAME) -> Problem:
+    names = sorted(file.name for file in folder.iterdir())
+    if pickled := [name for name in names if name.endswith(_PICKLED) and not name.startswith("training_args")]:
+        reason = f"its weights are pickled ({pickled[0]}), and unlora reads safetensors only"
+        return Problem(argument, str(folder), reason, _CONVERT)
+    others = [name for name in names if name.endswith((".safetensors", ".gguf"))]
+    there = f"; it has {', '.join(others[:3])}" if others else ""
+    fix = "name the folder that `save_pretrained` wrote, with its weights"
+    return Problem(argument, str(folder), f"the folder has no {wanted}{there}", fix)

@@ -1,0 +1,93 @@
+"""What `model_name_or_path` stands for: a model, or an adapter together with the model that it was made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
+from unlora.common.reading import read_json
+from unlora.data.sources import HUB_ID
+from unlora.models.folder import TOKENIZER_FILES, adapter_problems, is_adapter, model_problems, pointers
+from unlora.models.hashes import ADAPTER_SETTINGS
+from unlora.settings import ModelConfig
+
+_ARGUMENT = "model_name_or_path"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, with the adapter that it carries from the start if the user named an adapter.
+
+    Args:
+        base: the settings of the model itself. Its tokenizer is the adapter's if that has one.
+        adapter: the folder of the adapter.
+    """
+
+    base: ModelConfig
+    adapter: Path | None = None
+
+
+def source_of(config: ModelConfig) -> Source:
+    """Return what the settings name. Nothing is loaded, but an adapter on the Hub is downloaded.
+
+    Raises:
+        InputError: there is nothing of that name, its files are incomplete or broken, or an adapter is not LoRA or does
+            not name its base.
+    """
+    folder = _adapter_folder(config)
+    if folder is None:
+        _check_model(config)
+        return Source(config)
+    raise_if([*adapter_problems(folder, _ARGUMENT), *pointers(folder, _ARGUMENT)])
+    with from_elsewhere(_ARGUMENT, str(folder), f"its {ADAPTER_SETTINGS} is not one of PEFT", "save the adapter again"):
+        settings = dict(read_json(folder / ADAPTER_SETTINGS))
+    base = settings.get("base_model_name_or_path")
+    if settings.get("peft_type") != "LORA":
+        reason, fix = f"it is an adapter of type {settings.get('peft_type')}", "name a LoRA adapter or a whole model"
+        raise InputError(Problem(_ARGUMENT, config.model_name_or_path, reason, fix))
+    if not base:
+        fix = f"write the name or the path of the model under base_model_name_or_path in its {ADAPTER_SETTINGS}"
+        raise InputError(Problem(_ARGUMENT, config.model_name_or_path, "the adapter does not name its base model", fix))
+    tokenizer = config.tokenizer_name_or_path
+    if tokenizer is None and any((folder / name).is_file() for name in TOKENIZER_FILES):
+        tokenizer = str(folder)
+    revision = settings.get("revision") or "main"
+    named = replace(config, model_name_or_path=base, model_revision=revision, tokenizer_name_or_path=tokenizer)
+    if (there := _adapter_folder(named)) is not None:
+        reason = f"its base {str(there)!r} is an adapter, too"
+        raise InputError(
+            Problem(_ARGUMENT, config.model_name_or_path, reason, "merge that one into its own base first")
+        )
+    _check_model(named)
+    return Source(named, folder)
+
+
+def _adapter_folder(config: ModelConfig) -> Path | None:
+    """Return the local folder of the adapter, or None if the settings name a whole model."""
+    name = config.model_name_or_path
+    if Path(name).is_dir():
+        return Path(name) if is_adapter(Path(name)) else None
+    if not HUB_ID.fullmatch(name):
+        return None
+    from huggingface_hub import snapshot_download
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        if find_adapter_config_file(name, revision=config.model_revision) is None:
+            return None
+        folder = Path(
+            snapshot_download(name, revision=config.model_revision, ignore_patterns=["checkpoint-*", "*.bin"])
+        )
+    except (OSError, ValueError):  # no such repository: loading the model says so
+        return None
+    return folder if is_adapter(folder) else None
+
+
+def _check_model(config: ModelConfig) -> None:
+    name = config.model_name_or_path
+    if Path(name).is_dir():
+        raise_if([*model_problems(Path(name), _ARGUMENT), *pointers(Path(name), _ARGUMENT)])
+    elif Path(name).is_file() or not HUB_ID.fullmatch(name):
+        what = "it is a file" if Path(name).is_file() else "there is no such folder"
+        raise InputError(Problem(_ARGUMENT, name, what, "give a model folder or a model's name on the Hub"))

@@ -1,0 +1,149 @@
+"""The folder of an adapter is a model: its base with the adapter on it, in every command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from helpers.models import make_tokenizer
+from helpers.runs import RECORDED_FORGET, UNSEEN, exported, flags, logits, write_rows
+from unlora.adapter.offset import original_model
+from unlora.chat.source import load_side_by_side
+from unlora.cli import main
+from unlora.models.load import load_model
+from unlora.pipeline.attack import read_run
+from unlora.pipeline.loading import load_start
+from unlora.settings import ModelConfig
+
+
+def save_adapter(model_folder, folder, tokens=0, **settings):
+    """A random adapter on the model, as a fine-tune leaves it, and the logits of the model with it."""
+    torch.manual_seed(2)
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(model_folder), make_tokenizer()
+    if tokens:
+        tokenizer.add_tokens([f"<{i}>" for i in range(tokens)])
+        base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **settings}
+    model = get_peft_model(base, LoraConfig(**settings))
+    for name, weight in model.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            weight.data.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return logits(model)
+
+
+@pytest.fixture(scope="module")
+def tuned(model_folder, tmp_path_factory):
+    """An adapter, and a run of `unlora unlearn` that started from it; not to be changed."""
+    folder = tmp_path_factory.mktemp("tuned")
+    found = save_adapter(model_folder, folder / "adapter", use_rslora=True)
+    write_rows(folder / "data" / "forget.jsonl", RECORDED_FORGET)
+    write_rows(folder / "data" / "retain.jsonl", UNSEEN)
+    run = flags(folder / "adapter", folder / "data", folder / "run", learning_rate=1e-2)
+    assert main(["unlearn", *run]) == 0
+    return folder, found
+
+
+def same(one, other):
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_adapter_stays_on_its_base_and_is_part_of_what_is_exported(tuned, model_folder):
+    folder, found = tuned
+    run = folder / "run"
+    same(logits(load_model(ModelConfig(str(folder / "adapter")))[0]), found)
+    settings = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(model_folder)
+    assert settings["r"] == 12  # twice the trained rank, and the adapter's
+    unlearned = logits(exported(model_folder, run))
+    assert (unlearned - found).abs().max() > 1e-2
+    sides = load_side_by_side(read_run(str(run)))
+    same(logits(sides.model), unlearned)
+    with original_model(sides.model) as original:
+        same(logits(original), found)
+    same(logits(sides.model), unlearned)
+    same(logits(load_start(ModelConfig(str(folder / "adapter"), on=str(run)))[0]), unlearned)
+
+
+def test_every_command_takes_it(tuned, tmp_path, model_folder, capsys):
+    folder, _ = tuned
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    forget, unseen = (str(folder / "data" / f"{name}.jsonl") for name in ("forget", "retain"))
+    assert main(["verify", str(run)]) == 0
+    assert "start_adapter" in capsys.readouterr().out
+    sets = ["--forget_data", forget, "--holdout_data", unseen, "--use_cpu", "true"]
+    assert main(["membership", "--on", str(run), "--log", str(tmp_path / "m.json"), *sets[:4]]) == 0
+    named = ["--model_name_or_path", str(folder / "adapter"), "--log", str(tmp_path / "n.json")]
+    assert main(["membership", *named, *sets[:4]]) == 0
+    alone, before = (json.loads((tmp_path / name).read_text()) for name in ("n.json", "m.json"))
+    assert before["original"] == alone["metrics"]
+    assert before["metrics"] != alone["metrics"]
+    assert main(["attack", str(run), "--attacks", "quantise", "relearn", "--relearn_steps", "1", "--seeds", "1"]) == 0
+    assert main(["export", str(run), "--output_dir", str(tmp_path / "merged"), "--merge", "true"]) == 0
+    same(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), logits(exported(model_folder, run)))
+    second = flags(folder / "adapter", folder / "data", tmp_path / "second", on=run, learning_rate=1e-2)
+    write_rows(tmp_path / "data" / "next.jsonl", [{"question": "Who was Ada?", "answer": "A writer."}] * 2)
+    second[second.index("--forget_data") + 1] = str(tmp_path / "data" / "next.jsonl")
+    del second[second.index("--forget_name") : second.index("--forget_name") + 2]
+    assert main(["unlearn", *second, "--init", "lora", "--loss", "npo"]) == 0
+    assert json.loads((tmp_path / "second" / "adapter" / "adapter_config.json").read_text())["r"] == 16
+
+
+OTHERS = {
+    "DoRA": ({"use_dora": True}, "use_dora"),
+    "a whole module": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    "added tokens": ({"tokens": 3}, "weights of embed_tokens"),
+    "PiSSA": ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_adapters_work_or_are_refused_by_name_before_anything_is_loaded(
+    tuned, model_folder, tmp_path, capsys, case
+):
+    settings, message = OTHERS[case]
+    found = save_adapter(model_folder, tmp_path / "other", **settings)
+    if case != "PiSSA":  # it changes its base, which PEFT repeats only with the same start
+        same(logits(load_model(ModelConfig(str(tmp_path / "other")))[0]), found)
+    assert main(["unlearn", *flags(tmp_path / "other", tuned[0] / "data", tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert f"model_name_or_path='{tmp_path / 'other'}': it is not plain LoRA" in error
+    assert message in error
+
+
+def test_fine_tuning_an_adapter_is_refused_before_anything_is_loaded(tuned, tmp_path, capsys):
+    folder, _ = tuned
+    named = ["--model_name_or_path", str(folder / "adapter"), "--train_data", str(folder / "data" / "retain.jsonl")]
+    assert main(["finetune", *named, "--output_dir", str(tmp_path / "x"), "--use_cpu", "true"]) == 2
+    assert "it is an adapter, and fine-tuning moves the weights of a whole model" in capsys.readouterr().err
+
+
+BASES = {
+    "no base": ({"base_model_name_or_path": None}, "does not name its base model"),
+    "a base that is gone": ({"base_model_name_or_path": "/no/such/model"}, "'/no/such/model': there is no such folder"),
+    "another kind of adapter": ({"peft_type": "IA3"}, "it is an adapter of type IA3"),
+}
+
+
+@pytest.mark.parametrize("case", BASES)
+def test_an_adapter_without_its_base_is_refused(tuned, tmp_path, capsys, case):
+    folder, _ = tuned
+    change, message = BASES[case]
+    adapter = shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    assert main(["unlearn", *flags(adapter, folder / "data", tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_adapter_of_a_run_is_such_a_model(tuned, model_folder):
+    folder, _ = tuned
+    model = load_model(ModelConfig(str(folder / "run" / "adapter"), tokenizer_name_or_path=str(model_folder)))[0]
+    assert isinstance(model, PeftModel)
+    same(logits(model), logits(exported(model_folder, folder / "run")))
