@@ -25,6 +25,16 @@ for command in COMMANDS:
 assert main(["--help"]) == 0
 """
 
+UNKNOWN = """
+import sys
+from unlora.cli import COMMANDS, main
+for command in COMMANDS:
+    rest = ["persona", "--output_dir", "bench"] if command == "bench" else []
+    assert main([command, *rest, "--lerning_rate", "3"]) == 2, command
+    loaded = {"torch", "transformers", "datasets", "rich"} & set(sys.modules)
+    assert not loaded, (command, loaded)
+"""
+
 
 def module(command):
     return importlib.import_module(f"unlora.cli.{command.replace('-', '_')}")
@@ -32,6 +42,11 @@ def module(command):
 
 def test_no_help_loads_torch():
     subprocess.run([sys.executable, "-c", PROBE], check=True, capture_output=True, text=True)
+
+
+def test_an_unknown_flag_is_reported_before_torch_is_loaded():
+    done = subprocess.run([sys.executable, "-c", UNKNOWN], check=True, capture_output=True, text=True)
+    assert done.stderr.count("error: flag='lerning_rate': unknown name.") == len(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -153,11 +153,15 @@ def _run(command: str, argv: list[str]) -> int:
         print(help_text(command, module.SETTINGS, COMMANDS[command], module.EXAMPLE, first, HELP_ALL in rest))
         return _EXIT_OK
     settings = module.SETTINGS
-    if hasattr(module, "settings_for"):  # they depend on the benchmark, which may be of a plugin
+    hands_on = getattr(module, "HANDS_ON", False)
+    if hands_on or hasattr(module, "settings_for"):  # what is a flag depends on the benchmark, maybe of a plugin
         with mode.running(loads=bool(plugins)):
             load_plugins(plugins)
+    if hasattr(module, "settings_for"):
         settings = module.settings_for(rest)
-    line = read(settings, rest, command, getattr(module, "HANDS_ON", False))  # before torch is loaded
+    line = read(settings, rest, command, hands_on)  # before torch is loaded
+    if hands_on:
+        module.check(line)
     with mode.running():
         load_plugins(plugins)
         answer: Answer | int = module.run(*fill(line))

@@ -135,6 +135,24 @@ def converted(settings: Sequence[type[DataclassInstance]], values: Mapping[str, 
     return typed(parser, settings, values)
 
 
+def check_handed_on(rest: Sequence[str], command: str, others: Iterable[str]) -> None:
+    """Check the names of flags that are for another command, without loading torch.
+
+    Raises:
+        InputError: names that are neither its flags nor among `others`.
+    """
+    from unlora.cli.unlearn import REQUEST
+
+    known = {action.dest for action in make_parser("unlearn", REQUEST)._actions}.union(others)
+    names = [part.partition("=")[0].removeprefix("--") for part in rest if part.startswith("--")]
+    _check_known([f"--{name}" for name in names if name not in known], known, command)
+
+
+def handed_on(line: CommandLine) -> tuple[argparse.Namespace, list[str]]:
+    """Return the values of a command line, not yet checked as a whole, and what is for another command."""
+    return _parse(make_parser(line.command, line.settings, hands_on=True), line.argv)
+
+
 def check_some(settings: Sequence[type[DataclassInstance]], values: Mapping[str, Any]) -> None:
     """Check those values that are of these dataclasses, as far as that needs neither torch nor the other values.
 

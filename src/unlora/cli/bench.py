@@ -14,6 +14,7 @@ from unlora.settings import BenchConfig
 if TYPE_CHECKING:
     from unlora.bench import Results
     from unlora.bench.plan import Plan
+    from unlora.cli.arguments import CommandLine
 
 EXAMPLE = "unlora bench persona --methods vila+ihl lora+gd --seeds 3 --output_dir bench --learning_rate 6e-4"
 SETTINGS = (BenchConfig,)
@@ -22,16 +23,27 @@ PAGE = "compare.html"
 HANDS_ON = True
 
 
-def run(args: BenchConfig, rest: list[str]) -> Answer:
-    """Run the cells that are not finished, and write the tables and the page of results."""
-    from unlora.cli.arguments import check_some
+def check(line: CommandLine) -> None:
+    """Check what is handed on, before torch is loaded.
+
+    Raises:
+        InputError: names that are no flags of `unlora unlearn` or of the benchmark's evaluation, or wrong values.
+    """
+    from unlora.benchmarks import find_benchmark
+    from unlora.cli.arguments import check_handed_on, check_some, handed_on
     from unlora.cli.unlearn import REQUEST
 
-    handed_on = flags(rest)
-    check_some(REQUEST, handed_on)  # before torch is loaded
+    known, rest = handed_on(line)
+    check_handed_on(rest, line.command, find_benchmark(known.benchmark).settings.__dataclass_fields__)
+    check_some(REQUEST, flags(rest))
+
+
+def run(args: BenchConfig, rest: list[str]) -> Answer:
+    """Run the cells that are not finished, and write the tables and the page of results."""
     from unlora.bench.table import print_table
     from unlora.common.locks import writing_to
 
+    handed_on = flags(rest)
     plan = _plan_of(args, handed_on)
     others = _other_logs(args, plan)
     if args.dry_run:

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class Mode:
         """Keep stdout free for the result while the command runs, with `--json` or `--quiet`.
 
         Args:
-            loads: whether libraries are loaded that take seconds, which is then said.
+            loads: whether libraries are loaded that take seconds, which is then said. Without them there is no bar.
         """
         from unlora.common.progress import Silence, terminal
 
@@ -52,7 +52,7 @@ class Mode:
         logging.getLogger("DeepSpeed").disabled = True
         if loads and not self.quiet and "torch" not in sys.modules:
             print("loading libraries ...", file=sys.stderr, flush=True)
-        with terminal(self.quiet):
+        with terminal(self.quiet) if loads else nullcontext():  # it loads transformers
             stdout = Silence() if self.quiet else sys.stderr if self.json else sys.stdout
             with redirect_stdout(stdout):
                 yield
