@@ -62,7 +62,7 @@ def test_the_announcement_says_that_it_is_an_estimate():
     seconds = {"evaluation": (60.0, 60.0), "training": (300.0, 7200.0)}
     found = Forecast({}, {}, (30, 1200), seconds, 0, [], [], [])
     assert found.announcement() == (
-        "expected to take about 6 min to 2.0 h, an estimate from a trial: evaluation 60 s, training 5 min to 2.0 h "
+        "expected time: 6 min to 2.0 h, an estimate from a trial: evaluation 60 s, training 5 min to 2.0 h "
         "(30 to 1200 updates, until the goal is reached)"
     )
 

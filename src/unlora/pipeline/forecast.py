@@ -81,7 +81,7 @@ class Forecast:
         parts = ", ".join(f"{name} {_duration(*ends)}" for name, ends in self.seconds.items())
         least, most = self.updates
         steps = f"{most} updates" if least == most else f"{least} to {most} updates, until the goal is reached"
-        return f"expected to take about {_duration(*self.whole)}, an estimate from a trial: {parts} ({steps})"
+        return f"expected time: {_duration(*self.whole)}, an estimate from a trial: {parts} ({steps})"
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -273,8 +273,10 @@ def _duration(least: float, most: float) -> str:
 
 
 def _spoken(seconds: float) -> str:
+    if seconds < 10:  # what the trial leaves out, such as writing files, takes as long
+        return "a few seconds"
     if seconds < 90:
-        return f"{max(1, round(seconds))} s"
+        return f"{round(seconds)} s"
     return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
