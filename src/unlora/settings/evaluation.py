@@ -123,8 +123,8 @@ class EvaluateConfig(ReportedConfig):
     )
     convert: str | None = setting(
         None,
-        "Write the log again to this new file: *_EVAL.json in open-unlearning's format with its *_SUMMARY.json beside "
-        "it, any other name in ours.",
+        "Write the log again to this new file: `*_EVAL.json` in open-unlearning's format with its `*_SUMMARY.json` "
+        "beside it, any other name in ours.",
     )
     retrained: str | None = setting(
         None,
