@@ -393,6 +393,7 @@ def test_the_miniature_is_trained_forgotten_and_evaluated(mini, tmp_path):
             "retain_name": "raw",
             "retain_split": f"retain1{rows}",
             "output_dir": tmp_path / f"run{number}",
+            "loss": "ihl",
             "max_steps": 1,
             "r": 2,
             "use_cpu": True,

@@ -22,4 +22,4 @@ def test_only_these_messages_are_dropped(logger, noise, caplog, monkeypatch):
     monkeypatch.setattr(log, "disabled", False)
     log.warning(noise, *["no kernels"] * noise.count("%s"))
     log.warning("something is wrong")
-    assert caplog.messages == ["something is wrong"]
+    assert set(caplog.messages) == {"something is wrong"}

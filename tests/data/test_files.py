@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from helpers.models import save_tiny_llama
 from helpers.runs import write_rows
 from unlora.cli import main
 from unlora.common.errors import InputError
@@ -214,7 +215,8 @@ def test_every_command_refuses_such_rows_before_it_loads_a_model(tmp_path, capsy
     if wrong == "eval_data":
         sets = ("forget", "retain", "real_authors", "world_facts")
         named |= {wrong: bad.parent, **{f"eval_{name}_name": "set" for name in sets}}
-    settings = settings | named | {"model_name_or_path": tmp_path / "no_such_model"}
+    save_tiny_llama(tmp_path / "model")
+    settings = settings | named | {"model_name_or_path": tmp_path / "model"}
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     assert main([command, *flags]) == 2
     assert "[11].answer=3: it is of type int, not a text" in capsys.readouterr().err

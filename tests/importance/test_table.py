@@ -110,12 +110,12 @@ def test_an_importance_file_for_an_initialiser_that_measures_nothing_is_refused(
 
 
 def test_settings_that_do_not_change_what_is_measured_stay_out_of_the_key():
-    usual = estimate_settings(ImportanceConfig())
+    usual = estimate_settings(ImportanceConfig("vila"))
     for same in ({"normalised": False}, {"importance_file": "f"}, {"importance_batch_size": 3}):
-        assert estimate_settings(ImportanceConfig(**same)) == usual
-    batches = {"moments_per": "batch", "importance_batch_size": 4}
+        assert estimate_settings(ImportanceConfig(**{"init": "vila", **same})) == usual
+    batches = {"init": "vila", "moments_per": "batch", "importance_batch_size": 4}
     assert estimate_settings(ImportanceConfig(**batches)) != estimate_settings(
         ImportanceConfig(**batches, forget_passes=2)
     )
     for other in ({"sigma": 0.1}, {"epsilon": 1.0}, {"retain_samples": 9}, {"init": "fila"}, {"importance_seed": 1}):
-        assert estimate_settings(ImportanceConfig(**other)) != usual
+        assert estimate_settings(ImportanceConfig(**{"init": "vila", **other})) != usual

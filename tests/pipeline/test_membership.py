@@ -39,9 +39,10 @@ def folder(tmp_path_factory):
     model = save_model(folder / "model", 0, tokenizer)
     save_model(folder / "other", 1, tokenizer)
     tokenizer.save_pretrained(folder / "no weights")
+    model.config.save_pretrained(folder / "no weights")
     odd = copy.deepcopy(tokenizer)
     odd.add_tokens(["<odd>"])
-    odd.save_pretrained(folder / "odd")
+    save_model(folder / "odd", 2, odd)
     torch.manual_seed(2)
     settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     get_peft_model(model, settings).save_pretrained(folder / "adapter")
@@ -134,11 +135,11 @@ def test_only_the_first_rows_are_scored_where_fewer_are_asked_for(command, tmp_p
         ({"log": None}, "log=.*required"),
         ({"log": "."}, "log=.*already in use"),
         ({"ds_size": 0, "eval_batch_size": 0}, r"ds_size=0[^$]*eval_batch_size=0"),
-        ({"ds_size": 1}, r"forget_data='1 example'[^$]*holdout_data='1 example'"),
+        ({"model_name_or_path": "model", "ds_size": 1}, r"forget_data='1 example'[^$]*holdout_data='1 example'"),
         ({"holdout_name": "forget"}, "4 of the 4 forget rows are in the holdout set too"),
         ({"holdout_name": "nothing"}, "holdout_data=.*has no configuration 'nothing'"),
         ({"retrained": "nothing.json"}, "retrained='nothing.json': cannot be read"),
-        ({"reference_model": "odd"}, "reference_model=.*another vocabulary"),
+        ({"model_name_or_path": "model", "reference_model": "odd"}, "reference_model=.*another vocabulary"),
         ({"on": "run", "adapter": "adapter"}, "on="),
         ({"holdout": "x"}, "unknown name"),
     ],
@@ -147,7 +148,7 @@ def test_wrong_input_is_refused_before_weights_are_read(
     command, folder, tmp_path, capsys, monkeypatch, changes, message
 ):
     monkeypatch.chdir(folder)
-    assert command(model_name_or_path="no weights", **changes) == 2
+    assert command(**{"model_name_or_path": "no weights", **changes}) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert not (tmp_path / "log.json").exists()

@@ -46,7 +46,10 @@ def print_attacks(report: Mapping[str, Any]) -> None:
     wide = console.width >= _WIDE
     names = ("attack", "metric", *columns.values())
     table = Table(
-        *(Column(name, overflow="fold") for name in names), box=box.HEAVY_HEAD if wide else box.SIMPLE, pad_edge=wide
+        *(Column(name, overflow="fold") for name in names),
+        box=box.HEAVY_HEAD if wide else box.SIMPLE,
+        pad_edge=wide,
+        collapse_padding=not wide,
     )
     for attack, settings in report["attacks"].items():
         if NOT_AVAILABLE in settings:

@@ -85,8 +85,12 @@ def _fix(hint: str) -> str:
 
 
 def _converted(parser: argparse.ArgumentParser, action: argparse.Action, value: object) -> Any:
+    if action.nargs == 0:  # a switch, which takes no text
+        if not isinstance(value, bool):
+            raise InputError(Problem(action.dest, value, "it is neither true nor false", _fix("bool")))
+        return value
     try:
-        return parser._get_value(action, str(value)) if action.nargs != 0 else bool(value)
+        return parser._get_value(action, str(value))
     except argparse.ArgumentError as error:
         fix = f"`{' '.join(str(parser.usage).split()[:2])} --help` says what it takes"
         raise InputError(Problem(action.dest, value, error.message, fix)) from error

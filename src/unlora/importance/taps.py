@@ -40,7 +40,8 @@ class Tap:
 
     def hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Put the tap between the map and what follows it. This is a forward hook."""
-        return _TapGradient.apply(args[0], output, self)
+        # A view, which 8-bit layers return, may not be passed on as changed in place.
+        return _TapGradient.apply(args[0], output.clone() if output._is_view() else output, self)
 
     def see(self, inputs: Tensor, gradient: Tensor) -> None:
         """Receive the inputs and output gradients of a batch, [examples, length, features] or the same flattened."""

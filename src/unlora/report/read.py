@@ -226,7 +226,10 @@ def _read_benchmark(paths: Mapping[str, Path]) -> tuple[Benchmark | None, dict[s
     def read(path: Path) -> tuple[Benchmark, Reading]:
         benchmark = benchmark_of(read_json(path))
         log = _log(path, benchmark)
-        return benchmark, benchmark.read(log, None if retrained is None else _log(paths["retrained"], benchmark))
+        reading = benchmark.read(log, None if retrained is None else _log(paths["retrained"], benchmark))
+        if not reading.derived and all(value is None for value in reading.values.values()):
+            raise ValueError("it has no values")
+        return benchmark, reading
 
     def _log(path: Path, benchmark: Benchmark) -> Any:
         log = read_json(path)  # ours as it is; those of open-unlearning are converted
