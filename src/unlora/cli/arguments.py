@@ -135,15 +135,15 @@ def converted(settings: Sequence[type[DataclassInstance]], values: Mapping[str, 
     return typed(parser, settings, values)
 
 
-def check_handed_on(rest: Sequence[str], command: str, others: Iterable[str]) -> None:
+def check_handed_on(
+    rest: Sequence[str], command: str, settings: Sequence[type[DataclassInstance]], others: Iterable[str]
+) -> None:
     """Check the names of flags that are for another command, without loading torch.
 
     Raises:
-        InputError: names that are neither its flags nor among `others`.
+        InputError: names that are neither flags of its `settings` nor among `others`.
     """
-    from unlora.cli.unlearn import REQUEST
-
-    known = {action.dest for action in make_parser("unlearn", REQUEST)._actions}.union(others)
+    known = {action.dest for action in make_parser("unlearn", settings)._actions}.union(others)
     names = [part.partition("=")[0].removeprefix("--") for part in rest if part.startswith("--")]
     _check_known([f"--{name}" for name in names if name not in known], known, command)
 

@@ -34,7 +34,7 @@ def check(line: CommandLine) -> None:
     from unlora.cli.unlearn import REQUEST
 
     known, rest = handed_on(line)
-    check_handed_on(rest, line.command, find_benchmark(known.benchmark).settings.__dataclass_fields__)
+    check_handed_on(rest, line.command, REQUEST, find_benchmark(known.benchmark).settings.__dataclass_fields__)
     check_some(REQUEST, flags(rest))
 
 
