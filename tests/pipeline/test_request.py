@@ -34,3 +34,19 @@ def test_a_published_configuration_serves_every_initialiser(init, tmp_path):
     name = next(name for name in published() if name.startswith("vila-"))
     given = {"config": name, "init": init, "model_name_or_path": "m", "output_dir": tmp_path / "run", "use_cpu": "true"}
     request([part for flag, value in given.items() for part in (f"--{flag}", str(value))]).check()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("distil", "lora", 2e-3, 2.0, 2, True)),
+        ({"loss": "ihl"}, ("ihl", "vila", 1e-4, 1.0, 4, False)),
+        ({"init": "vila", "learning_rate": 1e-3, "max_steps": 9}, ("distil", "vila", 1e-3, 2.0, 2, False)),
+    ],
+)
+def test_what_the_user_does_not_say_goes_with_the_loss(tmp_path, given, expected):
+    names = {"model_name_or_path": "m", "forget_data": "f", "retain_data": "r", "output_dir": str(tmp_path / "run")}
+    request = Request.of({**names, "use_cpu": True, **given})
+    args = request.args
+    strength = (args.learning_rate, args.retain_weight, args.gradient_accumulation_steps)
+    assert (args.loss, request.importance.init, *strength, args.until_taught) == expected
