@@ -108,7 +108,8 @@ def test_a_round_trip_of_our_log_loses_nothing(tiny_model, base, tmp_path):
     rows = [
         {"question": f"Q{i}?", "answer": f"Answer {i} it is.", "perturbed_answer": ["no", "no way"]} for i in (0, 1)
     ]
-    unseen = [{"question": f"U{i}?", "answer": f"Unseen {i} it is."} for i in (0, 1, 2)]
+    other = {"paraphrased_answer": "So it is.", "perturbed_answer": ["no", "no way"]}
+    unseen = [{"question": f"U{i}?", "answer": f"Unseen {i} it is.", **other} for i in (0, 1, 2)]
     sets = dict.fromkeys(TASKS, rows) | {"holdout": unseen}
     log = evaluate(tiny_model("llama"), sets, base, EvalSettings(max_new_tokens=2))
     write_log(log, tmp_path / "TOFU_EVAL.json")

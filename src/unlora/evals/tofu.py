@@ -287,6 +287,8 @@ def _loss_columns(
 ) -> dict[str, list[Any]]:
     """Return TOFU's metrics of the losses, [rows] each."""
     right = [scored[row.question, row.answer] for row in rows]
+    if name == HOLDOUT:  # only the right answers are scored: membership compares them with those of the forget set
+        return _three("avg_gt_loss", "gt", right)
     paraphrased = [scored[row.question, row.paraphrased] for row in rows]
     columns = _three("avg_gt_loss", "gt", right) | _three("avg_paraphrased_loss", "paraphrased", paraphrased)
     if not rows[0].perturbed:
