@@ -1,12 +1,12 @@
 """Sphinx configuration. Some pages are generated from the package before Sphinx reads this folder.
 
-`_generated/` contains the reference (one page for each module or package), the index of papers and the figures.
+`_generated/` contains the reference (one page for each module or package), the index of papers and the published
+numbers. No model is trained: the figures are kept in `_static/figures`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import sys
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models of the figures are tiny
 
 import generate  # noqa: E402
 
@@ -84,7 +83,7 @@ def without_settings(app: Any, what: str, name: str, obj: Any, *rest: Any) -> tu
 
 
 def setup(app: Any) -> None:
-    """Write the generated pages and figures before Sphinx looks for pages."""
+    """Write the generated pages before Sphinx looks for pages."""
     generate.everything(HERE / "_generated")
     app.connect("autodoc-process-docstring", describe, priority=400)  # before napoleon, at 500
     app.connect("autodoc-process-signature", without_settings)

@@ -1,4 +1,4 @@
-"""The pages that are generated from the package: the reference, the index of papers and the figures."""
+"""The pages that are generated from the package: the reference, the index of papers and the published numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-import figures
 import yaml
 
 import unlora
@@ -29,7 +28,6 @@ def everything(folder: Path) -> None:
         path = folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
-    figures.draw(folder / "figures")
 
 
 def modules() -> list[str]:
