@@ -291,7 +291,7 @@ def test_a_port_in_use_is_refused(run, capsys):
 
 REFUSED = {
     "no run": ([], "RUN='': no run is named"),
-    "no such run": (["no/such/run"], "RUN='no/such/run': it has no exported adapter"),
+    "no such run": (["no/such/run"], "RUN='no/such/run': there is no such folder"),
     "no such port": (["RUN", "--port", "70000"], "port=70000"),
     "no time": (["RUN", "--max_seconds", "0"], "max_seconds=0"),
     "an unknown flag": (["RUN", "--prot", "1"], "flag='prot'.*did you mean 'port'"),

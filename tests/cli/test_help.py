@@ -35,6 +35,17 @@ for command in COMMANDS:
     assert not loaded, (command, loaded)
 """
 
+NO_FILE = """
+import sys
+from unlora.cli import main
+bench = ["bench", "persona", "--methods", "vila+ihl", "--output_dir", "bench"]
+wrong = [[*bench, "--config", "nothing"], [*bench, "--settings", "nothing"]]
+wrong += [[command, "nothing"] for command in ("attack", "chat", "report", "verify")]
+for argv in (*wrong, ["export", "nothing", "--output_dir", "there"], ["unlearn", "--config", "nothing"]):
+    assert main(argv) == 2, argv
+    assert "torch" not in sys.modules, argv
+"""
+
 
 def module(command):
     return importlib.import_module(f"unlora.cli.{command.replace('-', '_')}")
@@ -47,6 +58,11 @@ def test_no_help_loads_torch():
 def test_an_unknown_flag_is_reported_before_torch_is_loaded():
     done = subprocess.run([sys.executable, "-c", UNKNOWN], check=True, capture_output=True, text=True)
     assert done.stderr.count("error: flag='lerning_rate': unknown name.") == len(COMMANDS)
+
+
+def test_a_file_or_run_that_is_not_there_is_reported_before_torch_is_loaded():
+    done = subprocess.run([sys.executable, "-c", NO_FILE], check=True, capture_output=True, text=True)
+    assert done.stderr.count("='nothing': ") == done.stderr.count("error: ") == 8
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -191,7 +191,7 @@ def test_a_run_on_top_of_another_is_attacked_whole(attacked, tmp_path):
 
 REFUSED = {
     "no run": ([], "RUN='': no run is named"),
-    "no such run": (["no/such/run"], "RUN='no/such/run': it has no exported adapter"),
+    "no such run": (["no/such/run"], "RUN='no/such/run': there is no such folder"),
     "an unknown attack": (["RUN", "--attacks", "relern"], "attacks='relern'.*did you mean 'relearn'"),
     "an unknown flag": (["RUN", "--seed", "1"], "flag='seed'.*did you mean 'seeds'"),
     "no seeds": (["RUN", "--seeds", "0"], "seeds=0"),

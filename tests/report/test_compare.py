@@ -112,10 +112,22 @@ def test_verdicts_that_rest_on_other_tests_are_marked(tmp_path):
 
 
 def test_labels_are_the_shortest_ends_that_differ(tmp_path):
-    names = ["a/seed-0/run", "b/seed-0/run", "b/seed-1/run"]
-    assert labels_of([tmp_path / name for name in names]) == names
+    names = ["a/seed-0", "b/seed-0", "b/seed-1"]
+    assert labels_of([tmp_path / name / "run" for name in names]) == names
+    assert labels_of([tmp_path / "a" / "seed-0" / "run", tmp_path / "b" / "seed-0" / "run"]) == ["a", "b"]
     assert labels_of([tmp_path / name for name in ("x", "y")]) == ["x", "y"]
     assert labels_of([tmp_path]) == [tmp_path.name]
+
+
+def test_runs_that_failed_are_named_with_the_reason_even_if_no_other_is_there(tmp_path):
+    failed = {"forget vila+ihl seed 0": "exit code 1: out of <memory>"}
+    alone, beside = Section("forget", [], failed), Section("retain", section_of(tmp_path, good=logs()).groups, failed)
+    assert comparison(alone).rows == []
+    assert as_json(alone) == best(alone) == doubts(alone) == []
+    write_comparison([alone, beside], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("forget vila+ihl seed 0 failed:</strong> exit code 1: out of &lt;memory&gt;") == 2
+    assert text.count("No run has finished.") == 1
 
 
 @pytest.fixture

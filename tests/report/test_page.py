@@ -74,7 +74,7 @@ def test_everything_that_a_run_has_is_shown(tmp_path):
     record = {"unlora": "1.2", "command": "unlora unlearn --seed 7", "data": {"forget": {"sha256": "f00d"}}}
     text = page_of(tmp_path, **FULL, record=record)
     for shown in (
-        *("No difference found until attacked", "Probability of the forget answers", "harmonic mean of 3 means"),
+        *("No difference found until attacked", "Probability of the right answer", "harmonic mean of 3 means"),
         *("Distributions of the truth ratio", "largest distance 0.00", "p = 0.05", "log₁₀ forget quality"),
         *("40 forget and 30 unseen examples", "min_k_20", "± 0.050", "relearn: 20 %", "0.500 ± 0.010"),
         *("sampling: 32 samples", "2.5 of 40", "+5 of 40", "+0.115 to +0.135", "share of the facts"),
@@ -169,7 +169,7 @@ def test_the_page_tells_nothing_of_places_on_the_machine(tmp_path):
 def test_answers_that_are_likeliest_still_come_first(tmp_path):
     text = page_of(tmp_path)
     shown = [int(i) for i in re.findall(r"Who keeps cat (\d+)\?", text)]
-    assert shown == list(range(39, 19, -1))
+    assert shown == [39, *range(39, 19, -1)]  # the first one is also at the top of the page
 
 
 @pytest.mark.slow

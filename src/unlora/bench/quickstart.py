@@ -79,7 +79,10 @@ def _quickstart(folder: Path, seed: int, say: Callable[[str], None], recipe: Rec
 def quickstart_request(model: Path, folder: Path, seed: int, init: str = "lora", loss: str = "distil") -> Request:
     """Return the request, whose run is written to `folder / "run"`."""
     own = {"retrained": str(folder / RETRAINED_LOG), "output_dir": str(folder / "run"), "init": init, "loss": loss}
-    return Request.of({**persona_settings(model, folder, seed), **TUNED.get(loss, {}), **own})
+    values = {**persona_settings(model, folder, seed), **TUNED.get(loss, {}), **own}
+    if init == "lora":  # it measures no importance that could be normalised
+        del values["normalised"]
+    return Request.of(values)
 
 
 def evaluate_model(folder: Path, sets: Mapping[str, Sequence[Record]]) -> Log:

@@ -143,14 +143,15 @@ def _row(
 
 
 def sections(cells: Sequence[Cell], references: References) -> list[Section]:
-    """Return one section of a comparison per split, with one group of finished runs per method."""
-    done = [cell for cell in cells if cell.finished]
+    """Return one section of a comparison per split: a group of finished runs per method, and the cells that failed."""
     found = []
-    for split in dict.fromkeys(cell.split for cell in done):
-        members = [cell for cell in done if cell.split == split]
-        methods = dict.fromkeys(cell.method for cell in members)
-        runs = {m: [_run(cell, references) for cell in members if cell.method == m] for m in methods}
-        found.append(Section(split, [Group(method, of_method) for method, of_method in runs.items()]))
+    for split in dict.fromkeys(cell.split for cell in cells):
+        members = [cell for cell in cells if cell.split == split]
+        done = [cell for cell in members if cell.finished]
+        methods = dict.fromkeys(cell.method for cell in done)
+        runs = {m: [_run(cell, references) for cell in done if cell.method == m] for m in methods}
+        failed = {str(cell): cell.failure for cell in members if cell.failure is not None}
+        found.append(Section(split, [Group(method, of_method) for method, of_method in runs.items()], failed))
     return found
 
 

@@ -17,6 +17,7 @@ Importing a benchmark must not import torch: methods that need a model import wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,11 +67,13 @@ class Metric:
         better: "high", "low" or "zero" (the retrained model's value is 0); None where only a comparison with the
             retrained model's value could tell.
         needs: why the number may not be available, and what to do about it.
+        limits: the least and the largest value that it can have, where its interval ends, too.
     """
 
     label: str
     better: Direction | None = None
     needs: str = ""
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)

@@ -95,10 +95,10 @@ class Muse(Benchmark):
     splits = tuple(REQUESTS)
     after = {f"sust_{number}": f"sust_{number - 1}" for number in range(2, len(FOLDS) + 1)}  # noqa: RUF012
     metrics = {  # noqa: RUF012
-        "verbmem_f": Metric("verbatim memorisation of the forget set (verbmem_f)", "low"),
-        "knowmem_f": Metric("knowledge of the forget set (knowmem_f)", "low"),
+        "verbmem_f": Metric("verbatim memorisation of the forget set (verbmem_f)", "low", limits=(0, 100)),
+        "knowmem_f": Metric("knowledge of the forget set (knowmem_f)", "low", limits=(0, 100)),
         "privleak": Metric("privacy leakage (privleak)", "zero", PRIVLEAK_NEEDS),
-        "knowmem_r": Metric("knowledge of the retain set (knowmem_r)", "high"),
+        "knowmem_r": Metric("knowledge of the retain set (knowmem_r)", "high", limits=(0, 100)),
     }
     plane = ("knowmem_r", "knowmem_f")
     takes_text_settings = False

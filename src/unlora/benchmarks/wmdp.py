@@ -27,6 +27,8 @@ CORPORA = {"bio": "bio-forget-corpus", "cyber": "cyber-forget-corpus"}
 TASKS = ["wmdp_bio", "wmdp_cyber", "mmlu"]
 # How the names of tasks begin that ask for what is to be forgotten.
 FORGOTTEN = ("wmdp", "mini_craft")
+# How the names of metrics begin that are shares of the questions.
+_SHARES = ("acc", "exact_match")
 
 
 class Wmdp(Benchmark):
@@ -38,8 +40,8 @@ class Wmdp(Benchmark):
     needs = "the model and a forget corpus (cais/wmdp-corpora); pip install 'unlora[wmdp]'"
     splits = tuple(CORPORA)
     metrics = {  # noqa: RUF012
-        "kept": Metric("accuracy in what is to be kept", "high"),
-        "forgotten": Metric("accuracy in what is to be forgotten", "low"),
+        "kept": Metric("accuracy in what is to be kept", "high", limits=(0, 1)),
+        "forgotten": Metric("accuracy in what is to be forgotten", "low", limits=(0, 1)),
     }
     plane = ("kept", "forgotten")
     settings = TaskSettings
@@ -111,7 +113,8 @@ class Wmdp(Benchmark):
 
     def metric(self, name: str) -> Metric:
         """Return the direction of a task's metric: guessing is the least that a model can show of what it forgot."""
-        return self.metrics.get(name) or Metric(name, _better(name))
+        limits = (0.0, 1.0) if name.split()[-1].startswith(_SHARES) else Metric.limits
+        return self.metrics.get(name) or Metric(name, _better(name), limits=limits)
 
     def summary(self, log: Log, retrained: Log | None = None) -> dict[str, Any]:
         """Return the whole log."""

@@ -24,10 +24,11 @@ HANDS_ON = True
 
 
 def check(line: CommandLine) -> None:
-    """Check what is handed on, before torch is loaded.
+    """Check what is handed on and the files of `--config` and `--settings`, before torch is loaded.
 
     Raises:
-        InputError: names that are no flags of `unlora unlearn` or of the benchmark's evaluation, or wrong values.
+        InputError: names that are no flags of `unlora unlearn` or of the benchmark's evaluation, wrong values, or a
+            file that cannot be read.
     """
     from unlora.benchmarks import find_benchmark
     from unlora.cli.arguments import check_handed_on, check_some, handed_on
@@ -36,6 +37,10 @@ def check(line: CommandLine) -> None:
     known, rest = handed_on(line)
     check_handed_on(rest, line.command, REQUEST, find_benchmark(known.benchmark).settings.__dataclass_fields__)
     check_some(REQUEST, flags(rest))
+    path = known.settings and Path(known.settings)
+    for values in (_preset(flags(rest)), *_read_settings(path, known.methods).values()):
+        check_handed_on([f"--{name}" for name in values], line.command, REQUEST, ())
+        check_some(REQUEST, values)
 
 
 def run(args: BenchConfig, rest: list[str]) -> Answer:
@@ -149,15 +154,14 @@ def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
     from unlora.bench.executors import executor_problems
     from unlora.bench.plan import Plan
     from unlora.benchmarks import Options, find_benchmark
-    from unlora.cli.arguments import converted, read_config
+    from unlora.cli.arguments import converted
     from unlora.cli.unlearn import REQUEST
     from unlora.cli.values import check_consent
 
     benchmark = find_benchmark(args.benchmark)
     raise_if([*args.problems(), *_gpu_problems(args), *executor_problems(args.executor)])
-    shared = dict(handed_on)
-    config = shared.pop("config", None)
-    preset = {} if config is None else read_config(config)  # the benchmark's and the user's own flags override it
+    preset = _preset(handed_on)
+    shared = {name: value for name, value in handed_on.items() if name != "config"}
     of_method = _read_settings(args.settings, args.methods)
     for values in (preset, *of_method.values()):
         check_consent(values, [f"--{name}" for name in handed_on])
@@ -174,6 +178,13 @@ def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
         of_method={m: converted(REQUEST, v) for m, v in of_method.items()},
         evaluation=converted((benchmark.settings,), evaluation),
     )
+
+
+def _preset(handed_on: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags in the file of `--config`, which those of the benchmark and of the user override."""
+    from unlora.cli.arguments import read_config
+
+    return read_config(handed_on["config"]) if "config" in handed_on else {}
 
 
 def _read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:

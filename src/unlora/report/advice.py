@@ -97,6 +97,17 @@ def next_steps(run: Run, summary: Summary, state: str, place: Place) -> list[Ste
     return steps
 
 
+def follow_ups(run: Run, place: Place) -> list[Step]:
+    """Return what is worth doing with a run that needs nothing else: attack it, ask it, publish it."""
+    name = shlex.quote(place.run)
+    steps = [Step("Ask the original and the unlearned model yourself.", f"unlora chat {name}")]
+    if run.attacks is None:
+        model = " --retrained MODEL" if "retrained" in run.logs or "retrained" in run.readings else ""
+        attack = f"unlora attack {name}{model} && unlora report {name}"
+        return [Step("Let attacks try to bring the data back.", attack), *steps]
+    return [*steps, Step("Publish the adapter with a model card.", f"unlora export {name} --output_dir ADAPTER")]
+
+
 def _change(run: Run, place: Place) -> Step:
     """Return what to change if hardly anything was forgotten."""
     text, flags = _slow_training(run)

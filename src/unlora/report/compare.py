@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -70,7 +71,7 @@ def _numbers_of(run: Run, summary: Summary, model: str) -> Iterator[tuple[Key, E
     if geometric is not None:
         yield "model_utility_geometric", exactly(geometric)
     if run.membership is not None:
-        areas = {name: estimate_of(area) for name, area in run.membership.areas[model].items()}
+        areas = {name: estimate_of(area, (0, 1)) for name, area in run.membership.areas[model].items()}
         yield from ((("membership", name), area) for name, area in areas.items())
         yield "membership_auc", areas.get(most_telling(run.membership)[0])
     if summary.axes is not None and model in summary.axes.points:
@@ -168,10 +169,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Section:
-    """Groups that are comparable: of one benchmark and split."""
+    """Groups that are comparable: of one benchmark and split.
+
+    Args:
+        title: what they have in common.
+        groups: the lines of the comparison.
+        failed: by name the runs that failed, and why.
+    """
 
     title: str
     groups: Sequence[Group]
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def references(self) -> dict[str, Group]:
@@ -278,10 +286,15 @@ def doubts(section: Section) -> list[str]:
 
 
 def labels_of(folders: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths that differ from each other; the folders have to differ."""
+    """Return the shortest ends of the paths that differ from each other, without the names that all of them have.
+
+    The folders have to differ: runs a/seed-0/run and b/seed-0/run are "a" and "b".
+    """
     parts = [folder.parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
-        labels = ["/".join(path[-count:]) for path in parts]
-        if len(set(labels)) == len(labels):
+        ends = [path[-count:][::-1] for path in parts]  # the last name first
+        if len(set(ends)) == len(ends):
             break
-    return labels
+    differ = [len(set(names)) > 1 for names in zip_longest(*ends)]
+    kept = [[name for name, own in zip(end, differ, strict=False) if own] for end in ends]
+    return ["/".join(reversed(names)) or end[0] for names, end in zip(kept, ends, strict=True)]

@@ -31,6 +31,7 @@ def write_comparison(sections: Sequence[Section], path: Path) -> None:
             "plots": [draw(section) for draw in _PLOTS],
             "settings": _differing_settings(section),
             "doubts": doubts(section),
+            "failed": section.failed,
         }
         for section in sections
     ]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from unlora.common.files import write_text
 from unlora.report import plots, tables
-from unlora.report.answers import worst_answers
-from unlora.report.names import COUNTS, capitalised, fixed, p_value
+from unlora.report.names import SETS
 from unlora.report.plots import Plot
+from unlora.report.questions import cards
 from unlora.report.read import Run, read_run
 from unlora.report.samples import SAMPLES, sample_counts, samples
 from unlora.report.statistics import estimate_of
@@ -52,14 +52,15 @@ def write_report(folder: str | Path) -> Path:
 def _run_page(run: Run) -> str:
     """Return the page as HTML."""
     summary = summarise_run(run)
+    told = verdict(run, summary)
     main = {name: run.settings[name] for name in _MAIN if run.settings.get(name) is not None}
     recorded = run.record.get("command")
     return render(
         "report.html.j2",
         run=run,
         summary=summary,
-        verdict=verdict(run, summary),
-        tiles=_tiles(run, summary),
+        verdict=told,
+        cards=cards(run, summary, told),
         plane=_plane(summary),
         scores=tables.scores_table(run, summary) if run.benchmark else None,
         distributions=_distributions(summary),
@@ -67,7 +68,6 @@ def _run_page(run: Run) -> str:
         membership=_membership(run),
         attacks=[plot for plot in (_brought_back(run), _revealed(run)) if plot is not None],
         samples={name: samples(run, name) for name in SAMPLES},
-        worst=[(COUNTS[worst.kind].example, worst) for worst in worst_answers(run)],
         counts=sample_counts(run),
         training=_training(run),
         training_table=tables.training_table(run),
@@ -94,51 +94,15 @@ def render(template: str, **values: object) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be written
 
 
-def _tiles(run: Run, summary: Summary) -> list[tuple[str, str, str]]:
-    """Return the numbers to see first: a name, the value, and what to compare it with."""
-    found = _probability_tile(summary, "forget")
-    if "unlearned" in summary.quality:
-        original = summary.quality.get("original")
-        note = "above 0.05: no difference detected" + ("" if original is None else f"; original {p_value(original)}")
-        found.append(("Forget quality, p", p_value(summary.quality["unlearned"]), note))
-    found += _count_tiles(summary)
-    if (kept := summary.share_kept) is not None:
-        note = f"95 % interval {100 * kept.low:.1f} to {100 * kept.high:.1f} %"
-        on = f", on {summary.measured_on}" if summary.terms and summary.measured_on else ""
-        found.append(("Utility kept", f"{100 * kept.value:.1f} %", note + on))
-    found += _probability_tile(summary, "retain")
-    for name, values in ({} if summary.means else summary.scores).items():
-        if "unlearned" in values and run.benchmark is not None:
-            others = [f"{model} {value.value:.3g}" for model, value in values.items() if model != "unlearned"]
-            label = run.benchmark.metric(name).label
-            found.append((label, f"{values['unlearned'].value:.3g}", ", ".join(others)))
-    return found
-
-
-def _probability_tile(summary: Summary, name: str) -> list[tuple[str, str, str]]:
-    values = summary.means.get(name, {}).get("probability", {})
-    if "unlearned" not in values:
-        return []
-    others = [f"{model} {fixed(values[model].value)}" for model in ("original", "retrained") if model in values]
-    return [(f"Probability of the {name} answers", fixed(values["unlearned"].value), ", ".join(others))]
-
-
-def _count_tiles(summary: Summary) -> list[tuple[str, str, str]]:
-    found = []
-    for kind, words in COUNTS.items():
-        if (count := summary.count(kind, "forget", "unlearned")) is not None:
-            others = [(model, summary.count(kind, "forget", model)) for model in ("original", "retrained")]
-            note = ", ".join(f"{model} {other.count}" for model, other in others if other is not None)
-            found.append((capitalised(words.label), str(count), note))
-    return found
-
-
 def _plane(summary: Summary) -> Plot | None:
     """Draw utility against forgetting for all models."""
     if summary.axes is None:
         return None
     points = [plots.Point(model, *place, plots.MODELS[model]) for model, place in summary.axes.points.items()]
-    return plots.plane(points, summary.axes, f"{_PLANE[summary.axes.better]} Whiskers are 95 % intervals.")
+    caption = f"{_PLANE[summary.axes.better]} Whiskers are 95 % intervals."
+    if sets := [SETS[name] for name in summary.means if name != "forget"] if summary.terms else []:
+        caption = f"Utility is measured on the {' and the '.join(sets)}. {caption}"
+    return plots.plane(points, summary.axes, caption)
 
 
 def _distributions(summary: Summary) -> Plot | None:
@@ -158,8 +122,9 @@ def _membership(run: Run) -> Plot | None:
     """Draw the AUC of every membership attack."""
     if run.membership is None:
         return None
+    models = run.membership.areas.items()
     rows = [
-        plots.Row(name, {m: estimate_of(areas[name]) for m, areas in run.membership.areas.items() if name in areas})
+        plots.Row(name, {model: estimate_of(areas[name], (0, 1)) for model, areas in models if name in areas})
         for name in run.membership.attacks
     ]
     axis = "AUC (0.5: cannot be distinguished from unseen rows)"

@@ -93,7 +93,7 @@ def plane(points: Sequence[Point], axes: Axes, caption: str, front: Sequence[tup
             ax.axhline(axes.level, color=_INK, lw=0.8, ls="--", zorder=0)
             left = ax.get_yaxis_transform()
             ax.annotate("p = 0.05", (0, axes.level), (2, -10), left, textcoords="offset points", fontsize=8)
-        _label_points(ax, points)
+        _label_points(ax, points, axes.level)
 
     words = "; ".join(f"{point.label}: {point.x.value:.3f}, {point.y.value:.3g}" for point in points)
     return Plot(_draw(paint, "Forgetting against utility", words), caption)
@@ -288,8 +288,8 @@ def _marker(series: int | None) -> str:
     return "x" if series is None else _MARKERS[series % len(_MARKERS)]
 
 
-def _label_points(ax: matplotlib.axes.Axes, points: Sequence[Point]) -> None:
-    """Label the points, each at the first place beside it that no point, whisker or earlier label takes."""
+def _label_points(ax: matplotlib.axes.Axes, points: Sequence[Point], level: float | None) -> None:
+    """Label the points, each at the first place beside it that no point, whisker, line or earlier label takes."""
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
@@ -306,6 +306,10 @@ def _label_points(ax: matplotlib.axes.Axes, points: Sequence[Point]) -> None:
         return np.asarray(ax.transData.transform((point.x.value, point.y.value)))
 
     taken = [around(point) for point in points]
+    if level is not None:  # the line, and the words at its left end
+        height = float(ax.transData.transform((0, level))[1])
+        taken += [Bbox.from_extents(ax.bbox.x0, height - 1, ax.bbox.x1, height + 1)]
+        taken += [Bbox.from_extents(ax.bbox.x0, height - 16 * unit, ax.bbox.x0 + 40 * unit, height)]
     for point in sorted(points, key=lambda point: -point.y.value):
         text, (x, y) = _short(point.label, 24), middle(point)
         width, height = 5.2 * len(text) * unit, 11 * unit

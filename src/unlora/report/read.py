@@ -22,6 +22,7 @@ from unlora.runs.folder import (
     ATTACKS,
     CELL_SCORES,
     CONFIG,
+    DIFFERENCE,
     EVALUATIONS,
     IMPORTANCE,
     MEMBERSHIP,
@@ -82,7 +83,8 @@ class Attack:
             return None
         if f"{metric}_low" in values:
             return Estimate(values[metric], values[f"{metric}_low"], values[f"{metric}_high"])
-        return estimate_of(Measured(values[metric], values.get(f"{metric}_se", 0.0)))
+        limits = (-1.0, 1.0) if model == DIFFERENCE else (0.0, 1.0)
+        return estimate_of(Measured(values[metric], values.get(f"{metric}_se", 0.0)), limits)
 
 
 @dataclass(frozen=True)

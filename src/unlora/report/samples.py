@@ -60,8 +60,8 @@ def sample_counts(run: Run) -> dict[str, int]:
     return {name: len(run.prompts("unlearned", name)) for name in TASKS if run.task("unlearned", name)}
 
 
-def samples(run: Run, name: str) -> list[Sample]:
-    """Return the examples of a set that are most worth looking at.
+def samples(run: Run, name: str, most: int | None = None) -> list[Sample]:
+    """Return the examples of a set that are most worth looking at: `most` of them, or as many as a page shows.
 
     Of the forget set these are the answers that are still the most likely, of other sets those that lost the most.
     """
@@ -77,7 +77,7 @@ def samples(run: Run, name: str) -> list[Sample]:
         if name != "forget" and "original" in probability:
             score = probability["unlearned"] - probability["original"]
         order = np.argsort(score, kind="stable").tolist()
-    return [_sample(run, name, models, probability, place) for place in order[: SAMPLES[name]]]
+    return [_sample(run, name, models, probability, place) for place in order[: most or SAMPLES[name]]]
 
 
 def _sample(run: Run, name: str, models: Sequence[str], probability: Mapping[str, Values], place: int) -> Sample:

@@ -38,10 +38,14 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
-def estimate_of(measured: Measured) -> Estimate:
-    """Return the value with its normal 95 % interval."""
-    reach = SPREAD * measured.standard_error
-    return Estimate(measured.value, measured.value - reach, measured.value + reach)
+def estimate_of(measured: Measured, limits: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+    """Return the value with its normal 95 % interval, which is cut where the quantity's own limits are."""
+    reach, (lowest, highest) = SPREAD * measured.standard_error, limits
+    return Estimate(
+        measured.value,
+        max(measured.value - reach, min(lowest, measured.value)),
+        min(measured.value + reach, max(highest, measured.value)),
+    )
 
 
 def exactly(value: float) -> Estimate:

@@ -120,11 +120,12 @@ def summarise_run(run: Run) -> Summary:
     kept = _kept(utility, draws)
     if not utility and {"original", "unlearned"} <= other.keys():
         kept = quotient(other["unlearned"], other["original"])
-    labels = _plane_labels(OWN_SETS if utility or run.benchmark is None else run.benchmark)
+    benchmark = OWN_SETS if utility or run.benchmark is None else run.benchmark
+    labels = _plane_labels(benchmark)
     return Summary(
         examples={name: max(_size(sets[name]) for sets in values.values() if name in sets) for name in means},
         means=means,
-        utility=utility or {model: estimate_of(value) for model, value in other.items()},
+        utility=utility or {model: _on_plane(benchmark, 0, value) for model, value in other.items()},
         utility_name=labels[0],
         terms=sum(map(len, columns.get("unlearned", {}).values())),
         measured_on=_measured_on(run, values.get("unlearned", {})),
@@ -163,12 +164,17 @@ def _measured_plane(run: Run) -> dict[str, tuple[Measured | None, Measured | Non
     return {model: (reading.get(utility), reading.get(forgetting)) for model, reading in run.readings.items()}
 
 
+def _on_plane(benchmark: Benchmark, axis: int, value: Measured) -> Estimate:
+    """Return a coordinate (0: utility, 1: forgetting) with its interval, within the limits of its metric."""
+    return estimate_of(value, benchmark.metric((benchmark.plane or ("", ""))[axis]).limits)
+
+
 def _by_metric(run: Run) -> dict[str, dict[str, Estimate]]:
     found: dict[str, dict[str, Estimate]] = {}
     for model, reading in run.readings.items():
         for name, value in reading.values.items():
-            if value is not None:
-                found.setdefault(name, {})[model] = estimate_of(value)
+            if value is not None and run.benchmark is not None:
+                found.setdefault(name, {})[model] = estimate_of(value, run.benchmark.metric(name).limits)
     return found
 
 
@@ -183,13 +189,12 @@ def _axes(
         logs = {model: exactly(math.log10(quality[model])) for model in utility if model in quality}
         points = {model: (utility[model], log) for model, log in logs.items()}
         return Axes(*_plane_labels(OWN_SETS), 1, points, math.log10(LEVEL))
-    measured = _measured_plane(run)
-    points = {
-        model: (estimate_of(x), estimate_of(y)) for model, (x, y) in measured.items() if x is not None and y is not None
-    }
-    if points and run.benchmark is not None and run.benchmark.plane is not None:
-        better = run.benchmark.metric(run.benchmark.plane[1]).better
-        return Axes(*_plane_labels(run.benchmark), {"high": 1, "low": -1}.get(better or "", 0), points)
+    if (benchmark := run.benchmark) is not None and benchmark.plane is not None:
+        known = {m: (x, y) for m, (x, y) in _measured_plane(run).items() if x is not None and y is not None}
+        points = {m: (_on_plane(benchmark, 0, x), _on_plane(benchmark, 1, y)) for m, (x, y) in known.items()}
+        better = {"high": 1, "low": -1}.get(benchmark.metric(benchmark.plane[1]).better or "", 0)
+        if points:
+            return Axes(*_plane_labels(benchmark), better, points)
     probability = means.get("forget", {}).get("probability", {})
     points = {model: (utility[model], probability[model]) for model in utility if model in probability}
     return Axes(_plane_labels(OWN_SETS)[0], "probability of the forget answers", 0, points) if points else None

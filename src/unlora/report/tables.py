@@ -184,7 +184,14 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
         if isinstance(value, Mapping) and value:
             yield from flat({str(k): v for k, v in value.items()}, f"{name}.")
         else:
-            yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            yield name, _shown(value)
+
+
+def _shown(value: Any) -> str:
+    """Return a text as it is, a number with at most six significant digits, and anything else as JSON."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(float(f"{value:.6g}") if isinstance(value, float) else value, ensure_ascii=False, default=str)
 
 
 def pairs_table(caption: str, values: Mapping[str, Any]) -> Table:

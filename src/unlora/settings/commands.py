@@ -18,6 +18,12 @@ class RunConfig:
 
     run: str = setting(MISSING, "The folder of a finished `unlora unlearn`.", positional=True, metavar="RUN")
 
+    def problems(self) -> list[Problem]:
+        """Return what is wrong, before anything is loaded: there must be such a folder."""
+        if Path(self.run).is_dir():
+            return value_problems(self)
+        return [Problem("RUN", self.run, "there is no such folder", "name the folder of a finished `unlora unlearn`")]
+
 
 @dataclass
 class LoadedRunConfig(RunConfig):
