@@ -63,7 +63,8 @@ def test_the_worst_answers_are_shown(tmp_path):
     ]
     page = html.unescape(write_report(tmp_path).read_text())
     assert "An answer that is broken text" in page
-    assert "3 of 40 answers are broken text" in page
+    assert "<strong>3 of 40</strong> broken answers to the forget questions" in page
+    assert "<strong>2 of 40</strong> answers that give the fact away" in page
 
 
 def test_counts_stand_beside_each_other(tmp_path):
