@@ -10,14 +10,17 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from huggingface_hub import SpaceCard
 from playwright.sync_api import expect
 
+import unlora
 from helpers.attacked import RETAIN, unlearn
 from helpers.models import save_tiny_llama as save_model
 from unlora.chat.answers import SIDES
@@ -287,6 +290,43 @@ def test_a_port_in_use_is_refused(run, capsys):
         port = other.getsockname()[1]
         assert main(["chat", str(run), "--port", str(port)]) == 2
     assert f"port={port}: nothing can be served there" in capsys.readouterr().err
+
+
+def test_a_space_has_all_that_the_page_needs_and_no_data(run, tmp_path):
+    space, model = tmp_path / "space", run.parent / "model"
+    assert main(["export", str(run), "--space", "true", "--base_model", str(model), "--output_dir", str(space)]) == 0
+    card = SpaceCard.load(space / "README.md")
+    assert (card.data.sdk, card.data.app_file, card.data.sdk_version) == ("gradio", "app.py", version("gradio"))
+    texts = {path: path.read_text(errors="replace") for path in space.rglob("*") if path.is_file()}
+    assert not [path for path, text in texts.items() if EVIL in text or "Ada does" in text]
+    roots = (space / "unlora", Path(unlora.__path__[0]))
+    copied, package = (
+        {path.relative_to(root) for path in root.rglob("*.*") if path.suffix != ".pyc"} for root in roots
+    )
+    assert copied == package
+    assert "torch" in texts[space / "requirements.txt"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    environment = os.environ | settings
+    app = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert any(f"127.0.0.1:{port}" in line for line in app.stdout)
+        page = httpx.get(f"http://127.0.0.1:{port}", trust_env=False).text
+        assert "Original and unlearned, side by side" in page
+        assert "Nothing leaves this computer" not in page
+    finally:
+        app.terminate()
+        app.communicate()
+
+
+def test_a_space_needs_a_base_that_others_can_load(run, tmp_path, capsys):
+    command = ["export", str(run), "--space", "true", "--output_dir", str(tmp_path / "space")]
+    assert main(command) == 2
+    assert "base_model=None: the adapter would name a local folder" in capsys.readouterr().err
+    assert main([*command, "--merge", "true"]) == 2
+    assert "space=True: the page asks the base model without and with the adapter" in capsys.readouterr().err
+    assert not (tmp_path / "space").exists()
 
 
 REFUSED = {

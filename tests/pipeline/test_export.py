@@ -135,6 +135,11 @@ def test_the_card_has_the_unlearned_metrics_as_the_hub_s_model_index(compared, c
     metrics = json.loads((compared / "run" / "metrics.json").read_text())["unlearned"]
     found = {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
     forget = metrics["sets"]["forget"]
+    assert (found["forget set", "given_away"], found["retain set", "broken"]) == (
+        forget["given_away"],
+        metrics["sets"]["retain"]["broken"],
+    )
+    assert ("retain set", "given_away") not in found
     assert found["forget set", "probability"] == pytest.approx(forget["probability"], abs=1e-6)
     assert found["all sets", "forget_quality"] == pytest.approx(metrics["forget_quality"], abs=1e-6)
     assert card.data.base_model == "owner/base"
@@ -154,7 +159,12 @@ def test_the_card_tells_counts_hashes_metrics_of_three_models_limits_and_loading
         assert f"| {part['rows']} | `{part['sha256']}` |" in card.text
     [row] = [line for line in card.text.splitlines() if line.startswith("| forget set: probability")]
     assert row.split(" | ")[-1] == f"{retrained:.4g} |"
-    for text in ("## Limits", "still hold what was learned", "PeftModel.from_pretrained(", "--max-lora-rank 8"):
+    for text in (
+        "## Bias, Risks, and Limitations",
+        "still hold what was learned",
+        "PeftModel.from_pretrained(",
+        "--max-lora-rank 8",
+    ):
         assert text in card.text
 
 

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from unlora.chat.answers import SIDES, Sampling, SideBySide
-from unlora.chat.source import Prompt, Prompts, asked_after
+from unlora.chat.source import About, Prompt, Prompts, asked_after
 from unlora.chat.tokens import token_sections
 from unlora.common.errors import InputError
 from unlora.data import Asked, Context
-from unlora.pipeline.attack import Target
 
 # System fonts: Gradio's themes may fetch theirs from the network.
 _SANS, _MONO = ("ui-sans-serif", "system-ui", "sans-serif"), ("ui-monospace", "Consolas", "monospace")
@@ -81,10 +80,10 @@ def _shown_errors() -> Iterator[None]:
         raise gr.Error(escape(str(error)), duration=None, print_exception=False) from error
 
 
-def build(models: SideBySide, target: Target, prompts: Prompts) -> gr.Blocks:
+def build(models: SideBySide, about: About, prompts: Prompts) -> gr.Blocks:
     """Return the page, which is not served yet."""
     with gr.Blocks(title="unlora chat", analytics_enabled=False) as page:
-        gr.HTML(_heading(target, prompts))
+        gr.HTML(_heading(about, prompts))
         question = gr.Textbox(label="Question", placeholder="Ask both models", max_lines=8, render=False)
         reference = gr.Textbox(label="Reference answer", max_lines=8, render=False)
         earlier, shown = gr.State(), gr.HTML(render=False)
@@ -97,7 +96,7 @@ def build(models: SideBySide, target: Target, prompts: Prompts) -> gr.Blocks:
             ask = gr.Button("Ask", variant="primary", scale=0, min_width=140)
             stop = gr.Button("Stop", scale=0, min_width=100)
             new = gr.Button("New conversation", scale=0, min_width=180)
-        settings = _sampling_settings(models, target)
+        settings = _sampling_settings(models, about)
         with gr.Row():
             answers = [_answer_box(side) for side in SIDES]
         reference.render()
@@ -119,7 +118,7 @@ def build(models: SideBySide, target: Target, prompts: Prompts) -> gr.Blocks:
     return page
 
 
-def _heading(target: Target, prompts: Prompts) -> str:
+def _heading(about: About, prompts: Prompts) -> str:
     """Return the heading: which models are asked, and why a set has no prompts."""
     notes = "".join(
         f'<p class="note">There are no prompts from the {escape(name)} set: {escape(reason)}</p>'
@@ -127,8 +126,8 @@ def _heading(target: Target, prompts: Prompts) -> str:
     )
     return (
         f'<header class="unlora"><h1>Original and unlearned, side by side</h1>'
-        f"<p>{escape(target.model.model_name_or_path)}, without and with the adapter of {escape(target.run)}. "
-        f"A question follows the turns that are shown above it. Nothing leaves this computer.</p>{notes}</header>"
+        f"<p>{escape(about.base)}, without and with the adapter of {escape(about.adapter)}. "
+        f"A question follows the turns that are shown above it. {escape(about.note)}</p>{notes}</header>"
     )
 
 
@@ -170,10 +169,10 @@ def _answer_box(side: str) -> gr.Textbox:
     )
 
 
-def _sampling_settings(models: SideBySide, target: Target) -> list[gr.Slider]:
+def _sampling_settings(models: SideBySide, about: About) -> list[gr.Slider]:
     """Add the settings that `_Handlers.ask` takes after the question."""
     longest = min(models.longest, _LONGEST_ANSWER)
-    usual = min(target.evaluation.max_new_tokens, longest)
+    usual = min(about.max_new_tokens, longest)
     with gr.Accordion("Settings", open=False):
         return [
             gr.Slider(1, longest, usual, step=1, label="Maximum answer length in tokens"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 # Other names are refused: a website could make its own name resolve to this computer, and read along (DNS rebinding).
 _NAMES = (_HOST, "localhost")
-_LONGEST_QUEUE = 16
+LONGEST_QUEUE = 16
 
 
 def free_port(port: int) -> int:
@@ -58,7 +58,7 @@ def serve(page: gr.Blocks, port: int, open_browser: bool) -> None:
     origins = [f"http://{name}:{port}" for name in _NAMES]
     for name in ("no_proxy", "NO_PROXY"):  # Gradio requests the page once before it returns the address
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), _HOST)))
-    _, address, _ = page.queue(max_size=_LONGEST_QUEUE).launch(
+    _, address, _ = page.queue(max_size=LONGEST_QUEUE).launch(
         server_name=_HOST,
         server_port=port,
         inbrowser=open_browser,

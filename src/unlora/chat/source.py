@@ -14,7 +14,8 @@ from unlora.data.sources import Record
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.attack import Target, evaluated_rows
 from unlora.runs.folder import ADAPTER
-from unlora.settings import ChatConfig
+from unlora.settings import ChatConfig, ModelConfig
+from unlora.settings.data import TextConfig
 
 _SETS = ("forget", "retain")
 
@@ -67,6 +68,28 @@ class Prompts:
     missing: dict[str, str]
 
 
+@dataclass(frozen=True)
+class About:
+    """What the page says about its models.
+
+    Args:
+        base: name of the original model.
+        adapter: whose adapter the unlearned model has.
+        max_new_tokens: the usual length of an answer.
+        note: a sentence on where the page is served.
+    """
+
+    base: str
+    adapter: str
+    max_new_tokens: int
+    note: str = "Nothing leaves this computer."
+
+    @classmethod
+    def of(cls, target: Target) -> About:
+        """Return what the page says about a run on this computer."""
+        return cls(target.model.model_name_or_path, target.run, target.evaluation.max_new_tokens)
+
+
 def load_side_by_side(target: Target, config: ChatConfig | None = None) -> SideBySide:
     """Load the original model with the run's exported adapter, which includes those of earlier requests.
 
@@ -77,9 +100,14 @@ def load_side_by_side(target: Target, config: ChatConfig | None = None) -> SideB
     Raises:
         InputError: the model or the adapter cannot be loaded.
     """
-    model, tokenizer = load_model(target.model)
-    text_format = TextFormat.of(tokenizer, target.data, model.config)
-    adapted, limits = load_adapter(model, str(Path(target.run) / ADAPTER), argument="RUN"), config or ChatConfig()
+    return load_models(target.model, target.data, Path(target.run) / ADAPTER, config)
+
+
+def load_models(base: ModelConfig, text: TextConfig, adapter: Path, config: ChatConfig | None = None) -> SideBySide:
+    """Load a base model with an adapter; the other arguments are as for `load_side_by_side`."""
+    model, tokenizer = load_model(base)
+    text_format = TextFormat.of(tokenizer, text, model.config)
+    adapted, limits = load_adapter(model, str(adapter), argument="RUN"), config or ChatConfig()
     return SideBySide(adapted, text_format, limits.max_tokens, limits.max_seconds)
 
 

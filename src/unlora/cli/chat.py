@@ -18,12 +18,12 @@ def run(about: LoadedRunConfig, config: ChatConfig) -> int:
     free_port(config.port)
     check_gradio()
     from unlora.chat.page import build
-    from unlora.chat.source import load_prompts, load_side_by_side
+    from unlora.chat.source import About, load_prompts, load_side_by_side
     from unlora.pipeline.attack import read_run
 
     target = read_run(about.run, about.trust_remote_code)
     prompts = load_prompts(target)
     for name, reason in prompts.missing.items():
         print(f"There are no prompts from the {name} set: {reason}")
-    serve(build(load_side_by_side(target, config), target, prompts), config.port, config.open_browser)
+    serve(build(load_side_by_side(target, config), About.of(target), prompts), config.port, config.open_browser)
     return 0

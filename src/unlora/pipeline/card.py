@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from unlora.common.reading import read_json
 from unlora.data.sources import HUB_ID
 from unlora.evals import summarise
 from unlora.models.hashes import ADAPTER_SETTINGS
-from unlora.report.names import METRICS, OVERALL, SETS, metric_rows, number
+from unlora.report.names import COUNTS, METRICS, OVERALL, SETS, metric_rows, number
 from unlora.report.read import Run, read_run
 from unlora.report.summary import summarise_run
 from unlora.report.tables import Table, attacks_table, membership_table, revealed_table
@@ -34,6 +34,11 @@ CARD = "README.md"
 # What is wrong with a run whose files have the right form, but impossible contents, and what to do.
 NOT_OURS = ("its files are not those that unlora writes", "name another run, or add --card false")
 _TEMPLATE = Path(__file__).with_name("card.md.j2")
+# The settings that a card shows.
+_SHOWN = (
+    *("init", "loss", "teacher", "retain_loss", "retain_weight", "r", "lora_alpha", "learning_rate"),
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "dtype"),
+)
 # The values that vLLM allows for `--max-lora-rank`.
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -90,7 +95,7 @@ def _read_facts(run: str, config: ExportConfig) -> Facts:
     made_for = adapter.get("base_model_name_or_path") or settings["model_name_or_path"]
     local = config.base_model is None and Path(made_for).exists()
     return Facts(
-        title=(config.push_to_hub or Path(config.output_dir).name).rpartition("/")[2],
+        title=published_name(config),
         record=record,
         settings=settings,
         models=models,
@@ -101,6 +106,11 @@ def _read_facts(run: str, config: ExportConfig) -> Facts:
         base_on_hub=not local and HUB_ID.fullmatch(base) is not None,
         adapter=adapter,
     )
+
+
+def published_name(config: ExportConfig) -> str:
+    """Return the name under which others find what is exported."""
+    return (config.push_to_hub or Path(config.output_dir).name).rpartition("/")[2]
 
 
 def model_card(facts: Facts, cost: Mapping[str, Any] | None) -> str:
@@ -117,6 +127,9 @@ def model_card(facts: Facts, cost: Mapping[str, Any] | None) -> str:
         facts=facts,
         cut=cut,
         compression=facts.record["metrics"].get("compression"),
+        hyperparameters=[(name, facts.settings[name]) for name in _SHOWN if facts.settings.get(name) is not None],
+        hardware=_listed(facts.record.get("hardware", {}), ("system", "machine", "cpus", "device")),
+        software=_listed(facts.record.get("versions", {}), ("python", "torch", "transformers")),
         rows=[(label, map(number, values)) for label, values in metric_rows(facts.models)],
         vllm_rank=next((size for size in _VLLM_RANKS if size >= facts.adapter["r"]), None),
         vllm_ranks=_VLLM_RANKS,
@@ -131,6 +144,10 @@ def model_card(facts: Facts, cost: Mapping[str, Any] | None) -> str:
         shell=shell,
     )
     return f"{card}\n"
+
+
+def _listed(values: Mapping[str, Any], names: Iterable[str]) -> str:
+    return ", ".join(f"{name} {values[name]}" for name in names if name in values)
 
 
 def _metadata(facts: Facts, measured: bool) -> ModelCardData:
@@ -151,10 +168,17 @@ def _results_of(facts: Facts) -> Iterator[EvalResult]:
     """Yield one result for each metric of the unlearned model and each membership attack, as far as measured."""
     unlearned = facts.models.get("unlearned", {"sets": {}})
     values = [(SETS[key], column, row.get(column)) for key, row in unlearned["sets"].items() for column in METRICS]
+    values += [
+        (SETS[key], kind, row.get(kind))
+        for key, row in unlearned["sets"].items()
+        for kind, judged in COUNTS.items()
+        if key in judged.sets
+    ]
     values += [("all sets", name, unlearned.get(name)) for name in OVERALL]
     for dataset, metric, value in values:
         if value is not None:
-            name = METRICS.get(metric, metric.replace("_", " "))
+            counted = COUNTS[metric].label if metric in COUNTS else metric.replace("_", " ")
+            name = METRICS.get(metric, counted)
             kind = dataset.replace(" ", "-")
             yield EvalResult("text-generation", kind, dataset, metric, round(value, 6), metric_name=name)
     for attack, area in (facts.run.membership.areas["unlearned"] if facts.run.membership else {}).items():

@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from unlora.models.adapter_files import ADAPTER_FILES
 from unlora.models.hashes import ADAPTER_SETTINGS
 from unlora.models.load import load_adapter, load_model, load_tokenizer
 from unlora.models.source import source_of
-from unlora.pipeline.card import CARD, NOT_OURS, model_card, read_facts
+from unlora.pipeline.card import CARD, NOT_OURS, model_card, published_name, read_facts
+from unlora.pipeline.space import space_problems, write_space
 from unlora.runs.folder import ADAPTER, check_adapter, saved_model
 from unlora.runs.verify import check_base, check_recorded_adapter
 from unlora.settings import ExportConfig, ModelConfig
@@ -56,19 +57,27 @@ def export_run(run: str, config: ExportConfig, trust_remote_code: bool = False) 
     check_unused(folder, "output_dir")
     check_recorded_adapter(run)
     facts = read_facts(run, config) if config.card else None
-    if config.push_to_hub is not None:
+    if config.push_to_hub is not None or config.space:
         raise_if(_hidden_base(config, model))
+    if config.space:
+        raise_if(space_problems())
+    if config.push_to_hub is not None:
         _check_hub(config.push_to_hub)
     check_base(run, model, "RUN")
     with atomic_path(folder) as partial:
-        cost = _write_model(run, model, config, partial)
+        exported = partial / ADAPTER if config.space else partial
+        exported.parent.mkdir(exist_ok=True)
+        cost = _write_model(run, model, config, exported)
         if facts is not None:
             with from_elsewhere("RUN", run, *NOT_OURS):
                 card = model_card(facts, cost)
-            write_text(partial / CARD, card)
+            write_text(exported / CARD, card)
+        if config.space:
+            base = replace(model, model_name_or_path=config.base_model or model.model_name_or_path)
+            write_space(partial, run, base, published_name(config))
         if folder.exists():
             folder.rmdir()  # it is empty, as checked; not every system lets a rename replace it
-    url = None if config.push_to_hub is None else _push(folder, config.push_to_hub, config.private)
+    url = None if config.push_to_hub is None else _push(folder, config.push_to_hub, config.private, config.space)
     return {"merged": config.merge, "compression": cost, "url": url}
 
 
@@ -132,19 +141,22 @@ def _check_hub(repository: str) -> None:
         HfApi().whoami()
 
 
-def _push(folder: Path, repository: str, private: bool) -> str:
+def _push(folder: Path, repository: str, private: bool, space: bool) -> str:
     """Upload the folder, unless the repository exists and is public while a private one is wanted.
 
     Returns:
         The address of the repository.
     """
-    api = HfApi()
-    with _hub_errors(repository, f"{folder} is complete: try again with `hf upload {repository} {folder}`"):
-        url = api.create_repo(repository, private=private, exist_ok=True)
+    api, kind = HfApi(), "space" if space else "model"
+    option = " --repo-type space" if space else ""
+    with _hub_errors(repository, f"{folder} is complete: try again with `hf upload {repository} {folder}{option}`"):
+        sdk = {"space_sdk": "gradio"} if space else {}
+        url = api.create_repo(repository, private=private, exist_ok=True, repo_type=kind, **sdk)
         # `create_repo` does not change who can see a repository that exists already.
-        exposed = private and not api.model_info(url.repo_id).private
+        exposed = private and not api.repo_info(url.repo_id, repo_type=kind).private
         if not exposed:
-            api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Upload by unlora")
+            message = "Upload by unlora"
+            api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=message, repo_type=kind)
     if exposed:
         reason = f"the repository exists already and is public; {folder} was not uploaded"
         raise InputError(Problem("push_to_hub", repository, reason, "name another one, or set --private false"))

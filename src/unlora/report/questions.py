@@ -41,7 +41,7 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Example:
+class ShownExample:
     """One question with what is said to it.
 
     Args:
@@ -74,7 +74,7 @@ class Card:
     label: str
     note: str = ""
     bars: Bars | None = None
-    example: Example | None = None
+    example: ShownExample | None = None
     steps: tuple[Step, ...] = ()
 
 
@@ -173,28 +173,28 @@ def _others(summary: Summary, kind: str, name: str) -> str:
     return known and f"{capitalised(known)}."
 
 
-def _of_worst(worst: WorstAnswer | None) -> Example | None:
+def _of_worst(worst: WorstAnswer | None) -> ShownExample | None:
     if worst is None:
         return None
     said = (("right", worst.reference), ("unlearned", worst.answer))
-    return Example(COUNTS[worst.kind].example, worst.question, said)
+    return ShownExample(COUNTS[worst.kind].example, worst.question, said)
 
 
-def _of_likeliest(run: Run) -> Example | None:
+def _of_likeliest(run: Run) -> ShownExample | None:
     """Return the forget question whose right answer is the most likely."""
     sample = next(iter(samples(run, "forget", 1)), None)
     return sample and _compared(sample, "The right answer that is still the most likely")
 
 
-def _of_loss(run: Run) -> Example | None:
+def _of_loss(run: Run) -> ShownExample | None:
     """Return the retain question whose right answer lost the most."""
     sample = next(iter(samples(run, "retain", 1)), None)
     return sample and _compared(sample, "The retain answer that lost the most")
 
 
-def _compared(sample: Sample, title: str) -> Example:
+def _compared(sample: Sample, title: str) -> ShownExample:
     chances = {model: value for model, value in sample.probability.items() if not math.isnan(value)}
     change = [f"{chances[model]:.2f}" for model in ("original", "unlearned") if model in chances]
     title += f" (P = {' → '.join(change)})" if change else ""
     said = (("right", sample.reference), ("unlearned", sample.answers["unlearned"]))
-    return Example(title, sample.question, said)
+    return ShownExample(title, sample.question, said)

@@ -19,6 +19,9 @@ class ExportConfig:
     max_rank: int | None = setting(
         None, "Maximum rank of the exported adapter, by truncated SVD. Defaults to the rank in the run."
     )
+    space: bool = setting(
+        False, "Write a folder for a Hugging Face Space, with the chat page and the adapter, without any data."
+    )
     card: bool = setting(True, "Write a model card (README.md) with the run's metrics.")
     base_model: str | None = setting(
         None,
@@ -37,4 +40,7 @@ class ExportConfig:
         ]
         if self.max_rank is not None and self.merge:
             problems.append(Problem("max_rank", self.max_rank, "a merged model has no adapter", "remove it"))
+        if self.space and self.merge:
+            reason = "the page asks the base model without and with the adapter"
+            problems.append(Problem("space", True, reason, "remove --merge"))
         return problems

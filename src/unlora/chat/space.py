@@ -1,0 +1,39 @@
+"""The page as a Hugging Face Space: a folder with an adapter and what `unlora.pipeline.space` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlora.chat.server import LONGEST_QUEUE, check_gradio
+from unlora.common.reading import read_json
+from unlora.pipeline.space import SPACE
+from unlora.runs.folder import ADAPTER
+from unlora.settings import ModelConfig
+from unlora.settings.data import TextConfig
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+
+def space_page(folder: Path) -> gr.Blocks:
+    """Return the page of a Space's folder, which is not served yet. It offers no prompts: no rows are in the folder."""
+    check_gradio()
+    from unlora.chat.page import build
+    from unlora.chat.source import About, Prompts, load_models
+
+    settings = read_json(folder / SPACE)
+    base = ModelConfig(**settings["base"])
+    models = load_models(base, TextConfig(**settings["text"]), folder / ADAPTER)
+    about = About(base.model_name_or_path, folder.resolve().name, settings["max_new_tokens"], "")
+    return build(models, about, Prompts({}, {}))
+
+
+def serve(folder: Path) -> None:
+    """Serve the page where the Space, or gradio's environment variables, want it."""
+    page = space_page(folder)
+    from unlora.chat.page import LOOK
+
+    page.queue(max_size=LONGEST_QUEUE).launch(
+        share=False, ssr_mode=False, enable_monitoring=False, run_history=False, footer_links=[], **LOOK
+    )
