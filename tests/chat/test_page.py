@@ -292,6 +292,10 @@ def test_a_port_in_use_is_refused(run, capsys):
     assert f"port={port}: nothing can be served there" in capsys.readouterr().err
 
 
+def modules(package):
+    return {path.relative_to(package) for path in package.rglob("*.*") if path.suffix != ".pyc"}
+
+
 def test_a_space_has_all_that_the_page_needs_and_no_data(run, tmp_path):
     space, model = tmp_path / "space", run.parent / "model"
     assert main(["export", str(run), "--space", "true", "--base_model", str(model), "--output_dir", str(space)]) == 0
