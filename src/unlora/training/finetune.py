@@ -19,7 +19,7 @@ from unlora.common.distributed import on_main
 from unlora.common.errors import Problem
 from unlora.common.locks import writing_to
 from unlora.data import Example, pad_batch, padding_id
-from unlora.models.forward import causal_lm, labelled_tokens
+from unlora.models.forward import causal_lm, labelled_tokens, unwrapped
 from unlora.models.hashes import weights_digest
 from unlora.models.packing import packing
 from unlora.runs.stages import Stages, json_sha256, tokenizer_sha256
@@ -156,7 +156,7 @@ def _train(
     with packing(causal_lm(model)):
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
     if lora is not None:
-        trainer.model = trainer.accelerator.unwrap_model(model).merge_and_unload()
+        trainer.model = unwrapped(model).merge_and_unload()
     return trainer
 
 

@@ -29,7 +29,7 @@ from unlora.common.errors import Problem, raise_if
 from unlora.data.encoding import Example
 from unlora.importance.start import start_on
 from unlora.losses.table import LOSSES, RETAIN_LOSSES, Loss, check_losses, own_settings
-from unlora.models.forward import Outputs
+from unlora.models.forward import Outputs, unwrapped
 
 _INPUTS = ("input_ids", "attention_mask", "labels")
 
@@ -104,7 +104,7 @@ def unlora_trainer(base: type[Trainer] = Trainer) -> type[Trainer]:
             out: Any = loss.forward(model, batch, **settings)
             if not (loss.needs_reference_pass or loss.needs_reference_logp):
                 return out
-            with reference_model(self.accelerator.unwrap_model(model)):
+            with reference_model(unwrapped(model)):
                 reference: Any = loss.forward(model, batch, **settings)
             if loss.needs_reference_logp:
                 return replace(out, ref_logp=reference.example_logp)
@@ -115,7 +115,7 @@ def unlora_trainer(base: type[Trainer] = Trainer) -> type[Trainer]:
             """Write the adapter for the base, and the tokenizer: their `eval.py` loads the folder as a model."""
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            write_adapter(self.accelerator.unwrap_model(self.model), folder)
+            write_adapter(unwrapped(self.model), folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
 

@@ -28,7 +28,7 @@ from unlora.data import Example, ForgetRetainDataset, PairSampler, TextFormat, U
 from unlora.data.lessons import Lesson
 from unlora.evals.scoring import example_nll
 from unlora.losses.table import LOSSES, NO_RETAIN, RETAIN_LOSSES, own_settings
-from unlora.models.forward import Outputs, causal_lm
+from unlora.models.forward import Outputs, causal_lm, unwrapped
 from unlora.models.packing import packing
 from unlora.models.sharding import is_sharded
 from unlora.training.checkpoints import SafeTrainer
@@ -143,7 +143,7 @@ class UnlearnTrainer(SafeTrainer):
         """Return the log-probability of each example's labels, summed, under the model before unlearning, in nats."""
         text_format, size = TextFormat(self.processing_class), self.args.per_device_train_batch_size
         with (
-            reference_model(self.accelerator.unwrap_model(self.model)),
+            reference_model(unwrapped(self.model)),
             shown("answers before unlearning", " answers", len(examples)) as progress,
         ):
             nll, _ = example_nll(self.model, examples, text_format, size, progress)
@@ -203,7 +203,7 @@ class UnlearnTrainer(SafeTrainer):
         if of_forget or of_retain:  # a single pass for both
             start, stop = 0 if of_forget else split, rows if of_retain else split
             part = {name: inputs[name][start:stop] for name in ("input_ids", "attention_mask", "labels")}
-            with reference_model(self.accelerator.unwrap_model(model)):
+            with reference_model(unwrapped(model)):
                 reference = self._call(self.forget_loss.forward, model, part)
             forget = forget.with_reference(reference.rows(0, split)) if of_forget else forget
             retain = retain.with_reference(reference.rows(split - start, rows - start)) if of_retain else retain
@@ -217,7 +217,7 @@ class UnlearnTrainer(SafeTrainer):
         """Train on one batch. If the base is sharded, average the adapter's gradients over the processes."""
         loss = super().training_step(*args, **kwargs)
         if self.sharded and self.accelerator.sync_gradients:
-            parameters = trainable(self.accelerator.unwrap_model(self.model)).values()
+            parameters = trainable(unwrapped(self.model)).values()
             gradients = [p.grad for p in parameters if p.grad is not None]
             add_up(gradients)
             for gradient in gradients:
@@ -293,11 +293,11 @@ class UnlearnTrainer(SafeTrainer):
     def _remember_adapter(self) -> None:
         """Copy the adapter, once per optimiser step: its losses were good, so `_stop` can come back to it."""
         if self._good_adapter is None or self._good_adapter[0] != self.state.global_step:
-            self._good_adapter = (self.state.global_step, snapshot(self.accelerator.unwrap_model(self.model)))
+            self._good_adapter = (self.state.global_step, snapshot(unwrapped(self.model)))
 
     def _stop(self, reason: str) -> NoReturn:
         """Restore the last good adapter, save it, and raise `DivergenceError`."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = unwrapped(self.model)
         step, good = self._good_adapter or (0, {})
         restore(model, good)
         folder = Path(self.args.output_dir) / "last-good-adapter"
@@ -324,10 +324,10 @@ class UnlearnTrainer(SafeTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        write_adapter(self.accelerator.unwrap_model(self.model), folder)
+        write_adapter(unwrapped(self.model), folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        read_adapter(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+        read_adapter(unwrapped(self.model), Path(resume_from_checkpoint))
 
     def _progress(self) -> dict[str, Any]:
         return {**super()._progress(), **{name: getattr(self, name) for name in _PROGRESS}}
