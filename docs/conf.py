@@ -15,10 +15,12 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import formulas  # noqa: E402
 import generate  # noqa: E402
 
 project, author = "unlora", "the unlora authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+html_math_renderer = "mathml"
 exclude_patterns = ["_generated/papers.md", "_generated/published-*.md"]  # parts of other pages
 html_theme, html_title = "furo", "unlora"
 html_static_path = ["_static"]
@@ -85,5 +87,7 @@ def without_settings(app: Any, what: str, name: str, obj: Any, *rest: Any) -> tu
 def setup(app: Any) -> None:
     """Write the generated pages before Sphinx looks for pages."""
     generate.everything(HERE / "_generated")
+    app.add_html_math_renderer("mathml", (formulas.inline, None), (formulas.block, None))
+    app.connect("source-read", formulas.typeset_tables)
     app.connect("autodoc-process-docstring", describe, priority=400)  # before napoleon, at 500
     app.connect("autodoc-process-signature", without_settings)

@@ -6,6 +6,7 @@ import pkgutil
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -63,15 +64,21 @@ def papers_table() -> str:
             key = number[1] if number else choice.paper
             citations.setdefault(key, choice.paper)
             rows[key].append(f"{kind} `{name}` (`{function.__module__}`)")
+    titles = _data("titles")
+    shown = {key: linked(citations[key]).replace(" ([", f", *{titles.get(key)}* ([") for key in rows}
     head = ["| paper | implemented as |", "| --- | --- |"]
-    body = (f"| {linked(citations[key])} | {', '.join(rows[key])} |" for key in sorted(rows))  # the oldest first
+    body = (f"| {shown[key]} | {', '.join(rows[key])} |" for key in sorted(rows))  # the oldest first
     return "\n".join([*head, *body]) + "\n"
+
+
+def _data(name: str) -> Any:
+    return yaml.safe_load((Path(__file__).parent / "data" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def published_tables() -> dict[str, str]:
     """Return by page the tables of `data/published.yaml`: ours and those of papers, each with source and definition."""
     pages: dict[str, list[str]] = defaultdict(list)
-    for entry in yaml.safe_load((Path(__file__).parent / "data" / "published.yaml").read_text(encoding="utf-8")):
+    for entry in _data("published"):
         # Links within the site are relative to the page that includes the table.
         up = "" if entry["url"].startswith("https://") or entry["page"] == "speed" else "../"
         source = f"[{entry['source']}]({up}{entry['url']})"

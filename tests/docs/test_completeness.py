@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import unlora
 from unlora.cli import main
+from unlora.importance import INITIALISERS
+from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.pipeline.choices import all_choices
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +75,12 @@ def test_an_unknown_kind_is_refused(capsys):
 def test_every_public_name_is_importable_documented_and_in_the_readme(name):
     assert getattr(unlora, name).__doc__
     assert name in README
+
+
+def test_every_paper_of_a_method_has_its_title_in_the_index():
+    titles = yaml.safe_load((ROOT / "docs" / "data" / "titles.yaml").read_text())
+    papers = [choice.paper for table in (INITIALISERS, LOSSES, RETAIN_LOSSES) for choice in table.values()]
+    assert {number for paper in papers for number in re.findall(r"arXiv (\d{4}\.\d{5})", paper)} == titles.keys()
 
 
 def test_the_readme_s_file_tree_is_the_package_s():
