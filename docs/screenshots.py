@@ -1,4 +1,4 @@
-"""Take the screenshots in report.md and chat.md: both pages of the tutorial's run, in Chromium.
+"""Take the screenshots in report.md and chat.md: both pages of the quickstart's run, in Chromium.
 
 `python docs/screenshots.py RUN` writes them into `docs/_static`. The chat answers its first prompt of the forget set.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 STATIC = Path(__file__).parent / "_static"
-SIZE = {"width": 960, "height": 720}
+SIZE = {"width": 1280, "height": 900}
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def served(run: Path) -> Iterator[str]:
 
 
 def take_report(page: Page, run: Path) -> None:
-    """Take the top of the report: the verdict and the first plots."""
+    """Take the first screen of the report: the verdict and the four cards."""
     page.goto((run / "report.html").resolve().as_uri())
     page.screenshot(path=STATIC / "report.png")
 
