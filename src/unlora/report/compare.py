@@ -246,7 +246,7 @@ def comparison(section: Section) -> Table:
     rows = []
     for group in section.groups:
         method = group.runs[0].method
-        note = f"{len(group.runs)} runs" if len(group.runs) > 1 else method if method != group.label else ""
+        note = f"{len(group.runs)} runs" if len(group.runs) > 1 else method if method not in group.label else ""
         rows.append(row(Cell(group.label, note), group, "unlearned", group.verdicts()))
     for model, group in section.references.items():
         rows.append(row(Cell(f"{model} model"), group, model, MISSING))
