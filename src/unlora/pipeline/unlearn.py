@@ -48,7 +48,7 @@ class Result:
     def _repr_html_(self) -> str:
         """Return the run's report, which a notebook shows in a frame."""
         page = escape((self.folder / REPORT).read_text(encoding="utf-8"))
-        return f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="width:100%;height:720px;border:0"></iframe>'
+        return f'<iframe srcdoc="{page}" sandbox style="width:100%;height:900px;border:0"></iframe>'
 
 
 def unlearn(
