@@ -182,14 +182,14 @@ def _of_worst(worst: WorstAnswer | None) -> ShownExample | None:
 
 def _of_likeliest(run: Run) -> ShownExample | None:
     """Return the forget question whose right answer is the most likely."""
-    sample = next(iter(samples(run, "forget", 1)), None)
-    return sample and _compared(sample, "The right answer that is still the most likely")
+    found = samples(run, "forget", 1)
+    return _compared(found[0], "The right answer that is still the most likely") if found else None
 
 
 def _of_loss(run: Run) -> ShownExample | None:
     """Return the retain question whose right answer lost the most."""
-    sample = next(iter(samples(run, "retain", 1)), None)
-    return sample and _compared(sample, "The retain answer that lost the most")
+    found = samples(run, "retain", 1)
+    return _compared(found[0], "The retain answer that lost the most") if found else None
 
 
 def _compared(sample: Sample, title: str) -> ShownExample:
