@@ -20,7 +20,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 docs: $(VENV)/installed-dev
-	$(BIN)/python -m sphinx -b html -W -n --keep-going -q docs build/docs
+	$(BIN)/python -m sphinx -j auto -b html -W -n --keep-going -q docs build/docs
 	@echo build/docs/index.html
 
 linkcheck: $(VENV)/installed-dev

@@ -38,7 +38,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}
 autodoc_preserve_defaults = True
-toc_object_entries_show_parents = "hide"
+toc_object_entries = False  # every page has the whole table of contents, which thousands of names would slow down
 python_use_unqualified_type_names = True
 # Other libraries' names have no page here, and private ones and type aliases have none at all.
 nitpick_ignore_regex = [("py:.*", r"(?!unlora\.).*"), ("py:.*", r".*\._\w+"), ("py:.*", r"unlora\..*\.(K|T|V|Row)")]
