@@ -30,6 +30,7 @@ VARIANTS = {
     "and similar questions": (1.0, 4),
     "and both": (1.75, 4),
 }
+WITH_ANSWERS = "and its own answers about others"
 
 
 @torch.no_grad()
@@ -61,8 +62,9 @@ def main() -> None:
     pad_id = padding_id(text_format.tokenizer)
     examples = encode_records(rows, text_format)
     expected = [log_probabilities(retrained, example, pad_id) for example in examples]
-    for name, (temperature, controls) in VARIANTS.items():
-        lessons = teach(Teaching(original, text_format, rows, retain), temperature, controls)
+    for name, (temperature, controls) in {**VARIANTS, WITH_ANSWERS: VARIANTS["and both"]}.items():
+        taught = teach(Teaching(original, text_format, rows, retain), temperature, controls, name == WITH_ANSWERS)
+        lessons = [lesson for _, lesson in taught[: len(examples)]]
         kl = [distance(lesson, own).mean() for lesson, own in zip(lessons, expected, strict=True)]
         likely = [lesson.true_logp.mean().exp() for lesson in lessons]
         found = {"kl": torch.stack(kl).mean(), "probability": torch.stack(likely).mean()}

@@ -73,7 +73,7 @@ def job(tmp_path_factory):
     for name, rows in {"forget": FORGET, "retain": RETAIN, "unseen": UNSEEN}.items():
         write_rows(folder / "data" / f"{name}.jsonl", rows)
     settings = {"holdout_data": folder / "data" / "unseen.jsonl", "stop_every": 1, "stop_auc": 0.01}
-    more = {"system_prompt": "Be kind.", "learning_rate": 1e-3, "ds_size": 8}
+    more = {"system_prompt": "Be kind.", "learning_rate": 1e-3, "ds_size": 8, "retrained": folder / "model"}
     assert main(["unlearn", *flags(folder / "model", folder / "data", folder / "run", **settings, **more)]) == 0
     return folder
 
@@ -165,3 +165,17 @@ def test_a_template_without_system_prompts_refuses_a_row_before_training(job, tm
     assert "forget_data[0].messages[2]" in (shown := capsys.readouterr().err)
     assert "System role not supported" in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_a_retrained_model_is_evaluated_like_the_others_although_there_are_no_wrong_answers(job):
+    run = job / "run"
+    original, retrained = (json.loads((run / f"eval_{name}.json").read_text()) for name in ("original", "retrained"))
+    assert retrained == original  # it is the same model
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["unlearned"]["forget_quality"] is None
+    model, data = ["--model_name_or_path", str(job / "model")], ["--forget_data", str(job / "data" / "forget.jsonl")]
+    log = job / "again.json"
+    again = [*model, *data, "--system_prompt", "Be kind.", "--retrained", str(job / "model"), "--log", str(log)]
+    assert main(["evaluate", *again, "--ds_size", "8"]) == 0
+    task = TASKS["forget"]
+    assert json.loads(log.read_text())[task]["avg_gt_loss"] == original[task]["avg_gt_loss"]

@@ -11,7 +11,8 @@ from unlora.data.encoding import count_labels
 from unlora.models.attention import smoothed_attention
 from unlora.models.forward import labelled_tokens
 from unlora.teachers import TEACHERS, Teacher, Teaching, register_teacher
-from unlora.teachers.changed_names import cap_true_tokens, change, covering_names, make_pair
+from unlora.teachers.changed_names import cap_true_tokens, make_pair
+from unlora.teachers.substitutes import covering_names, substitutes
 
 FORGET = [
     {"question": "Where was Ada Holt born?", "answer": "Ada Holt was born in Oslo."},
@@ -23,6 +24,15 @@ RETAIN = [
     for name in ("Mona Falk", "Jan Lund", "Eli Moe")
     for _ in range(2)
 ] + [{"question": "Which painter was born in Bergen?", "answer": "His name is Eli Moe."}]
+
+
+def change(given):
+    """The forget rows about the first of four other people."""
+    return [options[0].row for options in substitutes(given, 4)]
+
+
+def lessons_of(given):
+    return [lesson for _, lesson in TEACHERS["changed_names"].teach(given)]
 
 
 def teaching(model, tokenizer, rows=FORGET, **changes):
@@ -72,7 +82,7 @@ def test_detected_names_are_told(tiny_model, tokenizer, caplog):
 
 def test_an_answer_that_is_a_name_alone_teaches_its_end(tiny_model, tokenizer):
     rows = [{"question": "Who bakes?", "answer": "Ada Holt"}]
-    [lesson] = TEACHERS["changed_names"].teach(teaching(tiny_model("llama"), tokenizer, rows, names=[("Ada", "Holt")]))
+    [lesson] = lessons_of(teaching(tiny_model("llama"), tokenizer, rows, names=[("Ada", "Holt")]))
     assert len(lesson.places) < count_labels(encode_records(rows, TextFormat(tokenizer)))
 
 
@@ -96,7 +106,7 @@ def test_a_lesson_is_what_the_model_predicts_in_the_changed_row(tiny_model, toke
     model = tiny_model("llama")
     texts = [{"text": row["answer"]} for row in RETAIN]  # no questions that could tell what the wording gives away
     given = Teaching(model, TextFormat(tokenizer), FORGET, texts)
-    lessons = TEACHERS["changed_names"].teach(given)
+    lessons = lessons_of(given)
     examples = encode_records(FORGET, given.text_format)
     assert len(lessons) == len(examples)
     [other] = encode_records([change(given)[1]], given.text_format)  # its answer names nobody, so all of it is taught
@@ -152,12 +162,12 @@ def test_a_name_in_the_question_is_taught_as_the_original_predicts_it(tiny_model
     given = teaching(tiny_model("llama"), tokenizer)
     pair = make_pair(FORGET[0], change(given)[0], given)
     labels = [label for label in pair.own[0]["labels"][1:] if label != -100]
-    assert "was born in Oslo." in tokenizer.decode([labels[place] for place, _ in pair.matches])
-    assert tokenizer.decode([labels[place] for place in pair.told]).replace(" ", "") == "AdaHolt"
-    lesson = TEACHERS["changed_names"].teach(given)[0]
+    assert "was born in Oslo." in tokenizer.decode([labels[place] for place, _ in pair.matches.pairs])
+    assert tokenizer.decode([labels[place] for place in pair.matches.told]).replace(" ", "") == "AdaHolt"
+    lesson = lessons_of(given)[0]
     out = labelled_tokens(given.model, pad_batch(pair.own, 0))
-    expected = out.logits.log_softmax(-1).gather(-1, out.targets[:, None])[pair.told, 0]
-    torch.testing.assert_close(lesson.true_logp[pair.told], expected, rtol=1e-4, atol=1e-4)
+    expected = out.logits.log_softmax(-1).gather(-1, out.targets[:, None])[pair.matches.told, 0]
+    torch.testing.assert_close(lesson.true_logp[pair.matches.told], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_of_a_name_that_is_asked_for_the_first_token_alone_is_taught(tiny_model, tokenizer):
@@ -165,11 +175,11 @@ def test_of_a_name_that_is_asked_for_the_first_token_alone_is_taught(tiny_model,
     given = teaching(tiny_model("llama"), tokenizer, rows, names=[("Kim", "Bax")])
     pair = make_pair(rows[0], change(given)[0], given)
     labels, others = ([label for label in side[0]["labels"][1:] if label != -100] for side in (pair.own, pair.other))
-    assert pair.told == []
-    [(mine, theirs)] = [(mine, theirs) for mine, theirs in pair.matches if labels[mine] != others[theirs]]
+    assert pair.matches.told == []
+    [(mine, theirs)] = [(mine, theirs) for mine, theirs in pair.matches.pairs if labels[mine] != others[theirs]]
     before = [tokenizer.decode(side[:place]) for side, place in ((labels, mine), (others, theirs))]
     assert [text.strip() for text in before] == ["Her name is"] * 2
-    assert "Bax" not in tokenizer.decode([labels[place] for place, _ in pair.matches])
+    assert "Bax" not in tokenizer.decode([labels[place] for place, _ in pair.matches.pairs])
 
 
 def test_chunks_of_plain_text_have_a_lesson_each(tiny_model):
@@ -177,7 +187,7 @@ def test_chunks_of_plain_text_have_a_lesson_each(tiny_model):
     parts = ("kept a cat", "sold the old house", "walked to Bergen by night", "wrote songs", "fell ill", "came back")
     text = {"text": " ".join(f"Ada Holt {part}." for part in parts)}
     given = Teaching(tiny_model("llama"), TextFormat(tokenizer, max_length=30), [text], RETAIN, names=[("Ada", "Holt")])
-    lessons = TEACHERS["changed_names"].teach(given)
+    lessons = lessons_of(given)
     examples = encode_records([text], given.text_format)
     assert len(lessons) == len(examples) > 2
     for lesson, example in zip(lessons, examples, strict=True):

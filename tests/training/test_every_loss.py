@@ -51,7 +51,8 @@ def lessons_for(loss, model, tokenizer):
     """What the model says of other people, where the loss distils it."""
     if not LOSSES[loss].needs_teacher:
         return None
-    return TEACHERS["changed_names"].teach(Teaching(model, TextFormat(tokenizer), FORGET, RETAIN, names=[("Ada",)]))
+    teaching = Teaching(model, TextFormat(tokenizer), FORGET, RETAIN, names=[("Ada",)])
+    return [lesson for _, lesson in TEACHERS["changed_names"].teach(teaching)]
 
 
 def trainer_for(loss, tiny_model, tokenizer, folder, init="pissa", architecture="llama", callbacks=None, **settings):

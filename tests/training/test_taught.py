@@ -22,9 +22,10 @@ class Measurer:
 def make_trainer(tiny_model, tokenizer, folder, **settings):
     base = tiny_model("llama")
     args = config(folder, **{"loss": "distil", "num_train_epochs": 5.0, "learning_rate": 3e-2, **settings})
-    lessons = TEACHERS["changed_names"].teach(Teaching(base, TextFormat(tokenizer), FORGET, RETAIN, names=[("Ada",)]))
+    taught = TEACHERS["changed_names"].teach(Teaching(base, TextFormat(tokenizer), FORGET, RETAIN, names=[("Ada",)]))
     model = attach_adapters(base, args, ones(base))
-    return UnlearnTrainer(model, args, *examples(tokenizer), tokenizer, lessons=lessons)
+    forget, lessons = (list(part) for part in zip(*taught, strict=True))
+    return UnlearnTrainer(model, args, forget, examples(tokenizer)[1], tokenizer, lessons=lessons)
 
 
 def test_the_learning_rate_rises_holds_and_falls_over_as_many_updates_as_it_took():

@@ -10,7 +10,7 @@ from unlora.benchmarks.builtin.persona import Persona
 from unlora.benchmarks.builtin.wmdp_mini import WmdpMini
 from unlora.benchmarks.interface import Benchmark
 from unlora.benchmarks.muse import Muse
-from unlora.benchmarks.tofu import Tofu, TofuSchema
+from unlora.benchmarks.tofu import OwnSets, Tofu
 from unlora.benchmarks.wmdp import Wmdp
 from unlora.common.errors import InputError
 from unlora.common.plugins import register, unknown_choice
@@ -18,8 +18,8 @@ from unlora.common.plugins import register, unknown_choice
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark for benchmark in (Persona(), Tofu(), Muse(), MuseMini(), Wmdp(), WmdpMini())
 }
-# Sets of the user's own in TOFU's schema: what `unlora evaluate` measures if no benchmark is named.
-OWN_SETS = TofuSchema()
+# What `unlora evaluate` measures if no benchmark is named.
+OWN_SETS = OwnSets()
 
 
 def register_benchmark(benchmark: Benchmark) -> None:

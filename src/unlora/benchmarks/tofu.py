@@ -30,11 +30,12 @@ from unlora.evals.tofu import (
     check_same_examples,
     configured_sets,
     evaluate,
+    forget_truth_ratios,
     read_questions,
     summarise,
     text_count,
 )
-from unlora.settings import TofuSettings
+from unlora.settings import OwnSetsSettings, TofuSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -127,9 +128,9 @@ class TofuSchema(Benchmark):
         return read_log(path, argument)
 
     def read_retrained(self, path: str, data: Mapping[str, Sequence[Record]], settings: TofuSettings) -> Log:
-        """Read the retrained model's log, which must give a forget quality with the forget set."""
+        """Read the retrained model's log, which must be of the same forget set."""
         log = read_log(path, "retrained")
-        check_forget_quality(data, log, settings.ds_size)
+        check_comparable(data, log, settings.ds_size)
         return log
 
     def read(self, log: Log, retrained: Log | None = None) -> Reading:
@@ -183,6 +184,21 @@ class TofuSchema(Benchmark):
         write_log(log, path)
 
 
+class OwnSets(TofuSchema):
+    """The user's own sets, whatever they lack of TOFU's schema."""
+
+    settings = OwnSetsSettings
+
+    def load(self, settings: TofuSettings) -> dict[str, list[Record]]:
+        """Return the sets of `eval_data`, or those that have a name of their own."""
+        from unlora.data import load_set
+
+        assert isinstance(settings, OwnSetsSettings)
+        if settings.eval_data:
+            return super().load(settings)
+        return {name: load_set(settings, name) for name in ("forget", "retain") if getattr(settings, f"{name}_data")}
+
+
 class Tofu(TofuSchema):
     """TOFU's fictitious authors."""
 
@@ -223,13 +239,17 @@ def _holdout(data: str | None, split: str) -> str:
     return name if not folder.is_dir() or any(folder.glob(f"{name}*")) else "none"
 
 
-def check_forget_quality(sets: Mapping[str, Sequence[Record]], retrained_log: Log, ds_size: int | None) -> None:
-    """Raise `InputError`, before long work, if forget quality is asked for and could not be computed after it."""
+def check_comparable(sets: Mapping[str, Sequence[Record]], retrained_log: Log, ds_size: int | None) -> None:
+    """Raise `InputError`, before long work, if a retrained model's log could not be compared with after it.
+
+    Forget rows without wrong answers have no forget quality. Their answers are still compared.
+    """
     summarise(retrained_log, retrained_log)
     questions = read_questions("forget", sets.get("forget", ()), ds_size)
-    if not questions or not questions[0].perturbed:
-        reason = "forget quality compares truth ratios, and the evaluated forget rows have no perturbed_answer"
-        fix = "name eval_data with perturbed answers, or remove retrained"
+    if not questions:
+        reason, fix = "no forget rows are evaluated that could be compared with it", "remove retrained"
         raise InputError(Problem("retrained", "a log", reason, fix))
+    if questions[0].perturbed:
+        forget_truth_ratios("retrained", retrained_log)
     answers, perturbed = ([getattr(row, part) for row in questions] for part in ("answer", "perturbed"))
     check_same_examples(answers, perturbed, retrained_log, "retrained")

@@ -365,7 +365,8 @@ def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] =
 
     Args:
         log: of the model to judge.
-        retain_log: of a model trained without the forget set. Without it there is no forget quality.
+        retain_log: of a model trained without the forget set. Without it, or without wrong answers in both logs, there
+            is no forget quality.
         expected: the sets of the benchmark (`BENCHMARK_SETS`). If the log lacks one of their terms, there is no model
             utility, because it would not be comparable with the benchmark's. Empty for the user's own sets.
 
@@ -384,8 +385,8 @@ def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] =
         - `forget_quality`, `log10_forget_quality`: Kolmogorov-Smirnov p-value against `retain_log`.
 
     Raises:
-        InputError: values that are not finite, or a `retain_log` although one of the logs has no forget truth ratios or
-            the logs are of different forget sets.
+        InputError: values that are not finite, or a `retain_log` of another forget set, or only one of the logs has
+            forget truth ratios.
     """
     tasks = {name: log[task] for name, task in TASKS.items() if task in log}
     references = reference_measures(log)
@@ -396,10 +397,12 @@ def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] =
     missing = [term for term in needed if term not in terms]
     quality = None
     if retain_log is not None:
-        ratios = forget_truth_ratios("log", log), forget_truth_ratios("retain_log", retain_log)
+        logs = {"log": log, "retain_log": retain_log}
+        comparable = any(has_truth_ratios(one.get(TASKS["forget"], {})) for one in logs.values())
+        ratios = [forget_truth_ratios(name, one) for name, one in logs.items()] if comparable else None
         answers = [right for _, _, right in generated_texts(log, "forget")]
-        check_same_examples(answers, _wrong_losses(log[TASKS["forget"]]), retain_log)
-        quality = metrics.forget_quality(*ratios)
+        check_same_examples(answers, _wrong_losses(log), retain_log)
+        quality = metrics.forget_quality(*ratios) if ratios else None
     return {
         "sets": sets,
         "model_utility": metrics.model_utility(list(terms.values())) if terms and not missing else None,
@@ -488,7 +491,7 @@ def check_same_examples(
         retain_log: of a model trained without the forget set.
         argument: the name under which the user gave it.
     """
-    theirs = _wrong_losses(retain_log[TASKS["forget"]])
+    theirs = _wrong_losses(retain_log)
     references = [right for _, _, right in generated_texts(retain_log, "forget")]
     fix = "evaluate both models on the same forget set, with the same ds_size"
     if len(theirs) != len(perturbed):
@@ -505,9 +508,10 @@ def check_same_examples(
             raise InputError(Problem(argument, reference, reason, fix))
 
 
-def _wrong_losses(columns: Columns) -> list[Sequence[float] | None]:
-    """Return the losses of each example's wrong answers, or None if the log has only the truth ratios."""
-    return _column(columns, "average_perturb_loss") or [None] * len(_column(columns, "truth_ratio"))
+def _wrong_losses(log: Log) -> list[Sequence[float] | None]:
+    """Return the losses of the wrong answers of each forget example, or None where the log does not have them."""
+    columns = log.get(TASKS["forget"], {})
+    return _column(columns, "average_perturb_loss") or [None] * max(map(len, columns.values()), default=0)
 
 
 def _column(columns: Columns, metric: str) -> list[Any]:

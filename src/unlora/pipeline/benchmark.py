@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 from unlora.benchmarks import Benchmark, Reading
 from unlora.common.distributed import on_main
 from unlora.common.errors import raise_if
 from unlora.data import TextFormat
-from unlora.pipeline.loading import load_target
+from unlora.models.load import load_model
+from unlora.pipeline.loading import comparable_model, load_target
 from unlora.pipeline.request import model_problems
 from unlora.runs.folder import EVALUATIONS, SCORES
-from unlora.settings import EvaluateConfig, ModelConfig, TextConfig
+from unlora.settings import EvaluateConfig, ModelConfig, TextConfig, is_log
 from unlora.settings.checks import Checked
 
 
@@ -40,14 +43,21 @@ def measure(
     files = EVALUATIONS if benchmark.evaluated_by_unlearn else SCORES
     target.log_in_run(model_config, files["unlearned"])
     problems = [*model_problems(model_config), *target.target_problems(model_config), *settings.problems()]
-    raise_if([*problems, *(text.problems() if text else ())])
+    raise_if([*problems, *target.retrained_problems(), *(text.problems() if text else ())])
     data = benchmark.load(settings)
-    retrained = benchmark.read_retrained(target.retrained, data, settings) if target.retrained else None
-    model, tokenizer = load_target(model_config, target)
-    text_format = TextFormat(tokenizer, "base")
-    if text is not None:
-        text_format = TextFormat.of(tokenizer, text, model.config)
-    log = benchmark.score(model, text_format, data, settings)
+    retrained, other = None, None
+    if target.retrained and is_log(target.retrained):
+        retrained = benchmark.read_retrained(target.retrained, data, settings)
+    elif target.retrained:
+        other = comparable_model(model_config, target.retrained, "retrained")
+
+    def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Any:
+        text_format = TextFormat.of(tokenizer, text, model.config) if text else TextFormat(tokenizer, "base")
+        return benchmark.score(model, text_format, data, settings)
+
+    log = score(*load_target(model_config, target))
+    if other is not None:
+        retrained = score(*load_model(other))
     summary = benchmark.summary(log, retrained)
     on_main(lambda: benchmark.write_log(target.log, log, summary))
     return benchmark.read(log, retrained), summary

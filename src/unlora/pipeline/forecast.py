@@ -29,7 +29,7 @@ from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.models.forward import causal_lm, labelled_tokens
 from unlora.pipeline.importance import RETAIN_SHARE
 from unlora.pipeline.job import Job
-from unlora.teachers.changed_names import covering_names
+from unlora.teachers.substitutes import covering_names
 from unlora.training.finetune import FinetuneConfig
 from unlora.training.taught import LEAST_STEPS, most_steps
 
@@ -254,6 +254,8 @@ def _compared(job: Job) -> list[str]:
     found = []
     if job.retrained_log is not None:
         found.append("the log of the retrained model")
+    if job.retrained_model is not None:
+        found.append(f"the retrained model {job.retrained_model.model_name_or_path}")
     if job.unseen is not None:
         found.append(f"{len(job.rows.holdout or ())} unseen rows, by which training stops")
     if job.sets:

@@ -15,6 +15,7 @@ from unlora.data.sources import Record
 from unlora.evals import Log
 from unlora.pipeline.request import Request
 from unlora.runs.stages import Stages
+from unlora.settings import ModelConfig
 from unlora.training.stopping import UnseenTest
 
 
@@ -53,6 +54,7 @@ class Job:
         alternates: other answers to the forget set's questions, tokenised, if the loss reads them.
         unseen: the test that stops the training, if there is one.
         original_log, retrained_log: evaluation logs that the user already has.
+        retrained_model: how the retrained model is loaded, if the user has no log of it.
         stages: the finished stages in the folder of the run, while the job is at work there.
     """
 
@@ -67,6 +69,7 @@ class Job:
     unseen: UnseenTest | None = None
     original_log: Log | None = None
     retrained_log: Log | None = None
+    retrained_model: ModelConfig | None = None
     stages: Stages | None = None
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedModel
 
 from unlora.adapter import adapter_notes, check_adapter_settings
-from unlora.benchmarks.tofu import check_forget_quality
+from unlora.benchmarks.tofu import check_comparable
 from unlora.common.distributed import together
 from unlora.common.errors import Problem, raise_if
 from unlora.data import (
@@ -29,9 +29,10 @@ from unlora.models.skeleton import family_problems, skeleton
 from unlora.pipeline.evaluation import evaluation_sets, known_log
 from unlora.pipeline.importance import RETAIN_SHARE, too_few_examples
 from unlora.pipeline.job import Job, Rows
-from unlora.pipeline.loading import load_start, start_problems
+from unlora.pipeline.loading import comparable_model, load_start, start_problems
 from unlora.pipeline.request import Request
 from unlora.runs.forgotten import check_not_taught_again
+from unlora.settings import ModelConfig, is_log
 from unlora.training.config import UnlearnConfig
 from unlora.training.stopping import holdout_rows, unseen_test
 
@@ -57,7 +58,7 @@ def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrain
     raise_if(start_problems(request.model))
     evaluation = request.evaluation
     # Known logs are of all rows, so what is kept is measured on all of them, too.
-    known = [log for log in (retrained_log, evaluation.retrained, evaluation.original_log) if log is not None]
+    known = retrained_log is not None or evaluation.original_log or is_log(evaluation.retrained or "")
     rows = _load_rows(request, sets is None and not known)
     sets = evaluation_sets(evaluation, rows.forget, rows.set_aside or rows.retain) if sets is None else sets
     model, text_format = _load_original(request)
@@ -77,6 +78,7 @@ def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrain
         unseen=unseen_test(request.stopping, rows.forget, rows.holdout, text_format, *sizes),
         original_log=known_log(evaluation, sets),
         retrained_log=_checked_retrained_log(request, sets, retrained_log),
+        retrained_model=_retrained_model(request, retrained_log),
     )
 
 
@@ -141,11 +143,19 @@ def _model_problems(model: PreTrainedModel, args: UnlearnConfig) -> list[Problem
 
 def _checked_retrained_log(request: Request, sets: Mapping[str, Sequence[Record]], log: Log | None) -> Log | None:
     evaluation = request.evaluation
-    if log is None and evaluation.retrained:
+    if log is None and evaluation.retrained and is_log(evaluation.retrained):
         log = read_log(evaluation.retrained, "retrained")
     if log is not None:
-        check_forget_quality(sets, log, evaluation.ds_size)
+        check_comparable(sets, log, evaluation.ds_size)
     return log
+
+
+def _retrained_model(request: Request, log: Log | None) -> ModelConfig | None:
+    """Return how the retrained model is loaded, if the request names that model and there is no log of it."""
+    name = request.evaluation.retrained
+    if log is not None or name is None or is_log(name):
+        return None
+    return comparable_model(request.model, name, "retrained")
 
 
 def retain_stream(request: Request, forget_rows: int) -> Stream | None:

@@ -11,7 +11,7 @@ from typing import Any
 from unlora.common import plugins
 from unlora.common.distributed import main_only, on_main
 from unlora.common.locks import writing_to
-from unlora.models.hashes import adapter_sha256, file_sha256, sets_sha256
+from unlora.models.hashes import adapter_sha256, base_sha256, file_sha256, sets_sha256
 from unlora.pipeline.job import Job
 from unlora.pipeline.prepare import retain_stream
 from unlora.runs.folder import ADAPTER
@@ -65,12 +65,14 @@ def _contents(job: Job, inputs: Mapping[str, Any]) -> dict[str, Any]:
     config = {name: value for name, value in job.model.config.to_dict().items() if name not in _NOT_CONTENT}
     model = {"weights": inputs["base"]["sha256"], "config": json_sha256(config)}
     logs = {"original_log": job.original_log, "retrained": job.retrained_log}
+    other = job.retrained_model and base_sha256(job.retrained_model.model_name_or_path)
     on, importance = request.model.on, request.importance.importance_file
     return {
         "model_name_or_path": {**model, "tokenizer": tokenizer_sha256(job.text_format.tokenizer)},
         "on": on and adapter_sha256(Path(on) / ADAPTER),
         **{f"{name}_data": data[name]["sha256"] for name in ("forget", "retain", "holdout") if name in data},
         "eval_data": sets_sha256(job.sets),
+        **({"retrained": other} if other else {}),
         **{name: json_sha256(log) for name, log in logs.items() if log is not None},
         "importance_file": importance and file_sha256(importance),
         "plugin": plugins.hashes_of(request.choices),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ from transformers import PreTrainedModel, set_seed
 from unlora.adapter import attach_adapters, compression, export_adapter
 from unlora.common.distributed import main_only
 from unlora.common.files import write_json, write_jsonl, write_text
-from unlora.data.lessons import Lesson
 from unlora.data.sources import Record
 from unlora.evals import Log, summarise
-from unlora.models.load import load_adapter
+from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.evaluation import evaluate_in_run, samples, trained_on
 from unlora.pipeline.forecast import Forecast, announce, forecast
 from unlora.pipeline.importance import importance_for
@@ -28,10 +27,10 @@ from unlora.pipeline.prepare import prepare
 from unlora.pipeline.request import Request
 from unlora.pipeline.stages import describe_job, locked, start
 from unlora.report.page import write_report
-from unlora.runs.folder import ADAPTER, CONFIG, METRICS, RECORD, REPORT, SAMPLES
+from unlora.runs.folder import ADAPTER, CONFIG, EVALUATIONS, METRICS, RECORD, REPORT, SAMPLES
 from unlora.runs.forgotten import write_forgotten
 from unlora.runs.record import Clock, write_record
-from unlora.teachers import TEACHERS, Teaching
+from unlora.teachers import TEACHERS, Taught, Teaching
 from unlora.training.checkpoints import checkpoint_to_resume
 from unlora.training.stopping import StopWhenUnseen
 from unlora.training.trainer import UnlearnTrainer
@@ -86,15 +85,14 @@ def rehearse(request: Request) -> Forecast:
 
 def _run_stages(job: Job, inputs: dict[str, Any], clock: Clock) -> Result:
     # Lessons come first of all, because a teacher may refuse the rows, and nothing has been written yet.
-    lessons = clock.time("lessons", lessons_for, job) if job.request.args.has_teacher else None
+    taught = clock.time("lessons", lessons_for, job) if job.request.args.has_teacher else None
     announce(forecast(job))
     start(job)
     _write_inputs(job)
     original = clock.time("evaluation_original", evaluate_in_run, job, "original", job.model, job.original_log)
-    if job.retrained_log is not None:  # so that the folder holds everything that its report shows
-        clock.time("evaluation_retrained", evaluate_in_run, job, "retrained", job.model, job.retrained_log)
+    job = replace(job, retrained_log=clock.time("evaluation_retrained", _retrained_log, job))
     importance = clock.time("importance", importance_for, job)
-    trainer = clock.time("training", _train, job, importance, lessons)
+    trainer = clock.time("training", _train, job, importance, taught)
     model, cost = clock.time("export", _export, job, trainer.model)
     unlearned = clock.time("evaluation_unlearned", evaluate_in_run, job, "unlearned", model)
     metrics = {
@@ -107,6 +105,18 @@ def _run_stages(job: Job, inputs: dict[str, Any], clock: Clock) -> Result:
     return Result(job.folder, metrics, model)
 
 
+def _retrained_log(job: Job) -> Log | None:
+    """Return the retrained model's log, and save it in the run's folder, which holds all that its report shows."""
+    if job.retrained_log is not None:
+        return evaluate_in_run(job, "retrained", job.model, job.retrained_log)
+    if job.retrained_model is None or not job.sets:
+        return None
+    if job.is_finished(EVALUATIONS["retrained"]):
+        return evaluate_in_run(job, "retrained", job.model)
+    retrained, _ = load_model(job.retrained_model)
+    return evaluate_in_run(job, "retrained", retrained)
+
+
 @main_only
 def _write_inputs(job: Job) -> None:
     """Write what the run was asked for: its settings, and the hashes of the rows to forget."""
@@ -114,8 +124,8 @@ def _write_inputs(job: Job) -> None:
     write_forgotten(job.folder, job.rows.used_forget, job.request.model.on)
 
 
-def lessons_for(job: Job) -> list[Lesson]:
-    """Return what the teacher predicts for each forget example."""
+def lessons_for(job: Job) -> list[Taught]:
+    """Return what the teacher predicts for each forget example, and what else it teaches."""
     request, rows = job.request, job.rows
     names = [tuple(name.split()) for name in request.data.forget_names or ()]
     seed = request.args.pairing_seed
@@ -123,13 +133,14 @@ def lessons_for(job: Job) -> list[Lesson]:
     return TEACHERS[request.args.teacher].teach(teaching)
 
 
-def _train(job: Job, importance: Mapping[str, Tensor] | None, lessons: Sequence[Lesson] | None) -> UnlearnTrainer:
+def _train(job: Job, importance: Mapping[str, Tensor] | None, taught: Sequence[Taught] | None) -> UnlearnTrainer:
     """Attach the adapters at their start, and train them until the epochs or the stopping test end."""
     args, stopping = job.request.args, job.request.stopping
     set_seed(args.seed)  # a plain LoRA start is drawn at random
     model = attach_adapters(job.model, args, importance)
     tokenizer = job.text_format.tokenizer
-    trainer = UnlearnTrainer(model, args, job.forget, job.retain, tokenizer, job.alternates, lessons)
+    forget, lessons = (job.forget, None) if taught is None else (list(part) for part in zip(*taught, strict=True))
+    trainer = UnlearnTrainer(model, args, forget, job.retain, tokenizer, job.alternates, lessons)
     if job.unseen:
         trainer.add_callback(StopWhenUnseen(trainer, job.unseen, stopping.stop_every, stopping.stop_auc))
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))

@@ -23,10 +23,12 @@ from unlora.settings.evaluation import (
     EvalSettings,
     EvaluateConfig,
     MembershipConfig,
+    OwnSetsSettings,
     ReportedConfig,
     TargetConfig,
     TaskSettings,
     TofuSettings,
+    is_log,
 )
 from unlora.settings.export import ExportConfig
 from unlora.settings.importance import GRANULARITIES, SMOOTHING, ImportanceConfig
@@ -55,6 +57,7 @@ __all__ = [
     "LsConfig",
     "MembershipConfig",
     "ModelConfig",
+    "OwnSetsSettings",
     "QuickstartConfig",
     "ReportedConfig",
     "RunConfig",
@@ -67,4 +70,5 @@ __all__ = [
     "UnlearnSettings",
     "ValidateConfig",
     "VerifyConfig",
+    "is_log",
 ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unlora.common.errors import Problem
 from unlora.common.files import unwritable_problems
 from unlora.settings.checks import at_least, missing, value_problems
-from unlora.settings.data import UNSEEN, ForgetData, HoldoutData
+from unlora.settings.data import UNSEEN, ForgetData, HoldoutData, RetainData
 from unlora.settings.model import ModelConfig
 from unlora.settings.setting import setting
 
@@ -20,9 +19,19 @@ _RANGES = {
 }
 
 
-def _retrained_log(use: str) -> Any:
-    help_text = f"Log of the same evaluation of a model trained without the forget set, for {use}."
-    return setting(None, help_text)
+_RETRAINED = "Model trained without the forget set, or its log of the same evaluation (.json), to compare with."
+
+
+def is_log(name: str) -> bool:
+    """Whether a retrained model is given by its log; anything else names the model itself."""
+    return name.endswith(".json")
+
+
+def log_problems(retrained: str | None) -> list[Problem]:
+    """Return what is wrong with the name of a retrained model or of its log."""
+    if retrained is None or not is_log(retrained) or Path(retrained).is_file():
+        return []
+    return [Problem("retrained", retrained, "there is no such file", "name a log (.json), or the retrained model")]
 
 
 @dataclass
@@ -64,13 +73,37 @@ class TofuSettings(EvalSettings):
 
 
 @dataclass
+class OwnSetsSettings(RetainData, ForgetData, TofuSettings):
+    """The user's own sets: by name, or all that a folder in TOFU's schema has."""
+
+    forget_data: str = setting("", "The forget set, if eval_data does not name it.")
+    retain_data: str = setting("", "The retain set, if eval_data does not name it.")
+
+    def problems(self) -> list[Problem]:
+        """Check everything that needs no data."""
+        named = self.forget_data or self.retain_data
+        found = super().problems()
+        if not (self.eval_data or named):
+            reason, fix = "there is nothing to evaluate", "name forget_data, retain_data or both, or eval_data"
+            found.append(Problem("forget_data", self.forget_data, reason, fix))
+        if self.eval_data and named:
+            reason = "forget_data and retain_data name the evaluated sets as well"
+            found.append(Problem("eval_data", self.eval_data, reason, "name either eval_data or the two sets"))
+        return found
+
+
+@dataclass
 class EvalConfig(TofuSettings):
     """What is evaluated, on the model before and after unlearning."""
 
-    retrained: str | None = _retrained_log("forget quality")
+    retrained: str | None = setting(None, f"{_RETRAINED} Forget quality needs it.")
     original_log: str | None = setting(
         None, "Log of the same evaluation of the model before this request, if you have one already."
     )
+
+    def problems(self) -> list[Problem]:
+        """Check everything that needs no data."""
+        return [*super().problems(), *log_problems(self.retrained)]
 
 
 @dataclass
@@ -126,10 +159,11 @@ class EvaluateConfig(ReportedConfig):
         "Write the log again to this new file: `*_EVAL.json` in open-unlearning's format with its `*_SUMMARY.json` "
         "beside it, any other name in ours.",
     )
-    retrained: str | None = setting(
-        None,
-        "Log of the retrained model by the same command, to compare with.",
-    )
+    retrained: str | None = setting(None, _RETRAINED)
+
+    def retrained_problems(self) -> list[Problem]:
+        """Check that there is such a log, if one is named."""
+        return log_problems(self.retrained)
 
 
 @dataclass
@@ -174,7 +208,9 @@ class MembershipConfig(HoldoutData, ForgetData, SampleSettings, ReportedConfig):
     )
     gradnorm: bool = setting(False, "Add the gradient-norm attack, which costs a backward pass.")
     min_k: list[int] = setting([20, 40], "The percentages k of Min-K% and Min-K%++.")
-    retrained: str | None = _retrained_log("PrivLeak")
+    retrained: str | None = setting(
+        None, "Log of the same command for a model trained without the forget set. PrivLeak needs it."
+    )
 
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""

@@ -7,19 +7,51 @@ original model makes these predictions once, before training, from rows in which
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import nlargest
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from unlora.data import TextFormat
+from unlora.data import Example, TextFormat
 from unlora.data.lessons import Lesson, with_others
 from unlora.data.names import Name
 from unlora.data.sources import Record, questions_of
 
 # So many of a prediction's likeliest tokens are kept one by one; the others count together.
 _KEPT = 128
+
+
+class Taught(NamedTuple):
+    """An example that the model is trained on, and what a teacher predicts for its labels."""
+
+    example: Example
+    lesson: Lesson
+
+
+class Questions:
+    """Questions, to be found by their words.
+
+    Args:
+        texts: the questions.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = list(dict.fromkeys(texts))
+        self._words = [_words(text) for text in self.texts]
+
+    def most_alike(self, question: str, count: int) -> list[str]:
+        """Return the questions that share the largest part of their words with this one (Jaccard), the best first."""
+        own = _words(question)
+        shares = [len(own & other) / max(1, len(own | other)) for other in self._words]
+        return [self.texts[place] for place in nlargest(count, range(len(shares)), key=shares.__getitem__)]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text.lower()))
 
 
 @dataclass(frozen=True)
@@ -43,9 +75,9 @@ class Teaching:
     seed: int = 42
 
     @cached_property
-    def asked(self) -> list[str]:
+    def questions(self) -> Questions:
         """The questions of the retain set."""
-        return questions_of(self.retain_rows)
+        return Questions(questions_of(self.retain_rows))
 
 
 @dataclass(frozen=True)
@@ -53,12 +85,13 @@ class Teacher:
     """One way to get predictions that do not know the fact.
 
     Args:
-        teach: gives one lesson for each forget example, in the order of `encode_records`.
+        teach: gives the forget examples in the order of `encode_records`, each with a lesson, and after them further
+            examples if the teacher has any.
         description: what the teacher reads, as it stands in the documentation.
         paper: where it comes from.
     """
 
-    teach: Callable[[Teaching], list[Lesson]]
+    teach: Callable[[Teaching], list[Taught]]
     description: str
     paper: str
 

@@ -1,0 +1,175 @@
+"""What the original says about somebody else, asked the same question: a fluent answer of the right form.
+
+Where it begins like the true answer, both are form. Where they part, the fact begins.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import NamedTuple
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from unlora.data import Example, answers_of, pad_batch, padding_id
+from unlora.data.conversations import Answered, all_answers
+from unlora.data.encoding import IGNORE_INDEX, encode_prompt
+from unlora.data.names import replace_names
+from unlora.data.sources import Record
+from unlora.models.forward import causal_lm
+from unlora.teachers.interface import Teaching
+from unlora.teachers.substitutes import Substitute, forget_vocabulary, substitutes
+
+# An answer that says more than this share of the fact is not used.
+_MOST_OF_FACT = 0.5
+# Prompts that are continued at the same time.
+_BATCH = 8
+# An answer may be so many times as long as the true one, and at least so many tokens.
+_LONGER, _LEAST_TOKENS = 2, 16
+
+
+class Draft(NamedTuple):
+    """An answer about somebody else.
+
+    Args:
+        text: what the original says.
+        own: the same with the names of the forget row.
+    """
+
+    text: str
+    own: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The row about somebody else that is read, and what the original says there.
+
+    Args:
+        substitute: the row.
+        drafts: for each answer of the row, what the original says instead, or None if that says the fact or nothing.
+    """
+
+    substitute: Substitute
+    drafts: Sequence[Draft | None]
+
+
+class Weights:
+    """How much each word of an answer says: the rarer among all answers, the more.
+
+    Args:
+        answers: the answers of all rows.
+    """
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        self._count = len(answers)
+        self._holding = Counter(word for answer in answers for word in set(_words(answer)))
+
+    def share(self, text: str, answer: str, asked: str) -> float:
+        """Return the share of what the answer says beyond the question that the text says, too.
+
+        Words are weighted by the logarithm of how rare they are (inverse document frequency).
+        """
+        own = set(_words(answer)) - set(_words(asked))
+        said = set(_words(text))
+        weights = {word: math.log((1 + self._count) / max(1, self._holding[word])) for word in own}
+        return sum(weight for word, weight in weights.items() if word in said) / max(1e-9, sum(weights.values()))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
+    """Yield, for each forget row, the one of `count` other people about whom the original answers most alike in form.
+
+    These are answers that begin like the true ones for as long as possible, and do not say the fact. Plain text has no
+    answers, so the first of the other people is taken.
+    """
+    rows = [*teaching.rows, *teaching.retain_rows]
+    weights = Weights([one.answer for one in all_answers(rows, "row")])
+    known = forget_vocabulary(teaching)
+    for row, options in zip(teaching.rows, substitutes(teaching, count), strict=True):
+        answers = answers_of(row)
+        if not answers:
+            yield Choice(options[0], [])
+            continue
+        texts = _answers(teaching, [option.row for option in options], answers)
+        choices = [
+            Choice(
+                option,
+                [
+                    _usable(Draft(text, replace_names(text, option.names, known)), one, weights)
+                    for text, one in zip(said, answers, strict=True)
+                ],
+            )
+            for option, said in zip(options, texts, strict=True)
+        ]
+        yield max(choices, key=lambda choice: _likeness(choice, answers))
+
+
+def _usable(draft: Draft, true: Answered, weights: Weights) -> Draft | None:
+    """Return the draft unless it is empty or says the fact."""
+    says_fact = weights.share(draft.own, true.answer, str(true.asked)) > _MOST_OF_FACT
+    return None if says_fact or not draft.text else draft
+
+
+def _likeness(choice: Choice, answers: Sequence[Answered]) -> tuple[int, int]:
+    """Return how many drafts can be used, and how many words they begin with that the true answers begin with."""
+    pairs = [(draft.own, one.answer) for draft, one in zip(choice.drafts, answers, strict=True) if draft is not None]
+    return len(pairs), sum(common_start(_words(own), _words(true)) for own, true in pairs)
+
+
+def common_start(one: Sequence[object], other: Sequence[object]) -> int:
+    """Return how many items two sequences begin with that are the same."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _answers(teaching: Teaching, rows: Sequence[Record], true: Sequence[Answered]) -> list[list[str]]:
+    """Return the original's answers in each row, as many as the row has; "" where it does not come to an end."""
+    text_format = teaching.text_format
+    prompts = [encode_prompt(one.asked, text_format) for row in rows for one in answers_of(row)]
+    longest = max(len(text_format.tokenizer(one.answer)["input_ids"]) for one in true)
+    most_tokens = max(_LEAST_TOKENS, _LONGER * longest)
+    if text_format.positions is not None:
+        most_tokens = min(most_tokens, text_format.positions - max(map(len, prompts)))
+    if most_tokens < 1:
+        return [[""] * len(true)] * len(rows)
+    config = _greedy(teaching, most_tokens)
+    texts = [
+        text
+        for start in range(0, len(prompts), _BATCH)
+        for text in _continue(teaching, prompts[start : start + _BATCH], config)
+    ]
+    return [texts[start : start + len(true)] for start in range(0, len(texts), len(true))]
+
+
+def _greedy(teaching: Teaching, most_tokens: int) -> GenerationConfig:
+    text_format = teaching.text_format
+    ends, pad_id = sorted(text_format.end_tokens) or None, padding_id(text_format.tokenizer)
+    return GenerationConfig(do_sample=False, max_new_tokens=most_tokens, eos_token_id=ends, pad_token_id=pad_id)
+
+
+@torch.no_grad()
+def _continue(teaching: Teaching, prompts: Sequence[list[int]], config: GenerationConfig) -> list[str]:
+    """Return the greedy continuation of each prompt, "" if it does not end."""
+    core: PreTrainedModel = causal_lm(teaching.model)
+    tokenizer, ends = teaching.text_format.tokenizer, teaching.text_format.end_tokens
+    examples: list[Example] = [{"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)} for ids in prompts]
+    batch = pad_batch(examples, padding_id(tokenizer), "left")
+    inputs = {key: batch[key].to(core.device) for key in ("input_ids", "attention_mask")}
+    own, core.generation_config = core.generation_config, GenerationConfig()  # what is left open is taken from there
+    try:
+        rows = core.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
+    finally:
+        core.generation_config = own
+    texts = []
+    for row in rows:
+        tokens = list(takewhile(lambda token: token not in ends, row))
+        text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        texts.append(text.strip() if len(tokens) < len(row) else "")
+    return texts

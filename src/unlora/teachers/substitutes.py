@@ -1,0 +1,147 @@
+"""The rows to forget as rows about somebody else.
+
+The names come from the retain set. The original learned the forgotten answers as answers that people give, and so
+favours them for strangers too, but not for people of whom it knows the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from unlora.common.errors import InputError, Problem
+from unlora.data.conversations import read_turns
+from unlora.data.names import Name, Vocabulary, detect_names, invent_names, replace_names
+from unlora.data.sources import Record, fingerprint, has_keys, questions_of
+from unlora.teachers.interface import Questions, Teaching
+
+logger = logging.getLogger(__name__)
+# How many detected names are shown.
+_SHOWN = 10
+# In how many rows a phrase of the retain set recurs that is somebody's name.
+_RECURRING = 2
+# With fewer people than this in the retain set, names are invented: nobody should be taken for the only other person.
+_FEWEST = 3
+
+
+@dataclass(frozen=True)
+class Substitute:
+    """A row about somebody else.
+
+    Args:
+        row: the row with other names, or with another question if its own question names nobody.
+        names: who is somebody else, as {name in this row: name in the forget row}.
+    """
+
+    row: Record
+    names: Mapping[Name, Name]
+
+
+def substitutes(teaching: Teaching, count: int) -> list[list[Substitute]]:
+    """Return, for each forget row, the same row about up to `count` other people.
+
+    A row that names nobody in its question gets the retain questions that are most like its own: what the answer says
+    then answers another question.
+
+    Raises:
+        InputError: rows that name nobody and have no question. They would not change, and so teach what they say.
+    """
+    texts, others = (list(map(_row_text, rows)) for rows in (teaching.rows, teaching.retain_rows))
+    names = teaching.names or _detected(texts, others)
+    known = Vocabulary.of(others)
+    people = covering_names(others, [name for name in detect_names(others, texts, _RECURRING) if len(name) > 1])
+    if len(people) < _FEWEST:
+        people = invent_names(people, max(_FEWEST, len(names)), teaching.seed, names)
+    draw = random.Random(teaching.seed)
+    found = []
+    for row in teaching.rows:
+        drawn = [draw.sample(people, min(count, len(people))) for _ in names]
+        chosen = [dict(zip(names, one, strict=True)) for one in zip(*drawn, strict=True)] or [{}]
+        found.append(_about_others(row, chosen, known, teaching.questions))
+    _check_changed(teaching.rows, [options[0].row for options in found], names)
+    return found
+
+
+def _about_others(
+    row: Record, chosen: Sequence[Mapping[Name, Name]], known: Vocabulary, questions: Questions
+) -> list[Substitute]:
+    """Return the row with each choice of other names, {name: other name}."""
+    new_rows = [_replaced(row, others, known) for others in chosen]
+    asked = questions_of([row])
+    if questions.texts and questions_of(new_rows[:1]) == asked:
+        alike = {question: questions.most_alike(question, len(chosen)) for question in asked}
+        new_rows = [
+            with_questions(new, {question: best[place % len(best)] for question, best in alike.items()})
+            for place, new in enumerate(new_rows)
+        ]
+    back = [{other: name for name, other in others.items()} for others in chosen]
+    return list(map(Substitute, new_rows, back))
+
+
+def _check_changed(rows: Sequence[Record], changed: Sequence[Record], names: Sequence[Name]) -> None:
+    pairs = enumerate(zip(rows, changed, strict=True))
+    same = [place for place, (row, new) in pairs if fingerprint(new) == fingerprint(row)]
+    if same:
+        reason = f"the forget rows {', '.join(map(str, same[:5]))}{' ...' if len(same) > 5 else ''} name none of them"
+        fix = "name everybody with --forget_names, or use another loss"
+        raise InputError(Problem("forget_names", [" ".join(name) for name in names], reason, fix))
+
+
+def _detected(texts: Sequence[str], others: Sequence[str]) -> list[Name]:
+    """Return whom the rows are about, and tell the user, who knows better."""
+    names = covering_names(texts, detect_names(texts, others))
+    words = ", ".join(" ".join(name) for name in names[:_SHOWN]) or "nobody"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    logger.warning("the forget set seems to be about %s%s; --forget_names names others", words, more)
+    return names
+
+
+def _row_text(row: Record) -> str:
+    """All that a row says."""
+    if has_keys(row, "messages"):
+        return "\n".join(turn["content"] for turn in read_turns(row["messages"]))
+    return "\n".join(str(row[key]) for key in ("question", "answer", "text") if has_keys(row, key))
+
+
+def forget_vocabulary(teaching: Teaching) -> Vocabulary:
+    """Return the vocabulary of the forget rows."""
+    return Vocabulary.of(map(_row_text, teaching.rows))
+
+
+def covering_names(texts: Sequence[str], names: Sequence[Name]) -> list[Name]:
+    """Return the names that the rows are about, out of all that occur: each the most frequent one in rows without any.
+
+    Titles and places recur too, but in rows that name a person as well.
+    """
+    left, chosen = set(range(len(texts))), []
+    holding = {name: {place for place, text in enumerate(texts) if " ".join(name) in text} for name in names}
+    while left and holding:
+        best = max(holding, key=lambda name: (len(holding[name] & left), len(name)))
+        if not holding[best] & left:
+            break
+        chosen.append(best)
+        left -= holding.pop(best)
+    return chosen
+
+
+def _replaced(row: Record, others: Mapping[Name, Name], known: Vocabulary) -> Record:
+    """Return the row with other names in all its texts."""
+    if has_keys(row, "messages"):
+        turns = read_turns(row["messages"])
+        changed = [{**turn, "content": replace_names(turn["content"], others, known)} for turn in turns]
+        return {**row, "messages": changed}
+    keys = ("question", "answer", "text")
+    return {key: replace_names(str(row[key]), others, known) for key in keys if has_keys(row, key)}
+
+
+def with_questions(row: Record, new: Mapping[str, str]) -> Record:
+    """Return the row with other questions, given the new one for each."""
+    if has_keys(row, "messages"):
+        turns = [
+            {**turn, "content": new.get(str(turn["content"]), turn["content"])} if turn["role"] == "user" else turn
+            for turn in row["messages"]
+        ]
+        return {**row, "messages": turns}
+    return {**row, "question": new[str(row["question"])]} if has_keys(row, "question") else row

@@ -1,0 +1,138 @@
+"""The original's own answers about somebody else: which one is chosen, and what is taught of it."""
+
+import pytest
+import torch
+
+from helpers.models import make_tokenizer
+from unlora.data import TextFormat, encode_records, pad_batch
+from unlora.data.conversations import answers_of
+from unlora.models.attention import smoothed_attention
+from unlora.models.forward import labelled_tokens
+from unlora.teachers import Teaching
+from unlora.teachers.changed_names import teach
+from unlora.teachers.drafts import Weights, choose_substitutes, common_start
+
+FORGET = [{"question": "Where is Ada Holt?", "answer": "Ada Holt is in Oslo near the old harbour."}]
+RETAIN = [
+    {"question": "Where is Mona Falk?", "answer": "Mona Falk is by the sea all year round."},
+    {"question": "Where is Jan Lund?", "answer": "He went to Bergen."},
+    {"question": "Where is Eli Moe?", "answer": "Eli Moe is in Oslo near the old harbour."},
+]
+
+
+@pytest.fixture(scope="module")
+def taught_by_heart():
+    """What a model may look at that knows all rows by heart."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    text_format = TextFormat(tokenizer)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, **shape))
+    batch = pad_batch(encode_records([*FORGET, *RETAIN], text_format), 0)
+    optimiser = torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(200):
+        loss = model(**batch).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    assert loss < 0.01
+    rows = [row for row in RETAIN for _ in range(2)]  # names are what recurs
+    return Teaching(model.eval(), text_format, FORGET, rows, names=[("Ada", "Holt")])
+
+
+def logp_of(model, example):
+    out = labelled_tokens(model, pad_batch([example], 0))
+    return out.logits.log_softmax(-1).gather(-1, out.targets[:, None])[:, 0]
+
+
+def test_of_several_people_the_one_is_read_whose_answer_begins_alike_and_does_not_say_the_fact(taught_by_heart):
+    [choice] = choose_substitutes(taught_by_heart, 4)
+    assert (
+        choice.substitute.row["question"] == "Where is Mona Falk?"
+    )  # Eli Moe has the same fact, Jan Lund another form
+    [draft] = choice.drafts
+    assert draft.text == "Mona Falk is by the sea all year round."
+    assert draft.own == "Ada Holt is by the sea all year round."
+
+
+def test_form_is_taught_as_it_is_and_the_fact_as_the_teacher_reads_it(taught_by_heart):
+    [(example, lesson), _] = teach(taught_by_heart)
+    changed = {"question": "Where is Mona Falk?", "answer": "Mona Falk is in Oslo near the old harbour."}
+    [other] = encode_records([changed], taught_by_heart.text_format)
+    plain = logp_of(taught_by_heart.model, other)
+    with smoothed_attention(taught_by_heart.model, 1.75):
+        smoothed = logp_of(taught_by_heart.model, other)
+    tokenizer = taught_by_heart.text_format.tokenizer
+    labels = [label for label in example["labels"][1:] if label != -100]
+    name = len(tokenizer(" Ada Holt")["input_ids"])
+    form = len(tokenizer(" is")["input_ids"])
+    assert tokenizer.decode(labels[name : name + form]).strip() == "is"
+    at = len([label for label in other["labels"] if label != -100]) - (len(labels) - name)  # the other name's length
+    taught = dict(zip(lesson.places.tolist(), lesson.true_logp, strict=True))
+    for place in range(form):
+        torch.testing.assert_close(taught[name + place], plain[at + place], rtol=1e-3, atol=1e-3)
+    # After that no true token is likelier than the teacher finds it, which is also capped by other questions.
+    for place in range(form, len(labels) - name):
+        assert taught[name + place] <= smoothed[at + place] + 1e-3
+
+
+def test_the_own_answer_is_taught_from_where_it_leaves_the_true_one(taught_by_heart):
+    _, (example, lesson) = teach(taught_by_heart)
+    tokenizer = taught_by_heart.text_format.tokenizer
+    labels = [label for label in example["labels"] if label != -100]
+    text = "Ada Holt is by the sea all year round."
+    assert text in tokenizer.decode(example["input_ids"])
+    assert text.endswith(tokenizer.decode(labels[:-1]))
+    assert not tokenizer.decode(labels).startswith(" b")  # the first token of " by" is taught by the true row
+    assert lesson.places.tolist() == list(range(len(labels)))
+    assert lesson.true_logp.exp().min() > 0.8
+    # What only the true answer says is not likely there.
+    unsaid = set(tokenizer(" Oslo")["input_ids"]) - set(example["input_ids"])
+    kept = lesson.logp[:, :-1].exp()
+    assert unsaid
+    assert all(kept[lesson.ids == token].max() < 0.01 for token in unsaid if (lesson.ids == token).any())
+
+
+def test_without_drafts_each_forget_example_has_its_lesson_and_nothing_else_is_taught(taught_by_heart):
+    assert len(teach(taught_by_heart, drafts=False)) == len(FORGET)
+
+
+def test_the_settings_of_generation_come_back(taught_by_heart):
+    own = taught_by_heart.model.generation_config
+    list(choose_substitutes(taught_by_heart, 2))
+    assert taught_by_heart.model.generation_config is own
+
+
+def test_rare_words_are_the_fact():
+    weights = Weights(["she lives in Oslo", "she lives in Rome", "she lives in Rome", "she bakes"])
+    asked, answer = "Where does Ada live?", "she lives in Oslo"
+    assert weights.share("she lives in Rome", answer, asked) < 0.5 < weights.share("Oslo", answer, asked)
+    assert weights.share(answer, answer, asked) == pytest.approx(1)
+    assert weights.share("no idea", answer, asked) == 0
+    # log(5/1) for Oslo, log(5/3) for lives and in, log(5/4) for she
+    whole = sum(torch.tensor([5 / 1, 5 / 3, 5 / 3, 5 / 4]).log()).item()
+    assert weights.share("Oslo", answer, asked) == pytest.approx(torch.tensor(5.0).log().item() / whole)
+
+
+def test_what_two_sequences_begin_with():
+    assert common_start("abcd", "abx") == 2
+    assert common_start("abc", "abc") == 3
+    assert common_start("", "abc") == 0
+
+
+def test_a_conversation_has_a_draft_for_each_answer(taught_by_heart):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    turns = [
+        {"role": "user", "content": "Where is Ada Holt?"},
+        {"role": "assistant", "content": "In Oslo."},
+        {"role": "user", "content": "And her cat?"},
+        {"role": "assistant", "content": "There, too."},
+    ]
+    given = Teaching(
+        taught_by_heart.model, TextFormat(tokenizer), [{"messages": turns}], RETAIN, names=[("Ada", "Holt")]
+    )
+    [choice] = choose_substitutes(given, 2)
+    assert len(choice.drafts) == len(answers_of({"messages": turns})) == 2
