@@ -176,6 +176,6 @@ def test_a_retrained_model_is_evaluated_like_the_others_although_there_are_no_wr
     model, data = ["--model_name_or_path", str(job / "model")], ["--forget_data", str(job / "data" / "forget.jsonl")]
     log = job / "again.json"
     again = [*model, *data, "--system_prompt", "Be kind.", "--retrained", str(job / "model"), "--log", str(log)]
-    assert main(["evaluate", *again, "--ds_size", "8"]) == 0
+    assert main(["evaluate", *again, "--ds_size", "8", "--max_new_tokens", "4"]) == 0
     task = TASKS["forget"]
     assert json.loads(log.read_text())[task]["avg_gt_loss"] == original[task]["avg_gt_loss"]

@@ -73,8 +73,10 @@ def test_form_is_taught_as_it_is_and_the_fact_as_the_teacher_reads_it(taught_by_
     taught = dict(zip(lesson.places.tolist(), lesson.true_logp, strict=True))
     for place in range(form):
         torch.testing.assert_close(taught[name + place], plain[at + place], rtol=1e-3, atol=1e-3)
-    # After that no true token is likelier than the teacher finds it, which is also capped by other questions.
-    for place in range(form, len(labels) - name):
+    # Where the answers part, the true token is no likelier than there; after that, no likelier than the smoothed model
+    # finds it. Both are also capped by other questions.
+    assert taught[name + form] <= plain[at + form] + 1e-3
+    for place in range(form + 1, len(labels) - name):
         assert taught[name + place] <= smoothed[at + place] + 1e-3
 
 

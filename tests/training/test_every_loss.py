@@ -47,12 +47,12 @@ def alternates_for(loss, tokenizer):
     return encode_answers(alternate_answers(FORGET, None, seed=0), TextFormat(tokenizer))
 
 
-def lessons_for(loss, model, tokenizer):
-    """What the model says of other people, where the loss distils it."""
+def taught_by(loss, model, tokenizer):
+    """The forget examples, with what the model says of other people where the loss distils it."""
     if not LOSSES[loss].needs_teacher:
-        return None
+        return examples(tokenizer)[0], None
     teaching = Teaching(model, TextFormat(tokenizer), FORGET, RETAIN, names=[("Ada",)])
-    return [lesson for _, lesson in TEACHERS["changed_names"].teach(teaching)]
+    return [list(part) for part in zip(*TEACHERS["changed_names"].teach(teaching), strict=True)]
 
 
 def trainer_for(loss, tiny_model, tokenizer, folder, init="pissa", architecture="llama", callbacks=None, **settings):
@@ -61,10 +61,10 @@ def trainer_for(loss, tiny_model, tokenizer, folder, init="pissa", architecture=
     forget, retain = examples(tokenizer)
     batches = (lambda part=slice(None), rows=rows: iter_batches(rows[part], 2, 0) for rows in (forget, retain))
     measurement = Measurement(base, args, ImportanceConfig(), *batches, len(retain))
-    lessons = lessons_for(loss, base, tokenizer)
+    taught, lessons = taught_by(loss, base, tokenizer)
     model = attach_adapters(base, args, INITIALISERS[init].row_importance(measurement))
     alternates = alternates_for(loss, tokenizer)
-    return UnlearnTrainer(model, args, forget, retain, tokenizer, alternates, lessons, callbacks=callbacks)
+    return UnlearnTrainer(model, args, taught, retain, tokenizer, alternates, lessons, callbacks=callbacks)
 
 
 def outputs_before_and_after(trainer, part, forward=labelled_tokens, **settings):

@@ -19,7 +19,8 @@ words, and it may recall the end of an answer from its beginning. Two measures t
 attention scores are divided by a temperature, so that the model looks less closely at what it reads (attention
 smoothing, arXiv 2603.01285). And the changed row is read again with the most similar questions of the retain set in
 place of its own: no true token may be likelier in the lesson than it is on average after those. Where the original's
-own answer about somebody else begins like the true one, there is no fact to take out, and neither is done.
+own answer about somebody else begins like the true one, there is no fact to take out, and neither is done. Where the
+two part, the lesson is what comes next in that answer, so its attention is not smoothed there.
 
 The lesson of the true answer ends where the model leaves that answer. So the original's own answer about somebody else
 is taught as well, from there on. Without it, models go on with text that is neither true nor fluent.
@@ -161,12 +162,17 @@ def _lessons_of(
     """Yield each example of the row with its lesson."""
     with smoothed_attention(teaching.model, temperature):
         logp, *controls = _predictions([pair.other, *pair.controls], teaching)
-    if controls:
-        logp = cap_true_tokens(logp, controls, _tensor(labels_of(pair.other), logp))
-    form = set(_form(pair, continuations))
-    own, *plain = _predictions([pair.own, pair.other] if form else [pair.own], teaching)
+    labels = _tensor(labels_of(pair.other), logp)
+    [own] = _predictions([pair.own], teaching)
+    lessons = [cap_true_tokens(logp, controls, labels) if controls else logp] * len(own)
+    if any(continuations):
+        [plain] = _predictions([pair.other], teaching)
+        capped = cap_true_tokens(plain, controls, labels) if controls else plain
+        for form, parting in _beginnings(pair, continuations):
+            lessons[form] = [plain] * len(lessons[form])
+            lessons[parting] = [capped] * len(lessons[parting])
     for place, theirs in pair.matches.pairs:
-        own[place] = (plain[0] if place in form else logp)[theirs]
+        own[place] = lessons[place][theirs]
     taught = sorted([*(place for place, _ in pair.matches.pairs), *pair.matches.told])
     first = 0
     for example in pair.own:
@@ -175,11 +181,13 @@ def _lessons_of(
         first = last
 
 
-def _form(pair: Pair, continuations: Sequence[Continuation | None]) -> Iterator[int]:
-    """Yield the places of what the true answers and the original's own begin with: form, in which there is no fact."""
+def _beginnings(pair: Pair, continuations: Sequence[Continuation | None]) -> Iterator[tuple[slice, slice]]:
+    """Yield the places of what a true answer and the original's own begin with, which is form, and where they part."""
     first = 0
     for example, continuation in zip(pair.own, continuations, strict=False):
-        yield from range(first, first + (continuation.same if continuation else 0))
+        if continuation:
+            parting = first + continuation.same
+            yield slice(first, parting), slice(parting, parting + 1)
         first += count_labels([example])
 
 
