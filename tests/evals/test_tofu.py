@@ -232,7 +232,7 @@ def test_wrong_settings_are_named_all_at_once(model, base):
 
 def test_a_log_without_forget_truth_ratios_gives_no_forget_quality(model, base):
     whole = {TASKS["forget"]: _task([2], [1], [2], [[4]])}
-    for argument, logs in (("log", [{TASKS["retain"]: {}}, whole]), ("retain_log", [whole, {TASKS["forget"]: {}}])):
+    for argument, logs in (("log", [{TASKS["retain"]: {}}, whole]), ("retrained", [whole, {TASKS["forget"]: {}}])):
         with pytest.raises(InputError, match=f"^{argument}=.*perturbed losses"):
             summarise(*logs)
 
@@ -240,8 +240,8 @@ def test_a_log_without_forget_truth_ratios_gives_no_forget_quality(model, base):
 @pytest.mark.parametrize(
     ("perturbed", "message"),
     [
-        ([[4, 4]], "^retain_log='1 forget examples': 2 forget examples are compared with it"),
-        ([[4, 4], [2]], "^retain_log='1 perturbed answers': forget example 1 has 2 here"),
+        ([[4, 4]], "^retrained='1 forget examples': 2 forget examples are compared with it"),
+        ([[4, 4], [2]], "^retrained='1 perturbed answers': forget example 1 has 2 here"),
     ],
 )
 def test_a_retain_log_of_another_forget_set_is_refused(perturbed, message):
@@ -257,7 +257,7 @@ def test_a_retain_log_of_other_answers_is_refused_and_one_without_answers_is_not
         return {TASKS["forget"]: task | {"generated_text": {str(i): ["", "", text] for i, text in enumerate(answers)}}}
 
     ours, other = log("In London.", "In Bonn ."), log("In London.", "In Bern.")
-    with pytest.raises(InputError, match=r"^retain_log='In Bern.': the answer of forget example 1 is 'In Bonn .' here"):
+    with pytest.raises(InputError, match=r"^retrained='In Bern.': the answer of forget example 1 is 'In Bonn .' here"):
         summarise(ours, other)
     # Blanks do not count: a tokenizer may have lost them.
     assert summarise(ours, log(" In London.", "In Bonn."))["forget_quality"] == 1
@@ -368,7 +368,7 @@ def test_published_logs_give_the_published_metrics(shared_data):
     assert summary["model_utility"] == pytest.approx(0.50335, abs=5e-6)
     assert len(summary["utility_terms"]) == 9
     assert summary["log10_forget_quality"] == pytest.approx(-15.6587, abs=5e-5)
-    with pytest.raises(InputError, match="retain_log='40 forget examples': 300 forget examples"):
+    with pytest.raises(InputError, match="retrained='40 forget examples': 300 forget examples"):
         summarise(full, read_log(folder / "phi_retain99.json"))  # of forget01
     # They are of the data at hand, in its order, and of no other forget set.
     rows = configured_sets(EvalConfig(eval_data=str(shared_data / "tofu")))

@@ -17,7 +17,7 @@ import numpy as np
 from unlora.evals import metrics
 from unlora.evals.membership.readings import example_scores
 from unlora.evals.membership.scores import privacy_leakage, score_auc
-from unlora.evals.tofu import FILES, TASKS, Log, example_values, forget_truth_ratios, geometric_ratios
+from unlora.evals.tofu import FILES, TASKS, Log, both_truth_ratios, example_values, geometric_ratios
 
 # {metric: {"agg_value": ..., "value_by_index": ...}}
 Entries = dict[str, dict[str, Any]]
@@ -142,8 +142,7 @@ def numbers(log: Log, retrained: Log | None = None) -> dict[str, float]:
     kept: Entries = log.get(KEPT, {})
     found: dict[str, Any] = {m: entry.get("agg_value") for m, entry in {**computed_entries(log), **kept}.items()}
     if retrained is not None:
-        if TASKS["forget"] in log and TASKS["forget"] in retrained:
-            ratios = forget_truth_ratios("log", log), forget_truth_ratios("retrained", retrained)
+        if TASKS["forget"] in log and TASKS["forget"] in retrained and (ratios := both_truth_ratios(log, retrained)):
             found["forget_quality"] = metrics.forget_quality(*ratios)
         own, theirs = found.get("mia_min_k"), numbers(retrained).get("mia_min_k")
         if own is not None and theirs is not None and theirs < 1:

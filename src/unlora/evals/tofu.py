@@ -360,12 +360,12 @@ def generated_texts(log: Log, name: str) -> list[tuple[str, str, str]]:
     return [(prompt, said, right) for prompt, said, right in _column(log.get(TASKS[name], {}), "generated_text")]
 
 
-def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] = ()) -> dict[str, Any]:
+def summarise(log: Log, retrained: Log | None = None, expected: Sequence[str] = ()) -> dict[str, Any]:
     """Return the metrics of a log as plain JSON values. A metric that the log does not allow is None.
 
     Args:
         log: of the model to judge.
-        retain_log: of a model trained without the forget set. Without it, or without wrong answers in both logs, there
+        retrained: of a model trained without the forget set. Without it, or without wrong answers in both logs, there
             is no forget quality.
         expected: the sets of the benchmark (`BENCHMARK_SETS`). If the log lacks one of their terms, there is no model
             utility, because it would not be comparable with the benchmark's. Empty for the user's own sets.
@@ -382,10 +382,10 @@ def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] =
         - `model_utility_geometric`: the same with the geometric truth ratio, as in the aggregation script of TOFU, LoKU
           and VILA, and in open-unlearning.
         - `missing_utility_terms`: the terms of the expected sets that the log lacks. If any, model utility is None.
-        - `forget_quality`, `log10_forget_quality`: Kolmogorov-Smirnov p-value against `retain_log`.
+        - `forget_quality`, `log10_forget_quality`: Kolmogorov-Smirnov p-value against `retrained`.
 
     Raises:
-        InputError: values that are not finite, or a `retain_log` of another forget set, or only one of the logs has
+        InputError: values that are not finite, or a `retrained` of another forget set, or only one of the logs has
             forget truth ratios.
     """
     tasks = {name: log[task] for name, task in TASKS.items() if task in log}
@@ -396,12 +396,10 @@ def summarise(log: Log, retain_log: Log | None = None, expected: Sequence[str] =
     needed = [f"{name} {key}" for name in expected if name != "forget" for key in UTILITY]
     missing = [term for term in needed if term not in terms]
     quality = None
-    if retain_log is not None:
-        logs = {"log": log, "retain_log": retain_log}
-        comparable = any(has_truth_ratios(one.get(TASKS["forget"], {})) for one in logs.values())
-        ratios = [forget_truth_ratios(name, one) for name, one in logs.items()] if comparable else None
+    if retrained is not None:
+        ratios = both_truth_ratios(log, retrained)
         answers = [right for _, _, right in generated_texts(log, "forget")]
-        check_same_examples(answers, _wrong_losses(log), retain_log)
+        check_same_examples(answers, _wrong_losses(log), retrained)
         quality = metrics.forget_quality(*ratios) if ratios else None
     return {
         "sets": sets,
@@ -480,19 +478,32 @@ def forget_truth_ratios(argument: str, log: Log) -> metrics.Values:
     return geometric_ratios(columns)
 
 
+def both_truth_ratios(log: Log, retrained: Log) -> tuple[metrics.Values, metrics.Values] | None:
+    """Return the forget truth ratios of both logs, or None if neither has any because there are no wrong answers.
+
+    Raises:
+        InputError: only one of them has truth ratios.
+    """
+    logs = {"log": log, "retrained": retrained}
+    if not any(has_truth_ratios(one.get(TASKS["forget"], {})) for one in logs.values()):
+        return None
+    own, other = (forget_truth_ratios(name, one) for name, one in logs.items())
+    return own, other
+
+
 def check_same_examples(
-    answers: Sequence[str], perturbed: Sequence[Sequence[Any] | None], retain_log: Log, argument: str = "retain_log"
+    answers: Sequence[str], perturbed: Sequence[Sequence[Any] | None], retrained: Log, argument: str = "retrained"
 ) -> None:
     """Raise `InputError` if a retain log is of another forget set: other answers, or other numbers of wrong answers.
 
     Args:
         answers: [examples], the right answers, compared as far as the retain log has them; empty if they are not known.
         perturbed: [examples][wrong answers], the wrong answers or their losses; None where they are not known.
-        retain_log: of a model trained without the forget set.
+        retrained: of a model trained without the forget set.
         argument: the name under which the user gave it.
     """
-    theirs = _wrong_losses(retain_log)
-    references = [right for _, _, right in generated_texts(retain_log, "forget")]
+    theirs = _wrong_losses(retrained)
+    references = [right for _, _, right in generated_texts(retrained, "forget")]
     fix = "evaluate both models on the same forget set, with the same ds_size"
     if len(theirs) != len(perturbed):
         reason = f"{len(perturbed)} forget examples are compared with it"

@@ -53,7 +53,7 @@ def match(own: Sequence[Example], other: Sequence[Example], asked: str, tokenize
         if kind == "equal":
             pairs += zip(own_places, places, strict=True)
             same = last - first
-        elif tokenizer.decode([labels[place] for place in own_places]).strip() in asked:
+        elif _text([labels[place] for place in own_places], tokenizer).strip() in asked:
             told += own_places
         elif kind == "replace" and same >= _LEAST_SAME:  # a new name after the same words
             pairs.append((own_places[0], places[0]))
@@ -71,11 +71,16 @@ def _words(labels: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[li
     words: list[list[int]] = []
     last = ""
     for place in range(len(labels)):
-        before = tokenizer.decode(labels[place - 1 : place]) if place else ""
-        text = tokenizer.decode(labels[max(0, place - 1) : place + 1])[len(before) :]
+        before = _text(labels[place - 1 : place], tokenizer) if place else ""
+        text = _text(labels[max(0, place - 1) : place + 1], tokenizer)[len(before) :]
         if words and last.isalpha() and text[:1].isalpha() and text[0] < _UNSPACED:
             words[-1].append(place)
         else:
             words.append([place])
         last = text[-1:]
     return words
+
+
+def _text(tokens: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
+    text: str = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+    return text
