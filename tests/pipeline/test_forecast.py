@@ -55,7 +55,7 @@ def test_updates_by_hand(args, unseen, updates):
     usual = {"max_steps": -1, "until_taught": False, "num_train_epochs": 5.0}
     usual |= {"train_batch_size": 2, "gradient_accumulation_steps": 4, "world_size": 1}
     request = SimpleNamespace(args=SimpleNamespace(**usual | args), stopping=SimpleNamespace(stop_every=5))
-    assert planned_updates(SimpleNamespace(request=request, forget=[None] * 20, unseen=unseen or None)) == updates
+    assert planned_updates(SimpleNamespace(request=request, trained=[None] * 20, unseen=unseen or None)) == updates
 
 
 def test_the_announcement_says_that_it_is_an_estimate():

@@ -122,7 +122,7 @@ def planned_updates(job: Job) -> tuple[int, int]:
     """Return how many optimiser steps the training has at least and at most."""
     args = job.request.args
     per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    per_pass = math.ceil(len(job.forget) / per_update)
+    per_pass = math.ceil(len(job.trained) / per_update)
     if args.until_taught:
         most = args.max_steps if args.max_steps > 0 else most_steps(per_pass)
         return min(LEAST_STEPS, most), most
@@ -136,7 +136,7 @@ def _seconds(job: Job, updates: tuple[int, int]) -> dict[str, tuple[float, float
     speed, step = _trial(job)
     found: dict[str, tuple[float, float]] = {}
     if job.sets:
-        evaluations = 1 if job.original_log is not None else 2
+        evaluations = 1 + (job.original_log is None) + (job.retrained_model is not None)
         found["evaluation"] = (evaluations * _evaluation(job, speed, step),) * 2
     if INITIALISERS[config.init].uses_data:
         forget = config.forget_passes * _tokens(job.forget)
@@ -145,8 +145,8 @@ def _seconds(job: Job, updates: tuple[int, int]) -> dict[str, tuple[float, float
         found["importance"] = ((_TRAINED * forget / speed), (_TRAINED * (forget + retain) / speed))
     loss, retain_loss = LOSSES[args.loss], RETAIN_LOSSES.get(args.chosen_retain_loss)
     passes = _TRAINED + bool(loss.needs_reference_pass or (retain_loss and retain_loss.needs_reference_pass))
-    pairs = min(args.train_batch_size * args.gradient_accumulation_steps, len(job.forget))
-    pair = _tokens(job.forget) / len(job.forget) + (_tokens(job.retain) / len(job.retain) if retain_loss else 0)
+    pairs = min(args.train_batch_size * args.gradient_accumulation_steps, len(job.trained))
+    pair = _tokens(job.trained) / len(job.trained) + (_tokens(job.retain) / len(job.retain) if retain_loss else 0)
     update = passes * pairs * pair / speed
     found["training"] = (updates[0] * update, updates[1] * update)
     return found

@@ -16,6 +16,7 @@ from unlora.evals import Log
 from unlora.pipeline.request import Request
 from unlora.runs.stages import Stages
 from unlora.settings import ModelConfig
+from unlora.teachers import Taught
 from unlora.training.stopping import UnseenTest
 
 
@@ -55,6 +56,7 @@ class Job:
         unseen: the test that stops the training, if there is one.
         original_log, retrained_log: evaluation logs that the user already has.
         retrained_model: how the retrained model is loaded, if the user has no log of it.
+        taught: what the teacher says to the forget set, and what else it teaches, if the loss distils one.
         stages: the finished stages in the folder of the run, while the job is at work there.
     """
 
@@ -70,7 +72,13 @@ class Job:
     original_log: Log | None = None
     retrained_log: Log | None = None
     retrained_model: ModelConfig | None = None
+    taught: Sequence[Taught] | None = None
     stages: Stages | None = None
+
+    @property
+    def trained(self) -> Sequence[Example]:
+        """The examples that the forget loss reads."""
+        return self.forget if self.taught is None else [one.example for one in self.taught]
 
     @property
     def folder(self) -> Path:

@@ -30,7 +30,7 @@ from unlora.report.page import write_report
 from unlora.runs.folder import ADAPTER, CONFIG, EVALUATIONS, METRICS, RECORD, REPORT, SAMPLES
 from unlora.runs.forgotten import write_forgotten
 from unlora.runs.record import Clock, write_record
-from unlora.teachers import TEACHERS, Taught, Teaching
+from unlora.teachers import TEACHERS, Teaching
 from unlora.training.checkpoints import checkpoint_to_resume
 from unlora.training.stopping import StopWhenUnseen
 from unlora.training.trainer import UnlearnTrainer
@@ -78,21 +78,19 @@ def rehearse(request: Request) -> Forecast:
         InputError: as `unlearn`.
     """
     job = prepare(request)
-    if request.args.has_teacher:
-        lessons_for(job)
-    return forecast(job)
+    return forecast(_with_lessons(job))
 
 
 def _run_stages(job: Job, inputs: dict[str, Any], clock: Clock) -> Result:
     # Lessons come first of all, because a teacher may refuse the rows, and nothing has been written yet.
-    taught = clock.time("lessons", lessons_for, job) if job.request.args.has_teacher else None
+    job = clock.time("lessons", _with_lessons, job)
     announce(forecast(job))
     start(job)
     _write_inputs(job)
     original = clock.time("evaluation_original", evaluate_in_run, job, "original", job.model, job.original_log)
     job = replace(job, retrained_log=clock.time("evaluation_retrained", _retrained_log, job))
     importance = clock.time("importance", importance_for, job)
-    trainer = clock.time("training", _train, job, importance, taught)
+    trainer = clock.time("training", _train, job, importance)
     model, cost = clock.time("export", _export, job, trainer.model)
     unlearned = clock.time("evaluation_unlearned", evaluate_in_run, job, "unlearned", model)
     metrics = {
@@ -124,23 +122,25 @@ def _write_inputs(job: Job) -> None:
     write_forgotten(job.folder, job.rows.used_forget, job.request.model.on)
 
 
-def lessons_for(job: Job) -> list[Taught]:
-    """Return what the teacher predicts for each forget example, and what else it teaches."""
+def _with_lessons(job: Job) -> Job:
+    """Return the job with what its teacher says, if its loss distils one."""
     request, rows = job.request, job.rows
+    if not request.args.has_teacher:
+        return job
     names = [tuple(name.split()) for name in request.data.forget_names or ()]
     seed = request.args.pairing_seed
     teaching = Teaching(job.model, job.text_format, rows.used_forget, rows.retain, names or None, seed)
-    return TEACHERS[request.args.teacher].teach(teaching)
+    return replace(job, taught=TEACHERS[request.args.teacher].teach(teaching))
 
 
-def _train(job: Job, importance: Mapping[str, Tensor] | None, taught: Sequence[Taught] | None) -> UnlearnTrainer:
+def _train(job: Job, importance: Mapping[str, Tensor] | None) -> UnlearnTrainer:
     """Attach the adapters at their start, and train them until the epochs or the stopping test end."""
     args, stopping = job.request.args, job.request.stopping
     set_seed(args.seed)  # a plain LoRA start is drawn at random
     model = attach_adapters(job.model, args, importance)
     tokenizer = job.text_format.tokenizer
-    forget, lessons = (job.forget, None) if taught is None else (list(part) for part in zip(*taught, strict=True))
-    trainer = UnlearnTrainer(model, args, forget, job.retain, tokenizer, job.alternates, lessons)
+    lessons = None if job.taught is None else [one.lesson for one in job.taught]
+    trainer = UnlearnTrainer(model, args, job.trained, job.retain, tokenizer, job.alternates, lessons)
     if job.unseen:
         trainer.add_callback(StopWhenUnseen(trainer, job.unseen, stopping.stop_every, stopping.stop_auc))
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
