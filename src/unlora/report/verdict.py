@@ -129,6 +129,8 @@ def _forgetting(run: Run, summary: Summary) -> _Finding:
         return _at_the_last_check(checks, summary)
     if "unlearned" not in run.logs and "unlearned" not in run.readings:
         return "untested", "The run was not evaluated, so nothing is known about what it forgot.", ()
+    if summary.gap is not None:
+        return _beside_retrained(summary, summary.gap)
     reason = "Without a retrained model or unseen rows of the same kind, there is no telling whether the data is gone. "
     return "untested", reason + _fall(summary), ()
 
@@ -174,6 +176,18 @@ def _against_retrained(summary: Summary) -> _Finding:
     compared = "" if gap is None else f"; difference in answer probability: {_signed(gap)}"
     sentence = f"On {count} forget examples, no difference was found between the unlearned and the retrained model"
     return "alike", f"{sentence} ({scores}{compared}).", (power,)
+
+
+def _beside_retrained(summary: Summary, gap: Estimate) -> _Finding:
+    """Compare the answers' probability alone: without wrong answers there is no forget quality."""
+    limit = "The forget rows have no wrong answers (perturbed_answer), so forget quality could not be tested."
+    if gap.excludes_zero:
+        return "apart", f"The unlearned model differs from the retrained one{_direction(gap)}.", (limit,)
+    sentence = (
+        "The answers are about as likely as under the retrained model (difference in probability: "
+        f"{_signed(gap)}), which a difference too small for these examples to show would not contradict. "
+    )
+    return "undecided", sentence + _fall(summary), (limit,)
 
 
 def _direction(gap: Estimate | None) -> str:

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from unlora.data import Example, answers_of, pad_batch, padding_id
+from unlora.data import Example, answers_of, encode_answers, pad_batch, padding_id
 from unlora.data.conversations import Answered, all_answers
 from unlora.data.encoding import IGNORE_INDEX, encode_prompt
 from unlora.data.names import replace_names
 from unlora.data.sources import Record
-from unlora.models.forward import causal_lm
+from unlora.models.forward import causal_lm, labelled_tokens
 from unlora.teachers.interface import Teaching
 from unlora.teachers.substitutes import Substitute, forget_vocabulary, substitutes
 
@@ -87,8 +87,9 @@ def _words(text: str) -> list[str]:
 def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
     """Yield, for each forget row, the one of `count` other people about whom the original answers most alike in form.
 
-    These are answers that begin like the true ones for as long as possible, and do not say the fact. Plain text has no
-    answers, so the first of the other people is taken.
+    These are answers that begin like the true ones for as long as possible, and do not say the fact. Of several, the
+    one of which the original is most certain counts. Plain text has no answers, so the first of the other people is
+    taken.
     """
     rows = [*teaching.rows, *teaching.retain_rows]
     weights = Weights([one.answer for one in all_answers(rows, "row")])
@@ -109,7 +110,7 @@ def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
             )
             for option, said in zip(options, texts, strict=True)
         ]
-        yield max(choices, key=lambda choice: _likeness(choice, answers))
+        yield max(choices, key=lambda choice: (*_likeness(choice, answers), _certainty(choice, teaching)))
 
 
 def _usable(draft: Draft, true: Answered, weights: Weights) -> Draft | None:
@@ -122,6 +123,21 @@ def _likeness(choice: Choice, answers: Sequence[Answered]) -> tuple[int, int]:
     """Return how many drafts can be used, and how many words they begin with that the true answers begin with."""
     pairs = [(draft.own, one.answer) for draft, one in zip(choice.drafts, answers, strict=True) if draft is not None]
     return len(pairs), sum(common_start(_words(own), _words(true)) for own, true in pairs)
+
+
+@torch.no_grad()
+def _certainty(choice: Choice, teaching: Teaching) -> float:
+    """Return how likely the original finds the drafts: the geometric mean probability of their tokens, to one digit.
+
+    Coarse on purpose. It tells text that the original only stumbles through from answers that it knows, among which it
+    should not prefer those that it knows best.
+    """
+    answers = zip(answers_of(choice.substitute.row), choice.drafts, strict=True)
+    pairs = [(one.asked, draft.text) for one, draft in answers if draft is not None]
+    if not pairs:
+        return 0.0
+    batch = pad_batch(encode_answers(pairs, teaching.text_format), padding_id(teaching.text_format.tokenizer))
+    return round(labelled_tokens(teaching.model, batch).logp.mean().exp().item(), 1)
 
 
 def common_start(one: Sequence[object], other: Sequence[object]) -> int:
