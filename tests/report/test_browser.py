@@ -194,6 +194,16 @@ def test_the_parts_of_a_page_have_names(browser_page, any_page):
     assert all(place == 0 and role == "region" and label for place, role, label in scrolling)
 
 
+def test_the_first_screen_answers_four_questions_and_a_page_is_four_screens_long(browser_page, honest):
+    browser_page.set_viewport_size({"width": 1280, "height": 900})
+    browser_page.goto(write_report(honest).as_uri())
+    questions = browser_page.locator(".card h2").all_inner_texts()
+    assert questions == ["Is it gone?", "Is the text still good?", "What did it cost?", "What next?"]
+    ends = browser_page.evaluate("[...document.querySelectorAll('.card')].map(e => e.getBoundingClientRect().bottom)")
+    assert max(ends) <= 900
+    assert browser_page.evaluate("document.documentElement.scrollHeight") <= 4 * 900
+
+
 def test_a_keyboard_is_enough(browser_page, honest):
     browser_page.goto(write_report(honest).as_uri())
     browser_page.keyboard.press("Tab")

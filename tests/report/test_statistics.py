@@ -3,7 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unlora.report.statistics import difference, mean_estimate, utility_draws
+from helpers.reported import attacks, make_run
+from unlora.benchmarks import Measured
+from unlora.report.read import read_run
+from unlora.report.statistics import Estimate, difference, estimate_of, mean_estimate, utility_draws
 
 
 def test_a_mean_s_interval_is_about_two_standard_errors_each_way():
@@ -18,6 +21,18 @@ def test_a_mean_s_interval_is_about_two_standard_errors_each_way():
 def test_one_example_has_no_spread():
     found = mean_estimate(np.array([0.25]))
     assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
+
+
+def test_an_interval_ends_where_its_quantity_does(tmp_path):
+    """1.96 · 0.25 = 0.49; the attack raises the probability to 0.99 ± 0.01, which is 0.59 above the retrained model's."""
+    assert estimate_of(Measured(0.75, 0.25)) == Estimate(0.75, 0.26, 1.24)
+    assert estimate_of(Measured(0.75, 0.25), (0, 1)) == Estimate(0.75, 0.26, 1)
+    assert estimate_of(Measured(0.25, 0.25), (0, 1)) == Estimate(0.25, 0, 0.74)
+    [attacked] = [
+        one for one in read_run(make_run(tmp_path, attacks=attacks(0.59))).attacks.found if one.name != "none"
+    ]
+    assert attacked.estimate("unlearned").high == 1
+    assert attacked.estimate("unlearned_minus_retrained").high == pytest.approx(0.59 + 0.0196)
 
 
 def test_metrics_of_a_set_and_two_models_are_drawn_together():

@@ -35,7 +35,7 @@ _MARKERS, _DASHES = ("o", "s", "D", "^", "v", "P", "X", "*"), ("-", "--", ":", "
 MODELS = {"unlearned": 0, "retrained": 1, "original": 2}
 # By name of a series its place, which decides colour and marker; None stands for what the others are compared with.
 Series = Mapping[str, int | None]
-_SIZE = (4.4, 3.0)  # inches of 72 CSS units
+_SIZE = (4.4, 2.8)  # inches of 72 CSS units
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,12 @@ def largest_distance(one: Values, other: Values) -> tuple[float, float]:
 def curve(points: Sequence[tuple[float, float]], label: str, level: float | None = None) -> Plot:
     """Draw one line over the steps of training."""
 
+    from matplotlib.ticker import MaxNLocator
+
     def paint(ax: matplotlib.axes.Axes) -> None:
         ax.plot(*zip(*points, strict=True), color=_colour(0), marker="o" if len(points) <= 40 else "", ms=3.5)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(4))
         if level is not None:
             ax.axhline(level, color=_INK, lw=0.8, ls="--", zorder=0)
         ax.set(xlabel="step", ylabel=label)
@@ -164,7 +168,7 @@ def curve(points: Sequence[tuple[float, float]], label: str, level: float | None
 
     (first, start), (last, end) = points[0], points[-1]
     title, words = capitalised(label), f"from {start:.3g} at step {first:g} to {end:.3g} at step {last:g}"
-    return Plot(_draw(paint, title, words, (_SIZE[0], 2.2)), f"{title}: {words}.")
+    return Plot(_draw(paint, title, words, (_SIZE[0], 1.9)), f"{title}: {words}.")
 
 
 def dots(
@@ -183,6 +187,8 @@ def dots(
     rows = [row for row in rows if row.values.keys() & series.keys()]
     if not rows:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     names = [name for name in series if any(name in row.values for row in rows)]
     between = min(0.22, 0.8 / len(names))
 
@@ -205,6 +211,7 @@ def dots(
         ax.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
         ax.tick_params(axis="y", length=0)
         ax.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.grid(axis="y", lw=0.5)
         ax.set_axisbelow(True)
         style = {"ncols": 4, "frameon": False, "labelcolor": "linecolor", "handletextpad": 0.2}
