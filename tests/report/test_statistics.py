@@ -24,7 +24,7 @@ def test_one_example_has_no_spread():
 
 
 def test_an_interval_ends_where_its_quantity_does(tmp_path):
-    """1.96 · 0.25 = 0.49; the attack raises the probability to 0.99 ± 0.01, which is 0.59 above the retrained model's."""
+    """1.96 · 0.25 = 0.49; an attack raises the probability to 0.99 ± 0.01, 0.59 above that of the retrained model."""
     assert estimate_of(Measured(0.75, 0.25)) == Estimate(0.75, 0.26, 1.24)
     assert estimate_of(Measured(0.75, 0.25), (0, 1)) == Estimate(0.75, 0.26, 1)
     assert estimate_of(Measured(0.25, 0.25), (0, 1)) == Estimate(0.25, 0, 0.74)
