@@ -7,7 +7,7 @@ are plain text, which is translated to TeX here.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -15,8 +15,10 @@ from latex2mathml.converter import convert
 # Headings of columns that hold formulas.
 _COLUMNS = ("forget loss", "retain loss")
 _FUNCTIONS = {"mean", "log", "max", "KL", "softmax", "sg", "NLL"}
+# Parentheses, and what ends a formula outside them: a comma, a semicolon or at least two words of text.
+_ENDS = re.compile(r"[()]|[,;]? *\b(?:a|[a-z]{2,})(?: (?!log|mean|max)[a-z]{2,})+ ?|[,;] ")
 _SIGNS = {
-    **{"·": r"\cdot ", "−": "-", "‖": r"\| ", "≠": r"\ne ", "∞": r"\infty ", "←": r"\leftarrow ", "²": "^2"},
+    **{"·": r"\cdot ", "−": "-", "‖": r"\Vert ", "≠": r"\ne ", "∞": r"\infty ", "←": r"\leftarrow ", "²": "^2"},
     **{"Σ": r"\sum ", "₁": "_1", "₂": "_2", "ℓ": r"\ell ", "α": r"\alpha ", "β": r"\beta ", "δ": r"\delta "},
     **{"ε": r"\varepsilon ", "η": r"\eta ", "λ": r"\lambda ", "μ": r"\mu ", "π": r"\pi ", "σ": r"\sigma "},
     "τ": r"\tau ",
@@ -25,14 +27,32 @@ _SIGNS = {
 
 def inline(self: Any, node: nodes.math) -> None:
     """Write a formula within a line."""
-    self.body.append(convert(node.astext()))
+    self.body.append(mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def block(self: Any, node: nodes.math_block) -> None:
     """Write a formula on a line of its own."""
-    self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    self.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
     raise nodes.SkipNode
+
+
+def mathml(formula: str, display: Literal["inline", "block"] = "inline") -> str:
+    """Return a formula in TeX as MathML, with a thin space behind a logarithm, which TeX would add."""
+    return convert(formula, display=display).replace("<mi>log</mi>", '<mi>log</mi><mspace width="0.17em" />')
+
+
+def typeset(text: str) -> str:
+    """Return a cell of the tables with dollars around its formulas, between which a line may break."""
+    parts, start, depth = [], 0, 0
+    for found in _ENDS.finditer(text):
+        if found[0] in "()":
+            depth += 1 if found[0] == "(" else -1
+        elif depth == 0:
+            parts += [text[start : found.start()], found[0]]
+            start = found.end()
+    shown = [*parts, text[start:]]
+    return "".join(part if place % 2 or not part else f"${tex(part)}$" for place, part in enumerate(shown))
 
 
 def tex(formula: str) -> str:
@@ -63,6 +83,6 @@ def typeset_tables(app: Any, page: str, source: list[str]) -> None:
         elif "---" not in line:
             for at in columns:
                 if " " in cells[at]:  # otherwise it is the name of a loss
-                    cells[at] = f"${tex(cells[at])}$"
+                    cells[at] = typeset(cells[at])
             lines[place] = " | ".join(cells)
     source[0] = "\n".join(lines)
