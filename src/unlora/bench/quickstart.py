@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from unlora.benchmarks.builtin.persona import DATA, MAX_NEW_TOKENS, RETRAINED_LOG, TUNED, persona_settings, write_sets
 from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
@@ -43,9 +46,24 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, 
     Raises:
         InputError: the folder is not empty.
     """
-    with writing_to(folder):
+    with writing_to(folder), _one_thread():
         check_unused(folder, "output_dir")
         return _quickstart(folder, seed, say, recipe or Recipe(seed=seed))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread, as the processes do that train the models.
+
+    So small a model gains little from more threads and loses much where they wait for each other on a busy machine,
+    and the result does not depend on how many there are.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _quickstart(folder: Path, seed: int, say: Callable[[str], None], recipe: Recipe) -> Report:
