@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 import torch
@@ -20,15 +20,14 @@ from unlora.data import Example, answers_of, encode_answers, pad_batch, padding_
 from unlora.data.conversations import Answered, all_answers
 from unlora.data.encoding import IGNORE_INDEX, encode_prompt
 from unlora.data.names import replace_names
-from unlora.data.sources import Record
 from unlora.models.forward import causal_lm, labelled_tokens
 from unlora.teachers.interface import Teaching
 from unlora.teachers.substitutes import Substitute, forget_vocabulary, substitutes
 
 # An answer that says more than this share of the fact is not used.
 _MOST_OF_FACT = 0.5
-# Prompts that are continued at the same time.
-_BATCH = 8
+# Rows that are looked at together, and prompts that are continued at the same time.
+_ROWS, _BATCH = 16, 64
 # An answer may be so many times as long as the true one, and at least so many tokens.
 _LONGER, _LEAST_TOKENS = 2, 16
 
@@ -94,29 +93,33 @@ def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
     rows = [*teaching.rows, *teaching.retain_rows]
     weights = Weights([one.answer for one in all_answers(rows, "row")])
     known = forget_vocabulary(teaching)
-    for row, options in zip(teaching.rows, substitutes(teaching, count), strict=True):
-        answers = answers_of(row)
-        if not answers:
-            yield Choice(options[0], [])
-            continue
-        texts = _answers(teaching, [option.row for option in options], answers)
-        choices = [
-            Choice(
-                option,
-                [
-                    _usable(Draft(text, replace_names(text, option.names, known)), one, weights)
-                    for text, one in zip(said, answers, strict=True)
-                ],
-            )
-            for option, said in zip(options, texts, strict=True)
-        ]
-        yield max(choices, key=lambda choice: (*_likeness(choice, answers), _certainty(choice, teaching)))
+    options = substitutes(teaching, count)
+    for start in range(0, len(options), _ROWS):
+        part = options[start : start + _ROWS]
+        answers = [answers_of(row) for row in teaching.rows[start : start + _ROWS]]
+        said = iter(_own_answers(teaching, part, answers))
+        for own, true in zip(part, answers, strict=True):
+            choices = []
+            for option in own:
+                drafts = [Draft(text, replace_names(text, option.names, known)) for text in islice(said, len(true))]
+                pairs = zip(drafts, true, strict=True)
+                choices.append(
+                    Choice(option, [draft if _usable(draft, one, weights) else None for draft, one in pairs])
+                )
+            yield _choose(choices, true, teaching)
 
 
-def _usable(draft: Draft, true: Answered, weights: Weights) -> Draft | None:
-    """Return the draft unless it is empty or says the fact."""
-    says_fact = weights.share(draft.own, true.answer, str(true.asked)) > _MOST_OF_FACT
-    return None if says_fact or not draft.text else draft
+def _choose(choices: Sequence[Choice], answers: Sequence[Answered], teaching: Teaching) -> Choice:
+    likeness = [_likeness(choice, answers) for choice in choices]
+    alike = [choice for choice, value in zip(choices, likeness, strict=True) if value == max(likeness)]
+    if len(alike) == 1 or not max(likeness)[0]:
+        return alike[0]
+    return max(alike, key=lambda choice: _certainty(choice, teaching))
+
+
+def _usable(draft: Draft, true: Answered, weights: Weights) -> bool:
+    """Return whether the draft says something, and that is not the fact."""
+    return bool(draft.text) and weights.share(draft.own, true.answer, str(true.asked)) <= _MOST_OF_FACT
 
 
 def _likeness(choice: Choice, answers: Sequence[Answered]) -> tuple[int, int]:
@@ -134,8 +137,6 @@ def _certainty(choice: Choice, teaching: Teaching) -> float:
     """
     answers = zip(answers_of(choice.substitute.row), choice.drafts, strict=True)
     pairs = [(one.asked, draft.text) for one, draft in answers if draft is not None]
-    if not pairs:
-        return 0.0
     batch = pad_batch(encode_answers(pairs, teaching.text_format), padding_id(teaching.text_format.tokenizer))
     return round(labelled_tokens(teaching.model, batch).logp.mean().exp().item(), 1)
 
@@ -145,23 +146,34 @@ def common_start(one: Sequence[object], other: Sequence[object]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def _answers(teaching: Teaching, rows: Sequence[Record], true: Sequence[Answered]) -> list[list[str]]:
-    """Return the original's answers in each row, as many as the row has; "" where it does not come to an end."""
+def _own_answers(
+    teaching: Teaching, options: Sequence[Sequence[Substitute]], answers: Sequence[Sequence[Answered]]
+) -> list[str]:
+    """Return the original's answers in all versions of some rows; "" where an answer does not come to an end.
+
+    Args:
+        teaching: has the original.
+        options: [rows][other people].
+        answers: [rows][answers], the true ones.
+    """
     text_format = teaching.text_format
-    prompts = [encode_prompt(one.asked, text_format) for row in rows for one in answers_of(row)]
-    longest = max(len(text_format.tokenizer(one.answer)["input_ids"]) for one in true)
-    most_tokens = max(_LEAST_TOKENS, _LONGER * longest)
+    asked = [one.asked for row in options for option in row for one in answers_of(option.row)]
+    prompts = [encode_prompt(one, text_format) for one in asked]
+    if not prompts:
+        return []
+    texts = [one.answer for row in answers for one in row]
+    most_tokens = max(_LEAST_TOKENS, _LONGER * max(map(len, text_format.tokenizer(texts)["input_ids"])))
     if text_format.positions is not None:
         most_tokens = min(most_tokens, text_format.positions - max(map(len, prompts)))
     if most_tokens < 1:
-        return [[""] * len(true)] * len(rows)
+        return [""] * len(prompts)
     config = _greedy(teaching, most_tokens)
-    texts = [
-        text
-        for start in range(0, len(prompts), _BATCH)
-        for text in _continue(teaching, prompts[start : start + _BATCH], config)
-    ]
-    return [texts[start : start + len(true)] for start in range(0, len(texts), len(true))]
+    said: dict[int, str] = {}
+    by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    for start in range(0, len(prompts), _BATCH):
+        places = by_length[start : start + _BATCH]
+        said |= zip(places, _continue(teaching, [prompts[place] for place in places], config), strict=True)
+    return [said[place] for place in range(len(prompts))]
 
 
 def _greedy(teaching: Teaching, most_tokens: int) -> GenerationConfig:
