@@ -91,10 +91,15 @@ def test_a_file_of_theirs_has_our_metrics_and_its_own_numbers(tmp_path):
 @pytest.mark.parametrize("changed", [False, True])
 def test_a_round_trip_of_a_file_of_theirs_loses_nothing(tmp_path, changed):
     content = document()
+    content = {"own_metric": {"agg_value": 0.5, "rows": [None, {"a": [math.inf]}]}, "note": "text", "n": [1], **content}
+    content["forget_Q_A_ROUGE"]["value_by_index"] = dict(
+        reversed(content["forget_Q_A_ROUGE"]["value_by_index"].items())
+    )
     log = read_log(written(tmp_path / "TOFU_EVAL.json", content))
     if changed:  # as after an evaluation that has judged its answers
         log[TASKS["forget"]]["fact_recall"] = {"0": 1.0, "1": None}
-    write_log(log, tmp_path / "again" / "TOFU_EVAL.json")
+    write_log(log, tmp_path / "ours.json")
+    write_log(read_log(tmp_path / "ours.json"), tmp_path / "again" / "TOFU_EVAL.json")
     back = json.loads((tmp_path / "again" / "TOFU_EVAL.json").read_text())
     assert {metric: entry for metric, entry in back.items() if metric != OWN} == content
     assert (OWN in back) is changed
@@ -135,8 +140,12 @@ def test_a_summary_has_its_numbers_in_the_columns_of_a_table(tmp_path):
         "forget ROUGE-L recall": None,
         "retain probability": 0.75,
     }
+    path = written(tmp_path / "TOFU_SUMMARY.json", content | {"privleak": None, "own_metric": {"a": 1}, "note": "text"})
     write_log(read_log(path), tmp_path / "b_SUMMARY.json")
-    assert json.loads((tmp_path / "b_SUMMARY.json").read_text()) == content
+    assert json.loads((tmp_path / "b_SUMMARY.json").read_text()) == json.loads(path.read_text())
+    assert numbers(read_log(path)) == content
+    write_log(read_log(path), tmp_path / "c_EVAL.json")
+    assert json.loads((tmp_path / "c_EVAL.json").read_text())["model_utility"] == {"agg_value": 0.6}
 
 
 def test_their_retrained_log_may_have_truth_ratios_alone(tmp_path, capsys):
@@ -152,9 +161,31 @@ def test_their_retrained_log_may_have_truth_ratios_alone(tmp_path, capsys):
 def test_examples_that_they_could_not_score_are_left_out():
     content = document()
     content["forget_Q_A_Prob"]["value_by_index"]["1"] = {"prob": None, "avg_loss": None}
+    content["retain_Q_A_ROUGE"]["value_by_index"]["0"] = None
     log = from_document(content)
     assert {tuple(column) for column in log[TASKS["forget"]].values()} == {("0",)}
+    assert {tuple(column) for column in log[TASKS["retain"]].values()} == {("1",)}
     assert to_document(log) == content
+    # The forget set is still the same, and one of another size still is not.
+    whole = from_document(document())
+    assert summarise(log, whole)["forget_quality"] == summarise(whole, log)["forget_quality"] == 1
+    del (other := from_document(document()))[KEPT]
+    for column in other[TASKS["forget"]].values():
+        del column["1"]
+    with pytest.raises(InputError, match="retrained='2 forget examples': 1 forget examples are compared"):
+        summarise(other, log)
+
+
+def test_what_a_file_of_theirs_has_no_number_for_is_computed_from_its_examples(tmp_path):
+    content = document()
+    known = numbers(from_document(content))
+    content["forget_Q_A_Prob"]["agg_value"], content["wf_Truth_Ratio"]["agg_value"] = None, math.nan
+    content["mia_min_k"] = {"agg_value": None, "auc": None, "error": "GPU out of memory"}
+    content["exact_memorization"] = {"agg_value": math.nan, "value_by_index": None}
+    theirs = numbers(read_log(written(tmp_path / "TOFU_EVAL.json", content)))
+    assert theirs["forget_Q_A_Prob"] == pytest.approx(3 / 8)
+    assert theirs["wf_Truth_Ratio"] == pytest.approx((1 / 2 + 0) / 2)  # R = (1/4)/(1/2) and (1/2)/(1/4)
+    assert known.keys() - theirs.keys() == {"mia_min_k", "exact_memorization"}
 
 
 @pytest.mark.parametrize(
@@ -165,6 +196,8 @@ def test_examples_that_they_could_not_score_are_left_out():
         ({"forget_Q_A_Prob": {"value_by_index": [1]}}, "value_by_index of forget_Q_A_Prob is not"),
         ({"forget_Q_A_Prob": {"value_by_index": {"a": {}}}}, "the examples of forget_Q_A_Prob are not numbered"),
         ({"forget_Q_A_Prob": {"value_by_index": {"0": {"avg_loss": "x"}}}}, "avg_gt_loss of .* is not a number"),
+        ({"forget_Q_A_Prob": {"value_by_index": {"0": {"avg_loss": math.nan}}}}, "is nan at example 0: the weights"),
+        ({TASKS["forget"]: {"own": {"0": math.nan}}}, "cannot be read as JSON .nan is not a finite number"),
         ({"mia_loss": {"forget": 3}}, "value_by_index of mia_loss is not"),
         ({"model_utility": 0.5, "unlora": {"log": {"eval_log.json": [1]}}}, "its entry 'unlora' was not written by"),
     ],

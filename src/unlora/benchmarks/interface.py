@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unlora.common import reading
 from unlora.common.errors import InputError, Problem, unknown_name
 from unlora.common.files import write_json
+from unlora.evals.logs import read_content
 from unlora.settings import BenchmarkSettings
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def read_json(path: str | Path, argument: str) -> Log:
         InputError: there is no such file, or something else in it.
     """
     try:
-        log = dict(reading.read_json(path))
+        log = dict(read_content(path))
     except (OSError, ValueError, TypeError) as error:
         reason = f"cannot be read as a log ({type(error).__name__}: {error})"
         raise InputError(Problem(argument, str(path), reason, "give a log of `unlora evaluate`")) from error

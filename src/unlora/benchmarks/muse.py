@@ -33,6 +33,7 @@ from unlora.benchmarks.interface import (
 from unlora.common.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.common.files import write_text
 from unlora.common.progress import shown
+from unlora.common.reading import check_finite
 from unlora.evals.logs import EVAL, SUMMARY
 from unlora.evals.membership.leakage import (
     Scores,
@@ -43,7 +44,7 @@ from unlora.evals.membership.leakage import (
     summarise_leakage,
 )
 from unlora.evals.metrics import finite_values, rouge_l_f1, warn_of_wordless
-from unlora.evals.open_unlearning import KEPT, document_errors
+from unlora.evals.open_unlearning import KEPT, document_errors, summary_of
 from unlora.evals.open_unlearning_muse import METRICS, from_document, is_document, numbers, to_document
 from unlora.evals.progress import Progress, continued
 from unlora.models.hashes import sets_sha256
@@ -180,14 +181,16 @@ class Muse(Benchmark):
 
     def write_log(self, path: str | Path, log: Log, summary: dict[str, Any]) -> None:
         """Write the log, in open-unlearning's format if the file's name ends in `_EVAL.json` or `_SUMMARY.json`."""
-        name = str(path)
+        name, kept = str(path), log.get(KEPT, {})
+        whole = {"benchmark": self.name, "metrics": summary, **log}
         if not name.endswith((EVAL, SUMMARY)):
-            super().write_log(path, log, summary)
+            check_finite({part: value for part, value in whole.items() if part != KEPT})
+            write_text(path, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
             return
         if name.endswith(EVAL):
-            write_text(path, json.dumps(to_document({"benchmark": self.name, "metrics": summary, **log}), indent=4))
+            write_text(path, json.dumps(to_document(whole), indent=4))
         stem = name.removesuffix(EVAL).removesuffix(SUMMARY)
-        write_text(stem + SUMMARY, json.dumps(summary["open_unlearning"], indent=4))
+        write_text(stem + SUMMARY, json.dumps(summary_of(kept, summary["open_unlearning"]), indent=4))
 
     def summary(self, log: Log, retrained: Log | None = None) -> dict[str, Any]:
         """Return the metrics with both attacks of the privacy leakage (see `summarise_muse`), and open-unlearning's."""

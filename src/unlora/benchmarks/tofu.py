@@ -27,6 +27,7 @@ from unlora.evals.ranking import WHOLE_ANSWERS, ranking
 from unlora.evals.tofu import (
     BENCHMARK_SETS,
     TASKS,
+    ForgetExamples,
     check_same_examples,
     configured_sets,
     evaluate,
@@ -251,5 +252,6 @@ def check_comparable(sets: Mapping[str, Sequence[Record]], retrained_log: Log, d
         raise InputError(Problem("retrained", "a log", reason, fix))
     if questions[0].perturbed:
         forget_truth_ratios("retrained", retrained_log)
-    answers, perturbed = ([getattr(row, part) for row in questions] for part in ("answer", "perturbed"))
-    check_same_examples(answers, perturbed, retrained_log, "retrained")
+    answers = dict(enumerate(row.answer for row in questions))
+    wrong = dict(enumerate(len(row.perturbed) for row in questions))
+    check_same_examples(ForgetExamples(len(questions), answers, wrong), retrained_log)

@@ -57,6 +57,9 @@ def _summarise_log(config: EvaluateConfig) -> Answer:
     Raises:
         InputError: a log that cannot be read, or a retrained model's log that it cannot be compared with.
     """
+    from unlora.cli.tables import print_numbers
+    from unlora.evals.tofu import KEPT
+
     raise_if(missing(config, ("log",), fix="name an existing log, or a model and a new file"))
     if config.adapter is not None:
         raise InputError(Problem("adapter", config.adapter, "no model is named", "add --model_name_or_path"))
@@ -69,7 +72,14 @@ def _summarise_log(config: EvaluateConfig) -> Answer:
         if Path(config.convert).exists():
             raise InputError(Problem("convert", config.convert, "it is already in use", "name a new file"))
         benchmark.write_log(config.convert, log, summary)
-    return Answer(summary, lambda: _show(benchmark, reading, summary), config.convert)
+
+    def show() -> None:
+        if reading.examples or KEPT not in log:  # a file with aggregated values alone has none
+            _show(benchmark, reading, summary)
+        if KEPT in log:
+            print_numbers("number in the file, by open-unlearning's name", summary["open_unlearning"])
+
+    return Answer(summary, show, config.convert)
 
 
 def _benchmark(name: str | None) -> Benchmark:

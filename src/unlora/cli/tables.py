@@ -79,6 +79,7 @@ def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
     utility = number(summary["model_utility"]) + ("" if terms == _WHOLE_UTILITY else f" (of {terms} terms)")
     lines = {
         "model utility": f"not available without {', '.join(without)}" if without else utility,
+        "  geometric": number(summary["model_utility_geometric"]),
         "forget quality": number(summary["forget_quality"]),
         "log10 forget quality": number(summary["log10_forget_quality"]),
     }
@@ -87,7 +88,19 @@ def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
     if missing := [name for name in expected if name not in summary["sets"]]:
         console.print(f"not in the log: {', '.join(missing)}")
     if summary["forget_quality"] is None:
-        console.print("forget quality needs --retrained, the log of a model trained without the forget set")
+        console.print("forget quality needs --retrained, the log with every example of a model that never saw them")
+
+
+def print_numbers(heading: str, numbers: Mapping[str, float]) -> None:
+    """Print numbers by name."""
+    from rich.table import Table
+
+    from unlora.common.console import PlainConsole
+
+    table = Table(heading, "value")
+    for name, value in numbers.items():
+        table.add_row(name, number(value))
+    PlainConsole().print(table)
 
 
 def print_forecast(expected: Forecast) -> None:

@@ -17,21 +17,26 @@ _TOO_DEEP = "it is nested too deeply"
 _LONGEST_NUMBER = 40  # digits
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, finite: bool = True) -> Any:
     """Return the value in a JSON file.
+
+    Args:
+        path: of the file.
+        finite: whether to refuse NaN and infinities, which JSON lacks but Python's writer writes.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is not JSON in UTF-8, is nested too deeply, has a key twice, or a number that is not finite.
     """
-    return parse_json(_text(path))
+    return parse_json(_text(path), finite)
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, finite: bool = True) -> Any:
     """Return the value of a JSON text, as `read_json`."""
+    number = _finite if finite else float
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite, parse_int=_whole_number
+            text, object_pairs_hook=_unique, parse_float=number, parse_constant=number, parse_int=_whole_number
         )
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
@@ -65,6 +70,15 @@ def _text(path: str | Path, most: int | None = None) -> str:
     if most is not None and status.st_size > most:
         raise ValueError(f"it has {status.st_size} bytes, and may have {most}")
     return Path(path).read_text(encoding="utf-8")
+
+
+def check_finite(value: Any) -> None:
+    """Raise `ValueError` if a number in a JSON value is not finite."""
+    if isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            check_finite(part)
+    elif isinstance(value, float):
+        _finite(str(value))
 
 
 def _check_depth(value: object, left: int = _DEEPEST) -> None:

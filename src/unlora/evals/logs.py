@@ -10,16 +10,17 @@ from typing import Any
 
 from unlora.common.errors import InputError, Problem
 from unlora.common.files import write_text
-from unlora.common.reading import read_json
+from unlora.common.reading import check_finite, read_json
+from unlora.evals import open_unlearning_muse
 from unlora.evals.open_unlearning import (
-    KEPT,
     document_errors,
     from_document,
     is_document,
     numbers,
+    summary_of,
     to_document,
 )
-from unlora.evals.tofu import FILES, TASKS, Log
+from unlora.evals.tofu import FILES, KEPT, TASKS, Log
 
 # The ends of the names of open-unlearning's files: every value, and the aggregated ones alone.
 EVAL, SUMMARY = "_EVAL.json", "_SUMMARY.json"
@@ -31,6 +32,7 @@ _RANGES = {
     "avg_paraphrased_loss": (_LEAST_LOSS, math.inf),
     "truth_ratio": (0.0, math.inf),
 }
+_DIVERGED = "the weights of the model may have diverged, or overflow in their number format"
 _FIX = (
     "give a log that TOFU's evaluation or ours has written ({task file: {metric: {index: value}}}), one of its tasks "
     "under TOFU's own file name, or a *_EVAL.json or *_SUMMARY.json of open-unlearning"
@@ -45,11 +47,27 @@ def write_log(log: Log, path: str | Path) -> None:
     """
     name = str(path)
     if not name.endswith((EVAL, SUMMARY)):
-        write_text(path, json.dumps(log, allow_nan=False))
+        check_finite({task: columns for task, columns in log.items() if task != KEPT})
+        write_text(path, json.dumps(log))
         return
     if name.endswith(EVAL):
         write_text(path, json.dumps(to_document(log), indent=4))
-    write_text(name.removesuffix(EVAL).removesuffix(SUMMARY) + SUMMARY, json.dumps(numbers(log), indent=4))
+    summary = summary_of(log.get(KEPT, {}), numbers(log))
+    write_text(name.removesuffix(EVAL).removesuffix(SUMMARY) + SUMMARY, json.dumps(summary, indent=4))
+
+
+def read_content(path: str | Path) -> Any:
+    """Return the content of the file of a log. In what open-unlearning wrote, numbers need not be finite.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, or a number of ours is not finite.
+    """
+    content = read_json(path, finite=False)
+    if not (is_document(content) or open_unlearning_muse.is_document(content)):
+        kept = content.keys() & {KEPT} if isinstance(content, dict) else ()
+        check_finite({name: part for name, part in content.items() if name != KEPT} if kept else content)
+    return content
 
 
 def read_log(path: str | Path, argument: str = "log") -> Log:
@@ -63,7 +81,7 @@ def read_log(path: str | Path, argument: str = "log") -> Log:
             of one set with different numbers of wrong answers.
     """
     try:
-        content = read_json(path)
+        content = read_content(path)
     except (OSError, ValueError) as error:
         raise InputError(Problem(argument, str(path), f"cannot be read as JSON ({error})", "check the path")) from error
     if is_document(content):
@@ -89,7 +107,9 @@ def _numbered(log: Any) -> Any:
     if not isinstance(log, dict):
         return log
     return {
-        task: {name: _by_index(column) for name, column in columns.items()} if isinstance(columns, dict) else columns
+        task: columns
+        if task == KEPT or not isinstance(columns, dict)
+        else {name: _by_index(column) for name, column in columns.items()}
         for task, columns in log.items()
     }
 
@@ -122,12 +142,16 @@ def _value_errors(task: str, columns: dict[str, dict[str, Any]]) -> Iterator[str
         for index, value in columns.get(metric, {}).items():
             if not _is_number(value):
                 yield f"{metric} of {task} is not a number for each example"
+            if not math.isfinite(value):
+                yield f"{metric} of {task} is {value} at example {index}: {_DIVERGED}"
             if value < least or value > most:
                 yield f"{metric} of {task} is {value} at example {index}: not in [0, {most:g}]"
     rows = columns.get("average_perturb_loss", {})
     for index, row in rows.items():
         if not isinstance(row, list) or not row or not all(map(_is_number, row)):
             yield f"average_perturb_loss of {task} is not a list of numbers for each example"
+        if not all(map(math.isfinite, row)):
+            yield f"average_perturb_loss of {task} is {row} at example {index}: {_DIVERGED}"
         if min(row) < _LEAST_LOSS:
             yield f"average_perturb_loss of {task} is {min(row)} at example {index}: a loss is at least 0"
     count = len(next(iter(rows.values()), []))

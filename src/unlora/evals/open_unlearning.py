@@ -17,12 +17,12 @@ import numpy as np
 from unlora.evals import metrics
 from unlora.evals.membership.readings import example_scores
 from unlora.evals.membership.scores import privacy_leakage, score_auc
-from unlora.evals.tofu import FILES, TASKS, Log, both_truth_ratios, example_values, geometric_ratios
+from unlora.evals.tofu import FILES, KEPT, TASKS, Log, both_truth_ratios, example_values, geometric_ratios
 
 # {metric: {"agg_value": ..., "value_by_index": ...}}
 Entries = dict[str, dict[str, Any]]
-# The entry of our log that keeps a file of theirs, and the entry of a file that keeps the rest of our log.
-KEPT, OWN = "open_unlearning", "unlora"
+# The entry of a file that keeps the rest of our log.
+OWN = "unlora"
 # k of Min-K% and Min-K%++ there.
 PERCENT = 40
 
@@ -82,7 +82,7 @@ def document_errors(content: Mapping[str, Any], known: frozenset[str] = METRICS)
         if not (entry.get("agg_value") is None or _is_number(entry["agg_value"])):
             yield f"agg_value of {metric} is not a number"
         for part in (entry, entry.get("forget", {}), entry.get("holdout", {})):
-            rows = part.get("value_by_index", {}) if isinstance(part, dict) else None
+            rows = rows_of(part) if isinstance(part, dict) else None
             if not isinstance(rows, dict) or not all(row is None or isinstance(row, dict) for row in rows.values()):
                 yield f"value_by_index of {metric} is not {{index: {{name: value}}}}"
             elif not all(index.isdecimal() for index in rows):
@@ -93,10 +93,31 @@ def document_errors(content: Mapping[str, Any], known: frozenset[str] = METRICS)
         yield f"its entry {OWN!r} was not written by unlora"
 
 
+def rows_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of single examples of a metric, {index: {name: value}}; empty if there are none."""
+    rows = entry.get("value_by_index")
+    return {} if rows is None else rows
+
+
 def entries_of(content: Mapping[str, Any]) -> Entries:
     """Return the metrics of a file of either kind: a SUMMARY has only their aggregated values."""
     theirs = {metric: value for metric, value in content.items() if metric != OWN}
     return {metric: value if isinstance(value, dict) else {"agg_value": value} for metric, value in theirs.items()}
+
+
+def aggregates(entries: Entries) -> dict[str, float]:
+    """Return the aggregated values of metrics. A file may have null or NaN where it could not compute one."""
+    known = {
+        metric: float(entry["agg_value"]) for metric, entry in entries.items() if _is_number(entry.get("agg_value"))
+    }
+    return {metric: value for metric, value in known.items() if math.isfinite(value)}
+
+
+def is_summary(content: Mapping[str, Any]) -> bool:
+    """Whether the content of one of their files is that of a SUMMARY, in which no metric has single examples."""
+    return not any(
+        isinstance(value, dict) and value.keys() & {"agg_value", "value_by_index"} for value in content.values()
+    )
 
 
 def from_document(content: Mapping[str, Any]) -> Log:
@@ -108,17 +129,30 @@ def from_document(content: Mapping[str, Any]) -> Log:
     log: Log = _tasks(entries)
     for task, columns in own.get("log", {}).items():
         log.setdefault(task, {}).update(columns)
-    kept = {metric: entry for metric, entry in entries.items() if metric not in own.get("metrics", ())}
-    return {**log, **({KEPT: kept} if kept else {})}
+    return {**log, **kept_of(content)}
+
+
+def kept_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry of a log that keeps what is theirs in one of their files, as it is; empty if nothing is."""
+    ours = {OWN, *content.get(OWN, {}).get("metrics", ())}
+    kept = {metric: entry for metric, entry in content.items() if metric not in ours}
+    return {KEPT: kept} if kept else {}
+
+
+def summary_of(kept: Mapping[str, Any], found: Mapping[str, float]) -> dict[str, Any]:
+    """Return the content of a SUMMARY: what one of theirs had, or else the numbers that were `found`."""
+    return dict(kept) if kept and is_summary(kept) else dict(found)
 
 
 def to_document(log: Log) -> dict[str, Any]:
     """Return the content of the `TOFU_EVAL.json` for a log; a file of theirs comes out as it went in."""
-    kept: Entries = log.get(KEPT, {})
+    kept: dict[str, Any] = log.get(KEPT, {})
+    if is_summary(kept):
+        kept = entries_of(kept)
     tasks = {task: columns for task, columns in log.items() if task != KEPT}
-    own = {} if tasks.keys() <= _tasks(kept).keys() else computed_entries(log)
+    own = {} if tasks.keys() <= _tasks(entries_of(kept)).keys() else computed_entries(log)
     entries = {**own, **kept}
-    theirs = _tasks(entries)
+    theirs = _tasks(entries_of(entries))
     rest = {
         task: {name: column for name, column in columns.items() if theirs.get(task, {}).get(name) != column}
         for task, columns in tasks.items()
@@ -139,15 +173,14 @@ def numbers(log: Log, retrained: Log | None = None) -> dict[str, float]:
         log: of the model.
         retrained: of the retrained model, for forget quality and PrivLeak.
     """
-    kept: Entries = log.get(KEPT, {})
-    found: dict[str, Any] = {m: entry.get("agg_value") for m, entry in {**computed_entries(log), **kept}.items()}
+    found = {**aggregates(computed_entries(log)), **aggregates(entries_of(log.get(KEPT, {})))}
     if retrained is not None:
         if TASKS["forget"] in log and TASKS["forget"] in retrained and (ratios := both_truth_ratios(log, retrained)):
             found["forget_quality"] = metrics.forget_quality(*ratios)
         own, theirs = found.get("mia_min_k"), numbers(retrained).get("mia_min_k")
         if own is not None and theirs is not None and theirs < 1:
             found["privleak"] = privacy_leakage(own, theirs)
-    return {metric: float(value) for metric, value in found.items() if _is_number(value) and math.isfinite(value)}
+    return found
 
 
 def computed_entries(log: Log) -> Entries:
@@ -201,7 +234,7 @@ def _columns(name: str, entries: Entries) -> dict[str, dict[str, Any]]:
 
 
 def _field(entries: Entries, metric: str, field: str) -> dict[str, Any]:
-    rows = entries.get(metric, {}).get("value_by_index", {})
+    rows = rows_of(entries.get(metric, {}))
     values = {index: None if row is None else row.get(field) for index, row in rows.items()}
     return values if any(value is not None for value in values.values()) else {}
 
@@ -209,10 +242,10 @@ def _field(entries: Entries, metric: str, field: str) -> dict[str, Any]:
 def _texts(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return prompt, answer and reference of each example, if the entry has them."""
     parts = ("input", "generation", "ground_truth")
-    rows = entry.get("value_by_index", {})
-    if not rows or not all(row is not None and all(part in row for part in parts) for row in rows.values()):
+    rows = rows_of(entry)
+    if not all(all(part in row for part in parts) for row in rows.values() if row is not None):
         return {}
-    return {index: [row[part] for part in parts] for index, row in rows.items()}
+    return {index: None if row is None else [row[part] for part in parts] for index, row in rows.items()}
 
 
 def _ratios(entries: Entries, name: str) -> dict[str, Any]:

@@ -14,7 +14,17 @@ import numpy as np
 
 from unlora.evals import metrics
 from unlora.evals.membership.scores import privacy_leakage, score_auc
-from unlora.evals.open_unlearning import KEPT, MUSE_METRICS, OWN, Entries, entries_of
+from unlora.evals.open_unlearning import (
+    MUSE_METRICS,
+    OWN,
+    Entries,
+    aggregates,
+    entries_of,
+    is_summary,
+    kept_of,
+    rows_of,
+)
+from unlora.evals.tofu import KEPT
 
 # Our set -> their metric.
 ROUGE = {
@@ -39,14 +49,15 @@ def from_document(content: Mapping[str, Any]) -> dict[str, Any]:
     scores = {
         name: {"rougeL": [metrics.rouge_l_f1(said, right) for said, right in pairs]} for name, pairs in texts.items()
     }
-    kept = {metric: entry for metric, entry in entries.items() if metric not in own.get("metrics", ())}
     log = {"benchmark": "muse", "scores": scores, "texts": texts, **own.get("log", {})}
-    return {**log, **({KEPT: kept} if kept else {})}
+    return {**log, **kept_of(content)}
 
 
 def to_document(log: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of the `MUSE_EVAL.json` for a log; a file of theirs comes out as it went in."""
-    kept: Entries = log.get(KEPT, {})
+    kept: dict[str, Any] = log.get(KEPT, {})
+    if is_summary(kept):
+        kept = entries_of(kept)
     if kept.keys() & MUSE_METRICS:
         return dict(sorted(kept.items()))
     own = _entries(log)
@@ -57,21 +68,18 @@ def to_document(log: Mapping[str, Any]) -> dict[str, Any]:
 
 def numbers(log: Mapping[str, Any], retrained: Mapping[str, Any] | None = None) -> dict[str, float]:
     """Return the numbers of a log by open-unlearning's names and definitions; F1 is a share, PrivLeak in percent."""
-    entries = {**_entries(log), **log.get(KEPT, {})}
-    found: dict[str, Any] = {metric: entry.get("agg_value") for metric, entry in entries.items()}
+    found = {**aggregates(_entries(log)), **aggregates(entries_of(log.get(KEPT, {})))}
     theirs = None if retrained is None else numbers(retrained).get("mia_min_k")
     if theirs is not None and theirs < 1 and found.get("mia_min_k") is not None:
         found["privleak"] = privacy_leakage(found["mia_min_k"], theirs)
-    return {
-        metric: float(value) for metric, value in found.items() if isinstance(value, int | float) and value == value
-    }
+    return found
 
 
 def _texts(entry: Mapping[str, Any]) -> list[list[str]]:
-    """Return the generated and the right text of each example, if the entry has them."""
-    rows = entry.get("value_by_index", {})
-    ordered = [rows[index] for index in sorted(rows, key=int)]
-    if not all(row is not None and {"generation", "ground_truth"} <= row.keys() for row in ordered):
+    """Return the generated and the right text of each example that was scored, if the entry has them."""
+    rows = rows_of(entry)
+    ordered = [rows[index] for index in sorted(rows, key=int) if rows[index] is not None]
+    if not all({"generation", "ground_truth"} <= row.keys() for row in ordered):
         return []
     return [[str(row["generation"]), str(row["ground_truth"])] for row in ordered]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +44,8 @@ TASKS = {
 }
 # Rows that no model was trained on, for membership inference. They are only scored, and are no part of model utility.
 HOLDOUT = "holdout"
+# The entry of a log that keeps a file of open-unlearning, from which the log was made.
+KEPT = "open_unlearning"
 # The name in a log of every set that can be evaluated.
 FILES = {**TASKS, HOLDOUT: "eval_log_holdout.json"}
 # The sets in a complete evaluation log of each benchmark.
@@ -398,8 +401,7 @@ def summarise(log: Log, retrained: Log | None = None, expected: Sequence[str] = 
     quality = None
     if retrained is not None:
         ratios = both_truth_ratios(log, retrained)
-        answers = [right for _, _, right in generated_texts(log, "forget")]
-        check_same_examples(answers, _wrong_losses(log), retrained)
+        check_same_examples(forget_examples(log), retrained)
         quality = metrics.forget_quality(*ratios) if ratios else None
     return {
         "sets": sets,
@@ -491,38 +493,58 @@ def both_truth_ratios(log: Log, retrained: Log) -> tuple[metrics.Values, metrics
     return own, other
 
 
-def check_same_examples(
-    answers: Sequence[str], perturbed: Sequence[Sequence[Any] | None], retrained: Log, argument: str = "retrained"
-) -> None:
-    """Raise `InputError` if a retain log is of another forget set: other answers, or other numbers of wrong answers.
+@dataclass(frozen=True)
+class ForgetExamples:
+    """What is known of the examples of a forget set, by their places in it.
 
     Args:
-        answers: [examples], the right answers, compared as far as the retain log has them; empty if they are not known.
-        perturbed: [examples][wrong answers], the wrong answers or their losses; None where they are not known.
-        retrained: of a model trained without the forget set.
-        argument: the name under which the user gave it.
+        count: how many there are, including those that could not be scored.
+        answers: the right answers.
+        wrong: how many wrong answers an example has.
     """
-    theirs = _wrong_losses(retrained)
-    references = [right for _, _, right in generated_texts(retrained, "forget")]
+
+    count: int
+    answers: dict[int, str]
+    wrong: dict[int, int]
+
+
+def forget_examples(log: Log) -> ForgetExamples:
+    """Return the examples of the forget set in a log. It may lack answers, or have truth ratios instead of losses.
+
+    Examples that open-unlearning could not score are in the file it wrote, and in no column of the log.
+    """
+    columns, kept = log.get(TASKS["forget"], {}), log.get(KEPT, {})
+    entries = [entry for metric, entry in kept.items() if metric.startswith("forget_Q_A_") and isinstance(entry, dict)]
+    indices = {index for entry in entries for index in entry.get("value_by_index") or ()}.union(*columns.values())
+    places = {index: place for place, index in enumerate(sorted(indices, key=int))}
+    texts, losses = columns.get("generated_text", {}), columns.get("average_perturb_loss", {})
+    return ForgetExamples(
+        len(places),
+        {places[index]: right for index, (_, _, right) in texts.items()},
+        {places[index]: len(row) for index, row in losses.items()},
+    )
+
+
+def check_same_examples(ours: ForgetExamples, retrained: Log) -> None:
+    """Raise `InputError` if the log of a retrained model is of another forget set.
+
+    It then has another number of examples, other right answers, or other numbers of wrong answers.
+    """
+    theirs = forget_examples(retrained)
     fix = "evaluate both models on the same forget set, with the same ds_size"
-    if len(theirs) != len(perturbed):
-        reason = f"{len(perturbed)} forget examples are compared with it"
-        raise InputError(Problem(argument, f"{len(theirs)} forget examples", reason, fix))
-    for index, (ours, other) in enumerate(zip(perturbed, theirs, strict=True)):
-        if ours is not None and other is not None and len(ours) != len(other):
-            reason = f"forget example {index} has {len(ours)} here"
-            raise InputError(Problem(argument, f"{len(other)} perturbed answers", reason, fix))
-    for index, (answer, reference) in enumerate(zip(answers, references, strict=False)):
+    if theirs.count != ours.count:
+        reason = f"{ours.count} forget examples are compared with it"
+        raise InputError(Problem("retrained", f"{theirs.count} forget examples", reason, fix))
+    for place in sorted(ours.wrong.keys() & theirs.wrong.keys()):
+        if ours.wrong[place] != theirs.wrong[place]:
+            reason = f"forget example {place} has {ours.wrong[place]} here"
+            raise InputError(Problem("retrained", f"{theirs.wrong[place]} perturbed answers", reason, fix))
+    for place in sorted(ours.answers.keys() & theirs.answers.keys()):
+        answer, reference = ours.answers[place], theirs.answers[place]
         # In TOFU's logs the references were tokenised and decoded, which may lose spaces.
         if "".join(answer.split()) != "".join(reference.split()):
-            reason = f"the answer of forget example {index} is {answer!r} here"
-            raise InputError(Problem(argument, reference, reason, fix))
-
-
-def _wrong_losses(log: Log) -> list[Sequence[float] | None]:
-    """Return the losses of the wrong answers of each forget example, or None where the log does not have them."""
-    columns = log.get(TASKS["forget"], {})
-    return _column(columns, "average_perturb_loss") or [None] * max(map(len, columns.values()), default=0)
+            reason = f"the answer of forget example {place} is {answer!r} here"
+            raise InputError(Problem("retrained", reference, reason, fix))
 
 
 def _column(columns: Columns, metric: str) -> list[Any]:

@@ -16,6 +16,7 @@ from unlora.benchmarks.tofu import TofuSchema
 from unlora.common.errors import NOT_AVAILABLE, InputError, Problem
 from unlora.common.reading import read_json, read_yaml
 from unlora.evals import Log, read_log
+from unlora.evals.logs import read_content
 from unlora.evals.tofu import TASKS
 from unlora.report.statistics import Estimate, estimate_of
 from unlora.runs.folder import (
@@ -186,9 +187,9 @@ def read_log_as_run(path: Path, others: Mapping[str, Path]) -> Run:
     """
     paths = {"unlearned": path, **others}
     logs: dict[str, Log] = {}
-    content = _read(path, read_json)
+    content = _read(path, read_content)
     single = isinstance(content, dict) and "avg_gt_loss" in content  # a file of one of TOFU's tasks
-    benchmark = OWN_SETS if single else _read(path, lambda file: benchmark_of(read_json(file)))
+    benchmark = OWN_SETS if single else _read(path, lambda file: benchmark_of(read_content(file)))
     if isinstance(benchmark, TofuSchema):
         benchmark = OWN_SETS
         found = {model: read_log(file, "RUN") for model, file in paths.items()}
@@ -223,10 +224,10 @@ def _scored(folder: Path) -> dict[str, Path]:
 
 
 def _read_benchmark(paths: Mapping[str, Path]) -> tuple[Benchmark | None, dict[str, Reading]]:
-    retrained = _read(paths["retrained"], read_json) if "retrained" in paths else None
+    retrained = _read(paths["retrained"], read_content) if "retrained" in paths else None
 
     def read(path: Path) -> tuple[Benchmark, Reading]:
-        benchmark = benchmark_of(read_json(path))
+        benchmark = benchmark_of(read_content(path))
         log = _log(path, benchmark)
         reading = benchmark.read(log, None if retrained is None else _log(paths["retrained"], benchmark))
         if not reading.derived and all(value is None for value in reading.values.values()):
@@ -234,7 +235,7 @@ def _read_benchmark(paths: Mapping[str, Path]) -> tuple[Benchmark | None, dict[s
         return benchmark, reading
 
     def _log(path: Path, benchmark: Benchmark) -> Any:
-        log = read_json(path)  # ours as it is; those of open-unlearning are converted
+        log = read_content(path)  # ours as it is; those of open-unlearning are converted
         return log if {"benchmark", "scores"} & log.keys() else benchmark.read_log(path, "RUN")
 
     found = {model: pair for model, path in paths.items() if (pair := _read(path, read)) is not None}
