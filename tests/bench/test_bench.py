@@ -239,9 +239,9 @@ def test_what_the_program_itself_registered_is_refused_before_a_process_would_no
 
 
 @pytest.mark.slow
-def test_cells_run_on_a_ray_cluster_of_two_workers_and_fail_alone_there_too(tofu, tmp_path, capsys):
+def test_cells_run_on_a_ray_cluster_and_fail_alone_there_too(tofu, tmp_path, capsys):
     ray = pytest.importorskip("ray", reason="needs unlora[ray]")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         argv = arguments(tofu, tmp_path / "bench", methods=("lora+rmu", "lora+gd"), processes=2, executor="ray")
         assert main(argv) == 1

@@ -180,10 +180,15 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_measured(models
 REFUSED = {
     "no data": ("muse", {"model_name_or_path": "m"}, [], "data='': the benchmark needs it"),
     "a folder without MUSE's sets": ("muse", {}, [], "data .verbmem, forget.=.*no such file or folder"),
-    "a retrained log of another kind": ("muse", {}, ["--retrained", "{log}"], "retrained=.*cannot be read as a log"),
+    "a retrained log of another kind": (
+        "muse",
+        {},
+        ["--retrained", "{folder}/log.json"],
+        "retrained=.*cannot be read as a log",
+    ),
     "a retrained model of an unknown split": ("muse", {}, ["--retrained", "sust_5=x"], "retrained='sust_5': unknown"),
     "a retrained model for WMDP": ("wmdp", {}, ["--retrained", "x"], "WMDP compares with none"),
-    "an unknown task": ("wmdp", {}, ["--tasks", "wmdp_boi"], "tasks='wmdp_boi': .*did you mean"),
+    "a task whose data is not there": ("wmdp", {}, ["--tasks", "t", "--include_path", "{folder}"], "cannot load them"),
 }
 
 
@@ -197,7 +202,9 @@ def test_what_cannot_work_is_refused_before_any_cell_runs(models, tmp_path, capf
         write_benchmark(MUSE, tmp_path / "data")
     write_json(tmp_path / "log.json", {"eval_log_forget.json": {}})
     flags = flags or {"model_name_or_path": models / "original", "data": tmp_path / "data"}
-    more = [part.format(log=tmp_path / "log.json") for part in more]
+    task = {"task": "t", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "no.jsonl"}}}
+    write_json(tmp_path / "t.yaml", {**task, "test_split": "test", "output_type": "multiple_choice"})
+    more = [part.format(folder=tmp_path) for part in more]
     assert bench(name, tmp_path / "bench", *more, **flags) == 2
     assert re.search(message, capfd.readouterr().err)
     assert not list((tmp_path / "bench").rglob("cells/*/*/*/run"))

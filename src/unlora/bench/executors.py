@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
@@ -41,6 +42,8 @@ def ray_cluster() -> Iterator[Execute]:
     ours = not ray.is_initialized()
     if ours:
         ray.init(include_dashboard=False, log_to_driver=False)
+    # By name, each worker would import this package, and torch with it.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     gpus = min(1, ray.cluster_resources().get("GPU", 0))
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_execute_in)
     here = os.getcwd()

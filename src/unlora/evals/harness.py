@@ -66,13 +66,15 @@ def load_tasks(settings: TaskSettings) -> Tasks:
 def _loaded(make_manager: Callable[..., Any], settings: TaskSettings) -> tuple[Any, dict[str, Any]]:
     """Return the harness's task manager, and what it loads for the names in the settings."""
     names = list(dict.fromkeys(settings.tasks))
-    if settings.include_path is not None:
-        # Reading the harness's own task files takes seconds, because there are thousands. The tasks may need none.
-        manager = make_manager(include_path=settings.include_path, include_defaults=False)
-        if all(name in manager.all_tasks for name in names):
-            with suppress(Exception):  # a group may contain tasks of the harness
-                return manager, manager.load(names)
-    manager = make_manager(include_path=settings.include_path)
+    # Reading the harness's own task files takes seconds, because there are thousands. The tasks may need none.
+    manager = make_manager(include_path=settings.include_path, include_defaults=False)
+    groups = [name for name in names if name in manager.all_groups]
+    whole = set(names) <= set(manager.all_tasks)
+    if whole and groups:
+        with suppress(Exception):  # a group may contain tasks of the harness
+            return manager, manager.load(names)
+    if not whole or groups:
+        manager = make_manager(include_path=settings.include_path)
     known = set(manager.all_tasks)
     raise_if(_unknown_task(name, known) for name in names if name not in known and not Path(name).is_file())
     try:
