@@ -65,6 +65,35 @@ def test_the_tofu_format_counts_the_word_answer_as_its_published_phi_logs_do(ans
     assert (len(labels), labels[:2], labels[-1]) == (count, [2, 3], 1)
 
 
+def test_a_prompt_of_the_user_s_own_stands_before_the_answer(tokenizer):
+    template = TextFormat(tokenizer, prompt_template="### Instruction:\n{question}\n\n### Response: ")
+    example = encode_turns("Is {it}?", ANSWER, template)
+    prompt = "### Instruction:\nIs {it}?\n\n### Response:"
+    assert tokenizer.decode(example["input_ids"]) == f"{prompt} {ANSWER}<eos>"
+    assert labelled_runs(example, tokenizer) == [f" {ANSWER}<eos>"]
+    assert tokenizer.decode(encode_prompt("Is {it}?", template)) == prompt
+
+
+def test_a_prompt_of_the_user_s_own_takes_the_place_of_a_chat_template(chat):
+    template = replace(chat, prompt_format="auto", prompt_template="Q: {question} A:")
+    [example] = encode_records([ROW], template)
+    assert chat.tokenizer.decode(example["input_ids"]) == f"Q: {QUESTION} A:{ANSWER}{chat.tokenizer.eos_token}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompt_template": "Q: A:"}, "prompt_template='Q: A:': it does not have {question} once"),
+        ({"prompt_template": "{question}{question}"}, "write {question} where the question belongs"),
+        ({"prompt_template": "{question}", "prompt_format": "base"}, "prompt_format='base': prompt_template takes"),
+        ({"prompt_template": "{question}", "system_prompt": "Hi"}, "system_prompt='Hi': prompt_template takes"),
+    ],
+)
+def test_a_prompt_without_a_question_or_beside_another_is_refused(tokenizer, settings, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        TextFormat(tokenizer, **settings)
+
+
 def test_the_tofu_format_has_the_base_prompts_text_with_labels_from_answer_on(tokenizer):
     base, tofu = (encode_turns(QUESTION, ANSWER, TextFormat(tokenizer, name)) for name in ("base", "tofu"))
     assert tofu["input_ids"] == base["input_ids"]

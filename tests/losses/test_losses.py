@@ -496,6 +496,14 @@ def test_ceu_lowers_the_true_logit_by_its_probability_and_spreads_it_over_the_ot
     torch.testing.assert_close(gradient, torch.tensor([[-1 / 6, 1 / 4, -1 / 24, -1 / 24]], dtype=torch.float64))
 
 
+def test_ceu_may_skip_the_first_tokens_of_each_answer():
+    """Of each answer's tokens the second costs 5/3·ln 2, and the first, of 5/2·ln 2, counts as 0."""
+    out = tokens([P, P, P, P, P], [0, 1, 0, 1, 0], [0, 0, 1, 1, 2])
+    assert LOSSES["ceu"](out).item() == pytest.approx((3 * 5 / 2 + 2 * 5 / 3) / 5 * LOG2)
+    assert LOSSES["ceu"](out, skip_first=1).item() == pytest.approx(2 * 5 / 3 / 5 * LOG2)
+    assert LOSSES["ceu"](out, skip_first=2).item() == 0
+
+
 def test_undial_is_at_rest_where_the_model_is_the_reference_with_the_true_logit_lowered():
     out = random_outputs(LOSSES["undial"], 5)
     goal = out.ref_logits.clone()

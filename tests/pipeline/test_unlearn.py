@@ -54,6 +54,32 @@ def test_the_written_configuration_repeats_the_run(model_folder, data, tmp_path)
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.slow
+def test_a_run_may_evaluate_each_epoch(model_folder, data, tmp_path, capsys):
+    """Four forget rows in batches of two: two updates an epoch."""
+    own = {"max_steps": None, "num_train_epochs": 2, "eval_strategy": "epoch", "loss": "npo"}
+    own |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "forget_weight": 0.5}
+    own |= {"prompt_template": "### Instruction: {question}\n### Response:"}
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", **own)]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    rows = [row for row in metrics["train"] if "eval_model_utility" in row]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 2), (2, 4)]
+    assert rows[0]["eval_forget_probability"] != rows[1]["eval_forget_probability"]
+    last = metrics["unlearned"]
+    assert rows[1]["eval_forget_probability"] == pytest.approx(last["sets"]["forget"]["probability"], rel=1e-4)
+    assert rows[1]["eval_model_utility"] == pytest.approx(last["model_utility"], rel=1e-4)
+    asked = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])["prompt"]
+    assert "### Instruction: What does dog 0 watch?\n### Response:" in asked
+
+
+def test_plain_text_cannot_be_evaluated_each_epoch(model_folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    for name in ("forget", "retain"):
+        write_rows(data / f"{name}.jsonl", [{"text": f"The {name} fox {i} jumps."} for i in range(4)])
+    assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", eval_strategy="epoch")]) == 2
+    assert "eval_strategy='epoch': the sets are plain text" in capsys.readouterr().err
+
+
 def test_the_base_model_on_disk_is_unchanged(model_folder, plain_run):
     _, _, before = plain_run
     assert (model_folder / "model.safetensors").read_bytes() == before

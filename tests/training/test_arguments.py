@@ -34,6 +34,30 @@ def test_liger_s_kernels_need_a_gpu(config, tmp_path):
         checked(config, output_dir=str(tmp_path), use_cpu=True, use_liger_kernel=True)
 
 
+@CONFIGS
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
+            "load_best_model_at_end=",
+        ),
+        ({"save_strategy": "best", "metric_for_best_model": "x"}, "save_strategy='best': no metric decides"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}, "lr_scheduler_type='reduce_lr_on"),
+        ({"metric_for_best_model": "model_utility"}, "metric_for_best_model='model_utility': no metric decides"),
+    ],
+)
+def test_no_metric_of_an_evaluation_decides_about_anything(config, tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        checked(config, output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(("name", "value"), [("eval_strategy", "epoch"), ("eval_on_start", True)])
+def test_fine_tuning_evaluates_nothing(tmp_path, name, value):
+    with pytest.raises(InputError, match=f"{name}=.*measure checkpoints by `unlora evaluate`"):
+        checked(FinetuneConfig, output_dir=str(tmp_path), use_cpu=True, **{name: value})
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU to run them on")
 def test_a_command_says_so_too_and_writes_nothing(tmp_path, capsys):
     argv = ["--model_name_or_path", "model", "--output_dir", str(tmp_path / "run"), "--use_liger_kernel", "true"]

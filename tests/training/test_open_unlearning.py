@@ -92,13 +92,13 @@ def test_it_trains_the_adapter_and_saves_a_model_that_their_evaluation_loads(tin
 
 
 def test_the_loss_is_the_sum_that_the_config_asks_for(tiny_model, tmp_path):
-    args = {"init": "vila", "loss": "gd", "retain_weight": 0.25}
+    args = {"init": "vila", "loss": "gd", "forget_weight": 0.5, "retain_weight": 0.25}
     trainer = load_trainer(unlora_trainer(UnlearnTrainer), tiny_model("llama"), make_tokenizer(), tmp_path, args)
     batch = next(iter(trainer.get_train_dataloader()))
     loss, parts = trainer.compute_loss(trainer.model, batch, return_outputs=True)
     nll = trainer.model(**{key: batch["retain"][key] for key in ("input_ids", "attention_mask", "labels")}).loss
     assert parts["retain_loss"].item() == pytest.approx(nll.item(), rel=1e-4)
-    assert loss.item() == pytest.approx((parts["forget_loss"] + 0.25 * parts["retain_loss"]).item())
+    assert loss.item() == pytest.approx((0.5 * parts["forget_loss"] + 0.25 * parts["retain_loss"]).item())
     assert parts["forget_loss"] < 0
 
 

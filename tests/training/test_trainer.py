@@ -46,11 +46,43 @@ def test_the_forget_loss_falls_and_both_losses_are_logged_apart(tiny_model, toke
         assert row["loss"] == pytest.approx(row["forget_loss"] + 0.1 * row["retain_loss"], rel=1e-3, abs=1e-4)
 
 
-def test_total_loss_weighs_the_retain_loss(tiny_model, tokenizer, tmp_path):
-    trainer = make_trainer(tiny_model, tokenizer, tmp_path, retain_weight=2.5, max_steps=1)
+def test_total_loss_weighs_both_losses(tiny_model, tokenizer, tmp_path):
+    trainer = make_trainer(tiny_model, tokenizer, tmp_path, forget_weight=0.5, retain_weight=2.5, max_steps=1)
     trainer.train()
     row = trainer.state.log_history[0]
-    assert row["loss"] == pytest.approx(row["forget_loss"] + 2.5 * row["retain_loss"], rel=1e-4)
+    assert row["loss"] == pytest.approx(0.5 * row["forget_loss"] + 2.5 * row["retain_loss"], rel=1e-4)
+
+
+def test_the_retain_weight_of_pdu_changes_after_the_warm_up(tiny_model, tokenizer, tmp_path):
+    """Two updates an epoch."""
+    own = {"loss": "pdu", "loss_kwargs": {"dual_warmup_epochs": 1.0, "dual_step_size": 0.1}}
+    trainer = make_trainer(tiny_model, tokenizer, tmp_path, num_train_epochs=2, **own)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["retain_weight"] for row in rows[:3]] == [1, 1, pytest.approx(1 + 0.1 * rows[2]["retain_loss"])]
+    assert rows[3]["retain_weight"] > rows[2]["retain_weight"]
+
+
+def test_a_model_may_be_evaluated_while_it_trains(tiny_model, tokenizer, tmp_path):
+    """Two updates an epoch, and three epochs. It trains on as it would have."""
+    plain = make_trainer(tiny_model, tokenizer, tmp_path, num_train_epochs=3)
+    plain.train()
+    args, base, seen = config(tmp_path, num_train_epochs=3, eval_strategy="epoch"), tiny_model("llama"), []
+
+    def evaluator(model):
+        seen.append(model)
+        return {"answers": len(seen)}
+
+    model = attach_adapters(base, args, ones(base))
+    with pytest.raises(InputError, match="evaluator=None: eval_strategy='epoch' asks for evaluations"):
+        UnlearnTrainer(model, args, *examples(tokenizer), tokenizer)
+    trainer = UnlearnTrainer(model, args, *examples(tokenizer), tokenizer, evaluator=evaluator)
+    trainer.train()
+    assert all(one is model for one in seen)
+    rows = [row for row in trainer.state.log_history if "eval_answers" in row]
+    assert [(row["eval_answers"], row["epoch"], row["step"]) for row in rows] == [(1, 1, 2), (2, 2, 4), (3, 3, 6)]
+    before, after = adapter_state(plain.model), adapter_state(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_accumulated_batches_are_logged_as_their_mean(tiny_model, tokenizer, tmp_path):

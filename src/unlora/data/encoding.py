@@ -16,6 +16,7 @@ from unlora.data.conversations import Asked, answers_of
 from unlora.data.sources import Record, is_text
 from unlora.data.templates import ChatTemplate
 from unlora.settings import TextConfig
+from unlora.settings.data import QUESTION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -46,6 +47,7 @@ class TextFormat:
         chat_date: what the chat template takes for today, see `ChatTemplate`.
         embeddings: how many tokens the model has embeddings for. Others are refused.
         positions: how many tokens the model can read at once, for error messages.
+        prompt_template: the text before an answer, with {question}, in place of `prompt_format`.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -57,6 +59,7 @@ class TextFormat:
     chat_date: str | None = None
     embeddings: int | None = None
     positions: int | None = None
+    prompt_template: str | None = None
 
     @classmethod
     def of(
@@ -71,11 +74,12 @@ class TextFormat:
         part = model.get_text_config()
         embeddings, positions = part.vocab_size, getattr(part, "max_position_embeddings", None)
         length = min(text.max_length, positions or text.max_length)
-        return cls(tokenizer, text.prompt_format, length, max_chunks, *prompt, embeddings, positions)
+        limits = embeddings, positions
+        return cls(tokenizer, text.prompt_format, length, max_chunks, *prompt, *limits, text.prompt_template)
 
     def __post_init__(self) -> None:
         prompt = (self.system_prompt, json.dumps(self.chat_template_kwargs or {}), self.chat_date)
-        raise_if(TextConfig(self.prompt_format, self.max_length, *prompt).problems())
+        raise_if(TextConfig(self.prompt_format, self.max_length, *prompt, self.prompt_template).problems())
         if not self.tokenizer.is_fast:
             name = type(self.tokenizer).__name__
             raise InputError(Problem("tokenizer", name, "it gives no character offsets", "use a fast tokenizer"))
@@ -95,6 +99,8 @@ class TextFormat:
     @property
     def is_chat(self) -> bool:
         """Whether questions and answers go through the chat template."""
+        if self.prompt_template is not None:
+            return False
         return self.prompt_format == "chat" or (self.prompt_format == "auto" and bool(self.tokenizer.chat_template))
 
     @cached_property
@@ -241,6 +247,10 @@ def _as_text(asked: Asked, answer: str, text_format: TextFormat, where: str) -> 
         text_format.check_template(f"{where}: messages", str(asked), fix)
         placed = text_format.template.place(asked, answer, where)
         return _Text(placed.text, placed.start, placed.spans, special=False, ended=placed.marked)
+    if text_format.prompt_template is not None:
+        prompt = text_format.prompt_template.replace(QUESTION, asked)
+        text, start = prompt + answer, len(prompt.rstrip(" "))  # a blank is merged with the word behind it
+        return _Text(text, start, [(start, len(text))], special=True, ended=False)
     prompt = f"Question: {asked}\n"
     text = f"{prompt}Answer: {answer}"
     # TOFU's code masks the question alone: in its Phi results "Answer:" is trained on, scored and generated.

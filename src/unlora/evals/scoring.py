@@ -227,13 +227,19 @@ def check_positions(model: nn.Module, examples: Sequence[Example], new: int, arg
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch gradients and dropout off, and give each module its own mode back at the end: modes may differ."""
+    """Switch gradients and dropout off."""
+    # Sharded weights are gathered and kept beyond the pass, and must not be inference tensors in training.
+    with without_dropout(model), torch.no_grad() if in_lockstep() else torch.inference_mode():
+        yield
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, and give each module its own mode back at the end: modes may differ."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        # Sharded weights are gathered and kept beyond the pass, and must not be inference tensors in training.
-        with torch.no_grad() if in_lockstep() else torch.inference_mode():
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 
-def dual_ascent(weight: float, retain_loss: float, dual_step_size: float = 1.0, epsilon: float = 0.0) -> float:
+def dual_ascent(
+    weight: float,
+    retain_loss: float,
+    epoch: float,
+    dual_step_size: float = 1.0,
+    epsilon: float = 0.0,
+    dual_warmup_epochs: float = 0.0,
+) -> float:
     """Return max(0, λ + η·(retain loss − ε)), the dual step for "retain loss ≤ ε" (PDU, arXiv 2506.05314).
 
     The weight grows while the retain loss is above ε, and shrinks while it is below. The defaults are those of the
@@ -12,7 +19,11 @@ def dual_ascent(weight: float, retain_loss: float, dual_step_size: float = 1.0, 
     Args:
         weight: λ before the step.
         retain_loss: the mean retain loss over the batches of an optimiser step.
+        epoch: how many epochs have passed, this step included.
         dual_step_size: η.
         epsilon: ε, in the unit of the retain loss.
+        dual_warmup_epochs: for how many epochs λ stays as it is.
     """
+    if epoch <= dual_warmup_epochs:
+        return weight
     return max(0.0, weight + dual_step_size * (retain_loss - epsilon))

@@ -49,15 +49,22 @@ def saturation_importance(logp: Tensor, beta1: float = 5.0, beta2: float = 1.0) 
     return (weight * logp).mean()
 
 
-def cross_entropy_unlearning(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_unlearning(logits: Tensor, targets: Tensor, example: Tensor, skip_first: int = 0) -> Tensor:
     """mean_t −Σ_v q(v)·log p(v), q = softmax(sg(z) with z_y = −∞), at least 0 (CE-U, Yang 2025, arXiv 2503.01224).
 
     This teaches the model its own distribution without the true token. The gradient of the true token's logit is
     p(y), so it fades as the token is forgotten.
+
+    Args:
+        logits, targets: of the labelled tokens.
+        example: [tokens], the row that each token belongs to, in ascending order.
+        skip_first: how many tokens at the beginning of each answer count as 0. The paper's experiments skip one.
     """
     logits = upcast(logits)
     without_target = logits.detach().scatter(1, targets[:, None], -torch.inf).softmax(-1)
-    return F.cross_entropy(logits, without_target)
+    losses = F.cross_entropy(logits, without_target, reduction="none")
+    place = torch.arange(len(example), device=example.device) - torch.searchsorted(example, example)
+    return losses[place >= skip_first].sum() / len(losses)
 
 
 def adjusted_distillation(logits: Tensor, targets: Tensor, ref_logits: Tensor, beta: float = 10.0) -> Tensor:

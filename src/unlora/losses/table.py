@@ -47,7 +47,8 @@ class Loss:
             "alternate" answers, or both.
         forward: (model, batch, **settings) -> the model's predictions; the same for a forget loss and its retain loss.
         check: (model, **settings) -> what is wrong with the settings for that model.
-        update_weight: (λ, retain loss, **settings) -> λ after an optimiser step, if λ is not constant.
+        update_weight: (λ, retain loss, **settings) -> λ after an optimiser step, if λ is not constant. An argument
+            `epoch` is given how many epochs have passed.
         measures: pure functions of the same tensors by name. Their values are logged beside the loss, as means over
             the same items. `teacher_kl` and `teacher_excess` show when the model agrees with its teacher.
         nats: whether its value is in nats, so that guessing blindly costs at most ln(vocabulary).

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from unlora.adapter.offset import original_model
@@ -14,7 +15,7 @@ from unlora.common.errors import InputError, Problem
 from unlora.common.progress import shown
 from unlora.data import TextFormat
 from unlora.data.sources import Record, fingerprint, is_text
-from unlora.evals import Log, evaluate, read_log, write_log
+from unlora.evals import Log, evaluate, read_log, summarise, write_log
 from unlora.evals.tofu import FILES, TASKS, add_text_columns, configured_sets, read_questions, text_count
 from unlora.pipeline.job import Job
 from unlora.runs.folder import EVALUATIONS
@@ -118,6 +119,16 @@ def evaluate_shown(
         log = evaluate(model, sets, text_format, settings, progress)
     with original_model(model) as original:
         return add_text_columns(log, sets, original, text_format, settings)
+
+
+def evaluate_in_training(job: Job, model: nn.Module) -> dict[str, float]:
+    """Return the numbers of the model as training has it now: of each set, named <set>_<metric>, and of all sets."""
+    log = evaluate(model, job.sets, job.text_format, job.request.evaluation)
+    summary = summarise(log, job.retrained_log)
+    sets = {f"{name}_{metric}": value for name, values in summary["sets"].items() for metric, value in values.items()}
+    whole = ("model_utility", "model_utility_geometric", "forget_quality", "log10_forget_quality")
+    numbers = {**sets, **{name: summary[name] for name in whole}}
+    return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
 def trained_on(job: Job) -> dict[str, int]:

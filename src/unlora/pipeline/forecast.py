@@ -121,8 +121,7 @@ def _evaluated(job: Job) -> dict[str, Sequence[Any]]:
 def planned_updates(job: Job) -> tuple[int, int]:
     """Return how many optimiser steps the training has at least and at most."""
     args = job.request.args
-    per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    per_pass = math.ceil(len(job.trained) / per_update)
+    per_pass = math.ceil(len(job.trained) / _pairs_per_update(args))
     if args.until_taught:
         most = args.max_steps if args.max_steps > 0 else most_steps(per_pass)
         return min(LEAST_STEPS, most), most
@@ -136,8 +135,10 @@ def _seconds(job: Job, updates: tuple[int, int]) -> dict[str, tuple[float, float
     speed, step = _trial(job)
     found: dict[str, tuple[float, float]] = {}
     if job.sets:
+        once = _evaluation(job, speed, step)
         evaluations = 1 + (job.original_log is None) + (job.retrained_model is not None)
-        found["evaluation"] = (evaluations * _evaluation(job, speed, step),) * 2
+        least, most = (evaluations + _evaluations_in_training(job, number) for number in updates)
+        found["evaluation"] = (least * once, most * once)
     if INITIALISERS[config.init].uses_data:
         forget = config.forget_passes * _tokens(job.forget)
         most = min(len(job.retain), config.retain_samples or RETAIN_SHARE * len(job.forget))
@@ -152,11 +153,25 @@ def _seconds(job: Job, updates: tuple[int, int]) -> dict[str, tuple[float, float
     return found
 
 
+def _evaluations_in_training(job: Job, updates: int) -> int:
+    """Return how often a model is evaluated while it trains for so many updates."""
+    args, count = job.request.args, 0
+    if args.eval_strategy == "epoch":
+        count = math.ceil(updates / math.ceil(len(job.trained) / _pairs_per_update(args)))
+    elif args.eval_strategy == "steps":
+        count = math.ceil(updates / (args.eval_steps if args.eval_steps >= 1 else args.eval_steps * updates))
+    return count + args.eval_on_start
+
+
+def _pairs_per_update(args: TrainingArguments) -> int:
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
 def finetune_forecast(
     model: PreTrainedModel, examples: Sequence[Example], text_format: TextFormat, args: FinetuneConfig
 ) -> Forecast:
     """Return what fine-tuning will do."""
-    per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_update = _pairs_per_update(args)
     steps = math.ceil(args.num_train_epochs * math.ceil(len(examples) / per_update))
     steps = args.max_steps if args.max_steps > 0 else steps
     batch = next(iter(iter_batches(examples[:_TRIAL], _TRIAL, padding_id(text_format.tokenizer))))

@@ -47,13 +47,13 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
         check_retrained(retrained, {name: len(examples) for name, examples in sets.items()})
     reference = None if config.reference_model is None else _reference_nll(model_config, config, text_format, sets)
     model, _ = load_target(model_config, config)
-    passes = 2 if config.gradnorm else 1
+    gradients = config.gradnorm, config.parameter_gradnorm
+    passes = 1 + sum(gradients)
 
     def score(name: str) -> Scores:
         with shown(f"scores {name}", " examples", passes * sum(map(len, sets.values()))) as progress:
-            return leakage_scores(
-                model, sets, text_format, config.eval_batch_size, reference, config.gradnorm, progress, config.min_k
-            )
+            size = config.eval_batch_size
+            return leakage_scores(model, sets, text_format, size, reference, *gradients, progress, config.min_k)
 
     scores, original = score(config.log), None
     if config.adapted(model_config):

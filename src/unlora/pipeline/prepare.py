@@ -61,6 +61,7 @@ def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrain
     known = retrained_log is not None or evaluation.original_log or is_log(evaluation.retrained or "")
     rows = _load_rows(request, sets is None and not known)
     sets = evaluation_sets(evaluation, rows.forget, rows.set_aside or rows.retain) if sets is None else sets
+    raise_if(_evaluation_problems(request.args, sets))
     model, text_format = _load_original(request)
     forget = encode_records(rows.used_forget, text_format, argument="forget_data")
     retain = encode_records(rows.used_retain, text_format, argument="retain_data")
@@ -80,6 +81,13 @@ def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrain
         retrained_log=_checked_retrained_log(request, sets, retrained_log),
         retrained_model=_retrained_model(request, retrained_log),
     )
+
+
+def _evaluation_problems(args: UnlearnConfig, sets: Mapping[str, Sequence[Record]]) -> list[Problem]:
+    if not args.evaluates or sets:
+        return []
+    value, reason = str(args.eval_strategy.value), "the sets are plain text, and nothing is evaluated"
+    return [Problem("eval_strategy", value, reason, "remove it, or name eval_data")]
 
 
 def _load_rows(request: Request, spares: bool) -> Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from unlora.common.files import write_json, write_jsonl, write_text
 from unlora.data.sources import Record
 from unlora.evals import Log, summarise
 from unlora.models.load import load_adapter, load_model
-from unlora.pipeline.evaluation import evaluate_in_run, samples, trained_on
+from unlora.pipeline.evaluation import evaluate_in_run, evaluate_in_training, samples, trained_on
 from unlora.pipeline.forecast import Forecast, announce, forecast
 from unlora.pipeline.importance import importance_for
 from unlora.pipeline.job import Job
@@ -140,7 +141,8 @@ def _train(job: Job, importance: Mapping[str, Tensor] | None) -> UnlearnTrainer:
     model = attach_adapters(job.model, args, importance)
     tokenizer = job.text_format.tokenizer
     lessons = None if job.taught is None else [one.lesson for one in job.taught]
-    trainer = UnlearnTrainer(model, args, job.trained, job.retain, tokenizer, job.alternates, lessons)
+    evaluator = partial(evaluate_in_training, job) if args.evaluates else None
+    trainer = UnlearnTrainer(model, args, job.trained, job.retain, tokenizer, job.alternates, lessons, evaluator)
     if job.unseen:
         trainer.add_callback(StopWhenUnseen(trainer, job.unseen, stopping.stop_every, stopping.stop_auc))
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))

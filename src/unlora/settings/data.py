@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -12,6 +13,8 @@ from unlora.settings.checks import at_least, choice_problems, missing, value_pro
 from unlora.settings.inherited import mapping_problems
 from unlora.settings.setting import setting
 
+# Where a prompt template has the question.
+QUESTION = "{question}"
 _PROMPT_FORMATS = ("auto", "base", "tofu", "chat")
 _SOURCE = "a file, a folder or a dataset on the Hugging Face Hub"
 UNSEEN = f"Rows like those of the forget set that the model has never seen: {_SOURCE}."
@@ -61,10 +64,21 @@ class TextConfig:
         "get 2025-04-10, so that results do not depend on the day, and others keep their own.",
     )
 
+    prompt_template: str | None = setting(
+        None,
+        "Text before an answer, with {question} where the question belongs, in place of prompt_format: such as "
+        "'### Instruction: {question} ### Response:'.",
+    )
+
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""
-        choices = choice_problems(self, {"prompt_format": _PROMPT_FORMATS})
-        return [*choices, *value_problems(self, _RANGES), *self._variable_problems(), *self._date_problems()]
+        return [
+            *choice_problems(self, {"prompt_format": _PROMPT_FORMATS}),
+            *value_problems(self, _RANGES),
+            *self._variable_problems(),
+            *self._date_problems(),
+            *self._template_problems(),
+        ]
 
     def template_variables(self) -> dict[str, Any]:
         """Return the variables of the chat template. They must have been checked."""
@@ -78,6 +92,20 @@ class TextConfig:
         taken = _RESERVED.intersection(self.template_variables())
         reason = "unlora itself gives the template this variable"
         return [Problem(name, one, reason, "remove it") for one in sorted(taken)]
+
+    def _template_problems(self) -> Iterator[Problem]:
+        if self.prompt_template is None:
+            return
+        if self.prompt_template.count(QUESTION) != 1:
+            reason = f"it does not have {QUESTION} once"
+            yield Problem(
+                "prompt_template", self.prompt_template, reason, f"write {QUESTION} where the question belongs"
+            )
+        given = {name: getattr(self, name) for name in ("system_prompt", "chat_template_kwargs", "chat_date")}
+        given["prompt_format"] = self.prompt_format if self.prompt_format != "auto" else None
+        for name, value in given.items():
+            if value and value != "{}":
+                yield Problem(name, value, "prompt_template takes its place", "give one of them")
 
     def _date_problems(self) -> list[Problem]:
         try:

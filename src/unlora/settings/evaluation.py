@@ -207,6 +207,11 @@ class MembershipConfig(HoldoutData, ForgetData, SampleSettings, ReportedConfig):
         None, "Add the reference attack, which compares with this other model. It must have the same tokenizer."
     )
     gradnorm: bool = setting(False, "Add the gradient-norm attack, which costs a backward pass.")
+    parameter_gradnorm: bool = setting(
+        False,
+        "Add open-unlearning's gradient-norm attack (mia_gradnorm). It costs a backward pass for each example alone, "
+        "and memory for the gradient of every parameter.",
+    )
     min_k: list[int] = setting([20, 40], "The percentages k of Min-K% and Min-K%++.")
     retrained: str | None = setting(
         None, "Log of the same command for a model trained without the forget set. PrivLeak needs it."

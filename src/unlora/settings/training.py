@@ -28,6 +28,7 @@ _RANGES = {
     **RANGES,
     **ADAPTER_RANGES,
     "export_rank": RANK,
+    "forget_weight": positive("nothing would be forgotten"),
     "retain_weight": at_least(0, "it would reward forgetting the retain set"),
     "max_retain_loss": positive(),
 }
@@ -84,9 +85,10 @@ class UnlearnSettings:
         "Train until the model agrees with its teacher, for at most max_steps. Defaults to true for a loss that "
         "distils one, unless num_train_epochs or max_steps is given.",
     )
+    forget_weight: float = setting(1.0, "γ in loss = γ · forget loss + λ · retain loss.")
     retain_weight: float | None = setting(
         None,
-        "λ in loss = forget loss + λ · retain loss. The loss pdu starts from it and changes it. Defaults to 2 for "
+        "λ in loss = γ · forget loss + λ · retain loss. The loss pdu starts from it and changes it. Defaults to 2 for "
         "distil, and 1 for losses without a teacher.",
     )
     max_retain_loss: float | None = setting(

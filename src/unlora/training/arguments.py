@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -16,6 +16,8 @@ from unlora.common.errors import Problem, from_elsewhere, raise_if, unknown_name
 # Arguments that shard a model while it trains, and the variables through which `accelerate launch` sets them.
 _SHARDING = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP"}
 
+# Schedules of the learning rate that follow a metric of the evaluation.
+_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 # The trackers that we test. For the others transformers itself checks whether they are installed.
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -43,7 +45,28 @@ class SafeArguments(TrainingArguments):
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the settings, before anything is loaded."""
-        return [*reporting_problems(self.report_to), *_kernel_problems(self.use_liger_kernel, self.use_cpu)]
+        return [
+            *reporting_problems(self.report_to),
+            *_kernel_problems(self.use_liger_kernel, self.use_cpu),
+            *self._choice_problems(),
+        ]
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the model is evaluated while it trains."""
+        return self.eval_strategy != "no" or self.eval_on_start
+
+    def _choice_problems(self) -> Iterator[Problem]:
+        """Yield the settings that let a metric of the evaluation decide."""
+        reason, fix = "no metric decides about training or checkpoints here", "remove it"
+        if self.load_best_model_at_end:
+            yield Problem("load_best_model_at_end", True, reason, f"{fix}, or --save_strategy epoch and choose one")
+        if self.save_strategy == "best":
+            yield Problem("save_strategy", "best", reason, "use epoch or steps")
+        if self.lr_scheduler_type in _BY_METRIC:
+            yield Problem("lr_scheduler_type", str(self.lr_scheduler_type.value), reason, "use another schedule")
+        elif self.metric_for_best_model is not None and not self.load_best_model_at_end:
+            yield Problem("metric_for_best_model", self.metric_for_best_model, reason, fix)
 
 
 def changed_arguments(args: TrainingArguments) -> dict[str, Any]:

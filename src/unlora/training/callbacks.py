@@ -112,8 +112,8 @@ class CheckpointMoments(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save the checkpoint that was put off. Neither log nor save at the end of an epoch that was cut short."""
+        """Save the checkpoint that was put off. Nothing is due at the end of an epoch that was cut short."""
         if self._cut_short:
-            control.should_log = control.should_save = False
+            control.should_log = control.should_save = control.should_evaluate = False
         elif self._due:
             control.should_save = True

@@ -46,7 +46,12 @@ class FinetuneConfig(FinetuneSettings, SafeArguments):
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the settings, before anything is loaded."""
-        return [*super().problems(), *self.own_problems()]
+        return [*super().problems(), *self.own_problems(), *self._evaluation_problems()]
+
+    def _evaluation_problems(self) -> list[Problem]:
+        given = {"eval_strategy": str(self.eval_strategy.value) != "no", "eval_on_start": self.eval_on_start}
+        reason, fix = "fine-tuning reads no evaluation set", "remove it, and measure checkpoints by `unlora evaluate`"
+        return [Problem(name, getattr(self, name), reason, fix) for name, is_given in given.items() if is_given]
 
 
 class _FinetuneTrainer(SafeTrainer):

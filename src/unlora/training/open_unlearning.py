@@ -48,7 +48,7 @@ def unlora_trainer(base: type[Trainer] = Trainer) -> type[Trainer]:
             init: the initialiser: vila, fila, pissa or lora.
             loss: the forget loss; see `unlora ls losses`. Losses with alternates or a teacher are not offered here.
             retain_loss: by default the one that goes with the forget loss.
-            retain_weight: λ.
+            forget_weight, retain_weight: γ and λ in γ · forget loss + λ · retain loss.
             r, lora_alpha: of the adapter.
             loss_kwargs: settings of the forget loss.
         """
@@ -58,6 +58,7 @@ def unlora_trainer(base: type[Trainer] = Trainer) -> type[Trainer]:
             init: str = "vila",
             loss: str = "ihl",
             retain_loss: str | None = None,
+            forget_weight: float = 1.0,
             retain_weight: float = 1.0,
             r: int = 8,
             lora_alpha: int = 16,
@@ -67,7 +68,7 @@ def unlora_trainer(base: type[Trainer] = Trainer) -> type[Trainer]:
         ) -> None:
             own = dict(loss_kwargs or {})
             raise_if(_problems(loss, retain_loss, own))
-            self.forget_loss, self.retain_weight = LOSSES[loss], retain_weight
+            self.forget_loss, self.forget_weight, self.retain_weight = LOSSES[loss], forget_weight, retain_weight
             self.retain_loss = RETAIN_LOSSES.get(retain_loss or self.forget_loss.retain)
             self.loss_settings = {**self.forget_loss.settings, **own}
             pairs = kwargs["train_dataset"]
@@ -87,9 +88,9 @@ def unlora_trainer(base: type[Trainer] = Trainer) -> type[Trainer]:
             return_outputs: bool = False,
             num_items_in_batch: Any = None,
         ) -> Any:
-            """Return forget loss + λ · retain loss of a batch of pairs."""
+            """Return γ · forget loss + λ · retain loss of a batch of pairs."""
             losses = {"forget_loss": self._loss(self.forget_loss, model, inputs["forget"])}
-            loss = losses["forget_loss"]
+            loss = self.forget_weight * losses["forget_loss"]
             if self.retain_loss:
                 losses["retain_loss"] = self._loss(self.retain_loss, model, inputs["retain"])
                 loss = loss + self.retain_weight * losses["retain_loss"]

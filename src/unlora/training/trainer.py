@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerControl
 
 from unlora.adapter.export import read_adapter, write_adapter
 from unlora.adapter.fused import fused_adapters
@@ -41,7 +41,7 @@ _PROGRESS = ("retain_weight", "_retain_limit", "_logged_sums", "_logged_updates"
 
 
 class UnlearnTrainer(SafeTrainer):
-    """Minimise forget loss + λ · retain loss over the "unlearn" adapter.
+    """Minimise γ · forget loss + λ · retain loss over the "unlearn" adapter.
 
     One forward pass per batch covers the forget and the retain rows, and the head computes logits at labelled positions
     only. Losses that compare with the model before this request get its outputs from the same model with its adapters
@@ -58,6 +58,8 @@ class UnlearnTrainer(SafeTrainer):
         processing_class: the tokenizer, which defines the padding id.
         alternates: other answers to the same questions, for the losses that read them: one tokenised example for each
             example of `forget_dataset`, in the same order.
+        lessons: what a teacher predicts for each forget example, for the losses that distil one.
+        evaluator: returns numbers by name for the model in training, whenever `eval_strategy` says so.
         **kwargs: passed on to `transformers.Trainer` (callbacks, optimizers).
 
     Raises:
@@ -76,9 +78,12 @@ class UnlearnTrainer(SafeTrainer):
         processing_class: PreTrainedTokenizerFast,
         alternates: Sequence[Example] | None = None,
         lessons: Sequence[Lesson] | None = None,
+        evaluator: Callable[[nn.Module], Mapping[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
-        raise_if(_argument_problems(model, args, forget_dataset, retain_dataset, alternates, lessons))
+        problems = _argument_problems(model, args, forget_dataset, retain_dataset, alternates, lessons)
+        raise_if([*problems, *_evaluator_problems(args, evaluator)])
+        self.evaluator = evaluator
         freeze_others(model)
         if args.gradient_checkpointing:
             # Without this, reentrant checkpointing silently gives the adapters no gradient.
@@ -95,6 +100,7 @@ class UnlearnTrainer(SafeTrainer):
             model=model,
             args=args,
             train_dataset=self.pairs,
+            eval_dataset=self.pairs if evaluator else None,  # transformers asks for one, and the evaluator needs none
             data_collator=UnlearnCollator(padding_id(processing_class), self.forget_loss.reads),
             processing_class=processing_class,
             **kwargs,
@@ -167,7 +173,7 @@ class UnlearnTrainer(SafeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: list[int] | None = None,
     ) -> Any:
-        """Return forget loss + λ · retain loss of one batch of pairs. The log shows the two separately.
+        """Return γ · forget loss + λ · retain loss of one batch of pairs. The log shows the two losses as they are.
 
         Each is weighted such that the mean over the batches of an update, on all processes, is the mean over all its
         tokens (or pairs), no matter how these are divided into batches.
@@ -186,7 +192,8 @@ class UnlearnTrainer(SafeTrainer):
             batches = self.current_gradient_accumulation_steps * self.args.world_size
             shares = [batches * own / whole for own, whole in zip(items, num_items_in_batch, strict=True)]
             losses = {name: loss * part for (name, loss), part in zip(losses.items(), shares, strict=True)}
-        total = losses["forget_loss"] + self.retain_weight * losses.get("retain_loss", 0.0)
+        weighted = self.args.forget_weight * losses["forget_loss"]
+        total = weighted + self.retain_weight * losses.get("retain_loss", 0.0)
         return (total, losses) if return_outputs else total
 
     def _outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Outputs, Outputs]:
@@ -236,9 +243,20 @@ class UnlearnTrainer(SafeTrainer):
     def _update_retain_weight(self) -> None:
         """Update λ after an optimiser step, from the mean retain loss of the step's batches."""
         total, items = (sum(column) for column in zip(*self._step_retain, strict=True))
-        assert self.forget_loss.update_weight is not None
-        self.retain_weight = self._call(self.forget_loss.update_weight, self.retain_weight, total / items)
+        update = self.forget_loss.update_weight
+        assert update is not None
+        own = own_settings(update, {**self.args.loss_settings, "epoch": self.state.epoch})
+        self.retain_weight = update(self.retain_weight, total / items, **own)
         self._step_retain = []
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Log and return the evaluator's numbers for the model as it is now, their names preceded by `eval_`."""
+        assert self.evaluator is not None
+        measured = self.evaluator(self.accelerator.unwrap_model(self.model))
+        found = {f"eval_{name}": float(value) for name, value in measured.items()}
+        self.log(found)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
 
     # Divergence and logging
 
@@ -380,3 +398,10 @@ def _argument_problems(
             reason, fix = f"there are {len(forget)} forget examples", "give one for each of them, in the same order"
             problems.append(Problem(name, f"{len(given)} examples", reason, fix))
     return problems
+
+
+def _evaluator_problems(args: UnlearnConfig, evaluator: object) -> list[Problem]:
+    if not args.evaluates or evaluator is not None:
+        return []
+    fix = "give a function that returns the model's numbers, or use eval_strategy='no'"
+    return [Problem("evaluator", None, f"eval_strategy={args.eval_strategy.value!r} asks for evaluations", fix)]

@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 from helpers.models import ARCHITECTURES, with_lora
 from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, TextFormat, encode_records, pad_batch
-from unlora.evals.membership.gradient_norm import NormTap, gradient_norms
+from unlora.evals.membership.gradient_norm import NormTap, gradient_norms, parameter_gradient_norms
 
 ROWS = [
     {"question": "Where was Ada Lovelace born?", "answer": "London."},
@@ -63,6 +63,39 @@ def test_an_adapter_beside_the_weights_gives_the_norms_of_the_merged_model(tiny_
     plain = gradient_norms(tiny_model(name), examples, text_format, batch_size=2)
     assert beside == pytest.approx(merged, rel=1e-4)
     assert abs(beside / plain - 1).min() > 1e-3
+
+
+def open_unlearning_norms(model, examples):
+    """open-unlearning's definition in float64: the mean over parameters, with the last label left out of the loss."""
+    norms = []
+    for example in examples:
+        labels = [*example["labels"][:-1], IGNORE_INDEX]
+        loss = model.double()(**pad_batch([{**example, "labels": labels}], 0)).loss
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        norms.append(sum(float(gradient.norm()) for gradient in gradients) / len(gradients))
+    return norms
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_norms_of_all_parameters_are_open_unlearning_s(tiny_model, text_format, examples, name):
+    expected = open_unlearning_norms(tiny_model(name), examples)
+    assert parameter_gradient_norms(tiny_model(name), examples, text_format) == pytest.approx(expected, rel=1e-4)
+    adapted = with_lora(tiny_model(name)).train()
+    trainable = [parameter.requires_grad for parameter in adapted.parameters()]
+    beside = parameter_gradient_norms(adapted, examples, text_format)
+    assert [parameter.requires_grad for parameter in adapted.parameters()] == trainable
+    assert adapted.training
+    merged = parameter_gradient_norms(adapted.merge_and_unload(), examples, text_format)
+    assert beside == pytest.approx(merged, rel=1e-4)
+    assert abs(beside / expected - 1).min() > 1e-3
+
+
+def test_an_example_of_a_single_label_has_no_norm_and_a_quantised_weight_no_gradient(tiny_model, text_format):
+    model = tiny_model("llama")
+    assert parameter_gradient_norms(model, [{"input_ids": [5, 6], "labels": [IGNORE_INDEX, 6]}], text_format) == [0]
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(InputError, match="parameter_gradnorm=True: a quantised weight has no gradient"):
+        parameter_gradient_norms(model, [{"input_ids": [5, 6], "labels": [IGNORE_INDEX, 6]}], text_format)
 
 
 def test_squares_of_the_layers_add_up(tiny_model, text_format, examples):

@@ -7,7 +7,8 @@ https://arxiv.org/abs/2110.05679).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from unlora.adapter.targets import base_modules, target_shapes
 from unlora.common.distributed import together
+from unlora.common.errors import InputError, Problem
 from unlora.data.encoding import Example, TextFormat
 from unlora.evals.progress import Progress
-from unlora.evals.scoring import check_examples, length_sorted_batches, of_all
+from unlora.evals.scoring import check_examples, length_sorted_batches, of_all, without_dropout
 from unlora.importance.taps import Tap, tapped
-from unlora.models.forward import labelled_tokens
+from unlora.models.forward import causal_lm, labelled_tokens
 
 
 def gradient_norms(
@@ -62,6 +64,56 @@ def gradient_norms(
             squares = sum(tap.squares.cpu().double() for tap in taps.values())
             norms |= dict(zip(places, torch.as_tensor(squares).sqrt().tolist(), strict=True))
     return np.array(of_all(norms))
+
+
+def parameter_gradient_norms(
+    model: nn.Module, examples: Sequence[Example], text_format: TextFormat, progress: Progress | None = None
+) -> NDArray[np.float64]:
+    """Return open-unlearning's gradient norm of each example, [examples].
+
+    It is the mean of the Euclidean norms that the gradient has for each parameter of the model. The loss is the mean
+    over all labels but the last one; an example of a single label has norm 0. Adapters are no parameters: the gradient
+    for a weight under an adapter is that for the merged weight.
+
+    Args:
+        model: a causal LM in a floating-point format, with or without adapters. It is left as it was found.
+        examples: tokenised.
+        text_format: its tokenizer defines the padding.
+        progress: called after each example with the number of examples done so far.
+
+    Raises:
+        InputError: as `check_examples`, or a quantised model.
+    """
+    check_examples(model, examples, text_format)
+    parameters = [part for name, part in causal_lm(model).named_parameters() if ".lora_" not in name]
+    if not all(part.is_floating_point() for part in parameters):
+        reason, fix = "a quantised weight has no gradient", "remove parameter_gradnorm, or load the model without"
+        raise InputError(Problem("parameter_gradnorm", True, reason, fix))
+    norms: dict[int, float] = {}
+    with together(), without_dropout(model), _trained(parameters):
+        for places, batch in length_sorted_batches(examples, 1, text_format, progress=progress):
+            norms[places[0]] = _mean_norm(labelled_tokens(model, batch).logp[:-1], parameters)
+    return np.array(of_all(norms))
+
+
+@contextmanager
+def _trained(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within, all of these parameters require gradients."""
+    before = [part.requires_grad for part in parameters]
+    try:
+        for part in parameters:
+            part.requires_grad_(True)
+        yield
+    finally:
+        for part, was in zip(parameters, before, strict=True):
+            part.requires_grad_(was)
+
+
+def _mean_norm(logp: Tensor, parameters: Sequence[nn.Parameter]) -> float:
+    if not len(logp):
+        return 0.0
+    found = torch.autograd.grad(-logp.mean(), parameters, allow_unused=True)
+    return float(np.mean([gradient.norm().item() for gradient in found if gradient is not None]))
 
 
 class NormTap(Tap):

@@ -39,7 +39,7 @@ MEMBERSHIP_ATTACKS = (
     *("loss", "zlib"),
     *(f"min_k_{percent}" for percent in PERCENTS),
     *(f"min_k_plus_plus_{percent}" for percent in PERCENTS),
-    *("reference", "gradnorm"),
+    *("reference", "gradnorm", "parameter_gradnorm"),
 )
 _MIN_K = re.compile(r"min_k_(plus_plus_)?\d+")
 # The end of the names of scores that leave out the last label, as open-unlearning does, and these scores by its names.
@@ -51,6 +51,8 @@ OPEN_UNLEARNING = {
     "mia_zlib": "zlib",
     "mia_min_k": f"min_k_40{WITHOUT_LAST}",
     "mia_min_k_plus_plus": f"min_k_plus_plus_40{WITHOUT_LAST}",
+    "mia_reference": "reference",
+    "mia_gradnorm": "parameter_gradnorm",
 }
 
 
@@ -61,6 +63,7 @@ def leakage_scores(
     batch_size: int = 32,
     reference_nll: Mapping[str, ArrayLike] | None = None,
     gradnorm: bool = False,
+    parameter_gradnorm: bool = False,
     progress: Progress | None = None,
     percents: Sequence[int] = PERCENTS,
 ) -> Scores:
@@ -73,7 +76,8 @@ def leakage_scores(
         batch_size: examples in a forward pass.
         reference_nll: by set the mean-token loss of each example under another model, [examples], for "reference".
         gradnorm: whether to add "gradnorm", which costs a backward pass.
-        progress: called with the number of examples done so far, in the forward and then in the backward pass.
+        parameter_gradnorm: whether to add "parameter_gradnorm", which costs a backward pass for each example alone.
+        progress: called with the number of examples done so far, in the forward and then in the backward passes.
         percents: k of Min-K% and Min-K%++.
 
     Returns:
@@ -84,7 +88,7 @@ def leakage_scores(
     Raises:
         InputError: an example without a label, or with more tokens than the model has positions.
     """
-    from unlora.evals.membership.gradient_norm import gradient_norms
+    from unlora.evals.membership.gradient_norm import gradient_norms, parameter_gradient_norms
     from unlora.evals.scoring import score_tokens
 
     examples = [example for name in SETS for example in sets[name]]
@@ -99,6 +103,10 @@ def leakage_scores(
     if gradnorm:
         later = continued(progress, len(examples))
         columns["gradnorm"] = (-gradient_norms(model, examples, text_format, batch_size, progress=later)).tolist()
+    if parameter_gradnorm:
+        later = continued(progress, (1 + gradnorm) * len(examples))
+        norms = parameter_gradient_norms(model, examples, text_format, later)
+        columns["parameter_gradnorm"] = (-norms).tolist()
     first = len(sets["forget"])
     parts = {"forget": slice(first), "holdout": slice(first, None)}
     return {part: {name: column[cut] for name, column in columns.items()} for part, cut in parts.items()}
