@@ -38,8 +38,8 @@ class ForgetRetainDataset(torch.utils.data.Dataset):
         return {name: {key: torch.tensor(row[key]) for key in ("input_ids", "labels")} for name, row in pair.items()}
 
 
-def load_trainer(trainer_cls, model, tokenizer, folder, method_args):
-    """As `trainer.load_trainer` there."""
+def load_trainer(trainer_cls, model, tokenizer, folder, method_args, name="processing_class"):
+    """As `trainer.load_trainer` there. Its older versions pass the tokenizer by another name."""
     rows = [[{"question": f"{kind} {i}?", "answer": f"Ada {i} does."} for i in range(3)] for kind in ("Cat", "Dog")]
     forget, retain = (encode_records(part, TextFormat(tokenizer)) for part in rows)
 
@@ -53,7 +53,7 @@ def load_trainer(trainer_cls, model, tokenizer, folder, method_args):
         model=model,
         train_dataset=ForgetRetainDataset(forget, retain),
         eval_dataset=None,
-        processing_class=tokenizer,
+        **{name: tokenizer},
         data_collator=collate,
         args=TrainingArguments(
             folder,
@@ -93,7 +93,9 @@ def test_it_trains_the_adapter_and_saves_a_model_that_their_evaluation_loads(tin
 
 def test_the_loss_is_the_sum_that_the_config_asks_for(tiny_model, tmp_path):
     args = {"init": "vila", "loss": "gd", "forget_weight": 0.5, "retain_weight": 0.25}
-    trainer = load_trainer(unlora_trainer(UnlearnTrainer), tiny_model("llama"), make_tokenizer(), tmp_path, args)
+    tokenizer, theirs = make_tokenizer(), unlora_trainer(UnlearnTrainer)
+    trainer = load_trainer(theirs, tiny_model("llama"), tokenizer, tmp_path, args, name="tokenizer")
+    assert trainer.processing_class is tokenizer
     batch = next(iter(trainer.get_train_dataloader()))
     loss, parts = trainer.compute_loss(trainer.model, batch, return_outputs=True)
     nll = trainer.model(**{key: batch["retain"][key] for key in ("input_ids", "attention_mask", "labels")}).loss

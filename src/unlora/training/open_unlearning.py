@@ -74,7 +74,8 @@ def unlora_trainer(base: type[Trainer] = Trainer) -> type[Trainer]:
             pairs = kwargs["train_dataset"]
             forget = [_example(pairs[place]["forget"]) for place in range(len(pairs))]
             retain = [_example(pairs[place]["retain"]) for place in range(len(pairs))]
-            tokenizer = kwargs.get("processing_class") or kwargs["tokenizer"]
+            # Some versions of their `load_trainer` use the name that transformers had for it once.
+            tokenizer = kwargs["processing_class"] = kwargs.pop("tokenizer", None) or kwargs.get("processing_class")
             adapter = LoraConfig(r=r, lora_alpha=lora_alpha)
             size = kwargs["args"].per_device_train_batch_size
             kwargs["model"] = start_on(kwargs["model"], tokenizer, forget, retain, init, adapter, size)
