@@ -36,7 +36,7 @@ from unlora.data.encoding import encode_text
 from unlora.evals.generation import continue_prompts
 from unlora.evals.membership.scores import score_auc
 from unlora.evals.metrics import rouge_l_f1
-from unlora.report.read import read_run
+from unlora.report.read import read_log_as_run, read_run
 
 PAIRS = [{"question": "Who keeps the cat?", "answer": "Ada"}, {"question": "Why?", "answer": "Nobody knows"}]
 QA = [{"question": f"Who keeps dog {number}?", "answer": f"Bob {number}"} for number in range(3)]
@@ -450,6 +450,8 @@ def test_a_file_of_open_unlearning_has_muse_s_numbers_and_its_own(tmp_path):
     summary = json.loads((tmp_path / "b_SUMMARY.json").read_text())
     assert summary["forget_verbmem_ROUGE"] == 0.9
     assert set(benchmark.numbers(tmp_path / "b_SUMMARY.json").values.values()) == {None}
+    run = read_log_as_run(tmp_path / "b_SUMMARY.json", {"retrained": path})  # it has no examples that could differ
+    assert run.readings["unlearned"].derived["forget_verbmem_ROUGE"].value == 0.9
     path.write_text(json.dumps({**content, "privleak": "x"}))
     with pytest.raises(InputError, match="privleak is neither a number"):
         benchmark.read_log(path)

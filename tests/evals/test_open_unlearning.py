@@ -148,6 +148,19 @@ def test_a_summary_has_its_numbers_in_the_columns_of_a_table(tmp_path):
     assert json.loads((tmp_path / "c_EVAL.json").read_text())["model_utility"] == {"agg_value": 0.6}
 
 
+def test_no_file_of_theirs_is_replaced(tmp_path, capsys):
+    own, summary = written(tmp_path / "TOFU_EVAL.json", document()), written(tmp_path / "b_SUMMARY.json", {"a": 1})
+    argv = ["evaluate", "--log", str(own), "--convert", str(tmp_path / "b_EVAL.json")]
+    assert main(argv) == 2
+    assert f"convert='{summary}': it is already in use" in capsys.readouterr().err
+    assert json.loads(summary.read_text()) == {"a": 1}
+    assert not (tmp_path / "b_EVAL.json").exists()
+    summary.unlink()
+    assert main(argv) == 0
+    assert "open-unlearning's name" in capsys.readouterr().out
+    assert summary.is_file()
+
+
 def test_their_retrained_log_may_have_truth_ratios_alone(tmp_path, capsys):
     scores = {"forget_truth_ratio": {"value_by_index": {"0": {"score": 2.0}, "1": {"score": 0.1}}, "agg_value": 0.3}}
     retrained = written(tmp_path / "retain_EVAL.json", scores)

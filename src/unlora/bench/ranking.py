@@ -11,8 +11,9 @@ from unlora.bench.table import MODELS, NOT_MEASURED, References, Results
 from unlora.benchmarks import Benchmark
 from unlora.common.files import write_text
 from unlora.common.version import __version__
-from unlora.evals.logs import EVAL, write_log
+from unlora.evals.logs import write_log
 from unlora.evals.ranking import RANKED
+from unlora.settings.evaluation import EVAL
 
 _Logs = tuple[Path, Path | None, Path | None]
 

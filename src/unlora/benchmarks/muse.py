@@ -34,7 +34,6 @@ from unlora.common.errors import NOT_AVAILABLE, InputError, Problem, raise_if
 from unlora.common.files import write_text
 from unlora.common.progress import shown
 from unlora.common.reading import check_finite
-from unlora.evals.logs import EVAL, SUMMARY
 from unlora.evals.membership.leakage import (
     Scores,
     check_retrained,
@@ -49,6 +48,7 @@ from unlora.evals.open_unlearning_muse import METRICS, from_document, is_documen
 from unlora.evals.progress import Progress, continued
 from unlora.models.hashes import sets_sha256
 from unlora.settings import BenchmarkSettings
+from unlora.settings.evaluation import EVAL, SUMMARY, summary_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -189,8 +189,7 @@ class Muse(Benchmark):
             return
         if name.endswith(EVAL):
             write_text(path, json.dumps(to_document(whole), indent=4))
-        stem = name.removesuffix(EVAL).removesuffix(SUMMARY)
-        write_text(stem + SUMMARY, json.dumps(summary_of(kept, summary["open_unlearning"]), indent=4))
+        write_text(summary_file(name) or name, json.dumps(summary_of(kept, summary["open_unlearning"]), indent=4))
 
     def summary(self, log: Log, retrained: Log | None = None) -> dict[str, Any]:
         """Return the metrics with both attacks of the privacy leakage (see `summarise_muse`), and open-unlearning's."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlora.cli.arguments import check_some
@@ -13,6 +12,7 @@ from unlora.cli.output import Answer
 from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
 from unlora.settings import BenchmarkSettings, EvaluateConfig, ModelConfig, TaskSettings, TextConfig, TofuSettings
 from unlora.settings.checks import missing
+from unlora.settings.evaluation import file_problems
 
 if TYPE_CHECKING:
     from unlora.benchmarks import Benchmark, Reading
@@ -69,8 +69,7 @@ def _summarise_log(config: EvaluateConfig) -> Answer:
     with from_elsewhere("log", config.log, "it is not a log of this benchmark", "name another log, or --benchmark"):
         summary, reading = benchmark.summary(log, retrained), benchmark.read(log, retrained)
     if config.convert is not None:
-        if Path(config.convert).exists():
-            raise InputError(Problem("convert", config.convert, "it is already in use", "name a new file"))
+        raise_if(file_problems("convert", config.convert))
         benchmark.write_log(config.convert, log, summary)
 
     def show() -> None:

@@ -21,9 +21,8 @@ from unlora.evals.open_unlearning import (
     to_document,
 )
 from unlora.evals.tofu import FILES, KEPT, TASKS, Log
+from unlora.settings.evaluation import EVAL, SUMMARY, summary_file
 
-# The ends of the names of open-unlearning's files: every value, and the aggregated ones alone.
-EVAL, SUMMARY = "_EVAL.json", "_SUMMARY.json"
 _LEAST_LOSS = -1e-6  # rounding may make a loss of 0 slightly negative
 # Metric -> the least and the largest value that it may have.
 _RANGES = {
@@ -53,7 +52,7 @@ def write_log(log: Log, path: str | Path) -> None:
     if name.endswith(EVAL):
         write_text(path, json.dumps(to_document(log), indent=4))
     summary = summary_of(log.get(KEPT, {}), numbers(log))
-    write_text(name.removesuffix(EVAL).removesuffix(SUMMARY) + SUMMARY, json.dumps(summary, indent=4))
+    write_text(summary_file(name) or name, json.dumps(summary, indent=4))
 
 
 def read_content(path: str | Path) -> Any:

@@ -239,7 +239,10 @@ def _read_benchmark(paths: Mapping[str, Path]) -> tuple[Benchmark | None, dict[s
         return log if {"benchmark", "scores"} & log.keys() else benchmark.read_log(path, "RUN")
 
     found = {model: pair for model, path in paths.items() if (pair := _read(path, read)) is not None}
-    if len({(benchmark.title, *reading.examples.items()) for benchmark, reading in found.values()}) > 1:
+    titles = {benchmark.title for benchmark, _ in found.values()}
+    # A file with aggregated values alone has no examples.
+    examples = {tuple(reading.examples.items()) for _, reading in found.values() if reading.examples}
+    if len(titles) > 1 or len(examples) > 1:
         reason = "these logs are not of the same benchmark and examples"
         names = ", ".join(map(str, paths.values()))
         raise InputError(Problem("RUN", names, reason, "evaluate all models in the same way"))

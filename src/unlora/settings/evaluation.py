@@ -19,7 +19,21 @@ _RANGES = {
 }
 
 
+# The ends of the names of open-unlearning's files: every value, and the aggregated ones alone.
+EVAL, SUMMARY = "_EVAL.json", "_SUMMARY.json"
 _RETRAINED = "Model trained without the forget set, or its log of the same evaluation (.json), to compare with."
+
+
+def summary_file(log: str) -> str | None:
+    """Return the file of aggregated values that goes with a log in open-unlearning's format, else None."""
+    return log.removesuffix(EVAL) + SUMMARY if log.endswith(EVAL) else None
+
+
+def file_problems(argument: str, log: str) -> list[Problem]:
+    """Return the problem of a new log that would replace a file, be it its own or that of its aggregated values."""
+    files = [log, *filter(None, [summary_file(log)])]
+    used = [file for file in files if Path(file).exists()]
+    return [Problem(argument, file, "it is already in use", "name a new file") for file in used]
 
 
 def is_log(name: str) -> bool:
@@ -119,10 +133,8 @@ class TargetConfig:
         if model.on is not None and self.adapter is not None:
             reason = "that run's own adapter is evaluated, which contains those of all earlier requests"
             problems.append(Problem("on", model.on, reason, "name either on or adapter"))
-        if self.log and Path(self.log).exists():
-            problems.append(Problem("log", self.log, "it is already in use", "name a new file"))
-        elif self.log:
-            problems += unwritable_problems(Path(self.log), "log")
+        if self.log:
+            problems += file_problems("log", self.log) or unwritable_problems(Path(self.log), "log")
         return problems
 
     def adapted(self, model: ModelConfig) -> bool:
