@@ -282,7 +282,7 @@ def test_a_wrong_schema_is_named(tmp_path, config, split, rows, message):
         ({"log": None}, "log=.*required"),
         ({"ds_size": 0, "eval_batch_size": 0}, r"ds_size=0[^$]*eval_batch_size=0"),
         ({"data": "data/knowmem"}, "has no configuration 'verbmem'"),
-        ({"retrained": "nothing.json"}, "retrained='nothing.json': cannot be read"),
+        ({"retrained": "nothing.json"}, "retrained='nothing.json': there is no such file"),
         ({"on": "run", "adapter": "adapter"}, "on="),
         ({"max_length": 64}, "unknown name"),
     ],
