@@ -10,7 +10,7 @@ from unlora.cli.arguments import check_some
 from unlora.cli.bench import flags
 from unlora.cli.output import Answer
 from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
-from unlora.settings import BenchmarkSettings, EvaluateConfig, ModelConfig, TaskSettings, TextConfig, TofuSettings
+from unlora.settings import BenchmarkSettings, EvaluateConfig, ModelConfig, OwnSetsSettings, TaskSettings, TextConfig
 from unlora.settings.checks import missing
 from unlora.settings.evaluation import file_problems
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 EXAMPLE = "unlora evaluate --benchmark muse --on run --data muse-bench/MUSE-News --retrained retrained.json"
 FIRST = {
     "the model": ("model_name_or_path", "adapter", "on"),
-    "the benchmark": ("benchmark", "eval_data", "data", "tasks", "ds_size"),
+    "the benchmark": ("benchmark", "forget_data", "retain_data", "data", "ds_size"),
     "the result": ("log", "retrained"),
 }
 # What the help shows: the settings of the built-in benchmarks. Only those of the chosen one are flags.
-SETTINGS = (ModelConfig, EvaluateConfig, TextConfig, TofuSettings, BenchmarkSettings, TaskSettings)
+SETTINGS = (ModelConfig, EvaluateConfig, TextConfig, OwnSetsSettings, BenchmarkSettings, TaskSettings)
 
 
 def settings_for(argv: Sequence[str]) -> tuple[Any, ...]:

@@ -90,8 +90,11 @@ class TofuSettings(EvalSettings):
 class OwnSetsSettings(RetainData, ForgetData, TofuSettings):
     """The user's own sets: by name, or all that a folder in TOFU's schema has."""
 
-    forget_data: str = setting("", "The forget set, if eval_data does not name it.")
-    retain_data: str = setting("", "The retain set, if eval_data does not name it.")
+    forget_data: str = setting("", "The forget set, if no benchmark is named.")
+    retain_data: str = setting("", "The retain set, if no benchmark is named.")
+    eval_data: str | None = setting(
+        None, "Folder or dataset on the Hugging Face Hub in TOFU's schema, in place of forget_data and retain_data."
+    )
 
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""
@@ -159,7 +162,9 @@ class EvaluateConfig(ReportedConfig):
     """What to evaluate, on which benchmark, and what to compare it with."""
 
     benchmark: str | None = setting(
-        None, "What is measured, see `unlora ls benchmarks`. Defaults to your own sets in TOFU's schema (eval_data)."
+        None,
+        "What is measured, see `unlora ls benchmarks`. Defaults to your own sets: forget_data and retain_data, or "
+        "eval_data.",
     )
     log: str = setting(
         "",
