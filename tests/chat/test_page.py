@@ -30,6 +30,7 @@ from unlora.chat.source import Prompt, asked_after, load_prompts, load_side_by_s
 from unlora.cli import main
 from unlora.evals.generation import generate_answers
 from unlora.pipeline.attack import read_run
+from unlora.runs.folder import saved_settings
 
 # Text that is markup, or a template, must be shown as it is written.
 EVIL = "<img src='http://example.com/x.png' onerror='alert(1)'> ${alert(2)} {{value}}"
@@ -341,6 +342,13 @@ def test_a_space_needs_a_base_that_others_can_load(run, tmp_path, capsys):
     assert main([*command, "--merge", "true"]) == 2
     assert "space=True: the page asks the base model without and with the adapter" in capsys.readouterr().err
     assert not (tmp_path / "space").exists()
+
+
+def test_a_log_that_is_gone_keeps_nobody_from_asking(copied):
+    config = copied / "config.yaml"
+    config.write_text(config.read_text().replace("retrained: null", "retrained: gone.json"))
+    assert saved_settings(copied)["retrained"] == "gone.json"
+    assert read_run(str(copied)).model.model_name_or_path
 
 
 REFUSED = {

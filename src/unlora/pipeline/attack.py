@@ -101,6 +101,7 @@ def read_run(run: str, trust_remote_code: bool = False) -> Target:
     check_adapter(run)
     # The exported adapter contains those of earlier requests, and belongs on the base alone.
     model, values = saved_model(run, "RUN", trust_remote_code), saved_settings(run, "RUN")
+    values["retrained"] = None  # nothing here reads that log, which may be somewhere else by now
     rate = {"learning_rate": values.get("learning_rate") or PUSHING["learning_rate"]}
     return Target(
         run,

@@ -13,7 +13,7 @@ from unlora.common.errors import Problem
 from unlora.common.files import write_json, write_text
 from unlora.data.sources import HUB_ID
 from unlora.runs.folder import ADAPTER, checked_settings, saved_settings
-from unlora.settings import EvalConfig, ModelConfig
+from unlora.settings import EvalSettings, ModelConfig
 from unlora.settings.data import TextConfig
 
 # What the page reads: the base model, how text is written for it, and how long answers usually are.
@@ -72,7 +72,7 @@ def write_space(folder: Path, run: str, base: ModelConfig, title: str) -> None:
         {
             "base": {name: getattr(base, name) for name in names},
             "text": vars(text),
-            "max_new_tokens": checked_settings(EvalConfig, values, run).max_new_tokens,
+            "max_new_tokens": checked_settings(EvalSettings, values, run).max_new_tokens,
         },
     )
     write_text(folder / _APP, _APP_CODE)
