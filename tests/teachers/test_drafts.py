@@ -47,7 +47,7 @@ def logp_of(model, example):
     return out.logits.log_softmax(-1).gather(-1, out.targets[:, None])[:, 0]
 
 
-def test_of_several_people_the_one_is_read_whose_answer_begins_alike_and_does_not_say_the_fact(taught_by_heart):
+def test_of_several_people_the_one_is_read_whose_answer_has_the_same_form_and_does_not_say_the_fact(taught_by_heart):
     [choice] = choose_substitutes(taught_by_heart, 4)
     assert (
         choice.substitute.row["question"] == "Where is Mona Falk?"

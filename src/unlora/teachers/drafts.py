@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import islice, takewhile
 from typing import NamedTuple
 
@@ -86,9 +87,9 @@ def _words(text: str) -> list[str]:
 def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
     """Yield, for each forget row, the one of `count` other people about whom the original answers most alike in form.
 
-    These are answers that begin like the true ones for as long as possible, and do not say the fact. Of several, the
-    one of which the original is most certain counts. Plain text has no answers, so the first of the other people is
-    taken.
+    These are answers that have as many words in common with the true ones as possible without saying the fact. Of
+    several, the one of which the original is most certain counts. Plain text has no answers, so the first of the other
+    people is taken.
     """
     rows = [*teaching.rows, *teaching.retain_rows]
     weights = Weights([one.answer for one in all_answers(rows, "row")])
@@ -123,9 +124,15 @@ def _usable(draft: Draft, true: Answered, weights: Weights) -> bool:
 
 
 def _likeness(choice: Choice, answers: Sequence[Answered]) -> tuple[int, int]:
-    """Return how many drafts can be used, and how many words they begin with that the true answers begin with."""
+    """Return how many drafts can be used, and how many words they have in common with the true answers."""
     pairs = [(draft.own, one.answer) for draft, one in zip(choice.drafts, answers, strict=True) if draft is not None]
-    return len(pairs), sum(common_start(_words(own), _words(true)) for own, true in pairs)
+    return len(pairs), sum(_common_words(own, true) for own, true in pairs)
+
+
+def _common_words(one: str, other: str) -> int:
+    """Return how many words two texts have in common, in the same order."""
+    matcher = SequenceMatcher(a=_words(one), b=_words(other), autojunk=False)
+    return sum(block.size for block in matcher.get_matching_blocks())
 
 
 @torch.no_grad()
