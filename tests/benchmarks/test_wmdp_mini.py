@@ -141,7 +141,7 @@ def test_the_batch_size_changes_nothing(model, tokenizer, tasks, settings):
 
 @pytest.mark.slow
 def test_adapters_count_and_are_only_as_good_as_their_weights(model, tiny_model, tokenizer, tasks, settings, tmp_path):
-    settings = replace(settings, limit=10)
+    settings = replace(settings, limit=30)
     plain = evaluate_tasks(tiny_model("llama", SEED), tokenizer, tasks, settings)
     args = config(tmp_path / "run")
     adapted = attach_adapters(model, args, ones(model))
