@@ -92,7 +92,7 @@ class Subject:
     def least(self, batches: Iterable[Batch]) -> float:
         """Return the seconds of one forward and backward pass over the batches, with all weights frozen."""
         start = now()
-        with tapped(self.model, {}):
+        with tapped(self.model, []):
             for batch in batches:
                 labelled_tokens(self.model, self.moved(batch)).logp.sum().backward()
         return now() - start

@@ -50,6 +50,7 @@ from unlora.importance import (
     relative_importance,
 )
 from unlora.importance.convergence import rank_correlation, stability
+from unlora.models.memory import batch_limit
 from unlora.pipeline.importance import RETAIN_SHARE, retain_sample
 from unlora.settings import ImportanceConfig
 
@@ -82,8 +83,8 @@ class Extraction:
         self.both_sets = both_sets
         self.subject, self.model, self.retain = subject, subject.model, retain
         self.config = config
-        size = self.config.batch_size(self.model.device.type)
-        whole = [list(iter_batches(part, size, subject.pad_id)) for part in (subject.forget, retain)]
+        self.size = batch_limit(self.model, self.config.importance_batch_size, on_cpu=4, backward=True)
+        whole = [list(iter_batches(part, self.size, subject.pad_id)) for part in (subject.forget, retain)]
         shares = [len(part) / sum(map(len, whole)) for part in whole]
         self.sample = [spread(part, max(1, round(batches * share))) for part, share in zip(whole, shares, strict=True)]
         self.share = sum(map(tokens, self.sample)) / sum(map(tokens, whole))
@@ -178,7 +179,7 @@ class Extraction:
 
 def convergence(extraction: Extraction, subject: Subject, examples: int) -> Iterator[str]:
     """Yield how close row importances come to those from `examples` retain examples, and its estimate."""
-    config, size = extraction.config, extraction.config.batch_size(subject.model.device.type)
+    config, size = extraction.config, extraction.size
     probe = attach_probe(subject.model, ADAPTER, config.sigma, SEED)
 
     def moments(part: Sequence[Example]) -> Moments:

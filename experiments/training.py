@@ -41,8 +41,10 @@ from unlora import UnlearnConfig, UnlearnTrainer, attach_adapters
 from unlora.adapter import detach_adapters
 from unlora.adapter.targets import target_shapes
 from unlora.data import Batch, ForgetRetainDataset, iter_batches
+from unlora.models.memory import batch_limit
 
-# Rows of the floor's batches: enough to keep the processor busy, and few enough to be of about one length.
+# Rows of the floor's batches on a CPU: enough to keep it busy, and few enough to be of about one length. On a GPU they
+# are as many as fit.
 FLOOR_ROWS = 4
 
 
@@ -65,11 +67,12 @@ class Training:
         """Run forward and backward passes over the examples of the first steps, and discard the gradients."""
         pairs = ForgetRetainDataset(self.subject.forget, self.subject.retain, self.args.pairing_seed)
         size = self.args.per_device_train_batch_size
+        rows = batch_limit(self.subject.model, None, on_cpu=FLOOR_ROWS, backward=True)
         seconds = 0.0
         for step in range(self.args.max_steps):
             dealt = [pairs[pair] for pair in range(step * size, (step + 1) * size)]
             examples = [pair[column] for pair in dealt for column in ("forget", "retain")]
-            seconds += self.subject.least(iter_batches(examples, FLOOR_ROWS, self.subject.pad_id))
+            seconds += self.subject.least(iter_batches(examples, rows, self.subject.pad_id))
         return Run(0.0, seconds, self.args.max_steps)
 
     def unlora(self) -> Run:

@@ -1,11 +1,12 @@
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 from unlora.adapter import attach_adapters, reference_model
 from unlora.adapter.fused import fused_adapters
 from unlora.adapter.targets import target_shapes
 from unlora.data import TextFormat, encode_records, pad_batch
+from unlora.evals.scoring import evaluating
 from unlora.models.forward import labelled_tokens
 
 ROWS = [{"question": "Where was Ada born?", "answer": "London."}, {"question": "Why?", "answer": "Nobody minds."}]
@@ -16,10 +17,14 @@ def batch(tokenizer):
     return pad_batch(encode_records(ROWS, TextFormat(tokenizer)), 0)
 
 
+def start(base):
+    """The same importance for all rows."""
+    return {name: torch.ones(shape[0]) for name, shape in target_shapes(base, None).items()}
+
+
 def moved_on(base):
     """Return a model whose adapter and offset no longer cancel."""
-    importance = {name: torch.ones(shape[0]) for name, shape in target_shapes(base, None).items()}
-    model = attach_adapters(base, LoraConfig(r=3, lora_alpha=6), importance)
+    model = attach_adapters(base, LoraConfig(r=3, lora_alpha=6), start(base))
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -53,7 +58,7 @@ def test_adapters_in_one_say_and_learn_what_they_do_one_by_one(tiny_model, batch
     assert torch.equal(gradients(model, batch)[0], logits)  # left as it was
 
 
-def test_a_half_precision_base_gets_the_adapters_float32_sum(tiny_model, batch):
+def test_a_half_precision_base_gets_the_sum_of_float32_adapters(tiny_model, batch):
     model = moved_on(tiny_model("llama").bfloat16())
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     logits, _ = gradients(model, batch)
@@ -62,3 +67,76 @@ def test_a_half_precision_base_gets_the_adapters_float32_sum(tiny_model, batch):
     assert fused.dtype == torch.bfloat16
     assert (fused - logits).float().norm() <= 0.02 * logits.float().norm()
     assert {value.dtype for value in found.values()} == {torch.float32}
+
+
+def test_bfloat16_keeps_a_change_that_is_small_beside_the_start(tiny_model):
+    """Of B·A − B₀·A₀ it would keep nothing: both products are rounded to steps of 1/256 of their size."""
+    model = attach_adapters(tiny_model("llama").bfloat16(), LoraConfig(r=4, lora_alpha=8), start(tiny_model("llama")))
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    with torch.no_grad():
+        layer.get_base_layer().weight.zero_()
+        for factors in (layer.lora_A, layer.lora_B):
+            weight = factors["unlearn"].weight
+            weight.mul_(1 + 1e-3 * torch.randn_like(weight))
+    inputs = torch.randn(5, layer.in_features).bfloat16()
+    a, b, a0, b0 = (f[n].weight.double() for n in ("unlearn", "offset") for f in (layer.lora_A, layer.lora_B))
+    exact = layer.scaling["unlearn"] * inputs.double() @ (b @ a + b0 @ a0).T
+    with fused_adapters(model), torch.no_grad():
+        found = layer(inputs).double()
+    assert 1e-4 < exact.norm() / (inputs.double() @ (b @ a).T).norm() < 1e-2
+    assert (found - exact).norm() <= 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fused_adapters_work_under_autocast(tiny_model, batch, dtype):
+    model = moved_on(tiny_model("llama"))
+    logits, apart = gradients(model, batch)
+    with fused_adapters(model), torch.autocast("cpu", dtype):
+        found, together = gradients(model, batch)
+    assert (found - logits).float().norm() <= 0.03 * logits.norm()
+    for key, value in apart.items():
+        assert together[key].dtype == torch.float32
+        assert (together[key] - value).norm() <= 0.1 * value.norm(), key
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_layers_that_are_run_again_in_the_backward_pass_have_the_same_adapters(tiny_model, batch, reentrant):
+    """Although the reference model has run in between."""
+    model = moved_on(tiny_model("llama"))
+    _, expected = gradients(model, batch)
+    model.enable_input_require_grads()
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.train()
+    with fused_adapters(model):
+        out = labelled_tokens(model, batch)
+        with reference_model(model):
+            labelled_tokens(model, batch)
+        out.logp.sum().backward()
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name], atol=1e-4, rtol=1e-3)
+
+
+def test_layers_with_other_kinds_of_adapters_run_as_they_always_do(tiny_model, batch):
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=3, target_modules=["q_proj", "v_proj"], use_dora=True))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+        model.eval()
+        expected = labelled_tokens(model, batch).logits
+        with fused_adapters(model):
+            assert torch.equal(labelled_tokens(model, batch).logits, expected)
+
+
+def test_fused_adapters_may_be_fused_again_inside(tiny_model, batch):
+    model = moved_on(tiny_model("llama"))
+    logits, expected = gradients(model, batch)
+    with fused_adapters(model):
+        with evaluating(model):
+            torch.testing.assert_close(labelled_tokens(model, batch).logits, logits, atol=1e-5, rtol=1e-4)
+        _, found = gradients(model, batch)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, atol=1e-4, rtol=1e-3)
+    assert not any("forward" in vars(module) for module in model.modules())

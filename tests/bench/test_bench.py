@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from helpers.models import make_tokenizer, tiny_config
 from unlora.bench import Cell, Progress, Results, grid, waves
 from unlora.bench.runner import _place, launcher
+from unlora.bench.sharing import shared_importance
 from unlora.bench.table import best, markdown, to_csv
 from unlora.benchmarks import BENCHMARKS, Benchmark, Metric
 from unlora.cli import main
@@ -539,3 +540,34 @@ def test_gpus_are_dealt_to_the_cells_that_run_at_a_time(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
     assert [_place(number, 3, 1)["CUDA_VISIBLE_DEVICES"] for number in range(3)] == ["3", "5", "6"]
     assert [_place(number, 2, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)] == ["3,5", "6,7"]
+
+
+@pytest.mark.slow
+def test_an_importance_is_measured_once_for_all_losses(tofu, tmp_path):
+    assert main(arguments(tofu, tmp_path / "bench", methods=("vila+ihl", "vila+gd"))) == 0
+    first, second = (tmp_path / "bench/cells/forget01" / method / "seed-0/run" for method in ("vila+ihl", "vila+gd"))
+    assert not (second / "importance.safetensors").exists()
+    config = yaml.safe_load((second / "config.yaml").read_text())
+    assert config["importance_file"] == str(first / "importance.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ({"loss": "gd", "learning_rate": 1.0, "max_steps": 3, "original_log": "log.json"}, True),
+        ({"r": 4}, False),
+        ({"importance_seed": 1}, False),
+        ({"forget_name": "other"}, False),
+        ({"dtype": "bfloat16"}, False),
+    ],
+)
+def test_cells_share_an_importance_if_nothing_that_it_depends_on_differs(tmp_path, changes, shared):
+    settings = {"init": "vila", "loss": "ihl", "r": 8, "importance_seed": 0, "forget_name": "forget"}
+    cells = grid(["vila+ihl", "vila+gd", "fila+gd"], ["forget10"], [0, 1], tmp_path, BENCHMARKS["tofu"])
+    for cell in cells:
+        cell.prepare({**settings, **(changes if cell.method == "vila+gd" else {})})
+    assert [shared_importance(cell) for cell in cells] == [None] * 6
+    first = cells[0].folder / "run" / "importance.safetensors"
+    first.parent.mkdir()
+    first.touch()
+    assert [shared_importance(cell) for cell in cells] == [None, first if shared else None, None, None, None, None]

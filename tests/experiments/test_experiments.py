@@ -13,7 +13,7 @@ from experiments.ablation import GRID, METHODS, Cell, Results, chosen
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import enable_progress_bar
 
-from experiments import _speed, extraction, training
+from experiments import _speed, extraction, gpu, operations, training
 from unlora.common.files import write_jsonl
 from unlora.settings import ImportanceConfig
 
@@ -114,6 +114,39 @@ def test_a_training_step_is_measured_beside_its_floor_and_the_authors_procedure(
     assert rows["vila"]["runs"][0]["share"] == 2  # four pairs, where a step has two
 
 
+@pytest.mark.slow
+def test_a_gpu_is_measured_part_by_part(model_folder, tmp_path):
+    """At tiny size on the CPU, where nothing but the seconds differs."""
+    flags = ["--json", tmp_path / "out.json", "--device", "cpu", "--dtype", "float32", "--model", "tiny"]
+    flags += ["--rows", 4, 8, "--batches", 2, "--rounds", 1, "--small", model_folder, "--finetune", "--max_steps 1"]
+    limits = "--loss ihl --max_steps 1 --ds_size 2 --max_new_tokens 2 --retain_samples 8"
+    gpu.main([*map(str, flags), "--unlearn", limits])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["extraction"]["ratio"] == found["extraction"]["unlora"] / found["extraction"]["floor"]
+    assert found["start"]["seconds"] > 0
+    assert found["step"]["unlora"] > 0
+    stages = [found["forget10"][name] for name in ("importance", "start", "training")]
+    assert found["forget10"]["whole"] == pytest.approx(sum(stages))
+    assert found["forget10"]["updates"] == 5
+    assert found["finetune"]["exit_code"] == 0
+    for seed in (0, 1):
+        assert found[f"unlearn seed {seed}"]["exit_code"] == 0
+        assert found[f"unlearn seed {seed}"]["stages"]["training"] > 0
+        assert "forget" in found[f"unlearn seed {seed}"]["unlearned"]
+
+
+def test_what_fails_or_has_no_time_on_a_gpu_does_not_lose_the_rest(tmp_path):
+    results = gpu.Results(tmp_path / "out.json", seconds=60)
+    results.run("broken", lambda: {"value": 1 / 0})
+    results.run("whole", lambda: {"value": 2})
+    results.end = 0
+    results.run("late", lambda: {"value": 3})
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["broken"]["error"] == "ZeroDivisionError: division by zero"
+    assert found["whole"]["value"] == 2
+    assert found["late"] == "left out: no time"
+
+
 def test_a_part_is_scaled_up_and_what_comes_once_is_not():
     assert _speed.Run(fixed=1.0, sample=2.0, share=0.25).seconds == 9.0
 
@@ -122,3 +155,18 @@ def test_samples_are_spread_over_the_whole():
     """So that a sample of batches in order of length is of all lengths."""
     assert _speed.spread(range(10), 2) == [2, 7]
     assert _speed.spread(range(3), 5) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("name", "most"), [("importance", 6), ("training", 10), ("evaluation", 3)])
+def test_operations_beyond_the_floor_stay_few(name, most):
+    """Of each adapted layer and batch. On a GPU their number decides what a small model costs."""
+    floor, found = (
+        operations.per_layer(operations.PROCEDURES[key], torch.bfloat16) for key in (operations.FLOORS[name], name)
+    )
+    assert 1 < (found - floor).calls <= most
+
+
+def test_what_computes_nothing_is_no_operation():
+    a, b = torch.ones(4, 8), torch.ones(8, 2)
+    found = operations.counted(lambda: (a @ b).T.reshape(-1).add_(1).view(2, 4))
+    assert found == operations.Operations(calls=3, bytes=2 * 4 * 2 * 4)

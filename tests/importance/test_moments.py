@@ -6,8 +6,9 @@ from transformers.pytorch_utils import Conv1D
 
 from helpers.models import ARCHITECTURES, tiny_config
 from unlora.common.errors import InputError
-from unlora.data import IGNORE_INDEX, TextFormat, encode_records, pad_batch
-from unlora.importance import attach_probe, gradient_moments, moments
+from unlora.data import IGNORE_INDEX, TextFormat, encode_records, iter_batches, pad_batch
+from unlora.data.batching import BatchLimit
+from unlora.importance import attach_probe, gradient_moments, moments, shelf
 
 ROWS = [
     {"question": "Where was Ada Lovelace born?", "answer": "London."},
@@ -333,3 +334,59 @@ def test_whole_weights_are_measured_under_adapters_too(tiny_model, examples):
     mean, second, tokens = one_by_one(model, batches(examples, 1))
     expected = [{f"{name}.weight": value for value in part.values()} for part in (mean, second)]
     assert_moments(gradient_moments(model, batches(examples), weights=[name]), (*expected, tokens))
+
+
+class Again:
+    """Batches that can be iterated again, with as many rows as the limit allows."""
+
+    def __init__(self, examples, limit):
+        self.examples, self.limit = examples, limit
+
+    def __iter__(self):
+        return iter_batches(self.examples, self.limit, 0)
+
+
+@pytest.mark.parametrize("page", [1, 2**18])
+def test_moments_after_an_out_of_memory_error_are_those_of_smaller_batches(
+    tiny_model, examples, page, monkeypatch, caplog
+):
+    """The error comes in the backward pass, when other layers have had their share of the batch."""
+    monkeypatch.setattr(shelf, "_CPU_PAGE", page)
+    probe = attach_probe(tiny_model("llama"), LoraConfig(r=3, lora_alpha=6))
+    expected = gradient_moments(probe, batches(examples, 1))
+    limit = BatchLimit(rows=4)
+
+    def fail(gradient):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def check(module, args, output):
+        if len(args[0]) > 1:
+            output.register_hook(fail)
+
+    hook = probe.get_base_model().model.layers[0].mlp.down_proj.register_forward_hook(check)
+    found = gradient_moments(probe, Again(examples, limit), limit=limit)
+    hook.remove()
+    assert_moments(found, (expected.mean, expected.second, expected.tokens))
+    assert len(caplog.messages) == 2  # from four rows to two to one
+    assert all("out of memory" in line for line in caplog.messages)
+
+
+def test_a_single_example_that_is_too_large_for_the_memory_is_an_error(tiny_model, examples):
+    limit = BatchLimit(rows=1)
+    probe = attach_probe(tiny_model("llama"), LoraConfig(r=3, lora_alpha=6))
+
+    def fail(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    probe.get_base_model().model.layers[0].register_forward_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        gradient_moments(probe, Again(examples, limit), limit=limit)
+
+
+def test_products_in_bfloat16_give_nearly_the_same_moments(tiny_model, examples):
+    expected = gradient_moments(attach_probe(tiny_model("llama"), LoraConfig(r=3, lora_alpha=6)), batches(examples))
+    half = attach_probe(tiny_model("llama").bfloat16(), LoraConfig(r=3, lora_alpha=6))
+    found = gradient_moments(half, batches(examples))
+    for name, value in expected.second.items():
+        assert found.second[name].dtype == torch.float32
+        assert (found.second[name] - value).norm() <= 0.1 * value.norm(), name

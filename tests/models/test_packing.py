@@ -107,7 +107,8 @@ def test_attention_of_packed_rows_is_that_of_each_row(tiny_model):
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 4, 7, 8)
     key, value = key[:, :2], value[:, :2]
-    rows = Rows(2, 4, torch.tensor([0, 1, 2, 4, 5, 6, 7]))  # three tokens and four
+    slots, tokens = torch.tensor([0, 1, 2, 4, 5, 6, 7]), torch.tensor([0, 1, 2, 0, 3, 4, 5, 6])
+    rows = Rows(2, 4, slots, tokens)  # three tokens and four
     whole, _ = AttentionInterface()["unlora_packed"](layer, query, key, value, None, rows=rows, scaling=0.5)
     for part in (slice(0, 3), slice(3, 7)):
         own, _ = sdpa_attention_forward(layer, *(x[:, :, part] for x in (query, key, value)), None, scaling=0.5)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from unlora.bench.cells import FAILED, LOG, Cell
 from unlora.bench.executors import Execute, execute_here
+from unlora.bench.sharing import shared_importance
 from unlora.common import plugins
 from unlora.common.files import write_text
 
@@ -127,7 +128,9 @@ def _run_cell(
     try:
         write_text(cell.folder / LOG, "")
         for command in cell.commands:
-            argv = [*launcher(command[0], num_processes), *command, *plugins.flags()]
+            known = shared_importance(cell) if command[0] == "unlearn" else None
+            importance = [] if known is None else ["--importance_file", str(known)]
+            argv = [*launcher(command[0], num_processes), *command, *importance, *plugins.flags()]
             code = execute(argv, cell.folder / LOG, place)
             if code:
                 break

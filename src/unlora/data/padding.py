@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from unlora.common.errors import InputError, Problem
+from unlora.data.batching import BatchLimit
 from unlora.data.encoding import IGNORE_INDEX, Example, count_labels
 from unlora.data.lessons import join_lessons
 
@@ -56,15 +57,21 @@ def pad_batch(examples: Sequence[Example], pad_id: int, side: str = "right") -> 
     }
 
 
-def iter_batches(examples: Sequence[Example], batch_size: int, pad_id: int, *, sort: bool = True) -> Iterator[Batch]:
+def iter_batches(
+    examples: Sequence[Example], batch_size: int | BatchLimit, pad_id: int, *, sort: bool = True
+) -> Iterator[Batch]:
     """Yield all examples once, in padded batches of similar length.
 
     The longest examples come first, so that a batch size that needs too much memory fails at once. Without `sort` the
     examples keep their order.
     """
     ordered = sorted(examples, key=lambda example: -len(example["input_ids"])) if sort else examples
-    for start in range(0, len(ordered), batch_size):
-        yield pad_batch(ordered[start : start + batch_size], pad_id)
+    limit = batch_size if isinstance(batch_size, BatchLimit) else BatchLimit(batch_size)
+    lengths, start = [len(example["input_ids"]) for example in ordered], 0
+    while start < len(ordered):
+        count = limit.count(lengths, start)
+        yield pad_batch(ordered[start : start + count], pad_id)
+        start += count
 
 
 @dataclass(frozen=True)

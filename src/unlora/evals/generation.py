@@ -16,10 +16,11 @@ from unlora.common.distributed import together
 from unlora.common.errors import InputError, Problem
 from unlora.data.conversations import Asked
 from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_prompt
-from unlora.data.padding import padding_id
+from unlora.data.padding import Batch, padding_id
 from unlora.evals.progress import Progress
-from unlora.evals.scoring import check_positions, evaluating, length_sorted_batches, of_all
+from unlora.evals.scoring import CPU_ROWS, check_positions, checked_size, evaluating, of_all, run_batches
 from unlora.models.forward import causal_lm
+from unlora.models.memory import batch_limit
 
 
 def generate_answers(
@@ -27,7 +28,7 @@ def generate_answers(
     questions: Sequence[Asked],
     text_format: TextFormat,
     max_new_tokens: int = 200,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """Return the model's greedy answer to each question, without special tokens and surrounding whitespace.
@@ -40,7 +41,7 @@ def generate_answers(
         questions: [questions], each a text or the turns of a conversation before an answer.
         text_format: the prompt. It is exactly the one after which answers are scored.
         max_new_tokens: the maximum length of an answer. It ends earlier at one of the `end_tokens` of the format.
-        batch_size: questions in a batch.
+        batch_size: maximum number of questions in a batch. None fills the memory of a GPU.
         progress: called after each batch with the number of questions answered so far.
 
     Raises:
@@ -56,7 +57,7 @@ def continue_prompts(
     prompts: Sequence[list[int]],
     text_format: TextFormat,
     max_new_tokens: int = 200,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: Progress | None = None,
     temperature: float = 0.0,
 ) -> list[str]:
@@ -74,12 +75,16 @@ def continue_prompts(
     check_positions(model, examples, max_new_tokens, "max_new_tokens", max_new_tokens)
     config = generation_config(max_new_tokens, text_format, temperature)
     texts: dict[int, str] = {}
+    limit = batch_limit(model, checked_size(batch_size), on_cpu=CPU_ROWS, new_tokens=max_new_tokens)
     with together(), generating(model) as core:
-        # Padding on the left, so that all answers of a batch begin in the same column.
-        for places, batch in length_sorted_batches(examples, batch_size, text_format, "left", progress):
+
+        def add(places: list[int], batch: Batch) -> None:
             inputs = {key: batch[key].to(core.device) for key in ("input_ids", "attention_mask")}
             rows = core.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
-            texts |= {place: generated_text(row, text_format) for place, row in zip(places, rows, strict=True)}
+            texts.update({place: generated_text(row, text_format) for place, row in zip(places, rows, strict=True)})
+
+        # Padding on the left, so that all answers of a batch begin in the same column.
+        run_batches(add, examples, limit, text_format, "left", progress)
     return of_all(texts)
 
 

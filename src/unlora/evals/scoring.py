@@ -7,27 +7,33 @@ processes all of them must call these functions. Each then scores its share, and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from torch import Tensor, nn
 
+from unlora.adapter.fused import fused_adapters
 from unlora.common.distributed import in_lockstep, merge, share, together
 from unlora.common.errors import InputError, Problem, raise_if
+from unlora.data.batching import BatchLimit
 from unlora.data.conversations import Asked
 from unlora.data.encoding import Example, TextFormat, count_labels, encode_answers
 from unlora.data.padding import Batch, pad_batch, padding_id
 from unlora.evals.progress import Progress
-from unlora.models.forward import LabelledTokens, causal_lm, labelled_tokens
+from unlora.models.forward import LabelledTokens, causal_lm, labelled_tokens, unwrapped
 from unlora.models.log_probabilities import upcast
+from unlora.models.memory import batch_limit
 
 T = TypeVar("T")
 # The log-probabilities of the whole vocabulary are computed in blocks of at most this many numbers (64 MiB).
 BLOCK = 2**24
+# The examples of a batch on a CPU, where the user does not say.
+CPU_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ def example_nll(
     model: nn.Module,
     examples: Sequence[Example],
     text_format: TextFormat,
-    batch_size: int,
+    batch_size: int | None,
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the negative log-likelihood of each example's labels.
@@ -71,7 +77,7 @@ def example_nll(
         model: a causal LM, with or without adapters.
         examples: tokenised.
         text_format: its tokenizer defines the padding.
-        batch_size: examples in a forward pass.
+        batch_size: maximum number of examples in a forward pass. None fills the memory of a GPU.
         progress: called after each batch with the number of examples scored so far.
 
     Returns:
@@ -88,7 +94,7 @@ def token_nll(
     model: nn.Module,
     examples: Sequence[Example],
     text_format: TextFormat,
-    batch_size: int,
+    batch_size: int | None,
     progress: Progress | None = None,
 ) -> list[NDArray[np.float64]]:
     """Return the same as `example_nll`, but of each labelled token, in nats: for each example [tokens]."""
@@ -103,7 +109,7 @@ def score_tokens(
     model: nn.Module,
     examples: Sequence[Example],
     text_format: TextFormat,
-    batch_size: int,
+    batch_size: int | None,
     progress: Progress | None = None,
 ) -> list[TokenScores]:
     """Return the scores of each example's labelled tokens, which memorisation and membership are computed from.
@@ -126,15 +132,19 @@ def _score_batches(
     model: nn.Module,
     examples: Sequence[Example],
     text_format: TextFormat,
-    batch_size: int,
+    batch_size: int | None,
     progress: Progress | None,
 ) -> list[T]:
     """Return what `score` computes for each example from the model's output for a batch."""
     check_examples(model, examples, text_format)
+    limit = batch_limit(model, checked_size(batch_size), on_cpu=CPU_ROWS)
     scores: dict[int, T] = {}
     with together(), evaluating(model):
-        for places, batch in length_sorted_batches(examples, batch_size, text_format, "right", progress):
-            scores |= dict(zip(places, score(labelled_tokens(model, batch)), strict=True))
+
+        def add(places: list[int], batch: Batch) -> None:
+            scores.update(zip(places, score(labelled_tokens(model, batch)), strict=True))
+
+        run_batches(add, examples, limit, text_format, "right", progress)
     return of_all(scores)
 
 
@@ -162,27 +172,50 @@ def of_all(part: Mapping[int, T]) -> list[T]:
     return [results[place] for place in range(len(results))]
 
 
-def length_sorted_batches(
+def run_batches(
+    run: Callable[[list[int], Batch], None],
     examples: Sequence[Example],
-    batch_size: int,
+    limit: BatchLimit,
     text_format: TextFormat,
     side: str = "right",
     progress: Progress | None = None,
-) -> Iterator[tuple[list[int], Batch]]:
-    """Yield this process's examples in batches, each with the indices of its examples.
+) -> None:
+    """Call `run` with this process's examples in batches of similar length, each with the indices of its examples.
 
-    The longest examples come first, so that a batch that is too large for the memory fails at once.
+    The longest examples come first, so that a batch that is too large for the memory fails at once. Its examples are
+    then run in smaller batches.
     """
-    if batch_size < 1:
-        raise InputError(Problem("batch_size", batch_size, "a batch has at least one example", "use at least 1"))
     pad_id = padding_id(text_format.tokenizer)
     order = share(sorted(range(len(examples)), key=lambda place: -len(examples[place]["input_ids"])))
-    for start in range(0, len(order), batch_size):
-        places = list(order[start : start + batch_size])
-        yield places, pad_batch([examples[place] for place in places], pad_id, side)
+    lengths, start = [len(examples[place]["input_ids"]) for place in order], 0
+    while start < len(order):
+        places = list(order[start : start + limit.count(lengths, start)])
+        failure = out_of_memory(lambda: run(places, pad_batch([examples[place] for place in places], pad_id, side)))  # noqa: B023 - called at once
+        if failure is not None:
+            limit.halve(failure)
+            continue
+        start += len(places)
         if progress is not None:
             # This process sees only its own share. The others are about as far with theirs.
-            progress(round((start + len(places)) * len(examples) / len(order)))
+            progress(round(start * len(examples) / len(order)))
+
+
+def out_of_memory(run: Callable[[], None]) -> torch.OutOfMemoryError | None:
+    """Return the error if the memory is too small for what is run, without the frames that hold its tensors."""
+    try:
+        run()
+    except torch.OutOfMemoryError as error:
+        if in_lockstep():  # the other processes have run this batch
+            raise
+        return error.with_traceback(None)
+    return None
+
+
+def checked_size(batch_size: int | None) -> int | None:
+    """Return a number of rows. Raise `InputError` if a batch would have none."""
+    if batch_size is not None and batch_size < 1:
+        raise InputError(Problem("batch_size", batch_size, "a batch has at least one example", "use at least 1"))
+    return batch_size
 
 
 def check_examples(model: nn.Module, examples: Sequence[Example], text_format: TextFormat) -> None:
@@ -227,9 +260,11 @@ def check_positions(model: nn.Module, examples: Sequence[Example], new: int, arg
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch gradients and dropout off."""
+    """Switch gradients and dropout off, and run all adapters of a layer as one."""
+    inner = unwrapped(model)
+    adapters = fused_adapters(inner, training=False) if isinstance(inner, PeftModel) else nullcontext()
     # Sharded weights are gathered and kept beyond the pass, and must not be inference tensors in training.
-    with without_dropout(model), torch.no_grad() if in_lockstep() else torch.inference_mode():
+    with without_dropout(model), adapters, torch.no_grad() if in_lockstep() else torch.inference_mode():
         yield
 
 

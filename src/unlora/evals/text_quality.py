@@ -36,7 +36,7 @@ _WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 
 
 def text_measures(
-    model: nn.Module, texts: Sequence[str], text_format: TextFormat, batch_size: int = 32
+    model: nn.Module, texts: Sequence[str], text_format: TextFormat, batch_size: int | None = None
 ) -> NDArray[np.float64]:
     """Return three measures of how bad each text is.
 
@@ -114,7 +114,7 @@ def text_columns(
     rows: Sequence[Record],
     original: nn.Module,
     text_format: TextFormat,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return what `summarise_text` reads of one set in a log.
 

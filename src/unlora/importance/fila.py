@@ -27,7 +27,14 @@ def row_importance(measurement: Measurement) -> dict[str, Tensor]:
     importance: dict[str, Tensor] = {}
     for names in _groups(target_shapes(measurement.model, measurement.adapter.target_modules), GROUP_SIZE):
         of_forget, of_retain = (
-            gradient_moments(measurement.model, batches(), config.moments_per, weights=names, all_processes=True)
+            gradient_moments(
+                measurement.model,
+                batches(),
+                config.moments_per,
+                weights=names,
+                all_processes=True,
+                limit=measurement.limit,
+            )
             for batches in (measurement.forget, measurement.retain)
         )
         importance |= importance_ratio(fisher, of_forget, of_retain, rows=True, **FILA.ratio(config))

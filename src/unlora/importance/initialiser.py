@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unlora.adapter.settings import AdapterSettings
+from unlora.data.batching import BatchLimit
 from unlora.data.padding import Batch
 from unlora.importance.moments import Moments
 from unlora.settings import SMOOTHING, ImportanceConfig
@@ -33,6 +34,8 @@ class Measurement:
         forget: returns this process's batches of the forget set, anew at each call.
         retain: the same for the retain sample, or for a part of it that a slice names: `retain(slice(0, 128))`.
         retain_size: the number of examples in the retain sample.
+        limit: what the size of the batches follows. `gradient_moments` halves it if the memory is too small, which
+            needs batches that can be iterated again.
     """
 
     model: nn.Module
@@ -41,6 +44,7 @@ class Measurement:
     forget: Callable[[], Iterable[Batch]]
     retain: Callable[..., Iterable[Batch]]
     retain_size: int
+    limit: BatchLimit | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from unlora.adapter.settings import UNLEARN
 from unlora.adapter.targets import base_modules, linear_shape
 from unlora.common.distributed import add_up, gather, in_lockstep, together
 from unlora.common.errors import InputError, Problem, unknown_name
+from unlora.data.batching import BatchLimit
+from unlora.importance.shelf import Shelf, add_moments
 from unlora.importance.taps import Tap, tapped
 from unlora.models.forward import labelled_tokens
 from unlora.settings import GRANULARITIES
@@ -71,6 +73,7 @@ def gradient_moments(
     *,
     weights: Sequence[str] | None = None,
     all_processes: bool = False,
+    limit: BatchLimit | None = None,
 ) -> Moments:
     """Return the moments of the gradient of each trainable LoRA factor over `batches`, at the model's present weights.
 
@@ -87,6 +90,8 @@ def gradient_moments(
             of these weights, so large models are measured some layers at a time.
         all_processes: in a job of several processes, return the moments over the batches of all. Each process calls
             this with its own batches, possibly none.
+        limit: what the size of the batches follows, if they can be iterated again. If one is too large for the memory,
+            the limit is halved, and the moments are taken anew.
 
     Returns:
         `Moments` on the parameters' device. The keys are the factors' names in `model.named_parameters()`, or
@@ -107,19 +112,12 @@ def gradient_moments(
     counted = torch.zeros(2, dtype=torch.long, device=next(iter(taps.values())).mean.device)  # tokens and examples
     with (
         together() if all_processes else nullcontext(),
-        _without_cancelled_adapters(model, taps) as listeners,
+        _without_cancelled_adapters(model, taps) as (listeners, shelf),
         tapped(model, listeners),
     ):
-        for batch in batches:
-            out = labelled_tokens(model, batch)
-            counts = out.counts if per == "example" else out.counts.sum()[None]
-            for tap in listeners.values():
-                tap.start_batch(counts, *batch["input_ids"].shape)
-            # The sum of mean-token losses: an example's loss has a gradient at its own tokens only.
-            per_token = counts[out.example] if per == "example" else counts
-            (-out.logp / per_token).sum().backward()
-            # Kept on the device, so that no batch waits for the one before it.
-            counted += torch.stack([counts.sum(), (counts > 0).sum()])
+        while not _all_added(model, batches, per, listeners, shelf, counted, limit):
+            for sums in (counted, *(part for tap in taps.values() for part in (tap.mean, tap.second))):
+                sums.zero_()
     tokens, examples = counted.tolist()
     if all_processes and not in_lockstep():
         tokens, examples = (sum(numbers) for numbers in zip(*gather((tokens, examples)), strict=True))
@@ -129,6 +127,43 @@ def gradient_moments(
         raise InputError(Problem("batches", "0 labelled tokens", reason, fix))
     mean = {name: tap.mean.div_(tokens) for name, tap in taps.items()}
     return Moments(mean, {name: tap.second.div_(tokens) for name, tap in taps.items()}, tokens, examples)
+
+
+def _all_added(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    per: str,
+    taps: Sequence[Tap],
+    shelf: Shelf | None,
+    counted: Tensor,
+    limit: BatchLimit | None,
+) -> bool:
+    """Add the moments of all batches. If the memory is too small for one, halve the limit and return False.
+
+    What was added before is of no use then, because the layers that came before the error have counted the batch.
+    """
+    try:
+        for batch in batches:
+            out = labelled_tokens(model, batch)
+            counts = out.counts if per == "example" else out.counts.sum()[None]
+            for tap in taps:
+                tap.start_batch(counts, *batch["input_ids"].shape)
+            # The sum of mean-token losses: an example's loss has a gradient at its own tokens only.
+            per_token = counts[out.example] if per == "example" else counts
+            (-out.logp / per_token).sum().backward()
+            if shelf is not None:
+                shelf.end_batch()
+            # Kept on the device, so that no batch waits for the one before it.
+            counted += torch.stack([counts.sum(), (counts > 0).sum()])
+        return True
+    except torch.OutOfMemoryError as error:
+        if limit is None:
+            raise
+        failure = error.with_traceback(None)
+    if shelf is not None:
+        shelf.forget_batch()
+    limit.halve(failure)
+    return False
 
 
 class _MomentTap(Tap):
@@ -150,34 +185,58 @@ class _MomentTap(Tap):
         blocks = (values.split(size) for values in (counts, inputs, gradient))
         for weight, block_inputs, block_gradient in zip(*blocks, strict=True):
             # Squares of half-precision gradients would underflow, so everything is float32 from here on.
-            per_example = torch.bmm(block_gradient.float().transpose(1, 2), block_inputs.float())  # [examples, out, in]
-            per_example, weight = per_example.flatten(1).T, weight.to(per_example.dtype)
-            self.mean.view(-1).addmv_(per_example, weight)
-            self.second.view(-1).addmv_(per_example.square_(), weight)
+            per_example = torch.bmm(block_gradient.float().mT, block_inputs.float())  # [examples, out, in]
+            add_moments(per_example.flatten(1), weight, self.mean.view(-1), self.second.view(-1))
 
 
 class _CancelledTap(Tap):
     """Adds up the moments of both factors of a layer whose adapter and offset cancel: h = W x + s·B A x − s·B A x.
 
-    With δ the gradient of h, the gradient of z = A x is s·Bᵀδ and that of B z is s·δ. So nothing but W has to run.
+    With δ the gradient of h, the gradient of z = A x is s·Bᵀδ and that of B z is s·δ. So nothing but W has to run. The
+    products of bfloat16 are bfloat16, and the moments are float32.
 
     Args:
         module: the layer.
-        name: the name of its factor B, for errors.
         of_a: the tap of A.
         of_b: the tap of B.
     """
 
-    def __init__(self, module: LoraLayer, name: str, of_a: _MomentTap, of_b: _MomentTap) -> None:
-        super().__init__(module, name)
+    def __init__(self, module: LoraLayer, of_a: _MomentTap, of_b: _MomentTap) -> None:
+        super().__init__(module, of_b.name)
         self.of_a, self.of_b = of_a, of_b
         a, b = (tap.module.get_parameter("weight").detach() for tap in (of_a, of_b))
         self.scaled_a, self.scaled_b = a * module.scaling[UNLEARN], b * module.scaling[UNLEARN]
+        self.size = a.numel() + b.numel()
+
+    def put_on(self, shelf: Shelf, place: int) -> None:
+        """Keep the moments on a shelf, from which the taps of the factors see their parts."""
+        self.shelf, self.place = shelf, place
+        split = self.of_a.mean.numel()
+        mean, second = shelf.moments(place)
+        self.of_a.mean, self.of_b.mean = mean[:split].view_as(self.of_a.mean), mean[split:].view_as(self.of_b.mean)
+        self.of_a.second, self.of_b.second = (
+            second[:split].view_as(self.of_a.mean),
+            second[split:].view_as(self.of_b.mean),
+        )
 
     def add(self, counts: Tensor, inputs: Tensor, gradient: Tensor) -> None:
-        inputs, gradient = inputs.to(self.scaled_a.dtype), gradient.to(self.scaled_a.dtype)
-        self.of_a.add(counts, inputs, gradient @ self.scaled_b)
-        self.of_b.add(counts, inputs @ self.scaled_a.T, gradient)
+        # Gradients in float16 would underflow.
+        dtype = torch.bfloat16 if inputs.dtype == gradient.dtype == torch.bfloat16 else torch.float32
+        inputs, gradient = inputs.to(dtype), gradient.to(dtype)
+        self.scaled_a, self.scaled_b = self.scaled_a.to(dtype), self.scaled_b.to(dtype)
+        of_hidden = (gradient.flatten(0, 1) @ self.scaled_b).unflatten(0, gradient.shape[:2])
+        hidden = (inputs.flatten(0, 1) @ self.scaled_a.T).unflatten(0, inputs.shape[:2])
+        if len(counts) * self.size > BLOCK_SIZE:
+            self.of_a.add(counts, inputs, of_hidden)
+            self.of_b.add(counts, hidden, gradient)
+            return
+
+        def fill(room: Tensor) -> None:
+            of_a, of_b = room.split([self.of_a.mean.numel(), self.of_b.mean.numel()], 1)
+            torch.bmm(of_hidden.mT, inputs, out=of_a.unflatten(1, self.of_a.mean.shape))
+            torch.bmm(gradient.mT, hidden, out=of_b.unflatten(1, self.of_b.mean.shape))
+
+        self.shelf.add(self.place, counts, dtype, fill)
 
 
 def _factor_taps(model: nn.Module) -> dict[str, _MomentTap]:
@@ -197,20 +256,25 @@ def _weight_taps(model: nn.Module, modules: Sequence[str]) -> dict[str, _MomentT
 
 
 @contextmanager
-def _without_cancelled_adapters(model: nn.Module, taps: Mapping[str, _MomentTap]) -> Iterator[dict[str, Tap]]:
-    """Within, layers whose adapter and offset cancel exactly run neither. Yields the taps that then see everything.
+def _without_cancelled_adapters(
+    model: nn.Module, taps: Mapping[str, _MomentTap]
+) -> Iterator[tuple[list[Tap], Shelf | None]]:
+    """Within, layers whose adapter and offset cancel exactly run neither.
 
-    What the factors' taps would see follows from the layer's own input and output gradient.
+    What the factors' taps would see follows from the layer's own input and output gradient. Yields the taps that see
+    everything then, and the shelf of those layers.
     """
-    names = {tap.module: name for name, tap in taps.items()}
-    listeners: dict[str, Tap] = dict(taps)
+    of_factor = {tap.module: tap for tap in taps.values()}
+    cancelled: list[_CancelledTap] = []
     with ExitStack() as stack:
-        for layer_name, layer in model.named_modules():
+        for layer in model.modules():
             if isinstance(layer, LoraLayer) and cancels(layer):
                 factors = layer.lora_A[UNLEARN], layer.lora_B[UNLEARN]
-                if all(factor in names for factor in factors):
-                    of_a, of_b = (taps[names[factor]] for factor in factors)
-                    del listeners[of_a.name], listeners[of_b.name]
-                    listeners[layer_name] = _CancelledTap(layer, of_b.name, of_a, of_b)
+                if all(factor in of_factor for factor in factors):
+                    cancelled.append(_CancelledTap(layer, *(of_factor.pop(factor) for factor in factors)))
                     stack.enter_context(without_request(layer))
-        yield listeners
+        shelf = Shelf([tap.size for tap in cancelled], cancelled[0].scaled_a.device) if cancelled else None
+        for place, tap in enumerate(cancelled):
+            assert shelf is not None
+            tap.put_on(shelf, place)
+        yield [*of_factor.values(), *cancelled], shelf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -91,7 +91,7 @@ class _TapGradient(torch.autograd.Function):
 
 
 @contextmanager
-def tapped(model: nn.Module, taps: Mapping[str, Tap]) -> Iterator[None]:
+def tapped(model: nn.Module, taps: Iterable[Tap]) -> Iterator[None]:
     """Within, the taps are in place, every parameter is frozen, and gradients flow from the embeddings on."""
     with ExitStack() as stack:
         stack.enter_context(_without_dropout(model))
@@ -99,7 +99,7 @@ def tapped(model: nn.Module, taps: Mapping[str, Tap]) -> Iterator[None]:
         embeddings = causal_lm(model).get_input_embeddings()
         # No parameter requires a gradient any more, so the graph has to begin somewhere: at the embeddings' output.
         hooks = [embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_())]
-        hooks += [tap.module.register_forward_hook(tap.hook) for tap in taps.values()]
+        hooks += [tap.module.register_forward_hook(tap.hook) for tap in taps]
         for hook in hooks:
             stack.callback(hook.remove)
         yield

@@ -52,19 +52,21 @@ def row_importance(measurement: Measurement) -> dict[str, Tensor]:
     )
 
     def moments(batches: Iterable[Batch]) -> Moments:
-        return gradient_moments(probe, batches, config.moments_per, all_processes=True)
+        return gradient_moments(probe, batches, config.moments_per, all_processes=True, limit=measurement.limit)
 
     def importance(of_retain: Moments) -> dict[str, Tensor]:
         return importance_ratio(fisher, of_forget, of_retain, rows=True, **VILA.ratio(config))
 
-    of_forget = moments(measurement.forget())
-    if config.stops_at is None:
-        of_retain = moments(measurement.retain())
-    else:
-        of_retain = retain_moments(
-            lambda part: moments(measurement.retain(part)), measurement.retain_size, importance, config.stops_at
-        )
-    detach_adapters(probe)
+    try:
+        of_forget = moments(measurement.forget())
+        if config.stops_at is None:
+            of_retain = moments(measurement.retain())
+        else:
+            of_retain = retain_moments(
+                lambda part: moments(measurement.retain(part)), measurement.retain_size, importance, config.stops_at
+            )
+    finally:
+        detach_adapters(probe)
     return importance(of_retain)
 
 

@@ -34,22 +34,36 @@ class Rows:
         count: the number of rows.
         longest: the number of tokens in the longest row.
         slots: [tokens], row · longest + place in the row.
+        tokens: [rows · longest], the token in each slot; in padding, any token.
     """
 
     count: int
     longest: int
     slots: Tensor
+    tokens: Tensor
 
     def apart(self, states: Tensor) -> Tensor:
-        """Return packed states [1, heads, tokens, size] as zero-padded rows [rows, heads, longest, size]."""
-        _, heads, _, size = states.shape
-        places = states.new_zeros(self.count * self.longest, heads, size)
-        places = places.index_copy(0, self.slots.to(states.device), states[0].transpose(0, 1))
-        return places.view(self.count, self.longest, heads, size).transpose(1, 2)
+        """Return packed states [1, heads, tokens, size] as padded rows [rows, heads, longest, size]."""
+        tokens, slots = self.tokens.to(states.device), self.slots.to(states.device)
+        places: Tensor = _Apart.apply(states.squeeze(0).transpose(0, 1), tokens, slots)
+        return places.unflatten(0, (self.count, self.longest)).transpose(1, 2)
 
     def together(self, states: Tensor) -> Tensor:
         """Return padded rows [rows, longest, heads, size] as packed states [1, tokens, heads, size]."""
         return states.flatten(0, 1).index_select(0, self.slots.to(states.device))[None]
+
+
+class _Apart(torch.autograd.Function):
+    """Puts tokens into their slots. Padding has no gradient, so each token's is that of its own slot."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, tokens: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        return states.index_select(0, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
 
 
 def _packed_attention(
@@ -65,7 +79,8 @@ def _packed_attention(
 
     The states of queries, keys and values are [1, heads, tokens, size].
 
-    The padding is at the end of each row, where causal attention does not look, so no mask is needed. In three cases
+    The padding is at the end of each row, where causal attention does not look, so no mask is needed, and it does not
+    matter what is there. In three cases
     `attention_mask` is used instead, which transformers makes from the positions so that packed rows do not see each
     other: without `rows` (the batch is not packed, or the model does not pass them on), with a bias for positions, and
     with a sliding window that is shorter than a row.
@@ -120,9 +135,12 @@ def packed_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, A
     places = batch["attention_mask"].cumsum(-1) - 1
     longest = int(places.max()) + 1
     first = torch.arange(len(real), device=real.device)[:, None] * longest
+    slots = (first + places)[real]
+    tokens = torch.zeros(len(real) * longest, dtype=torch.long, device=real.device)
+    tokens[slots] = torch.arange(len(slots), device=real.device)
     return {
         "input_ids": batch["input_ids"][real][None].to(device),
         "position_ids": places[real][None].to(device),
-        "rows": Rows(len(real), longest, (first + places)[real].to(device)),
+        "rows": Rows(len(real), longest, slots.to(device), tokens.to(device)),
         "use_cache": False,
     }

@@ -18,15 +18,16 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from unlora.common.progress import tell
-from unlora.data import Example, TextFormat, iter_batches, padding_id
+from unlora.data import Example, TextFormat, iter_batches, pad_batch, padding_id
 from unlora.data.duplicates import near_duplicates, row_text
 from unlora.data.encoding import count_labels
 from unlora.data.names import detect_names
-from unlora.evals.scoring import evaluating
+from unlora.evals.scoring import CPU_ROWS, evaluating, out_of_memory
 from unlora.evals.tofu import read_questions, text_count
 from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.models.forward import causal_lm, labelled_tokens
+from unlora.models.memory import batch_limit
 from unlora.pipeline.importance import RETAIN_SHARE
 from unlora.pipeline.job import Job
 from unlora.teachers.substitutes import covering_names
@@ -186,20 +187,36 @@ def finetune_forecast(
 
 def _trial(job: Job) -> tuple[float, float]:
     """Return how many tokens the model reads in a second, and the seconds of one step of generating a batch."""
-    args, pad_id = job.request.args, padding_id(job.text_format.tokenizer)
-    size = min(args.per_device_train_batch_size, _TRIAL)
+    size = min(job.request.args.per_device_train_batch_size, _TRIAL)
     examples = [*job.forget[:size], *job.retain[:size]]
-    batch = next(iter(iter_batches(examples, len(examples), pad_id)))
-    start = {"input_ids": batch["input_ids"][:, :1], "attention_mask": batch["attention_mask"][:, :1]}
 
     def generate() -> None:
         model = causal_lm(job.model)
-        model(**{name: part.to(model.device) for name, part in start.items()})
+        start = torch.full((len(examples), 1), examples[0]["input_ids"][0], device=model.device)
+        model(input_ids=start, attention_mask=torch.ones_like(start))
 
     with evaluating(job.model):
-        read = _timed(lambda: labelled_tokens(job.model, batch), job.model)
+        speed = _reading_speed(job, examples)
         step = _timed(generate, job.model)
-    return _tokens(examples) / read, step
+    return speed, step
+
+
+def _reading_speed(job: Job, examples: Sequence[Example]) -> float:
+    """Return how many tokens the model reads in a second, in a batch of these examples or of as many as fit."""
+    limit = batch_limit(job.model, job.request.evaluation.eval_batch_size, on_cpu=CPU_ROWS)
+    pad_id, seconds = padding_id(job.text_format.tokenizer), math.nan
+
+    def read() -> None:
+        nonlocal seconds
+        seconds = _timed(lambda: labelled_tokens(job.model, batch), job.model)
+
+    while True:
+        part = examples[: limit.count([len(example["input_ids"]) for example in examples], 0)]
+        batch = pad_batch(part, pad_id)
+        failure = out_of_memory(read)
+        if failure is None:
+            return _tokens(part) / seconds
+        limit.halve(failure)
 
 
 def _timed(function: Callable[[], object], model: nn.Module) -> float:
@@ -219,7 +236,7 @@ def _evaluation(job: Job, speed: float, step: float) -> float:
     answers = text_count(job.sets, settings) - asked  # those to score, beside one to write for each question
     mean = (_tokens(job.forget) + _tokens(job.retain)) / (len(job.forget) + len(job.retain))
     longest = max(count_labels([example]) for example in job.forget)
-    batches = math.ceil(asked / settings.eval_batch_size)
+    batches = math.ceil(asked / (settings.eval_batch_size or CPU_ROWS))
     # Evaluated rows are taken to be as long as those that are trained on.
     return max(answers, asked) * mean / speed + batches * min(longest, settings.max_new_tokens) * step
 

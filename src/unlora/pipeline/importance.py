@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from unlora.common.distributed import on_main, share
 from unlora.common.errors import InputError, Problem
-from unlora.common.progress import bar
+from unlora.common.progress import shown
 from unlora.data import Batch, Example, iter_batches, padding_id
+from unlora.data.batching import BatchLimit
 from unlora.importance import INITIALISERS, Initialiser, Measurement
 from unlora.importance.ratio import normalised_rows
 from unlora.importance.storage import importance_key, load_importance, save_importance
 from unlora.importance.table import estimate_settings
+from unlora.models.memory import batch_limit
 from unlora.pipeline.job import Job
 from unlora.runs.folder import IMPORTANCE
 from unlora.settings import ImportanceConfig
@@ -97,32 +100,47 @@ def retain_sample(retain: Sequence[Example], size: int, seed: int) -> list[Examp
 def measurement_for(job: Job, retain: Sequence[Example]) -> Measurement:
     """Return what the initialiser may look at. The batches are this process's share."""
     config = job.request.importance
-    pad_id, size = padding_id(job.text_format.tokenizer), config.batch_size(job.model.device.type)
+    pad_id = padding_id(job.text_format.tokenizer)
+    limit = None
+    if config.moments_per == "example":
+        limit = batch_limit(job.model, config.importance_batch_size, on_cpu=4, backward=True)
 
     def of_forget() -> Iterable[Batch]:
         drawn = random.Random(config.importance_seed)
         passes = [drawn.sample(job.forget, len(job.forget)) for _ in range(config.forget_passes)]
-        return _shown_batches("forget", passes, config, size, pad_id)
+        return _Batches("forget", passes, config, limit, pad_id)
 
     def of_retain(part: slice = slice(None)) -> Iterable[Batch]:
-        return _shown_batches("retain", [retain[part]], config, size, pad_id)
+        return _Batches("retain", [retain[part]], config, limit, pad_id)
 
-    return Measurement(job.model, job.request.args, config, of_forget, of_retain, len(retain))
+    return Measurement(job.model, job.request.args, config, of_forget, of_retain, len(retain), limit)
 
 
-def _shown_batches(
-    name: str, passes: Sequence[Sequence[Example]], config: ImportanceConfig, size: int, pad_id: int
-) -> Iterable[Batch]:
-    """Return this process's batches of all passes, with a progress bar.
+@dataclass(frozen=True)
+class _Batches:
+    """This process's batches of some passes over a set, with a progress bar.
 
-    Moments over examples do not depend on how these are batched, so examples of similar length go together. Moments
-    over batches do, so the batches stay as they were drawn, and processes share whole ones.
+    Moments over examples do not depend on how these are batched, so examples of similar length go together, as many as
+    the limit allows. Moments over batches do, so the batches stay as they were drawn, and processes share whole ones.
     """
-    sort = config.moments_per == "example"
-    if sort:
-        parts: Sequence[Sequence[Example]] = [share(examples) for examples in passes]
-    else:
-        parts = share([examples[i : i + size] for examples in passes for i in range(0, len(examples), size)])
-    batches = (batch for part in parts for batch in iter_batches(part, size, pad_id, sort=sort))
-    total = sum(-(-len(part) // size) for part in parts)
-    return bar(batches, total=total, desc=f"gradients of the {name} set", unit=" batches")
+
+    name: str
+    passes: Sequence[Sequence[Example]]
+    config: ImportanceConfig
+    limit: BatchLimit | None
+    pad_id: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        parts: Sequence[Sequence[Example]]
+        size = self.config.importance_batch_size or 1
+        if self.limit is None:
+            parts = share([part[i : i + size] for part in self.passes for i in range(0, len(part), size)])
+        else:
+            parts = [share(examples) for examples in self.passes]
+        with shown(f"gradients of the {self.name} set", " rows", sum(map(len, parts))) as progress:
+            done = 0
+            for part in parts:
+                for batch in iter_batches(part, self.limit or size, self.pad_id, sort=self.limit is not None):
+                    yield batch
+                    done += len(batch["input_ids"])
+                    progress(done)

@@ -53,7 +53,10 @@ class SampleSettings:
     """How much of each set is evaluated, and in which batches."""
 
     ds_size: int | None = setting(300, "Maximum number of examples of each set, from the first on.")
-    eval_batch_size: int = setting(32, "Examples in a forward pass.")
+    eval_batch_size: int | None = setting(
+        None,
+        "Maximum number of examples in a forward pass. Defaults to as many as fit a GPU, or 32 on a CPU.",
+    )
 
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""

@@ -63,7 +63,10 @@ class ImportanceConfig:
         "Stop adding retain examples at this estimated correlation (Spearman's, of rows) with the importance from "
         "unlimited retain data. null uses them all.",
     )
-    importance_batch_size: int | None = setting(None, "Examples in a backward pass. Defaults to 16, or 4 on a CPU.")
+    importance_batch_size: int | None = setting(
+        None,
+        "Maximum number of examples in a backward pass. Defaults to as many as fit a GPU, or 4 on a CPU.",
+    )
     importance_file: str | None = setting(None, "Read the importance from this file, made by `unlora importance`.")
 
     def problems(self) -> list[Problem]:
@@ -98,10 +101,6 @@ class ImportanceConfig:
         if self.importance_file and not Path(self.importance_file).is_file():
             return [Problem("importance_file", self.importance_file, "there is no such file", "check the path")]
         return []
-
-    def batch_size(self, device: str) -> int:
-        """Return the number of examples in a backward pass. A CPU is as fast with few, and needs far less memory."""
-        return self.importance_batch_size or (4 if device == "cpu" else 16)
 
     @property
     def stops_at(self) -> float | None:

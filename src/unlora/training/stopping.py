@@ -73,7 +73,7 @@ class UnseenTest:
         statistic: "nll" is the mean-token NLL of a row's answer. "truth_ratio" is TOFU's geometric truth ratio, in
             which it cancels out how likely an answer is in itself. "auto" uses both if all rows have
             `perturbed_answer`, and all or none of them `paraphrased_answer`; otherwise the NLL.
-        batch_size: rows in a forward pass.
+        batch_size: maximum number of rows in a forward pass. None fills the memory of a GPU.
 
     Raises:
         InputError: fewer than two rows in a set, rows that cannot be read, or rows without truth ratios although
@@ -86,7 +86,7 @@ class UnseenTest:
         holdout: Sequence[Record],
         text_format: TextFormat,
         statistic: str = "auto",
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> None:
         comparable = _have_comparable_truth_ratios([*forget, *holdout])
         if statistic == "truth_ratio" and not comparable:
@@ -173,7 +173,7 @@ def unseen_test(
     holdout: Sequence[Record] | None,
     text_format: TextFormat,
     rows: int | None,
-    batch_size: int,
+    batch_size: int | None,
 ) -> UnseenTest | None:
     """Return the configured test on the first `rows` rows of each set, or None if there is no holdout set.
 

@@ -31,8 +31,8 @@ from unlora.losses.table import LOSSES, NO_RETAIN, RETAIN_LOSSES, own_settings
 from unlora.models.forward import Outputs, causal_lm, unwrapped
 from unlora.models.packing import packing
 from unlora.models.sharding import is_sharded
-from unlora.training.checkpoints import SafeTrainer
 from unlora.training.config import UnlearnConfig
+from unlora.training.parts import TrainerInParts
 from unlora.training.snapshots import restore, snapshot, trainable
 from unlora.training.taught import StopWhenTaught
 
@@ -40,7 +40,7 @@ from unlora.training.taught import StopWhenTaught
 _PROGRESS = ("retain_weight", "_retain_limit", "_logged_sums", "_logged_updates", "_good_adapter")
 
 
-class UnlearnTrainer(SafeTrainer):
+class UnlearnTrainer(TrainerInParts):
     """Minimise γ · forget loss + λ · retain loss over the "unlearn" adapter.
 
     One forward pass per batch covers the forget and the retain rows, and the head computes logits at labelled positions
@@ -68,6 +68,8 @@ class UnlearnTrainer(SafeTrainer):
         DivergenceError: from `train`, if a loss is not finite or the retain loss exceeds its limit. The model then has
             the last good adapter, which is also saved.
     """
+
+    _sums = ("_logged_sums", "_logged_updates", "update_means", "_step_retain")
 
     def __init__(
         self,
@@ -304,7 +306,7 @@ class UnlearnTrainer(SafeTrainer):
         for (name, (total, _)), count in zip(totals.items(), items_of_update, strict=True):
             self._logged_sums[name] = self._logged_sums.get(name, 0.0) + total / count
             self.update_means[name] = self.update_means.get(name, 0.0) + total / count
-        self._logged_updates += 1 / self.current_gradient_accumulation_steps
+        self._logged_updates += 1 / self.passes
         if self.forget_loss.update_weight:
             self._step_retain.append(totals["retain_loss"])
 

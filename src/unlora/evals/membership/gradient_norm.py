@@ -18,18 +18,21 @@ from torch import Tensor, nn
 from unlora.adapter.targets import base_modules, target_shapes
 from unlora.common.distributed import together
 from unlora.common.errors import InputError, Problem
+from unlora.data.batching import BatchLimit
 from unlora.data.encoding import Example, TextFormat
+from unlora.data.padding import Batch
 from unlora.evals.progress import Progress
-from unlora.evals.scoring import check_examples, length_sorted_batches, of_all, without_dropout
+from unlora.evals.scoring import CPU_ROWS, check_examples, checked_size, of_all, run_batches, without_dropout
 from unlora.importance.taps import Tap, tapped
 from unlora.models.forward import causal_lm, labelled_tokens
+from unlora.models.memory import batch_limit
 
 
 def gradient_norms(
     model: nn.Module,
     examples: Sequence[Example],
     text_format: TextFormat,
-    batch_size: int,
+    batch_size: int | None,
     modules: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.float64]:
@@ -43,7 +46,7 @@ def gradient_norms(
         model: a causal LM, with or without adapters. It is left as it was found.
         examples: tokenised.
         text_format: its tokenizer defines the padding.
-        batch_size: examples in a forward and backward pass.
+        batch_size: maximum number of examples in a forward and backward pass. None fills the memory of a GPU.
         modules: names of the linear layers, as they are without adapters. By default all but the output head.
         progress: called after each batch with the number of examples done so far.
 
@@ -55,14 +58,18 @@ def gradient_norms(
     names = list(target_shapes(model, "all-linear")) if modules is None else modules
     taps = {name: NormTap(linear[name], name) for name in names}
     norms: dict[int, float] = {}
-    with together(), tapped(model, taps):
-        for places, batch in length_sorted_batches(examples, batch_size, text_format, progress=progress):
+    limit = batch_limit(model, checked_size(batch_size), on_cpu=CPU_ROWS, backward=True)
+    with together(), tapped(model, taps.values()):
+
+        def add(places: list[int], batch: Batch) -> None:
             out = labelled_tokens(model, batch)
             for tap in taps.values():
                 tap.start_batch(out.counts, *batch["input_ids"].shape)
             (-out.logp / out.counts[out.example]).sum().backward()
-            squares = sum(tap.squares.cpu().double() for tap in taps.values())
-            norms |= dict(zip(places, torch.as_tensor(squares).sqrt().tolist(), strict=True))
+            squares = torch.stack([tap.squares for tap in taps.values()]).double().sum(0)
+            norms.update(zip(places, squares.sqrt().tolist(), strict=True))
+
+        run_batches(add, examples, limit, text_format, progress=progress)
     return np.array(of_all(norms))
 
 
@@ -91,8 +98,11 @@ def parameter_gradient_norms(
         raise InputError(Problem("parameter_gradnorm", True, reason, fix))
     norms: dict[int, float] = {}
     with together(), without_dropout(model), _trained(parameters):
-        for places, batch in length_sorted_batches(examples, 1, text_format, progress=progress):
+
+        def add(places: list[int], batch: Batch) -> None:
             norms[places[0]] = _mean_norm(labelled_tokens(model, batch).logp[:-1], parameters)
+
+        run_batches(add, examples, BatchLimit(rows=1), text_format, progress=progress)
     return np.array(of_all(norms))
 
 

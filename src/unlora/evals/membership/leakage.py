@@ -60,7 +60,7 @@ def leakage_scores(
     model: nn.Module,
     sets: Mapping[str, Sequence[Example]],
     text_format: TextFormat,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     reference_nll: Mapping[str, ArrayLike] | None = None,
     gradnorm: bool = False,
     parameter_gradnorm: bool = False,

@@ -1,0 +1,242 @@
+"""Measure unlora on a borrowed GPU in less than ten minutes, with numbers on disk as soon as each part is done.
+
+The machine needs torch, transformers, peft, a wheel of unlora and this folder, but no network:
+
+    python -m experiments.gpu --json out.json --small MODEL_FOLDER --data TOFU
+
+- shape: random weights in the shape of --model. How long the importance takes beside its floor (a forward and backward
+  pass with frozen weights), the start of the adapter, a step of training beside its floor, and the whole of forget10:
+  importance, start and five epochs.
+- small: `unlora finetune` and, with two seeds, `unlora unlearn` on a real small model, with their evaluations.
+
+A part that begins after --seconds is left out. Without --data, rows of random tokens take the place of TOFU's, and
+fictitious people that of the small model's rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import release_memory
+
+from experiments import _speed
+from experiments._speed import Subject, make_tokenizer, now, random_model, tokens
+from experiments.extraction import ADAPTER, SEED, Extraction
+from experiments.training import Training
+from unlora import UnlearnConfig, UnlearnTrainer, attach_adapters
+from unlora.adapter import detach_adapters
+from unlora.benchmarks.builtin.persona_data import generate
+from unlora.cli import main as unlora
+from unlora.common.files import atomic_path, write_jsonl
+from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records, iter_batches, load_records
+from unlora.pipeline.importance import RETAIN_SHARE, retain_sample
+from unlora.runs.folder import EVALUATIONS, METRICS, RECORD
+from unlora.settings import ImportanceConfig
+
+# Rows of forget10 and retain90, and how long they are with the tokenizer of Llama-2.
+ROWS, LENGTHS, ANSWERED = (400, 3600), (35, 95), 0.7
+PAIRS, EPOCHS = 32, 5
+
+
+class Results:
+    """What has been measured, which is written to a file at each change.
+
+    Args:
+        path: the file.
+        seconds: after which no part begins.
+    """
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.end, self.values = path, time.monotonic() + seconds, {}
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        self.add(device=device, torch=torch.__version__)
+
+    def add(self, **values: Any) -> None:
+        """Add values, and write all of them."""
+        self.values |= values
+        with atomic_path(self.path) as partial:
+            partial.write_text(json.dumps(self.values, indent=1) + "\n")
+
+    def run(self, name: str, part: Callable[[], dict[str, Any]]) -> None:
+        """Run a part if there is time for it, and add its numbers and the most memory that it held."""
+        if time.monotonic() > self.end:
+            self.add(**{name: "left out: no time"})
+            return
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            values = part()
+        except Exception as error:  # the other parts are worth having
+            values = {"error": f"{type(error).__name__}: {error}"}
+        if torch.cuda.is_available():
+            values["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.add(**{name: values})
+        print(name, json.dumps(values), flush=True)
+
+
+def random_rows(count: int, vocabulary: int, seed: int) -> list[Example]:
+    """Return rows of random tokens that are as long as TOFU's, with labels on the answer."""
+    drawn, rows = random.Random(seed), []
+    for _ in range(count):
+        ids = [drawn.randrange(3, vocabulary) for _ in range(drawn.randint(*LENGTHS))]
+        asked = round(len(ids) * (1 - ANSWERED))
+        rows.append({"input_ids": ids, "labels": [IGNORE_INDEX] * asked + ids[asked:]})
+    return rows
+
+
+class Shape:
+    """The parts at one shape with random weights.
+
+    Args:
+        args: the flags of `main`.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        model = random_model(args).eval()
+        people = generate(0)
+        rows = people["forget"], people["retain"]
+        if args.data:
+            rows = tuple(load_records(args.data, name, "train", argument="data") for name in ("forget10", "retain90"))
+        tokenizer = make_tokenizer(rows)
+        if args.data:
+            parts = [encode_records(part, TextFormat(tokenizer, "base")) for part in rows]
+        else:
+            parts = [random_rows(count, len(tokenizer), seed) for seed, count in enumerate(args.rows)]
+        self.subject = Subject(model, tokenizer, *parts)
+        self.retain = retain_sample(parts[1], RETAIN_SHARE * len(parts[0]), SEED)
+        self.args, self.parameters = args, model.num_parameters()
+
+    def parts(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """Return the parts by name."""
+        return {"extraction": self.extraction, "start": self.start, "step": self.step, "forget10": self.forget10}
+
+    def extraction(self) -> dict[str, Any]:
+        """Measure the importance beside its floor, on a sample of the batches."""
+        config = ImportanceConfig(retain_samples=len(self.retain))  # all of them, in one pass
+        measured = Extraction(self.subject, self.retain, config, self.args.batches)
+        measured.floor(), measured.unlora()  # the first of each also loads kernels
+        runs = _speed.interleaved({"floor": measured.floor, "unlora": measured.unlora}, self.args.rounds)
+        seconds = {name: min(run.sample for run in each) for name, each in runs.items()}
+        sample = sum(map(tokens, measured.sample))
+        values = {"tokens": sample, "share": measured.share, "batches": sum(map(len, measured.sample)), **seconds}
+        rate = 4 * self.parameters * sample / seconds["floor"] / 1e12
+        return values | {"ratio": seconds["unlora"] / seconds["floor"], "floor_tflops": rate}
+
+    def start(self) -> dict[str, Any]:
+        """Measure the factorisation of every adapted layer."""
+        measured = Extraction(self.subject, self.retain, ImportanceConfig(), 1)
+        return {"seconds": measured.start().fixed}
+
+    def step(self) -> dict[str, Any]:
+        """Measure a step of training with npo, beside its floor."""
+        training = Training(self.subject, self.settings(loss="npo", max_steps=2))
+        training.floor(), training.unlora()
+        seconds = {name: run().seconds for name, run in (("floor", training.floor), ("unlora", training.unlora))}
+        return seconds | {"ratio": seconds["unlora"] / seconds["floor"]}
+
+    def forget10(self) -> dict[str, Any]:
+        """Measure the importance, the start and five epochs with ihl, as `unlora unlearn` runs them."""
+        subject, begun = self.subject, now()
+        extraction = Extraction(subject, self.retain, ImportanceConfig(), 1)
+        batches = (
+            lambda part=slice(None), rows=rows: iter_batches(rows[part], extraction.size, subject.pad_id)
+            for rows in (subject.forget, self.retain)
+        )
+        importance = extraction.importance(*batches)
+        measured = now()
+        args = self.settings(loss="ihl", num_train_epochs=EPOCHS)
+        adapted = attach_adapters(subject.model, args, importance)
+        started = now()
+        trainer = UnlearnTrainer(adapted, args, subject.forget, subject.retain, subject.tokenizer)
+        trainer.train()
+        detach_adapters(adapted)
+        ended, pairs = now(), EPOCHS * len(subject.forget)
+        seen = EPOCHS * sum(len(row["input_ids"]) for row in subject.forget)
+        seen += round(pairs * sum(len(row["input_ids"]) for row in subject.retain) / len(subject.retain))
+        rate = 4 * self.parameters * seen / (ended - started) / 1e12
+        stages = {"importance": measured - begun, "start": started - measured, "training": ended - started}
+        return {**stages, "whole": ended - begun, "updates": trainer.state.global_step, "training_tflops": rate}
+
+    def settings(self, **changes: Any) -> UnlearnConfig:
+        """Return the settings of a training without files."""
+        common = {"r": ADAPTER.r, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+        size = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": PAIRS // 8}
+        use_cpu = self.args.device == "cpu"
+        return UnlearnConfig(output_dir=tempfile.mkdtemp(), use_cpu=use_cpu, **{**common, **size, **changes})
+
+
+def small_parts(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield the parts on a real small model: it learns all rows, and forgets a tenth of them twice."""
+    data, names = args.data, ("full", "forget10", "retain90")
+    if data is None:
+        people = generate(0)
+        data, names = folder / "data", ("full", "forget", "retain")
+        for name, rows in {**people, "full": [*people["forget"], *people["retain"]]}.items():
+            write_jsonl(data / f"{name}.jsonl", rows)
+    common = ["--prompt_format", "base", "--disable_tqdm", "true", *(["--use_cpu"] if args.device == "cpu" else [])]
+    original = folder / "original"
+    train = ["--model_name_or_path", args.small, "--train_data", data, "--train_name", names[0], *args.finetune]
+    yield "finetune", lambda: timed("finetune", [*train, *common, "--output_dir", original], original)
+    rows = ["--forget_data", data, "--forget_name", names[1], "--retain_data", data, "--retain_name", names[2]]
+    for seed in (0, 1):
+        run = folder / f"seed-{seed}"
+        flags = ["--model_name_or_path", original, *rows, "--seed", seed, *args.unlearn, *common, "--output_dir", run]
+        yield f"unlearn seed {seed}", lambda flags=flags, run=run: timed("unlearn", flags, run)  # type: ignore[misc]
+
+
+def timed(command: str, flags: Sequence[object], folder: Path) -> dict[str, Any]:
+    """Run a command of unlora, and return its seconds; of an unlearning also those of its stages and its metrics."""
+    begun = now()
+    code = unlora([command, *map(str, flags)])
+    values: dict[str, Any] = {"exit_code": code, "seconds": now() - begun}
+    if (folder / RECORD).is_file():
+        values["stages"] = json.loads((folder / RECORD).read_text())["times"]
+        metrics = json.loads((folder / METRICS).read_text())
+        values |= {name: metrics[name]["sets"] for name in EVALUATIONS if name in metrics}
+    return values
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, and write the numbers."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, required=True, help="file for the numbers")
+    parser.add_argument(
+        "--model", default="Llama-2-7B", choices=list(_speed.shapes()), help="shape with random weights"
+    )
+    parser.add_argument("--dtype", default="bfloat16", help="of the shape")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--data", help="folder of TOFU: <name>.jsonl")
+    parser.add_argument("--rows", type=int, nargs=2, default=ROWS, help="forget and retain rows without --data")
+    parser.add_argument("--batches", type=int, default=10, help="batches of the importance beside its floor")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of the importance and of its floor")
+    parser.add_argument("--small", help="folder of a real small model")
+    parser.add_argument("--finetune", type=str.split, default=["--learning_rate", "5e-4"], help="its flags of finetune")
+    parser.add_argument("--unlearn", type=str.split, default=[], help="its flags of unlearn")
+    parser.add_argument("--seconds", type=float, default=480, help="no part begins later")
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    results = Results(args.json, args.seconds)
+    shape = Shape(args)
+    results.add(model=args.model, parameters=shape.parameters, dtype=args.dtype)
+    for name, part in shape.parts().items():
+        results.run(name, part)
+    release_memory(shape.subject.model)
+    del shape
+    if args.small:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, part in small_parts(args, Path(folder)):
+                results.run(name, part)
+
+
+if __name__ == "__main__":
+    main()

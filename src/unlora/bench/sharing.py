@@ -1,0 +1,40 @@
+"""Measure an importance once for all cells that differ only in how they train and are evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from unlora.bench.cells import CODE, CONFIG, RUN, Cell
+from unlora.common.reading import read_yaml
+from unlora.runs.folder import IMPORTANCE
+from unlora.settings import EvalConfig
+from unlora.settings.stopping import StoppingConfig
+from unlora.training.config import UnlearnConfig
+
+# Settings of the training that decide which weights are measured, and at which scaling.
+_MEASURED = {"r", "lora_alpha", "use_rslora", "target_modules"}
+_NO_EFFECT = {field.name for kind in (UnlearnConfig, EvalConfig, StoppingConfig) for field in fields(kind)} - _MEASURED
+
+
+def shared_importance(cell: Cell) -> Path | None:
+    """Return the importance file of another cell of the same split and seed whose estimate has the same settings.
+
+    Cells that continue from others have a model of their own, and code from a plugin may have changed since, so such
+    cells share nothing.
+    """
+    if cell.on is not None or (cell.folder / CODE).exists():
+        return None
+    init = cell.method.partition("+")[0]
+    for folder in sorted(cell.folder.parents[1].glob(f"{init}+*/{cell.folder.name}")):
+        file = folder / RUN / IMPORTANCE
+        if folder != cell.folder and file.exists() and _estimate(folder) == _estimate(cell.folder):
+            return file
+    return None
+
+
+def _estimate(folder: Path) -> dict[str, Any]:
+    settings = read_yaml(folder / CONFIG)
+    own_code = {"plugins": True} if (folder / CODE).exists() else {}
+    return own_code | {name: value for name, value in settings.items() if name not in _NO_EFFECT}

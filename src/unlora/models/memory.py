@@ -1,0 +1,67 @@
+"""How large a batch may be on a model's device."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from unlora.common.distributed import in_lockstep
+from unlora.data.batching import BatchLimit
+from unlora.models.forward import causal_lm
+
+# The share of the free memory that a batch is planned to take. The estimate of what it needs is rough.
+_SHARE = 0.6
+# A GPU is no faster with more tokens than this at once. In each step of generation it computes only one of each row.
+_MOST_TOKENS, _MOST_CACHED = 2**14, 2**16
+# The rows of a batch where all processes need the same batches, whatever memory each of them has.
+_IN_LOCKSTEP = 16
+# What earlier batches of a model have shown.
+_known: WeakKeyDictionary[nn.Module, dict[tuple[int | bool | None, ...], BatchLimit]] = WeakKeyDictionary()
+
+
+def batch_limit(
+    model: nn.Module, rows: int | None, *, on_cpu: int, backward: bool = False, new_tokens: int = 0
+) -> BatchLimit:
+    """Return the limit of a model's batches. It is the same object for the same arguments, so that it learns.
+
+    Args:
+        model: a causal LM, with or without adapters.
+        rows: the user's maximum number of examples, or None to fill the memory of a GPU.
+        on_cpu: the number of examples instead of None on a CPU, which is as fast with few and needs less memory.
+        backward: whether activations are kept for a backward pass.
+        new_tokens: how many tokens are generated after each example.
+    """
+    core = causal_lm(model)
+    limits = _known.setdefault(core, {})
+    key = (rows, on_cpu, backward, new_tokens)
+    if key not in limits:
+        limits[key] = _new_limit(core, rows, on_cpu, backward, new_tokens)
+    return limits[key]
+
+
+def _new_limit(core: PreTrainedModel, rows: int | None, on_cpu: int, backward: bool, new_tokens: int) -> BatchLimit:
+    if rows is not None or core.device.type != "cuda" or in_lockstep():
+        return BatchLimit(rows or (_IN_LOCKSTEP if in_lockstep() else on_cpu), extra=new_tokens)
+    held = torch.cuda.memory_reserved(core.device) - torch.cuda.memory_allocated(core.device)
+    free = torch.cuda.mem_get_info(core.device)[0] + held
+    tokens = int(_SHARE * free / token_bytes(core, backward, generating=new_tokens > 0))
+    return BatchLimit(tokens=min(tokens, _MOST_CACHED if new_tokens else _MOST_TOKENS), extra=new_tokens)
+
+
+def token_bytes(core: PreTrainedModel, backward: bool, generating: bool = False) -> int:
+    """Return about how many bytes a token of a batch takes: docs/scaling.md, with all tokens labelled."""
+    config, size = core.config.get_text_config(), core.dtype.itemsize
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    wide = 4 * (getattr(config, "intermediate_size", None) or 4 * hidden)
+    kept = layers if backward and not core.is_gradient_checkpointing else 1
+    states = (8.6 * hidden + wide) * size * kept
+    if backward and core.is_gradient_checkpointing:
+        states += hidden * size * layers
+    if generating:  # keys and values; only the last token of a row has logits
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        share = heads / config.num_attention_heads
+        return int(states + 2 * layers * hidden * share * size)
+    return int(states + 2 * config.vocab_size * max(size, 4))

@@ -1,0 +1,113 @@
+"""Compute an update in as few passes as the memory allows. Its result does not depend on how it is divided."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlora.common.distributed import processes
+from unlora.data.batching import BatchLimit
+from unlora.models.memory import batch_limit
+from unlora.training.checkpoints import SafeTrainer
+
+Update = list[dict[str, Any]]
+_COLUMNS = ("forget", "alternate", "retain")
+_UNCOLLATED = "uncollated"
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The pairs of a batch. They are no list, because what moves a batch to a device would look into it."""
+
+    pairs: list[Any]
+
+
+@dataclass(frozen=True)
+class _Collator:
+    """Collates pairs as another collator does, and keeps them beside the batch."""
+
+    collate: Callable[[list[Any]], dict[str, Any]]
+
+    def __call__(self, pairs: list[Any]) -> dict[str, Any]:
+        return {**self.collate(pairs), _UNCOLLATED: _Pairs(pairs)}
+
+
+class TrainerInParts(SafeTrainer):
+    """A trainer of pairs that divides an update anew if the memory is too small, or large enough for more.
+
+    The batches of an update are kept until all are there. On a CPU each of them is then a pass. On a GPU as many pairs
+    make up a pass as the memory is expected to hold, unless `per_device_train_batch_size` is not its default: that is
+    then the most. If a pass needs too much memory, the update begins again with passes of half the size. In a job of
+    several processes every batch is a pass, because all processes must make the same number of them.
+    """
+
+    # What a pass adds to, and what must be as before if it fails.
+    _sums: tuple[str, ...] = ()
+    # The number of passes of the update.
+    passes = 1
+
+    def __init__(self, *args: Any, data_collator: Callable[[list[Any]], dict[str, Any]], **kwargs: Any) -> None:
+        super().__init__(*args, data_collator=_Collator(data_collator), **kwargs)
+        self._waiting: Update = []
+        self._limit: BatchLimit | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `SafeTrainer` does."""
+        self._waiting = []
+        return super().train(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Keep the batch, or compute the update if it is the last one of it. Returns the loss of the update."""
+        if processes()[1] > 1:
+            self.passes = self.current_gradient_accumulation_steps
+            return super().training_step(model, inputs, num_items_in_batch)
+        self._waiting.append(inputs)
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        update, self._waiting = self._waiting, []
+        before = {name: copy.copy(getattr(self, name)) for name in self._sums}
+        while True:
+            try:
+                return self._run(model, update, num_items_in_batch)
+            except torch.OutOfMemoryError as error:
+                failure = error.with_traceback(None)
+            self._passes_limit().halve(failure)
+            model.zero_grad()
+            for name, value in before.items():
+                setattr(self, name, copy.copy(value))
+
+    def _run(self, model: nn.Module, update: Update, items: Any) -> Tensor:
+        """Add the gradients of all pairs of an update to those of the model, and return the loss."""
+        batches = [batch[_UNCOLLATED].pairs for batch in update]
+        parts = list(self._divided([pair for pairs in batches for pair in pairs]))
+        self.passes = len(parts)
+        as_they_are = list(map(len, batches)) == list(map(len, parts))
+        total = torch.zeros((), device=self.args.device)
+        for place, part in enumerate(parts):
+            self._passes_limit().count([_length(pair) for pair in part], 0)  # so that it knows which one failed
+            total += super().training_step(model, update[place] if as_they_are else self.data_collator(part), items)
+        return total
+
+    def _divided(self, pairs: list[Any]) -> Iterator[list[Any]]:
+        lengths, start = [_length(pair) for pair in pairs], 0
+        while start < len(pairs):
+            stop = start + self._passes_limit().count(lengths, start)
+            yield pairs[start:stop]
+            start = stop
+
+    def _passes_limit(self) -> BatchLimit:
+        if self._limit is None:
+            size = self.args.per_device_train_batch_size
+            chosen = size != type(self.args).per_device_train_batch_size
+            self._limit = batch_limit(self.model, size if chosen else None, on_cpu=size, backward=True)
+        return self._limit
+
+
+def _length(pair: dict[str, Any]) -> int:
+    """Return the number of tokens of a pair. They are packed, so there is no padding beside them."""
+    return sum(len(pair[column]["input_ids"]) for column in _COLUMNS if pair[column])
