@@ -18,7 +18,7 @@ SAVED = {
     "eval_data": "sets",
     "stop_every": 2,
     "ds_size": 20,
-    "eval_batch_size": 32,
+    "eval_batch_size": None,
     "init": "lora",
     "loss": "npo",
     "loss_kwargs": {"beta": 0.2},
