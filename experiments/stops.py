@@ -4,6 +4,7 @@ python -m experiments.stops --commands unlearn finetune bench --faults "kill" "f
 
 docs/reliability.md has the result. Each run is a process of its own, which is forked to spare the import of the
 libraries. An audit hook of Python counts what it does to files in its output folder, and strikes at the chosen one.
+With `--results FILE` each result is added to a file, and what is in the file is not tried again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from experiments._speed import llama
 from unlora.benchmarks.builtin.persona_models import train_tokenizer
 from unlora.common.files import write_jsonl
 
+# What the forked processes need not import.
+_IMPORTED = ("datasets", "matplotlib.figure", "transformers.models.llama.modeling_llama", "unlora.pipeline.unlearn")
 FAULTS = ("kill", "kill one", "full disk", "read-only")
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -235,6 +238,26 @@ def broken(case: Case, fault: str, at: int, expected: dict[str, Any]) -> str | N
     return f"it left something else in {', '.join(names)}" if names else None
 
 
+def spread(operations: int) -> list[int]:
+    """Return the numbers of all operations in an order of which every beginning is spread over the whole run."""
+    return sorted(range(1, operations + 1), key=lambda number: number * 0.6180339887 % 1)
+
+
+def try_all(case: Case, fault: str, tried: Sequence[int], expected: dict[str, Any], results: Path | None) -> list[str]:
+    """Stop a run at the operations `tried`, and return what is wrong with the results, one text for each."""
+    lines = results.read_text(encoding="utf-8").splitlines() if results and results.exists() else []
+    known = {
+        row["at"]: row["wrong"] for row in map(json.loads, lines) if (row["case"], row["fault"]) == (case.name, fault)
+    }
+    for at in tried:
+        if at not in known:
+            known[at] = broken(case, fault, at, expected)
+            if results:
+                with results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"case": case.name, "fault": fault, "at": at, "wrong": known[at]}) + "\n")
+    return [f"{case.name}, {fault}, operation {at}: {known[at]}" for at in tried if known[at]]
+
+
 def cases(folder: Path, model: Path) -> dict[str, Case]:
     """Return short runs of the three commands, whose data are written to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -271,7 +294,7 @@ def cases(folder: Path, model: Path) -> dict[str, Case]:
         )
         for name, values in settings.items()
     }
-    return {**found, "unlearn in 2 processes": replace(found["unlearn"], processes=2)}
+    return {**found, "unlearn in 2 processes": replace(found["unlearn"], name="unlearn in 2 processes", processes=2)}
 
 
 def _row(kind: str, number: int) -> dict[str, Any]:
@@ -300,9 +323,11 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", default=["unlearn", "finetune", "bench"])
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=["kill", "full disk", "read-only"])
     parser.add_argument("--every", type=int, default=1, help="try only every so many operations")
+    parser.add_argument("--results", type=Path, help="the file to which each result is added, as a line of JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    importlib.import_module("unlora.pipeline.unlearn")
+    for module in _IMPORTED:
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory() as name:
         known = cases(Path(name) / "work", _save_model(Path(name) / "model"))
         print("| command | fault | operations | tried | held |\n|---|---|---|---|---|", flush=True)
@@ -310,9 +335,9 @@ def main() -> None:
         for command in args.commands:
             expected, operations = whole(known[command])
             for fault in args.faults:
-                tried = range(1, operations + 1, args.every)
-                wrong = {at: text for at in tried if (text := broken(known[command], fault, at, expected))}
-                failures += [f"{command}, {fault}, operation {at}: {text}" for at, text in wrong.items()]
+                tried = spread(operations)[:: args.every]
+                wrong = try_all(known[command], fault, tried, expected, args.results)
+                failures += wrong
                 print(f"| {command} | {fault} | {operations} | {len(tried)} | {len(tried) - len(wrong)} |", flush=True)
     print("\n".join(failures))
     sys.exit(bool(failures))

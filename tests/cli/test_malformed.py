@@ -10,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 
 import pytest
 import yaml
+from experiments.malformed import BROKEN, ODD, WRONG, places, with_odd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,33 +34,6 @@ REQUIRED = {
 FIELDS = {
     name: {key: hint for kind in module.SETTINGS for key, hint in (field_types() | annotations_of(kind)).items()}
     for name, module in (("unlearn", unlearn), ("finetune", finetune))
-}
-# Values that a flag of a type does not take, as YAML has them.
-_NEITHER = [[1, 2], [None], [[True]], {"a": 1}]
-_NO_NUMBER = [
-    *_NEITHER,
-    "",
-    "x",
-    "1,5",
-    True,
-    [3],
-    float("nan"),
-    float("-inf"),
-    10**30,
-    "9" * 5000,
-    "\x1b[2J",
-    "é" * 3000,
-]
-WRONG = {
-    "int": [*_NO_NUMBER, 1.5, "1e3", float("inf"), None],
-    "float": [*_NO_NUMBER, None],
-    "bool": [*_NEITHER, [True], "maybe", 2, 0.5, "", None],
-    "str": [*_NEITHER, ["x"], None],
-    "int | None": [*_NO_NUMBER, 2.5, float("inf")],
-    "float | None": _NO_NUMBER,
-    "bool | None": [*_NEITHER, [True], "maybe", 2],
-    "str | None": [*_NEITHER, ["x"]],
-    "list[str] | None": [[None], [[1]], {"a": 1}, ["x", {}]],
 }
 
 
@@ -180,42 +154,16 @@ def test_files_that_are_no_settings_are_refused(tmp_path, content):
     assert_refused(["validate", file], tmp_path)
 
 
-# Values that nobody writes into the files of a run, and texts in the place of a whole file.
-ODD = st.sampled_from(
-    [None, True, -1, 0, 1e308, 10**30, "x", "", "\x1b[2J", [], {}, [None], {"a": None}, [[["x"]]], -0.5]
-)
-BROKEN = st.sampled_from(
-    [b"", b"null", b"[]", b"{}", b"3", b"[" * 99_999, b"\xff\xfe", b'{"a": NaN}', b'{"a": 1, "a": 2}']
-)
-
-
-def places(value, path=()):
-    """Every place in a JSON value."""
-    yield path
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in list(parts)[:4]:
-        yield from places(part, (*path, key))
-
-
-def with_odd(value, path, odd):
-    """A copy of the value with something odd in one place."""
-    if not path:
-        return odd
-    copy = value.copy()
-    copy[path[0]] = with_odd(copy[path[0]], path[1:], odd)
-    return copy
-
-
 @st.composite
 def damaged(draw, folder, names):
     """The name of one of the files, and what it contains instead."""
     name = draw(st.sampled_from(sorted(names)))
     content = (folder / name).read_bytes()
     if draw(st.integers(0, 4)) == 0:
-        return name, draw(BROKEN | st.integers(0, len(content) - 1).map(lambda end: content[:end]))
+        return name, draw(st.sampled_from(BROKEN) | st.integers(0, len(content) - 1).map(lambda end: content[:end]))
     value = json.loads(content)
-    path = draw(st.sampled_from(list(places(value))))
-    return name, json.dumps(with_odd(value, path, draw(ODD))).encode()
+    path = draw(st.sampled_from(places(value)))
+    return name, json.dumps(with_odd(value, path, draw(st.sampled_from(ODD)))).encode()
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from helpers.models import make_tokenizer, tiny_config
 from helpers.runs import request
 from unlora.cli import main
 from unlora.cli.arguments import parse
+from unlora.common.errors import InputError
 from unlora.settings import FinetuneSettings, ModelConfig, TrainDataConfig
 from unlora.settings.published import published
 
@@ -169,6 +170,15 @@ def test_published_settings_for_fine_tuning_are_tofus(name, tmp_path):
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 32
     assert args.get_warmup_steps(125 * args.num_train_epochs) == 125  # the first epoch
     assert (args.lora_alpha, args.lora_dropout) == (32, 0.05)
+
+
+def test_a_switch_needs_no_value_though_it_may_be_none_and_other_flags_say_that_they_do(tmp_path):
+    flags = ["--config", sorted(FINETUNE)[0], "--output_dir", str(tmp_path / "model"), "--use_cpu"]
+    kinds = (ModelConfig, TrainDataConfig, FinetuneSettings)
+    assert parse(kinds, [*flags, "--disable_tqdm", "--ddp_find_unused_parameters"], "finetune")[2].disable_tqdm is True
+    assert parse(kinds, [*flags, "--disable-tqdm", "false"], "finetune")[2].disable_tqdm is False
+    with pytest.raises(InputError, match="label_names=None: expected at least one argument"):
+        parse(kinds, [*flags, "--label_names"], "finetune")
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_nothing_is_seen_under_the_name_before_the_block_ends(tmp_path):
     with atomic_path(file) as partial:
         partial.write_text("whole")
         assert not file.exists()
-        assert partial.parent == file.parent  # the same file system, so that renaming is one step
+        assert partial.parent.parent == file.parent  # the same file system, so that renaming is one step
     assert {path.name: path.read_text() for path in file.parent.iterdir()} == {"file": "whole"}
 
 
@@ -90,6 +90,17 @@ def test_what_killed_processes_left_of_a_file_is_deleted_by_the_next_that_writes
     write_text(tmp_path / "file", "whole")
     left = {f".file.{os.getppid()}.partial", f".other.{killed}.partial", "file"}
     assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_no_link_that_somebody_put_in_the_way_is_followed(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    place = tmp_path / f".file.{os.getpid()}.partial"
+    place.symlink_to(tmp_path / "precious")
+    with atomic_path(tmp_path / "file") as partial:
+        assert not place.is_symlink()
+        assert place.stat().st_mode & 0o077 == 0  # so that nobody else can put a link there now
+        partial.write_text("mine")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"precious": "precious", "file": "mine"}
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):

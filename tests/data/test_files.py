@@ -87,6 +87,12 @@ BROKEN = {
     "two columns of one name": ("csv", b"answer,answer\na,b\n", "several columns are called 'answer'"),
     "another encoding": ("csv", "question,answer\nWho?,Voß\n".encode("latin-1"), "in UTF-8"),
     "a broken line": ("jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
+    "a key that is there twice": (
+        "jsonl",
+        b'{"text": "a"}\n{"text": "b", "text": "c"}\n',
+        "line 2.*'text' is there twice",
+    ),
+    "a key that is twice in a list": ("json", b'[{"text": "b", "text": "c"}]', "'text' is there twice"),
     "a list per line": ("jsonl", b'["a", "b"]\n', "line 1 is of type list"),
     "a list of texts": ("json", b'["a", "b"]', "element 0 is of type str"),
     "a pointer": ("parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
@@ -137,6 +143,9 @@ def test_a_clone_from_the_hub_gives_all_shards_of_a_split(tmp_path):
     assert load_records(str(tmp_path), split="train[1:3]+test") == [*ROWS[1:3], *ROWS[9:]]
     shards(tmp_path / "other", "train", [ROWS[:1], ROWS[1:2]])
     assert load_records(str(tmp_path), "other") == ROWS[:2]
+    (tmp_path / "data" / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(InputError, match=r"file 2 of the 3 of this split is missing.*again"):
+        load_records(str(tmp_path))
 
 
 def test_the_readme_of_a_clone_says_which_files_belong_to_a_configuration(tmp_path):
@@ -169,6 +178,11 @@ NO_TEXT = {
     "a paraphrase": ({"question": "Q", "answer": "A", "paraphrased_answer": ["B"]}, r"paraphrased_answer=.* list"),
     "a wrong answer": ({"question": "Q", "answer": "A", "perturbed_answer": ["B", 3]}, r"perturbed_answer\[1\]=3"),
     "no list": ({"question": "Q", "answer": "A", "perturbed_answer": "B"}, "perturbed_answer='B'.*not a list"),
+    "half of a character": ({"question": "Who?", "answer": "Ada \ud83d"}, r"answer=.*character 4 is half of one"),
+    "half of one in a turn": (
+        {"messages": [{"role": "user", "content": "\ud83d"}]},
+        r"messages\[0\].content=.*is half",
+    ),
     "content": ({"messages": [{"role": "user", "content": 5}]}, r"messages\[0\].content=5: it is of type int"),
     "labels": ({"text": "Who?", "labels": "Ada."}, r"\[9\].labels='Ada.': only the column text would be read"),
     "no columns": ({"prompt": "Who?", "completion": "Ada."}, r"\[9\]=\['completion', 'prompt'\]: a row needs the keys"),

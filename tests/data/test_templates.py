@@ -191,6 +191,22 @@ def test_a_row_that_the_template_refuses_is_named_with_the_templates_own_words(f
     with pytest.raises(InputError, match=r"forget_data\[1\].messages\[2\]=.*refuses it: System role not supported"):
         encode_records([{"messages": TURNS[1:3]}, {"messages": TURNS[:3]}], formatted(template), argument="forget_data")
 
+    with pytest.raises(InputError, match=r"System role not supported.*leave out system_prompt"):
+        encode_records([{"messages": TURNS[1:3]}], formatted(template, system_prompt="Be kind."))
+
+
+@pytest.mark.parametrize(
+    ("template", "given", "message"),
+    [
+        (THINKING + SWITCH, {"enable_thinkng": True}, "'enable_thinkng'.*did you mean 'enable_thinking'"),
+        (CHATML, {"enable_thinking": True}, "'enable_thinking': the chat template has no variables"),
+    ],
+)
+def test_variables_that_a_template_does_not_read_are_refused(formatted, template, given, message):
+    with pytest.raises(InputError, match=message):
+        formatted(template, chat_template_kwargs=given)
+    assert formatted(CHATML, chat_template_kwargs={"enable_thinking": False}).is_chat
+
 
 @pytest.mark.parametrize("name", ["system_prompt", "chat_date", "chat_template_kwargs"])
 def test_what_only_a_chat_template_reads_needs_one(tokenizer, name):

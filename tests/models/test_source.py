@@ -18,7 +18,8 @@ from unlora.adapter import attach_adapters
 from unlora.adapter.offset import lora_layers
 from unlora.cli import main
 from unlora.common.errors import InputError
-from unlora.data import pad_batch
+from unlora.data import load_records, pad_batch
+from unlora.models.adapter_files import adapter_folder
 from unlora.models.forward import decoder_layers, labelled_tokens
 from unlora.models.load import load_model
 from unlora.settings import ModelConfig
@@ -125,17 +126,30 @@ def copied(model_folder, tmp_path):
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_model_that_cannot_be_loaded_whole_is_refused(copied, case):
+def test_a_model_that_cannot_be_loaded_whole_is_refused(copied, case, caplog):
     change, message = WRONG[case]
     change(copied)
     with pytest.raises(InputError, match=message):
         load_model(ModelConfig(str(copied)))
+    assert "LOAD REPORT" not in caplog.text  # in which transformers says that it may be ignored
+    assert "seem corrupted" not in caplog.text
 
 
 @pytest.mark.parametrize("path", ["no/such/folder", "./missing", "/missing/model"])
 def test_a_missing_folder_is_refused(path):
     with pytest.raises(InputError, match=f"model_name_or_path='{path}': there is no such folder"):
         load_model(ModelConfig(path))
+
+
+def test_a_path_whose_last_folder_is_missing_is_not_asked_for_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "models" / "bot").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"'models/bott': there is no such folder.*did you mean models/bot\?"):
+        load_model(ModelConfig("models/bott"))
+    with pytest.raises(InputError, match=r"adapter='models/bott': it has no adapter_model"):
+        adapter_folder("models/bott", "adapter")
+    with pytest.raises(InputError, match=r"data='models/bott': no such file or folder"):
+        load_records("models/bott")
 
 
 @pytest.mark.parametrize("kernel", ["flash_attention_2", "foo"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -118,16 +119,24 @@ def test_two_processes_stop_the_retain_pass_where_one_does(inputs, tmp_path):
     assert_equal_tensors(*(tmp_path / name / "importance.safetensors" for name in ("one", "two")))
 
 
-def test_reference_passes_accumulation_and_checkpoints_are_shared_alike(inputs, tmp_path):
+def test_reference_passes_accumulation_and_checkpoints_are_shared_alike_also_after_a_resume(inputs, tmp_path):
     """NPO's references, KL's second pass, and two batches an update, the last of them empty in one process."""
-    common = {"loss": "npo", "retain_loss": "kl", "save_strategy": "epoch", "gradient_checkpointing": True}
+    common = {"loss": "npo", "retain_loss": "kl", "save_strategy": "steps", "save_steps": 1}
+    common["gradient_checkpointing"] = True
     run = {name: tmp_path / name for name in ("one", "two")}
-    assert main(["unlearn", *flags(inputs, run["one"], per_device_train_batch_size=8, **common)]) == 0
-    two = flags(inputs, run["two"], per_device_train_batch_size=2, **common, **{"gradient_accumulation_steps": 2})
+    assert main(["unlearn", *flags(inputs, run["one"], per_device_train_batch_size=4, **common)]) == 0
+    two = flags(inputs, run["two"], per_device_train_batch_size=1, **common, **{"gradient_accumulation_steps": 2})
     result = launch("-m", "unlora", "unlearn", *two)
     assert result.returncode == 0, result.stderr
     for name in ("adapter", "checkpoint-2"):
         assert_equal_tensors(*(folder / name / "adapter_model.safetensors" for folder in run.values()))
+    # As if it had been killed within the second epoch.
+    whole = (run["two"] / "adapter" / "adapter_model.safetensors").read_bytes()
+    for name in ("adapter", "checkpoint-4"):
+        shutil.rmtree(run["two"] / name)
+    result = launch("-m", "unlora", "unlearn", *two, "--resume_from_checkpoint", "true")
+    assert result.returncode == 0, result.stderr
+    assert (run["two"] / "adapter" / "adapter_model.safetensors").read_bytes() == whole
 
 
 @pytest.fixture(params=["fsdp", "zero3"])
@@ -143,13 +152,14 @@ def shard_base(request, tmp_path):
 def test_a_base_sharded_over_two_processes_gives_the_same_too(inputs, tmp_path, shard_base):
     """The importance, the adapter, its checkpoints and the answers of the model that no process holds whole."""
     common = {"loss": "npo", "retain_loss": "kl", "save_strategy": "epoch", "gradient_checkpointing": True}
+    common |= {"num_train_epochs": 1, "max_new_tokens": 2}
     run = {name: tmp_path / name for name in ("one", "two")}
     assert main(["unlearn", *flags(inputs, run["one"], per_device_train_batch_size=4, **common)]) == 0
     two = flags(inputs, run["two"], per_device_train_batch_size=2, shard_base=shard_base, **common)
     result = launch("-m", "unlora", "unlearn", *two)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == str(run["two"] / "adapter")
-    for name in ("adapter", "checkpoint-2", "checkpoint-4"):
+    for name in ("adapter", "checkpoint-2"):
         assert_equal_tensors(*(folder / name / "adapter_model.safetensors" for folder in run.values()))
     assert_equal_tensors(*(folder / "importance.safetensors" for folder in run.values()))
     assert len({(folder / "samples.jsonl").read_text() for folder in run.values()}) == 1

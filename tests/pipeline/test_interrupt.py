@@ -86,13 +86,25 @@ def interrupted_when_there_is(file, argv):
     return error
 
 
+SETTINGS = {"max_steps": 40, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def whole_adapter(model_folder, data, tmp_path_factory):
+    """The adapter of a run that nothing interrupts, which needs no checkpoints."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["unlearn", *flags(model_folder, data, folder, **{**SETTINGS, "save_strategy": "no"})]) == 0
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["eval_original.json", "checkpoint-2"])
 @pytest.mark.usefixtures("heard_interrupts")
-def test_a_run_that_was_interrupted_goes_on_with_the_command_it_names(model_folder, data, tmp_path, file):
-    settings = {"max_steps": 60, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
+def test_a_run_that_was_interrupted_goes_on_with_the_command_it_names(
+    model_folder, data, whole_adapter, tmp_path, file
+):
     run = tmp_path / "a run"
-    error = interrupted_when_there_is(run / file, ["unlearn", *flags(model_folder, data, run, **settings)])
+    error = interrupted_when_there_is(run / file, ["unlearn", *flags(model_folder, data, run, **SETTINGS)])
     assert not (run / "adapter").exists()
     told = error.splitlines()[-1].partition("continue with: ")[2]
     program, *argv = shlex.split(told)
@@ -100,6 +112,5 @@ def test_a_run_that_was_interrupted_goes_on_with_the_command_it_names(model_fold
     evaluated = (run / "eval_original.json").stat().st_mtime_ns
     assert main([*argv, "--save_strategy", "no"]) == 0
     assert (run / "eval_original.json").stat().st_mtime_ns == evaluated
-    assert main(["unlearn", *flags(model_folder, data, tmp_path / "whole", **settings)]) == 0
-    one, other = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (run, tmp_path / "whole"))
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(value, whole_adapter[name]) for name, value in adapter.items())

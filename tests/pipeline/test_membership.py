@@ -122,9 +122,11 @@ def test_the_model_without_its_adapter_may_be_the_reference(command, folder, tmp
     assert scores["forget"]["reference"] == pytest.approx([0] * 4, abs=1e-5)
 
 
-def test_only_the_first_rows_are_scored_where_fewer_are_asked_for(command, tmp_path):
-    assert command(ds_size=2) == 0
-    assert json.loads((tmp_path / "log.json").read_text())["metrics"]["examples"] == {"forget": 2, "holdout": 2}
+def test_only_the_first_row_is_scored_where_one_is_asked_for_with_the_error_of_one(command, tmp_path):
+    assert command(ds_size=1) == 0
+    metrics = json.loads((tmp_path / "log.json").read_text())["metrics"]
+    assert metrics["examples"] == {"forget": 1, "holdout": 1}
+    assert metrics["membership"]["loss"]["standard_error"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,6 @@ def test_only_the_first_rows_are_scored_where_fewer_are_asked_for(command, tmp_p
         ({"log": None}, "log=.*required"),
         ({"log": "."}, "log=.*already in use"),
         ({"ds_size": 0, "eval_batch_size": 0}, r"ds_size=0[^$]*eval_batch_size=0"),
-        ({"model_name_or_path": "model", "ds_size": 1}, r"forget_data='1 example'[^$]*holdout_data='1 example'"),
         ({"holdout_name": "forget"}, "4 of the 4 forget rows are in the holdout set too"),
         ({"holdout_name": "nothing"}, "holdout_data=.*has no configuration 'nothing'"),
         ({"retrained": "nothing.json"}, "retrained='nothing.json': cannot be read"),

@@ -58,6 +58,34 @@ def test_fine_tuning_evaluates_nothing(tmp_path, name, value):
         checked(FinetuneConfig, output_dir=str(tmp_path), use_cpu=True, **{name: value})
 
 
+@CONFIGS
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_rl": 0.1}}, "lr_scheduler_kwargs="),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "x"}}, "lr_scheduler_kwargs="),
+        ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"power": 1}}, "lr_scheduler_kwargs=.*no settings"),
+        ({"optim_args": "momentum=0.9"}, "optim_args='momentum=0.9': it has no effect on"),
+        ({"optim": "rmsprop", "optim_args": "momentun=0.9"}, "optim_args='momentun=0.9'"),
+        ({"gradient_checkpointing_kwargs": {"use_reentrent": True}}, "gradient_checkpointing_kwargs='use_reentrent'"),
+    ],
+)
+def test_settings_that_schedule_optimiser_or_checkpointing_do_not_take_are_refused(config, tmp_path, changes, told):
+    with pytest.raises(InputError, match=told):
+        checked(config, output_dir=str(tmp_path), use_cpu=True, **changes)
+
+
+@CONFIGS
+def test_settings_that_they_take_are_accepted(config, tmp_path):
+    good = [
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 5}},
+        {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    ]
+    for changes in good:
+        assert checked(config, output_dir=str(tmp_path), use_cpu=True, **changes)
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU to run them on")
 def test_a_command_says_so_too_and_writes_nothing(tmp_path, capsys):
     argv = ["--model_name_or_path", "model", "--output_dir", str(tmp_path / "run"), "--use_liger_kernel", "true"]

@@ -62,9 +62,40 @@ def test_old_checkpoints_are_deleted_also_if_the_run_was_killed_before_that(tiny
 
 def test_a_checkpoint_without_the_state_of_the_optimiser_is_refused(tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
-    args = TrainingArguments(str(tmp_path), resume_from_checkpoint="true", use_cpu=True)
+    args = TrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(InputError, match=r"it has no trainer_state\.json, optimizer\.safetensors"):
-        checkpoint_to_resume(args)
+        checkpoint_to_resume(args, "true")
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_and_else_the_one_before_it_is_used(
+    tiny_model, tokenizer, tmp_path, caplog
+):
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    whole = make_trainer(tiny_model, tokenizer, tmp_path, **settings)
+    whole.train()
+    checkpoints = [tmp_path / f"checkpoint-{step}" for step in (1, 2, 3)]
+    damages = {
+        "trainer_state.json": lambda content: b"",
+        "optimizer.safetensors": lambda content: content[: len(content) // 2] + bytes(len(content) - len(content) // 2),
+        "hashes.json": lambda content: content[:-20],
+    }
+    for checkpoint, (name, damage) in zip(checkpoints, damages.items(), strict=True):
+        content = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(damage(content))
+        with pytest.raises(InputError, match=f"its {name} is not what was written"):
+            checkpoint_to_resume(whole.args, str(checkpoint))
+        if checkpoint == checkpoints[0]:
+            (checkpoint / name).write_bytes(content)
+    resumed = make_trainer(tiny_model, tokenizer, tmp_path, **settings)
+    resumed.train(resume_from_checkpoint="true")
+    assert [record.args[1] for record in caplog.records if "deleted" in record.msg] == [
+        "hashes.json",
+        "optimizer.safetensors",
+    ]
+    assert log_of(resumed) == log_of(whole)
+    expected = adapter_state(whole.model)
+    assert all(torch.equal(value, expected[name]) for name, value in adapter_state(resumed.model).items())
+    assert checkpoint_to_resume(whole.args, True) == str(checkpoints[2])
 
 
 def test_fine_tuning_that_is_finished_is_not_repeated_and_other_input_is_refused(tiny_model, tokenizer, tmp_path):

@@ -12,6 +12,7 @@ import torch
 import yaml
 from transformers import TrainerCallback
 
+from helpers.chat import CHATML
 from helpers.models import make_tokenizer
 from helpers.runs import flags, write_rows
 from helpers.scoring import answer_nll
@@ -239,11 +240,27 @@ def test_wrong_settings_are_refused_at_once():
 
 
 HOLDOUTS = {
-    "too few": (HOLDOUT[:1], r"holdout_data='1 example'.*at least 2"),
     "forget rows": ([*HOLDOUT, FORGET[0]], "1 of the 10 forget rows are in the holdout set too"),
     "retain rows": ([*HOLDOUT, *RETAIN[:2]], "2 of the 10 retain rows are in the holdout set too"),
     "no rows": ([], "holdout_data=.*no rows"),
 }
+
+
+def test_a_single_unseen_row_is_compared_and_the_user_told_what_it_can_show(learned, tiny_model, tokenizer, caplog):
+    test = UnseenTest(FORGET, HOLDOUT[:1], TextFormat(tokenizer))
+    assert "10 forget and 1 unseen rows are so few that no AUC would show a difference" in caplog.text
+    model = tiny_model("llama")
+    model.load_state_dict(learned)
+    compared = test(model)
+    assert (compared.auc, compared.auc_standard_error) == (1, pytest.approx(math.sqrt(12 / 120)))
+
+
+def test_no_more_answers_are_compared_than_asked_for_though_a_row_has_several():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHATML
+    said = [{"role": role, "content": "Ada."} for role in ("user", "assistant") * 2]
+    test = UnseenTest([{"messages": said}] * 3, HOLDOUT, TextFormat(tokenizer), most=3)
+    assert list(map(len, test.samples)) == [3, 3]
 
 
 @pytest.mark.parametrize("case", HOLDOUTS)

@@ -348,9 +348,13 @@ def _whole(kind: type[DataclassInstance]) -> type[DataclassInstance]:
 
 def _training_parser(kind: type[DataclassInstance]) -> argparse.ArgumentParser:
     from transformers import HfArgumentParser
+    from transformers.hf_argparser import string_to_bool
 
     parser: argparse.ArgumentParser = HfArgumentParser(kind, add_help=False)
     parser._optionals.title = "training arguments"
+    for action in parser._actions:
+        if action.nargs is None and action.type is string_to_bool:
+            action.nargs, action.const = "?", True  # HfArgumentParser leaves it out where None is a value, too
     return parser
 
 
@@ -369,7 +373,7 @@ def _add_training_names(parser: argparse.ArgumentParser, command: str, kind: typ
             group.add_argument(f"--{name}", nargs="?", const=True, type=_boolean, **hidden)
             group.add_argument(f"--no_{name}", dest=name, action="store_false", **hidden)
         elif "list" in hint:
-            group.add_argument(f"--{name}", nargs="*", **hidden)
+            group.add_argument(f"--{name}", nargs="+", **hidden)
         else:
             convert: Callable[[str], Any] = int if kinds == {"int"} else float if kinds == {"float"} else str
             group.add_argument(f"--{name}", nargs="?" if "bool" in kinds else None, type=convert, **hidden)

@@ -34,24 +34,47 @@ def is_lfs_pointer(path: str | Path) -> bool:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` for a file or a folder, and rename it to `path` if the block succeeds.
+    """Yield a temporary path near `path` for a file or a folder, and rename it to `path` if the block succeeds.
 
-    An existing file is replaced. A folder that is not empty raises `OSError`. What killed processes left of the same
-    file or folder is deleted.
+    It is renamed only once the disk has it, so that it is whole after a power cut, too. An existing file is replaced. A
+    folder that is not empty raises `OSError`. What killed processes left of the same file or folder is deleted.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers_of(target)
-    partial = unfinished(target)
+    private = unfinished(target)
+    private.mkdir(mode=0o700)  # fails if anything is there, so no link that somebody put there is followed
     try:
-        yield partial
-        os.replace(partial, target)
+        yield private / target.name
+        flush(private / target.name)
+        os.replace(private / target.name, target)
     finally:
-        remove(partial)
+        remove(private)
+    _flush_one(target.parent)
+
+
+def new_folder(path: Path) -> None:
+    """Make a folder that only this user can write to, in the place of whatever is there."""
+    remove(path)
+    path.mkdir(mode=0o700)
+
+
+def flush(path: Path) -> None:
+    """Wait until the disk has a file, or a folder and everything in it."""
+    for part in (*path.rglob("*"), path):
+        _flush_one(part)
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def unfinished(target: Path) -> Path:
-    """Return the path at which this process prepares a file or a folder.
+    """Return the path of the hidden folder in which this process prepares a file or a folder.
 
     It is in the same folder, because a rename is only atomic within one file system. The process id keeps several
     processes that write the same file apart.
@@ -65,6 +88,7 @@ def replace_folder(new: Path, target: Path) -> None:
     if target.exists():
         os.replace(target, old)
     os.replace(new, target)
+    _flush_one(target.parent)
     remove(old)
 
 

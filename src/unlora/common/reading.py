@@ -36,7 +36,7 @@ def parse_json(text: str, finite: bool = True) -> Any:
     number = _finite if finite else float
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_float=number, parse_constant=number, parse_int=_whole_number
+            text, object_pairs_hook=unique_keys, parse_float=number, parse_constant=number, parse_int=_whole_number
         )
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
@@ -89,7 +89,8 @@ def _check_depth(value: object, left: int = _DEEPEST) -> None:
             _check_depth(part, left - 1)
 
 
-def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object as a dictionary; a key that is there twice raises `ValueError`."""
     pairs = list(pairs)
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -137,7 +137,8 @@ def answers_of(row: Mapping[str, Any], where: str = "row") -> list[Answered]:
     tools = _parsed(row.get("tools")) or None
     places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"].strip()]
     if not places:
-        reason, fix = "the answer has no tokens: no turn of the assistant has a text", "remove the row or give it one"
+        reason = "the answer has no tokens: no turn of the assistant has a text"
+        fix = "remove the row or give it a turn with the role assistant and a text"
         raise InputError(Problem(f"{where}.messages", [turn["role"] for turn in turns], reason, fix))
     unclear = [key for key in _OF_ANSWER if row.get(key) is not None] if len(places) > 1 else []
     for key in unclear:
@@ -200,6 +201,8 @@ def _read_turn(turn: Any, where: str) -> Turn:
     if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
         reason = "a turn of a conversation has role and content"
         fix = 'write it as {"role": "user", "content": "..."}'
+        if isinstance(turn, Mapping) and {"from", "value"} <= turn.keys():  # ShareGPT's names
+            fix = "rename from and value to role and content, and the roles human and gpt to user and assistant"
         raise InputError(Problem(where, short(turn), reason, fix))
     if "content" not in turn and not turn.get("tool_calls"):
         reason = "a turn has role and content, and this one has no content"
@@ -214,6 +217,8 @@ def _read_turn(turn: Any, where: str) -> Turn:
 def _read_content(content: Any, where: str) -> str:
     """Return the text of a turn; that of a turn which only calls tools is empty."""
     if content is None or isinstance(content, str):
+        if half := half_character(content or ""):
+            raise InputError(Problem(f"{where}.content", short(content), *half))
         return content or ""
     if not isinstance(content, Sequence):
         reason = f"it is of type {type(content).__name__}, not a text"
@@ -225,7 +230,16 @@ def _read_content(content: Any, where: str) -> str:
             reason, fix = "only parts with a text are read", "remove the row, or this part of it"
             raise InputError(Problem(f"{where}.content[{place}]", short(part), reason, fix))
         texts.append(text)
-    return "".join(texts)
+    return _read_content("".join(texts), where)
+
+
+def half_character(text: str) -> tuple[str, str] | None:
+    """Return reason and fix of a text that no tokenizer takes, because JSON wrote half of a character in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"character {error.start} is half of one ({text[error.start]!a})", "write the whole character"
+    return None
 
 
 def _read_calls(calls: Any, where: str) -> list[Turn]:

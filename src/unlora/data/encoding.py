@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from unlora.common.errors import InputError, Problem, raise_if
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 IGNORE_INDEX = -100
+# How many texts a tokenizer gets at once. More are not faster.
+_BATCH = 1000
 logger = logging.getLogger(__name__)
 
 
@@ -90,6 +92,8 @@ class TextFormat:
             given = {name: getattr(self, name) for name in ("system_prompt", "chat_template_kwargs", "chat_date")}
             reason = "only a chat template reads it, and none is used"
             raise_if(Problem(name, value, reason, fix) for name, value in given.items() if value)
+        elif self.chat_template_kwargs:
+            raise_if(self.template.unread())
 
     def check_template(self, argument: str, value: object, fix: str) -> None:
         """Raise `InputError` about an argument that needs a chat template, if the tokenizer has none."""
@@ -109,31 +113,50 @@ class TextFormat:
         return ChatTemplate(self.tokenizer, self.system_prompt, self.chat_template_kwargs or {}, self.chat_date)
 
     @cached_property
+    def special_tokens(self) -> frozenset[int]:
+        """The ids of all special tokens.
+
+        `all_special_ids` has only those with a role, such as BOS, and often lacks a template's end-of-turn token.
+        """
+        return frozenset(token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special)
+
+    @cached_property
     def end_tokens(self) -> frozenset[int]:
         """The tokens that end an answer: the tokenizer's eos, and special tokens that the chat template appends."""
         ends = {self.tokenizer.eos_token_id} - {None}
         if self.is_chat:
-            written, _ = _tokenise(self.template.ends, self.tokenizer, special=False)
-            ends |= special_ids(self.tokenizer).intersection(written)
+            [written] = _tokenise([_Text("template", self.template.ends, special=False)], self.tokenizer)
+            ends |= self.special_tokens.intersection(written.ids)
         return frozenset(ends)
 
 
 class _Text(NamedTuple):
-    """A question and its answer as one text.
+    """A row, or a question and its answer, as one text.
 
     Args:
-        text: both.
+        where: what the user calls it, for error messages.
+        text: all of it.
         start: where the answer begins, after the last character of the prompt.
         spans: the parts of the text that are labelled.
         special: whether the tokenizer adds its special tokens, which a chat template writes itself.
         ended: whether the text ends the answer itself.
+        plain: whether it is plain text, which is split into chunks.
     """
 
+    where: str
     text: str
-    start: int
-    spans: Sequence[tuple[int, int]]
-    special: bool
-    ended: bool
+    start: int = 0
+    spans: Sequence[tuple[int, int]] = ()
+    special: bool = True
+    ended: bool = False
+    plain: bool = False
+
+
+class _Tokens(NamedTuple):
+    """Token ids of a text, and for each the character where it ends (0 for tokens without text, such as BOS)."""
+
+    ids: list[int]
+    ends: list[int]
 
 
 def encode_records(records: Sequence[Record], text_format: TextFormat, *, argument: str = "data") -> list[Example]:
@@ -146,13 +169,9 @@ def encode_records(records: Sequence[Record], text_format: TextFormat, *, argume
     Raises:
         InputError: rows without those keys, an empty answer, or an example that `max_length` leaves without a label.
     """
-    examples: list[Example] = []
-    cut = 0
-    for index, row in enumerate(bar(records, desc=f"tokens of {argument}", unit=" rows")):
-        for where, example in _encode_row(row, text_format, f"{argument}[{index}]"):
-            cut += _truncate(example, text_format, where)
-            examples.append(example)
-    _warn_of_cuts(argument, cut, len(examples), text_format)
+    rows = enumerate(bar(records, desc=f"tokens of {argument}", unit=" rows"))
+    texts = (text for index, row in rows for text in _texts_of(row, text_format, f"{argument}[{index}]"))
+    examples = _encode(texts, text_format, argument)
     if not examples:
         raise InputError(Problem(argument, f"{len(records)} rows", "the text has no tokens", "give rows with text"))
     return examples
@@ -176,29 +195,8 @@ def encode_answers(
     Raises:
         InputError: as `encode_records`.
     """
-    examples = []
-    cut = 0
-    for place, (asked, answer) in zip(where or map(f"{argument}[{{}}]".format, count()), pairs, strict=False):
-        examples.append(encode_turns(asked, answer, text_format, place))
-        cut += _truncate(examples[-1], text_format, place)
-    _warn_of_cuts(argument, cut, len(examples), text_format)
-    return examples
-
-
-def _warn_of_cuts(argument: str, cut: int, examples: int, text_format: TextFormat) -> None:
-    if cut:
-        length = text_format.max_length
-        logger.warning("%s: %d of %d examples were cut to max_length=%d", argument, cut, examples, length)
-
-
-def _encode_row(row: Record, text_format: TextFormat, where: str) -> Iterable[tuple[str, Example]]:
-    if is_text(row):
-        return [(where, example) for example in _encode_text(str(row["text"]), text_format)]
-    answers = answers_of(row, where)
-    if not answers:
-        reason = "a row needs the keys question and answer, or messages, or text"
-        raise InputError(Problem(where, sorted(row), reason, "rename the columns"))
-    return [(one.where, encode_turns(one.asked, one.answer, text_format, one.where)) for one in answers]
+    places = zip(where or map(f"{argument}[{{}}]".format, count()), pairs, strict=False)
+    return _encode((_as_text(*pair, text_format, place) for place, pair in places), text_format, argument)
 
 
 def encode_turns(asked: Asked, answer: str, text_format: TextFormat, where: str = "question") -> Example:
@@ -210,67 +208,115 @@ def encode_turns(asked: Asked, answer: str, text_format: TextFormat, where: str 
         text_format: the prompt.
         where: what the user calls the answer, for error messages.
     """
-    tokenizer = text_format.tokenizer
     text = _as_text(asked, answer, text_format, where)
-    # Prompt and answer are tokenised together, because a tokenizer may merge characters across their border. A token
-    # belongs to the answer if it ends there.
-    ids, ends = _tokenise(text.text, tokenizer, special=text.special)
-    labelled = [place for place, end in enumerate(ends) if any(start < end <= stop for start, stop in text.spans)]
-    if not answer.strip():  # what is left is nothing to learn or forget
-        labelled = []
-    special = special_ids(tokenizer)
+    [tokens] = _tokenise([text], text_format.tokenizer)
+    return _labelled(text, tokens, text_format)
+
+
+def encode_prompts(asked: Iterable[Asked], text_format: TextFormat) -> list[list[int]]:
+    """Return the tokens before each answer begins: exactly those that `encode_turns` puts before the first label."""
+    # Where an answer begins may be decided by its first character, because a tokenizer merges it with the prompt's
+    # last one. Any letter stands for that.
+    texts = [_as_text(one, "x", text_format, "question") for one in asked]
+    tokens = _tokenise(texts, text_format.tokenizer)
+    return [
+        [token for token, end in zip(ids, ends, strict=True) if end <= text.start]
+        for text, (ids, ends) in zip(texts, tokens, strict=True)
+    ]
+
+
+def encode_prompt(asked: Asked, text_format: TextFormat) -> list[int]:
+    """Return the tokens before the answer to one question, as `encode_prompts`."""
+    return encode_prompts([asked], text_format)[0]
+
+
+def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return the tokens of a text to be continued: with the beginning-of-text token, if any, and no end token."""
+    return _tokenise([_Text("text", text)], tokenizer)[0].ids
+
+
+def _encode(texts: Iterable[_Text], text_format: TextFormat, argument: str) -> list[Example]:
+    """Tokenise texts in batches, and cut their examples to the maximum length."""
+    examples: list[Example] = []
+    cut = 0
+    texts = iter(texts)
+    while batch := list(islice(texts, _BATCH)):
+        for text, tokens in zip(batch, _tokenise(batch, text_format.tokenizer), strict=True):
+            chunks = _chunks(tokens.ids, text_format) if text.plain else [_labelled(text, tokens, text_format)]
+            for example in chunks:
+                cut += _truncate(example, text_format, text.where)
+                examples.append(example)
+    if cut:
+        length = text_format.max_length
+        logger.warning("%s: %d of %d examples were cut to max_length=%d", argument, cut, len(examples), length)
+    return examples
+
+
+def _texts_of(row: Record, text_format: TextFormat, where: str) -> list[_Text]:
+    """Return the answers in a row, each with what it answers, or its plain text unless that is blank."""
+    if is_text(row):
+        text = str(row["text"])
+        return [_Text(where, text, plain=True)] if text.strip() else []
+    answers = answers_of(row, where)
+    if not answers:
+        reason = "a row needs the keys question and answer, or messages, or text"
+        raise InputError(Problem(where, sorted(row), reason, "rename the columns"))
+    return [_as_text(one.asked, one.answer, text_format, one.where) for one in answers]
+
+
+def _as_text(asked: Asked, answer: str, text_format: TextFormat, where: str) -> _Text:
+    """Return what is asked and its answer as text. Prompt and answer are tokenised together later."""
+    if text_format.is_chat or not isinstance(asked, str):
+        fix = "set tokenizer.chat_template or give rows of question and answer"
+        text_format.check_template(f"{where}: messages", str(asked), fix)
+        placed = text_format.template.place(asked, answer, where)
+        found = _Text(where, placed.text, placed.start, placed.spans, special=False, ended=placed.marked)
+    elif text_format.prompt_template is not None:
+        prompt = text_format.prompt_template.replace(QUESTION, asked)
+        text, start = prompt + answer, len(prompt.rstrip(" "))  # a blank is merged with the word behind it
+        found = _Text(where, text, start, [(start, len(text))])
+    else:
+        prompt = f"Question: {asked}\n"
+        text = f"{prompt}Answer: {answer}"
+        # TOFU's code masks the question alone: in its Phi results "Answer:" is trained on, scored and generated.
+        start = len(prompt if text_format.prompt_format == "tofu" else f"{prompt}Answer:")
+        found = _Text(where, text, start, [(start, len(text))])
+    return found if answer.strip() else found._replace(spans=())  # blanks are nothing to learn or forget
+
+
+def _tokenise(texts: Sequence[_Text], tokenizer: PreTrainedTokenizerFast) -> list[_Tokens]:
+    """Return the tokens of each text. The tokenizer works on all of them in parallel."""
+    found: dict[int, _Tokens] = {}
+    for special in {text.special for text in texts}:
+        places = [place for place, text in enumerate(texts) if text.special is special]
+        encoded = tokenizer(
+            [texts[place].text for place in places],
+            add_special_tokens=special,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        for place, ids, offsets in zip(places, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            # Some tokenizers add the end token and some do not. Remove it, so that `_with_end` adds it exactly once.
+            stop = len(ids) - (special and ids[-1:] == [tokenizer.eos_token_id])
+            found[place] = _Tokens(ids[:stop], [end for _, end in offsets[:stop]])
+    return [found[place] for place in range(len(texts))]
+
+
+def _labelled(text: _Text, tokens: _Tokens, text_format: TextFormat) -> Example:
+    """Return the example of a question and its answer."""
+    # A tokenizer may merge characters across the border of prompt and answer. A token belongs to where it ends.
+    ids, ends = tokens
+    labelled = [place for start, stop in text.spans for place, end in enumerate(ends) if start < end <= stop]
     if not (text.special or text.ended):
-        labelled = _up_to_end_of_turn(labelled, ids, special)
+        labelled = _up_to_end_of_turn(labelled, ids, text_format.special_tokens)
     labels = [IGNORE_INDEX] * len(ids)
     for place in labelled:
         labels[place] = ids[place]
     # Nothing after the last label is learned, so it is cut off.
     last = labelled[-1] if labelled else len(ids) - 1
     example: Example = {"input_ids": ids[: last + 1], "labels": labels[: last + 1]}
-    ended = text.ended or (not text.special and ids[last : last + 1] and ids[last] in special)
-    return example if ended else _with_end(example, tokenizer)
-
-
-def encode_prompt(asked: Asked, text_format: TextFormat) -> list[int]:
-    """Return the tokens before an answer begins: exactly those that `encode_turns` puts before the first label."""
-    # Where an answer begins may be decided by its first character, because a tokenizer merges it with the prompt's
-    # last one. Any letter stands for that.
-    text = _as_text(asked, "x", text_format, "question")
-    ids, ends = _tokenise(text.text, text_format.tokenizer, special=text.special)
-    return [token for token, end in zip(ids, ends, strict=True) if end <= text.start]
-
-
-def _as_text(asked: Asked, answer: str, text_format: TextFormat, where: str) -> _Text:
-    """Return what is asked and its answer as text."""
-    if text_format.is_chat or not isinstance(asked, str):
-        fix = "set tokenizer.chat_template or give rows of question and answer"
-        text_format.check_template(f"{where}: messages", str(asked), fix)
-        placed = text_format.template.place(asked, answer, where)
-        return _Text(placed.text, placed.start, placed.spans, special=False, ended=placed.marked)
-    if text_format.prompt_template is not None:
-        prompt = text_format.prompt_template.replace(QUESTION, asked)
-        text, start = prompt + answer, len(prompt.rstrip(" "))  # a blank is merged with the word behind it
-        return _Text(text, start, [(start, len(text))], special=True, ended=False)
-    prompt = f"Question: {asked}\n"
-    text = f"{prompt}Answer: {answer}"
-    # TOFU's code masks the question alone: in its Phi results "Answer:" is trained on, scored and generated.
-    start = len(prompt if text_format.prompt_format == "tofu" else f"{prompt}Answer:")
-    return _Text(text, start, [(start, len(text))], special=True, ended=False)
-
-
-def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Return the tokens of a text to be continued: with the beginning-of-text token, if any, and no end token."""
-    return _tokenise(text, tokenizer, special=True)[0]
-
-
-def _tokenise(text: str, tokenizer: PreTrainedTokenizerFast, *, special: bool) -> tuple[list[int], list[int]]:
-    """Return token ids, and for each the character where it ends (0 for tokens without text, such as BOS)."""
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-    ids, ends = encoded["input_ids"], [end for _, end in encoded["offset_mapping"]]
-    # Some tokenizers add the end token and some do not. Remove it here, so that `_with_end` adds it exactly once.
-    if special and ids and ids[-1] == tokenizer.eos_token_id:
-        ids, ends = ids[:-1], ends[:-1]
-    return ids, ends
+    ended = text.ended or (not text.special and ids[last : last + 1] and ids[last] in text_format.special_tokens)
+    return example if ended else _with_end(example, text_format.tokenizer)
 
 
 def _with_end(example: Example, tokenizer: PreTrainedTokenizerFast) -> Example:
@@ -282,24 +328,14 @@ def _with_end(example: Example, tokenizer: PreTrainedTokenizerFast) -> Example:
     return example
 
 
-def _up_to_end_of_turn(span: list[int], ids: list[int], special: set[int]) -> list[int]:
+def _up_to_end_of_turn(span: list[int], ids: list[int], special: frozenset[int]) -> list[int]:
     """Drop what a template writes after the end-of-turn token, which is often a line break."""
     ends = [place for place, token in enumerate(span) if ids[token] in special]
     return span[: ends[-1] + 1] if ends else span
 
 
-def special_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    """Return the ids of all special tokens.
-
-    `all_special_ids` has only those with a role, such as BOS, and often lacks a template's end-of-turn token.
-    """
-    return {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-
-
-def _encode_text(text: str, text_format: TextFormat) -> Iterator[Example]:
-    if not text.strip():
-        return
-    ids = encode_text(text, text_format.tokenizer)
+def _chunks(ids: list[int], text_format: TextFormat) -> Iterator[Example]:
+    """Yield the chunks of a plain text, labelled everywhere."""
     whole = _with_end({"input_ids": ids, "labels": list(ids)}, text_format.tokenizer)["input_ids"]
     for start in range(0, len(whole), text_format.max_length)[: text_format.max_chunks]:
         chunk = whole[start : start + text_format.max_length]

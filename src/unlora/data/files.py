@@ -13,6 +13,7 @@ from typing import Any
 
 from unlora.common.errors import InputError, Problem
 from unlora.common.files import LFS_FIX, is_lfs_pointer
+from unlora.common.reading import unique_keys
 
 Row = dict[str, Any]
 # The files that `save_to_disk` writes next to the rows of a dataset.
@@ -52,9 +53,10 @@ def _json_lines(file: Path) -> Iterator[Row]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield _checked_row(json.loads(line), f"line {number}")
-                except json.JSONDecodeError as error:
+                    row = json.loads(line, object_pairs_hook=unique_keys)
+                except ValueError as error:
                     raise ValueError(f"line {number} is not JSON: {error}") from error
+                yield _checked_row(row, f"line {number}")
 
 
 def _json(file: Path) -> Iterator[Row]:
@@ -64,7 +66,7 @@ def _json(file: Path) -> Iterator[Row]:
     if not is_list:
         yield from _json_lines(file)
         return
-    for place, row in enumerate(json.loads(file.read_text(encoding="utf-8-sig"))):
+    for place, row in enumerate(json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)):
         yield _checked_row(row, f"element {place}")
 
 

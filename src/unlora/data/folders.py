@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -11,7 +11,7 @@ from unlora.common.errors import InputError, Problem
 from unlora.data.files import READERS, is_saved_dataset
 
 # What the Hub adds to the name of a split in the name of each of its files: "-00000-of-00002", also with a hash.
-_SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?$")
 # Files of `datasets` that describe a dataset and hold no rows.
 _DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 # `datasets` calls the whole of a dataset without splits "train".
@@ -73,6 +73,7 @@ def _whole(table: list[Path], split: str, folder: Path, argument: str) -> list[P
 def _named(known: Mapping[str, Any], name: str, folder: Path, argument: str, kind: str) -> list[Path]:
     """Return the files under this name, or list the names that there are."""
     if found := known.get(name):
+        _check_shards(found, folder, argument)
         return list(found)
     reason = f"the folder has no {kind} {name!r}"
     if kind == "configuration" and name == WHOLE:  # nothing was named
@@ -80,6 +81,16 @@ def _named(known: Mapping[str, Any], name: str, folder: Path, argument: str, kin
     raise InputError(
         Problem(argument, str(folder), reason, f"name one of the {kind}s there: {', '.join(known) or 'none'}")
     )
+
+
+def _check_shards(files: Sequence[Path], folder: Path, argument: str) -> None:
+    """Raise `InputError` if a split is in several files whose names say how many there are, and one is missing."""
+    shards = [match for file in files if (match := _SHARD.search(file.stem))]
+    there = {int(shard[1]) for shard in shards}
+    for wanted in {int(shard[2]) for shard in shards}:
+        if missing := sorted(set(range(wanted)) - there):
+            reason = f"file {missing[0] + 1} of the {wanted} of this split is missing"
+            raise InputError(Problem(argument, str(folder), reason, "copy or download the dataset again"))
 
 
 def _declared(folder: Path) -> dict[str, dict[str, list[Path]]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.common.errors import InputError, Problem, raise_if, short
-from unlora.data.conversations import answers_of, read_turns, taught
+from unlora.data.conversations import answers_of, half_character, read_turns, taught
 from unlora.data.files import READERS, Row, is_saved_dataset, iter_rows
 from unlora.data.folders import WHOLE, find_table
 from unlora.settings.data import ForgetData, HoldoutData, RetainData, TrainDataConfig
@@ -50,6 +50,15 @@ class Stream:
     buffer_size: int
 
 
+def is_hub_id(path: str) -> bool:
+    """Return whether a path that does not exist may be a name on the Hub.
+
+    If there is a folder "owner" here, "owner/name" is taken for a path in it: asking the Hub first takes long where it
+    cannot be reached.
+    """
+    return HUB_ID.fullmatch(path) is not None and not ("/" in path and Path(path).parent.is_dir())
+
+
 def load_records(
     path: str,
     name: str | None = None,
@@ -79,7 +88,7 @@ def load_records(
     local = Path(path)
     if local.exists():
         rows = _local_rows(local, name, split, argument, stream)
-    elif HUB_ID.fullmatch(path) and local.suffix not in READERS:
+    elif is_hub_id(path) and local.suffix not in READERS:
         rows = _hub_rows(path, name, split, argument, stream)
     else:
         raise InputError(Problem(argument, path, "no such file or folder", "check the path"))
@@ -205,6 +214,8 @@ def _text_problems(value: object, where: str, key: str) -> Iterator[Problem]:
     if value is not None and not isinstance(value, str):
         fix = "choose one of its texts" if isinstance(value, list | dict) else "write it in quotes, as a text"
         yield Problem(f"{where}.{key}", short(value), f"it is of type {type(value).__name__}, not a text", fix)
+    elif value is not None and (half := half_character(value)):
+        yield Problem(f"{where}.{key}", short(value), *half)
 
 
 def _wrong_answer_problems(value: object, where: str) -> Iterator[Problem]:

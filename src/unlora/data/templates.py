@@ -16,7 +16,7 @@ from hashlib import sha256
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unlora.common.errors import InputError, Problem
+from unlora.common.errors import InputError, Problem, unknown_name
 from unlora.data.conversations import Asked, Context, Turn, is_system
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 # The variables by which templates switch thinking off. Those that a template does not know have no effect.
 THINKING = ("enable_thinking", "thinking")
+# Variables that a template gets from the conversation and the tokenizer.
+_GIVEN = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"}
+_GIVEN |= {"raise_exception", "strftime_now", "namespace"}
 # What a template takes for today. It is the date of open-unlearning's evaluation.
 CHAT_DATE = "2025-04-10"
 # The marks around what the assistant generates.
@@ -74,6 +77,20 @@ class ChatTemplate:
     def thinks(self) -> bool:
         """Whether thinking was asked for."""
         return any(self.kwargs.get(name) for name in THINKING)
+
+    def unread(self) -> list[Problem]:
+        """Return a problem for each variable that the template does not read. Thinking may always be switched off."""
+        from jinja2.meta import find_undeclared_variables
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        source = self.tokenizer.get_chat_template()
+        known = find_undeclared_variables(_compile_jinja_template(source).environment.parse(source))
+        given = {name for name, value in self.kwargs.items() if value or name not in THINKING}
+        options = known - _GIVEN
+        if options:
+            return [unknown_name("chat_template_kwargs", name, options) for name in sorted(given - known)]
+        reason = "the chat template has no variables, so it would have no effect"
+        return [Problem("chat_template_kwargs", name, reason, "leave it out") for name in sorted(given - known)]
 
     def described(self) -> dict[str, str]:
         """Return what identifies the prompts besides the settings: the template's SHA-256, and the date in them."""
@@ -166,7 +183,8 @@ class ChatTemplate:
                 **{**self.tokenizer.special_tokens_map, **self._variables},
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            fix = "change the row, or use another template"
+            added = self.system_prompt is not None and turns[0].get("content") == self.system_prompt
+            fix = f"{'leave out system_prompt' if added else 'change the row'}, or use another template"
             roles = [turn["role"] for turn in turns]
             raise InputError(Problem(where, roles, f"the chat template refuses it: {error}", fix)) from error
         return _Rendered(str(texts[0]), list(marks[0]) if marks else [])

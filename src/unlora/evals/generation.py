@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from unlora.common.distributed import together
 from unlora.common.errors import InputError, Problem
 from unlora.data.conversations import Asked
-from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_prompt
+from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_prompts
 from unlora.data.padding import Batch, padding_id
 from unlora.evals.progress import Progress
 from unlora.evals.scoring import CPU_ROWS, check_positions, checked_size, evaluating, of_all, run_batches
@@ -47,7 +47,7 @@ def generate_answers(
     Raises:
         InputError: no questions, or a prompt and its answer may need more tokens than the model has positions.
     """
-    prompts = [encode_prompt(question, text_format) for question in questions]
+    prompts = encode_prompts(questions, text_format)
     answers = continue_prompts(model, prompts, text_format, max_new_tokens, batch_size, progress)
     return [answer.strip() for answer in answers]
 

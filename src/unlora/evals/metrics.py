@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from unlora.common.errors import InputError, Problem, raise_if, unknown_name
+from unlora.common.errors import InputError, Problem, unknown_name
 
 logger = logging.getLogger(__name__)
 Values = NDArray[np.float64]
@@ -139,11 +139,11 @@ def membership_auc(members: ArrayLike, others: ArrayLike) -> float:
     member is more likely than every other example, and 0.5 if the loss does not tell them apart.
 
     Raises:
-        InputError: as `two_classes`.
+        InputError: an empty sample, or values that are not finite.
     """
     from scipy.stats import mannwhitneyu
 
-    inside, outside = merge_ties(*two_classes(members, others))
+    inside, outside = merge_ties(finite_values("members", members), finite_values("others", others))
     return float(mannwhitneyu(outside, inside).statistic) / (len(inside) * len(outside))
 
 
@@ -212,22 +212,6 @@ def _rouge_scorer(use_stemmer: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=use_stemmer)
-
-
-def two_classes(members: ArrayLike, others: ArrayLike) -> tuple[Values, Values]:
-    """Return both samples as arrays.
-
-    Raises:
-        InputError: fewer than two values in a sample, or values that are not finite.
-    """
-    named = {"members": finite_values("members", members), "others": finite_values("others", others)}
-    reason = "a single example has no spread, so the AUC would have no standard error"
-    raise_if(
-        Problem(name, f"{len(values)} value", reason, "give at least two")
-        for name, values in named.items()
-        if len(values) < 2
-    )
-    return named["members"], named["others"]
 
 
 def finite_values(argument: str, values: ArrayLike) -> Values:

@@ -341,10 +341,11 @@ def _text_columns(
 
     Of a chat, "turns" has what the model is asked without the marks of the template: [role, text] of each turn.
     """
-    from unlora.data.encoding import encode_prompt
+    from unlora.data.encoding import encode_prompts
 
     decode = text_format.tokenizer.decode
-    prompts = [decode(encode_prompt(row.question, text_format), clean_up_tokenization_spaces=False) for row in rows]
+    tokens = encode_prompts([row.question for row in rows], text_format)
+    prompts = [decode(ids, clean_up_tokenization_spaces=False) for ids in tokens]
     metrics.warn_of_wordless(f"{name} set", [row.answer for row in rows])
     rouge = [metrics.rouge_recalls(generated[row.question], row.answer) for row in rows]
     chat = text_format.is_chat or not all(isinstance(row.question, str) for row in rows)

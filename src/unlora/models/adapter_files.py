@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
 from unlora.common.reading import read_json
-from unlora.data.sources import HUB_ID
+from unlora.data.sources import is_hub_id
 from unlora.models.hashes import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 
 ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_SETTINGS)
@@ -25,7 +25,7 @@ def adapter_folder(path: str, argument: str) -> Path:
     Raises:
         InputError: there is no such adapter, it is a pickle, or its settings are not those of one.
     """
-    folder = Path(path) if Path(path).exists() or not HUB_ID.fullmatch(path) else _downloaded(path, argument)
+    folder = Path(path) if Path(path).exists() or not is_hub_id(path) else _downloaded(path, argument)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         pickled = (folder / _PICKLE).is_file()
         reason = f"{_PICKLE} is a pickle, which can run code" if pickled else f"it has no {ADAPTER_WEIGHTS}"

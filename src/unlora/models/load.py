@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def _load_base(config: ModelConfig) -> PreTrainedModel:
     _check_generation_settings(config)
     zero3 = _zero3_settings_of(config)
     try:
-        with zero3_reading(zero3) if zero3 else nullcontext():
+        with _own_report(), zero3_reading(zero3) if zero3 else nullcontext():
             model, info = kind.from_pretrained(
                 config.model_name_or_path,
                 dtype=config.dtype,
@@ -197,6 +197,21 @@ def read_config(config: ModelConfig) -> PreTrainedConfig:
         fix = "update transformers, or use the model without quantisation"
         raise InputError(Problem(_ARGUMENT, config.model_name_or_path, reason, fix))
     return found
+
+
+@contextmanager
+def _own_report() -> Iterator[None]:
+    """Keep transformers from reporting wrong weights, which it says may be ignored. Here they are refused."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return not re.search(r" LOAD REPORT|^This checkpoint seem corrupted", record.getMessage())
+
+    source = logging.getLogger("transformers.modeling_utils")
+    source.addFilter(others)
+    try:
+        yield
+    finally:
+        source.removeFilter(others)
 
 
 def _weight_problems(name: str, info: Mapping[str, Any]) -> Iterator[Problem]:

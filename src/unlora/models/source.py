@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
 from unlora.common.reading import read_json
-from unlora.data.sources import HUB_ID
+from unlora.data.sources import is_hub_id
 from unlora.models.folder import TOKENIZER_FILES, adapter_problems, is_adapter, model_problems, pointers
 from unlora.models.hashes import ADAPTER_SETTINGS
 from unlora.settings import ModelConfig
@@ -68,7 +69,7 @@ def _adapter_folder(config: ModelConfig) -> Path | None:
     name = config.model_name_or_path
     if Path(name).is_dir():
         return Path(name) if is_adapter(Path(name)) else None
-    if not HUB_ID.fullmatch(name):
+    if not is_hub_id(name):
         return None
     from huggingface_hub import snapshot_download
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -88,6 +89,10 @@ def _check_model(config: ModelConfig) -> None:
     name = config.model_name_or_path
     if Path(name).is_dir():
         raise_if([*model_problems(Path(name), _ARGUMENT), *pointers(Path(name), _ARGUMENT)])
-    elif Path(name).is_file() or not HUB_ID.fullmatch(name):
+    elif Path(name).is_file() or not is_hub_id(name):
         what = "it is a file" if Path(name).is_file() else "there is no such folder"
-        raise InputError(Problem(_ARGUMENT, name, what, "give a model folder or a model's name on the Hub"))
+        beside = [path.name for path in Path(name).parent.iterdir()] if Path(name).parent.is_dir() else []
+        near = difflib.get_close_matches(Path(name).name, beside, n=1)
+        meant = f"did you mean {Path(name).parent / near[0]}? Else " if near and near[0] != Path(name).name else ""
+        fix = f"{meant}give a model folder or a model's name on the Hub"
+        raise InputError(Problem(_ARGUMENT, name, what, fix))

@@ -14,6 +14,7 @@ from unlora.common.distributed import on_main
 from unlora.common.errors import InputError, Problem
 from unlora.common.progress import shown
 from unlora.data import TextFormat
+from unlora.data.conversations import answers_of
 from unlora.data.sources import Record, fingerprint, is_text
 from unlora.evals import Log, evaluate, read_log, summarise, write_log
 from unlora.evals.tofu import FILES, TASKS, add_text_columns, configured_sets, read_questions, text_count
@@ -132,14 +133,15 @@ def evaluate_in_training(job: Job, model: nn.Module) -> dict[str, float]:
 
 
 def trained_on(job: Job) -> dict[str, int]:
-    """Return by evaluated set, except the forget set, how many of its rows the run also trains on."""
+    """Return by evaluated set, except the forget set, how many of its answers the run also trains on."""
     known = {fingerprint(row) for row in job.rows.used_retain}
     size = job.request.evaluation.ds_size
-    return {
-        name: sum(fingerprint(row) in known for row in rows[:size])
+    trained = {
+        name: [fingerprint(row) in known for row in rows for _ in answers_of(row, name)]
         for name, rows in job.sets.items()
         if name != "forget"
     }
+    return {name: sum(answers[:size]) for name, answers in trained.items()}
 
 
 def samples(original: Log, unlearned: Log) -> list[dict[str, Any]]:

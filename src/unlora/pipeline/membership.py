@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unlora.adapter.offset import original_model
 from unlora.common.distributed import on_main
-from unlora.common.errors import Problem, raise_if
+from unlora.common.errors import raise_if
 from unlora.common.files import write_json
 from unlora.common.progress import shown
 from unlora.data import Example, TextFormat, check_overlap, encode_records, load_set
@@ -42,7 +42,7 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
     retrained = None if config.retrained is None else read_scores(config.retrained, sets=rows)
     tokenizer = load_tokenizer(model_config)
     text_format = TextFormat.of(tokenizer, text, read_config(model_config))
-    sets = _encode_sets(rows, text_format)
+    sets = _encode_sets(rows, text_format, config.ds_size)
     if retrained is not None:
         check_retrained(retrained, {name: len(examples) for name, examples in sets.items()})
     reference = None if config.reference_model is None else _reference_nll(model_config, config, text_format, sets)
@@ -68,7 +68,7 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
 
 
 def _load_rows(config: MembershipConfig) -> dict[str, Sequence[Record]]:
-    """Load the rows of the two sets.
+    """Load the rows of the two sets, of each as many as are needed for `ds_size` examples.
 
     Raises:
         InputError: rows that cannot be read, or that are in both sets.
@@ -79,19 +79,16 @@ def _load_rows(config: MembershipConfig) -> dict[str, Sequence[Record]]:
     return {"forget": forget[: config.ds_size], "holdout": holdout[: config.ds_size]}
 
 
-def _encode_sets(rows: Mapping[str, Sequence[Record]], text_format: TextFormat) -> dict[str, list[Example]]:
-    """Tokenise the two sets.
+def _encode_sets(
+    rows: Mapping[str, Sequence[Record]], text_format: TextFormat, most: int | None
+) -> dict[str, list[Example]]:
+    """Tokenise the two sets, and keep the first `most` examples of each.
 
     Raises:
-        InputError: rows that cannot be tokenised, or a set with fewer than two examples.
+        InputError: rows that cannot be tokenised.
     """
     sets = {name: encode_records(part, text_format, argument=f"{name}_data") for name, part in rows.items()}
-    raise_if(
-        Problem(f"{name}_data", f"{len(part)} example", "a single score has no spread", "give at least two")
-        for name, part in sets.items()
-        if len(part) < 2
-    )
-    return sets
+    return {name: examples[:most] for name, examples in sets.items()}
 
 
 def _reference_nll(

@@ -10,7 +10,7 @@ from typing import Any
 
 from unlora.common.errors import Problem, raise_if, unknown_name
 from unlora.common.files import unwritable_problems
-from unlora.data.sources import HUB_ID
+from unlora.data.sources import is_hub_id
 from unlora.importance.table import initialiser_problems, unread_settings
 from unlora.losses import LOSSES
 from unlora.runs.folder import continued_problems, continued_settings, settings_of
@@ -114,7 +114,7 @@ def _cache_problems(model: ModelConfig) -> list[Problem]:
     from huggingface_hub import constants, try_to_load_from_cache
 
     name = model.model_name_or_path
-    if Path(name).exists() or not HUB_ID.fullmatch(name):
+    if Path(name).exists() or not is_hub_id(name):
         return []
     if isinstance(try_to_load_from_cache(name, "config.json", revision=model.model_revision), str):
         return []

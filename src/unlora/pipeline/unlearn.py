@@ -32,7 +32,6 @@ from unlora.runs.folder import ADAPTER, CONFIG, EVALUATIONS, METRICS, RECORD, RE
 from unlora.runs.forgotten import write_forgotten
 from unlora.runs.record import Clock, write_record
 from unlora.teachers import TEACHERS, Teaching
-from unlora.training.checkpoints import checkpoint_to_resume
 from unlora.training.stopping import StopWhenUnseen
 from unlora.training.trainer import UnlearnTrainer
 
@@ -145,7 +144,7 @@ def _train(job: Job, importance: Mapping[str, Tensor] | None) -> UnlearnTrainer:
     trainer = UnlearnTrainer(model, args, job.trained, job.retain, tokenizer, job.alternates, lessons, evaluator)
     if job.unseen:
         trainer.add_callback(StopWhenUnseen(trainer, job.unseen, stopping.stop_every, stopping.stop_auc))
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     return trainer
 
 

@@ -52,7 +52,10 @@ def log_problems(retrained: str | None) -> list[Problem]:
 class SampleSettings:
     """How much of each set is evaluated, and in which batches."""
 
-    ds_size: int | None = setting(300, "Maximum number of examples of each set, from the first on.")
+    ds_size: int | None = setting(
+        300,
+        "Maximum number of answers of each set, from the first on; of plain text, chunks. A conversation has several.",
+    )
     eval_batch_size: int | None = setting(
         None,
         "Maximum number of examples in a forward pass. Defaults to as many as fit a GPU, or 32 on a CPU.",

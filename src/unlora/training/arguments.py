@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from torch.utils.checkpoint import checkpoint
+from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
+from transformers.training_args import OptimizerNames
 
 from unlora.common.errors import Problem, from_elsewhere, raise_if, unknown_name
 
@@ -48,6 +52,9 @@ class SafeArguments(TrainingArguments):
         return [
             *reporting_problems(self.report_to),
             *_kernel_problems(self.use_liger_kernel, self.use_cpu),
+            *_schedule_problems(self.lr_scheduler_type, self.lr_scheduler_kwargs),
+            *_optimiser_problems(self),
+            *_checkpointing_problems(self.gradient_checkpointing_kwargs),
             *self._choice_problems(),
         ]
 
@@ -87,6 +94,51 @@ def _kernel_problems(use_liger_kernel: bool, use_cpu: bool) -> list[Problem]:
     if find_spec("liger_kernel") is None:
         return [Problem("use_liger_kernel", True, "it is not installed", "install it: pip install 'unlora[liger]'")]
     return []
+
+
+def _schedule_problems(kind: str, settings: dict[str, Any] | None) -> list[Problem]:
+    """Return the problem of settings that the schedule does not take. Transformers ignores some, and finds others late.
+
+    A schedule of a single weight is made, and does one step.
+    """
+    if not settings:
+        return []
+    name = SchedulerType(kind).value
+    fix = f"write what the schedule {name!r} takes, or leave it out: transformers' page on schedules lists it"
+    if name.startswith("constant"):
+        return [Problem("lr_scheduler_kwargs", settings, "this schedule has no settings", fix)]
+    try:
+        optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = get_scheduler(name, optimiser, 1, 10, dict(settings))
+        optimiser.step()
+        schedule.step()
+    except Exception as error:  # each schedule checks, or does not check, in its own way
+        return [Problem("lr_scheduler_kwargs", settings, f"the schedule refuses it ({error})", fix)]
+    return []
+
+
+def _optimiser_problems(args: TrainingArguments) -> list[Problem]:
+    """Return the problem of `optim_args` that the optimiser does not take, or that have no effect on it."""
+    if not args.optim_args:
+        return []
+    fix = "write what this optimiser takes as name=value, or leave it out"
+    try:
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+        kind([torch.zeros(1, requires_grad=True)], **settings)
+        without = copy(args)
+        without.optim_args = None
+        _, others = Trainer.get_optimizer_cls_and_kwargs(without)
+    except Exception as error:  # each optimiser checks in its own way
+        return [Problem("optim_args", args.optim_args, f"{OptimizerNames(args.optim).value} refuses it ({error})", fix)]
+    if settings == others:
+        return [Problem("optim_args", args.optim_args, f"it has no effect on {OptimizerNames(args.optim).value}", fix)]
+    return []
+
+
+def _checkpointing_problems(settings: dict[str, Any] | None) -> list[Problem]:
+    known = {*signature(checkpoint).parameters, "preserve_rng_state", "every_n_layers", "offload"}
+    known -= {"function", "args", "kwargs", "context_fn"}
+    return [unknown_name("gradient_checkpointing_kwargs", name, known) for name in settings or {} if name not in known]
 
 
 def reporting_problems(report_to: Sequence[str] | str | None) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import threading
@@ -12,16 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from unlora.common.distributed import on_main
 from unlora.common.errors import InputError, Problem
-from unlora.common.files import remove, replace_folder, unfinished
+from unlora.common.files import flush, new_folder, remove, replace_folder, unfinished, write_json
+from unlora.common.reading import read_json
+from unlora.models.hashes import file_sha256
 from unlora.training.callbacks import AtTrainBegin, CheckpointMoments, SavedCallback, TrainingBar
 from unlora.training.tensor_files import load_state, save_state
 
+logger = logging.getLogger(__name__)
 _OPTIMIZER = "optimizer.safetensors"
+# The file of a checkpoint with the hashes of all others.
+_HASHES = "hashes.json"
 
 
 class SafeTrainer(Trainer):
@@ -47,22 +55,37 @@ class SafeTrainer(Trainer):
             self.add_callback(TrainingBar())
         self.add_callback(AtTrainBegin(self._take_up))
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as transformers' Trainer does; an interrupt raises `KeyboardInterrupt` after a checkpoint was saved."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as transformers' Trainer does; an interrupt raises `KeyboardInterrupt` after a checkpoint was saved.
+
+        Args:
+            resume_from_checkpoint: true for the last whole checkpoint in `output_dir`, or the folder of one.
+            *args: as of the superclass.
+            **kwargs: as of the superclass.
+
+        Raises:
+            InputError: the checkpoint is not a whole one.
+        """
+        checkpoint = on_main(lambda: checkpoint_to_resume(self.args, resume_from_checkpoint))
         alone = self.args.world_size == 1 and threading.current_thread() is threading.main_thread()
         self._moments = CheckpointMoments(listens=alone)
         self.add_callback(self._moments)
         with self._moments:
-            result = super().train(*args, **kwargs)
+            result = super().train(checkpoint, *args, **kwargs)
         self.remove_callback(self._moments)
         return result
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, *, epoch: int, train_dataloader: DataLoader, **kwargs: Any) -> None:
         # The superclass would make one step more from a checkpoint of the last step within an epoch.
         if self._over:
             self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
+            return
+        # With several processes the superclass does not reach the sampler in the epoch from whose middle it resumes,
+        # which would then have the order of the first epoch.
+        sampler = _sampler_in(train_dataloader)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return the superclass's estimate, which walks over all modules in every step to count their parameters."""
@@ -105,12 +128,18 @@ class SafeTrainer(Trainer):
         staging = run / ".checkpoint.partial"
         # Without a limit the superclass deletes nothing: old checkpoints must stay until the new one is in place.
         self._staging, self.args.save_total_limit = str(staging), None
+        if self.args.should_save:
+            run.mkdir(parents=True, exist_ok=True)
+            new_folder(staging)
+        self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._staging, self.args.save_total_limit = None, limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            write_json(staging / name / _HASHES, _hashes(staging / name))
+            flush(staging / name)
             replace_folder(staging / name, run / name)
             remove(staging)
             self._delete_old_checkpoints()
@@ -179,24 +208,65 @@ class SafeTrainer(Trainer):
             torch.cuda.set_rng_state(state["cuda"])
 
 
-def checkpoint_to_resume(args: TrainingArguments) -> str | None:
+def _sampler_in(loader: DataLoader) -> Sampler[Any]:
+    """Return the sampler of single examples, around which accelerate puts others that make batches."""
+    batches: Any = loader.batch_sampler
+    while hasattr(batches, "batch_sampler"):
+        batches = batches.batch_sampler
+    sampler: Sampler[Any] = batches.sampler
+    return sampler
+
+
+def checkpoint_to_resume(args: TrainingArguments, choice: str | bool | None) -> str | None:
     """Return the checkpoint folder that `resume_from_checkpoint` means, or None to start from the beginning.
 
-    The command line passes a string. "true" means the last complete checkpoint in `output_dir`; there is none if the
-    run was killed before its first checkpoint.
+    The command line passes a string. "true" means the last whole checkpoint in `output_dir`; there is none if the run
+    was killed before its first checkpoint. A damaged one there is deleted with a warning.
 
     Raises:
-        InputError: the folder is not a checkpoint, or lacks a file that resuming needs.
+        InputError: the folder is not a checkpoint, lacks a file that resuming needs, or is damaged.
     """
-    choice: str | None = str(args.resume_from_checkpoint or "false")
-    if choice in ("true", "True"):
-        choice = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    if choice in (None, "false", "False"):
+    text = str(choice or "false")
+    if text.lower() == "false":
         return None
-    needed = (TRAINER_STATE_NAME, _OPTIMIZER, f"process_{args.process_index}.safetensors")
-    missing = [name for name in needed if not Path(str(choice), name).is_file()]
+    if text.lower() != "true":
+        _check_complete(Path(text), args.world_size)
+        if damaged := _damaged(Path(text)):
+            reason = f"its {damaged} is not what was written: it was damaged or changed"
+            raise InputError(Problem("resume_from_checkpoint", text, reason, "name the checkpoint before it"))
+        return text
+    saved = sort_checkpoints(args.output_dir) if Path(args.output_dir).is_dir() else []
+    for path in map(Path, reversed(saved)):
+        _check_complete(path, args.world_size)
+        damaged = _damaged(path)
+        if damaged is None:
+            return str(path)
+        logger.warning("%s is deleted, because its %s was damaged. Training goes on from before it", path, damaged)
+        remove(path)
+    return None
+
+
+def _check_complete(checkpoint: Path, processes: int) -> None:
+    """Raise `InputError` if the folder is not a checkpoint of so many processes."""
+    own = [f"process_{number}.safetensors" for number in range(processes)]
+    missing = [name for name in (TRAINER_STATE_NAME, _OPTIMIZER, _HASHES, *own) if not (checkpoint / name).is_file()]
     if missing:
         reason = f"it is not a complete checkpoint of this number of processes: it has no {', '.join(missing)}"
         fix = "name another checkpoint of the folder, or delete this one; save_only_model=true leaves no complete ones"
-        raise InputError(Problem("resume_from_checkpoint", choice, reason, fix))
-    return choice
+        raise InputError(Problem("resume_from_checkpoint", str(checkpoint), reason, fix))
+
+
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    """Return the hash of each file in a checkpoint."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    return {path.relative_to(checkpoint).as_posix(): file_sha256(path) for path in files}
+
+
+def _damaged(checkpoint: Path) -> str | None:
+    """Return the first file of a checkpoint that is not what was written, or None if all are."""
+    try:
+        written = dict(read_json(checkpoint / _HASHES))
+    except (ValueError, TypeError):
+        return _HASHES
+    found = {name: value for name, value in _hashes(checkpoint).items() if name != _HASHES}
+    return next((name for name in sorted(written | found) if written.get(name) != found.get(name)), None)

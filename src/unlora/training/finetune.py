@@ -17,6 +17,7 @@ from transformers.utils import CONFIG_NAME
 from unlora.adapter.targets import is_everything, target_shapes
 from unlora.common.distributed import on_main
 from unlora.common.errors import Problem
+from unlora.common.files import flush, new_folder
 from unlora.common.locks import writing_to
 from unlora.data import Example, pad_batch, padding_id
 from unlora.models.forward import causal_lm, labelled_tokens, unwrapped
@@ -25,7 +26,7 @@ from unlora.models.packing import packing
 from unlora.runs.stages import Stages, json_sha256, tokenizer_sha256
 from unlora.settings.training import FinetuneSettings
 from unlora.training.arguments import SafeArguments, changed_arguments
-from unlora.training.checkpoints import SafeTrainer, checkpoint_to_resume
+from unlora.training.checkpoints import SafeTrainer
 
 
 @dataclass
@@ -159,7 +160,7 @@ def _train(
         processing_class=tokenizer,
     )
     with packing(causal_lm(model)):
-        trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if lora is not None:
         trainer.model = unwrapped(model).merge_and_unload()
     return trainer
@@ -171,9 +172,12 @@ def _save_model(trainer: SafeTrainer, folder: Path) -> list[str]:
     config.json is moved there last, because a folder counts as a model as soon as it contains this file.
     """
     partial = folder / ".model.partial"
+    if trainer.args.should_save:
+        new_folder(partial)
     trainer.save_model(str(partial))
     if not trainer.args.should_save:
         return []
+    flush(partial)
     names = sorted((file.name for file in partial.iterdir()), key=lambda name: name == CONFIG_NAME)
     for name in names:
         os.replace(partial / name, folder / name)

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.errors import InputError, Problem
 from unlora.data import Example, TextFormat, check_overlap, encode_answers, encode_records, load_set
 from unlora.data.conversations import all_answers
 from unlora.data.sources import Record, has_keys, is_text
@@ -25,12 +25,12 @@ from unlora.training.snapshots import restore, snapshot
 from unlora.training.tensor_files import load_state, save_state
 
 logger = logging.getLogger(__name__)
-# A single row has no spread that it could be compared by.
-_LEAST_ROWS = 2
 # The middle 95 % of a normal distribution lie within so many standard errors of its mean.
 _SPREAD = 1.96
 # If the test cannot detect that the AUC is so far from 0.5, the user is told.
 _FINE = 0.25
+# No AUC is further from 0.5.
+_LARGEST = 0.5
 # Two sets are told apart if the p-value of the Kolmogorov-Smirnov test is below this.
 _SIGNIFICANCE = 0.05
 _STATE_FILE = "stopping.safetensors"
@@ -74,9 +74,10 @@ class UnseenTest:
             which it cancels out how likely an answer is in itself. "auto" uses both if all rows have
             `perturbed_answer`, and all or none of them `paraphrased_answer`; otherwise the NLL.
         batch_size: maximum number of rows in a forward pass. None fills the memory of a GPU.
+        most: the maximum number of examples of each set, from the first on; None is no limit.
 
     Raises:
-        InputError: fewer than two rows in a set, rows that cannot be read, or rows without truth ratios although
+        InputError: rows that cannot be read, or rows without truth ratios although
             `statistic` asks for them.
     """
 
@@ -87,6 +88,7 @@ class UnseenTest:
         text_format: TextFormat,
         statistic: str = "auto",
         batch_size: int | None = None,
+        most: int | None = None,
     ) -> None:
         comparable = _have_comparable_truth_ratios([*forget, *holdout])
         if statistic == "truth_ratio" and not comparable:
@@ -97,21 +99,18 @@ class UnseenTest:
         self.text_format = text_format
         self.batch_size = batch_size
         named = {"forget_data": forget, "holdout_data": holdout}
-        self.samples = [self._encode(rows, name) for name, rows in named.items()]
-        reason = "a single score has no spread, so there is nothing to compare it by"
-        fix = f"give at least {_LEAST_ROWS}, or remove holdout_data"
-        raise_if(
-            Problem(name, f"{len(sample)} example", reason, fix)
-            for name, sample in zip(named, self.samples, strict=True)
-            if len(sample) < _LEAST_ROWS
-        )
+        self.samples = [self._encode(rows[:most], name)[:most] for name, rows in named.items()]
         self.standard_error = metrics.auc_standard_error(*map(len, self.samples))
-        if _SPREAD * self.standard_error > _FINE:
-            logger.warning(
-                "%d forget and %d unseen rows are few: only an AUC above %.2f or below %.2f would show a difference",
-                *map(len, self.samples),
-                *(0.5 + sign * _SPREAD * self.standard_error for sign in (1, -1)),
-            )
+        self._warn_of_few()
+
+    def _warn_of_few(self) -> None:
+        sizes, detected = list(map(len, self.samples)), _SPREAD * self.standard_error
+        if detected >= _LARGEST:
+            logger.warning("%d forget and %d unseen rows are so few that no AUC would show a difference", *sizes)
+        elif detected > _FINE:
+            bounds = 0.5 + detected, 0.5 - detected
+            text = "%d forget and %d unseen rows are few: only an AUC above %.2f or below %.2f would show a difference"
+            logger.warning(text, *sizes, *bounds)
 
     def _encode(self, rows: Sequence[Record], name: str) -> list[list[Example]]:
         """Return what is scored of each example: its answer, and for truth ratios the paraphrase and wrong answers."""
@@ -172,17 +171,17 @@ def unseen_test(
     forget: Sequence[Record],
     holdout: Sequence[Record] | None,
     text_format: TextFormat,
-    rows: int | None,
+    most: int | None,
     batch_size: int | None,
 ) -> UnseenTest | None:
-    """Return the configured test on the first `rows` rows of each set, or None if there is no holdout set.
+    """Return the configured test on the first `most` examples of each set, or None if there is no holdout set.
 
     Raises:
         InputError: as `UnseenTest`.
     """
     if holdout is None:
         return None
-    return UnseenTest(forget[:rows], holdout[:rows], text_format, config.stop_statistic, batch_size)
+    return UnseenTest(forget, holdout, text_format, config.stop_statistic, batch_size, most)
 
 
 class StopWhenUnseen(TrainerCallback):

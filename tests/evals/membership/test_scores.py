@@ -149,6 +149,12 @@ def test_privacy_leakage_has_muse_s_orientation():
     assert membership.privacy_leakage(0.9, 0.2) == pytest.approx(100 * (0.1 - 0.8) / 0.8)
 
 
+def test_a_single_example_has_the_error_of_sets_that_do_not_differ():
+    # 3 of 4 members are above the other; √((4 + 1 + 1) / (12 · 4 · 1)) = √(1/8)
+    assert membership.score_auc([1, 3, 4, 5], [2]) == membership.Auc(0.75, pytest.approx(math.sqrt(1 / 8)))
+    assert membership.score_auc([1], [1]) == membership.Auc(0.5, pytest.approx(0.5))
+
+
 @given(st.floats(0, 1), st.floats(0, 0.999))
 def test_privacy_leakage_falls_with_the_area_and_is_above_0_below_the_retrained_one(auc, retrained):
     leakage = membership.privacy_leakage(auc, retrained)
@@ -163,8 +169,7 @@ def test_privacy_leakage_falls_with_the_area_and_is_above_0_below_the_retrained_
         (lambda: membership.loss_score([math.nan]), r"logp\[0\]=nan.*not finite"),
         (lambda: membership.min_k_score(LOGP, 0), "percent=0"),
         (lambda: membership.min_k_score(LOGP, 101), "percent=101"),
-        (lambda: membership.score_auc([1], [1, 2]), "members='1 value'.*at least two"),
-        (lambda: membership.score_auc([1, 2], [1]), "others='1 value'"),
+        (lambda: membership.score_auc([], [1, 2]), "members='shape \\(0,\\)'.*at least one"),
         (lambda: membership.score_auc([1, 2], []), "others="),
         (lambda: membership.score_auc([1, math.inf], [1, 2]), r"members\[1\]=inf"),
         (lambda: membership.privacy_leakage(0.5, 1), "retrained_auc=1.*divide by zero"),

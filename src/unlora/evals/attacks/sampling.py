@@ -13,7 +13,7 @@ from math import comb, hypot
 import torch
 from torch import nn
 
-from unlora.data.encoding import encode_prompt
+from unlora.data.encoding import encode_prompts
 from unlora.evals.attacks.interface import Materials, Metrics, UnavailableError, questions
 from unlora.evals.generation import continue_prompts
 from unlora.evals.text_quality import fact_recall, facts
@@ -59,7 +59,7 @@ def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[
     if not asked:
         reason = "no forget answer has a word that is neither in its question nor in other answers"
         raise UnavailableError(reason, "leave this attack out")
-    prompts = [encode_prompt(row.question, materials.text_format) for row, _ in asked]
+    prompts = encode_prompts([row.question for row, _ in asked], materials.text_format)
     return [Samples(prompts, [fact for _, fact in asked], sorted(set(config.samples)))]
 
 

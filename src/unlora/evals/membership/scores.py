@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from unlora.common.errors import InputError, Problem
-from unlora.evals.metrics import Values, finite_values, membership_auc, merge_ties, two_classes
+from unlora.evals.metrics import Values, auc_standard_error, finite_values, membership_auc, merge_ties
 
 # The least standard deviation: the square of anything smaller is 0 in float32.
 _LEAST_STD = 1e-19
@@ -92,24 +92,27 @@ def score_auc(members: ArrayLike, others: ArrayLike) -> Auc:
 
     Below 0.5, the members look less like training data than the others do. The standard error is DeLong's (Biometrics
     44, 1988), which assumes nothing about the shape of the two distributions. Where a score separates the sets
-    completely it is 0, however few examples there are, and `_separated_error` takes its place.
+    completely it is 0, however few examples there are, and `_separated_error` takes its place. A single example has no
+    spread from which an error could be estimated. Then it is that of sets which do not differ, `auc_standard_error`.
 
     Args:
         members: [members], scores of examples that the model was trained on.
         others: [others], scores of examples of the same kind that it was not trained on.
 
     Raises:
-        InputError: as `two_classes`.
+        InputError: as `membership_auc`.
     """
     from scipy.stats import rankdata
 
-    inside, outside = merge_ties(*two_classes(members, others))
+    inside, outside = merge_ties(finite_values("members", members), finite_values("others", others))
+    area = membership_auc(-inside, -outside)
+    if min(len(inside), len(outside)) == 1:
+        return Auc(area, auc_standard_error(len(inside), len(outside)))
     ranks = rankdata([*inside, *outside])
     # The share of the other set that each value is above: its rank among all values, minus its rank in its own set.
     above_others = (ranks[: len(inside)] - rankdata(inside)) / len(outside)
     above_members = (ranks[len(inside) :] - rankdata(outside)) / len(inside)
     variance = above_others.var(ddof=1) / len(inside) + above_members.var(ddof=1) / len(outside)
-    area = membership_auc(-inside, -outside)
     error = math.sqrt(variance) if variance > 0 else _separated_error(area, len(inside), len(outside))
     return Auc(area, error)
 
