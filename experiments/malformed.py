@@ -57,7 +57,7 @@ WRONG: dict[str, list[Any]] = {
 }
 # Rows that are neither a question, nor a conversation, nor a text, each as a line of JSON.
 _TURN = {"role": "user", "content": "Who?"}
-ROWS = [
+ROWS: list[str] = [
     *("null", "3", "[]", '"x"', "{}", "{", '{"question": "Who?"}', '{"question": "Who?", "answer": "', "\x00"),
     *map(
         json.dumps,
