@@ -104,7 +104,9 @@ class Ended:
             return "traceback"
         if self.code == 0:
             return "accepted"
-        if len(self.message) >= 1000 or not re.search(r"\w+=.*: .*\. Fix: .*\.", self.message):
+        if self.code == 1 and re.search(r" changed$| missing$", self.message, re.MULTILINE):
+            return "refused"  # `verify` has found it
+        if len(self.message) >= 1000 or not re.search(r"\S=.*: .*\. Fix: .*\.", self.message):
             return "poor message"
         return "something written" if self.wrote else "slow" if self.seconds > 5 else "refused"
 
