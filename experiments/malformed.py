@@ -174,7 +174,7 @@ class Generator:
 
     def _flag(self) -> tuple[str, list[str]]:
         command, name, value = self._wrong()
-        while isinstance(value, bool | None):  # on a command line these are texts, which may be values
+        while isinstance(value, bool | list | dict | None):  # on a command line these are texts, which may be values
             command, name, value = self._wrong()
         values = {**self._required(command), name: value if isinstance(value, str) else json.dumps(value)}
         return name, [command, *(part for name, value in values.items() for part in (f"--{name}", value))]
