@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
-from helpers.runs import RETAIN, flags
+from helpers.runs import FORGET, RETAIN, flags, write_rows
 from unlora.cli import main
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.training.checkpoints import SafeTrainer
@@ -90,11 +90,14 @@ SETTINGS = {"max_steps": 40, "save_strategy": "steps", "save_steps": 2, "learnin
 
 
 @pytest.fixture(scope="module")
-def whole_adapter(model_folder, data, tmp_path_factory):
+def whole_adapter(model_folder, tmp_path_factory):
     """The adapter of a run that nothing interrupts, which needs no checkpoints."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    assert main(["unlearn", *flags(model_folder, data, folder, **{**SETTINGS, "save_strategy": "no"})]) == 0
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
+    folder = tmp_path_factory.mktemp("whole")
+    write_rows(folder / "data" / "forget.jsonl", FORGET)
+    write_rows(folder / "data" / "retain.jsonl", RETAIN)
+    settings = {**SETTINGS, "save_strategy": "no"}
+    assert main(["unlearn", *flags(model_folder, folder / "data", folder / "run", **settings)]) == 0
+    return load_file(folder / "run" / "adapter" / "adapter_model.safetensors")
 
 
 @pytest.mark.slow

@@ -71,7 +71,8 @@ def command(folder, tmp_path):
 
 
 def test_every_attack_is_printed_and_logged(command, folder, tmp_path, capsys):
-    assert command(reference_model=folder / "other", gradnorm=True, eval_batch_size=3) == 0
+    more = {"reference_model": folder / "other", "gradnorm": True, "parameter_gradnorm": True}
+    assert command(**more, eval_batch_size=3) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == str(tmp_path / "log.json")
     assert all(attack in printed for attack in MEMBERSHIP_ATTACKS)

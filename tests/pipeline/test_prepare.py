@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from helpers.models import make_tokenizer
 from helpers.runs import FORGET, RETAIN, flags, write_rows
 from unlora.cli import main
-from unlora.settings import ImportanceConfig
 
 CASES = {
     "missing set": ({"forget_data": "no/such/file.jsonl", "forget_name": None}, "forget_data='no/such/file.jsonl'"),
@@ -172,11 +171,6 @@ def test_passes_that_would_repeat_the_same_gradients_are_refused(model_folder, d
 def test_moments_of_batches_need_to_know_how_large_they_are(model_folder, data, tmp_path, capsys):
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", moments_per="batch")]) == 2
     assert "importance_batch_size=None: moments of the gradients of whole batches" in capsys.readouterr().err
-
-
-def test_a_cpu_gets_few_examples_at_a_time_unless_told_otherwise():
-    assert [ImportanceConfig().batch_size(device) for device in ("cpu", "cuda")] == [4, 16]
-    assert ImportanceConfig(importance_batch_size=5).batch_size("cpu") == 5
 
 
 @pytest.mark.parametrize("command", ["unlearn", "importance", "validate"])

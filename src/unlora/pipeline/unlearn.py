@@ -78,17 +78,19 @@ def rehearse(request: Request) -> Forecast:
         InputError: as `unlearn`.
     """
     job = prepare(request)
-    return forecast(_with_lessons(job))
+    return forecast(_with_lessons(job) if request.args.has_teacher else job)
 
 
 def _run_stages(job: Job, inputs: dict[str, Any], clock: Clock) -> Result:
     # Lessons come first of all, because a teacher may refuse the rows, and nothing has been written yet.
-    job = clock.time("lessons", _with_lessons, job)
+    if job.request.args.has_teacher:
+        job = clock.time("lessons", _with_lessons, job)
     announce(forecast(job))
     start(job)
     _write_inputs(job)
     original = clock.time("evaluation_original", evaluate_in_run, job, "original", job.model, job.original_log)
-    job = replace(job, retrained_log=clock.time("evaluation_retrained", _retrained_log, job))
+    if job.retrained_log is not None or job.retrained_model is not None:
+        job = replace(job, retrained_log=clock.time("evaluation_retrained", _retrained_log, job))
     importance = clock.time("importance", importance_for, job)
     trainer = clock.time("training", _train, job, importance)
     model, cost = clock.time("export", _export, job, trainer.model)
@@ -107,8 +109,9 @@ def _retrained_log(job: Job) -> Log | None:
     """Return the retrained model's log, and save it in the run's folder, which holds all that its report shows."""
     if job.retrained_log is not None:
         return evaluate_in_run(job, "retrained", job.model, job.retrained_log)
-    if job.retrained_model is None or not job.sets:
+    if not job.sets:
         return None
+    assert job.retrained_model is not None
     if job.is_finished(EVALUATIONS["retrained"]):
         return evaluate_in_run(job, "retrained", job.model)
     retrained, _ = load_model(job.retrained_model)
@@ -123,10 +126,8 @@ def _write_inputs(job: Job) -> None:
 
 
 def _with_lessons(job: Job) -> Job:
-    """Return the job with what its teacher says, if its loss distils one."""
+    """Return the job with what its teacher says."""
     request, rows = job.request, job.rows
-    if not request.args.has_teacher:
-        return job
     names = [tuple(name.split()) for name in request.data.forget_names or ()]
     seed = request.args.pairing_seed
     teaching = Teaching(job.model, job.text_format, rows.used_forget, rows.retain, names or None, seed)

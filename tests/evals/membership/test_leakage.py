@@ -165,7 +165,6 @@ def test_a_summary_sees_the_order_of_scores_and_both_sides_alike(forget, holdout
     [
         (table([1, 2], [1, 2]), table([1, 2, 3], [1, 2]), "retrained=.*score both models on the same data"),
         (table([1, 2], [1, 2]), table([3, 4], [1, 2]), "retrained_auc=1"),
-        (table([1], [1, 2]), None, "members='1 value'"),
         (table([1, np.nan], [1, 2]), None, "not finite"),
     ],
 )
