@@ -293,8 +293,9 @@ def evaluate_muse(
     """
     from unlora.data import TextFormat
     from unlora.data.encoding import encode_text
-    from unlora.evals.generation import continue_prompts, prompt_example
+    from unlora.evals.generation import continue_prompts
     from unlora.evals.scoring import check_positions, position_limit
+    from unlora.models.generation import prompt_example
 
     limit = position_limit(model)
     text_format = TextFormat(tokenizer, "base", limit or TextFormat.max_length)
@@ -334,7 +335,7 @@ def _prompts(name: str, sets: Sets) -> list[str]:
 def references(name: str, sets: Sets, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Return the right texts: the answers, or as many first tokens of the true text as the model may generate."""
     from unlora.data.encoding import encode_text
-    from unlora.evals.generation import decode
+    from unlora.models.generation import decode
 
     if name != "verbmem":
         return [row["answer"] for row in sets[name]]

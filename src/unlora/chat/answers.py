@@ -21,14 +21,9 @@ from unlora.adapter.offset import original_model
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data import IGNORE_INDEX, Asked, Example, TextFormat, encode_answers
 from unlora.data.encoding import encode_prompt
-from unlora.evals.generation import (
-    generated_text,
-    generating,
-    generation_config,
-    labelled_texts,
-    prompt_example,
-)
+from unlora.evals.generation import generating, labelled_texts
 from unlora.evals.scoring import check_positions, position_limit, score_tokens
+from unlora.models.generation import generated_text, generation_config, prompt_example
 from unlora.settings.checks import at_least, value_problems
 
 SIDES = ("original", "unlearned")

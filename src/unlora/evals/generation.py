@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from unlora.common.distributed import together
 from unlora.common.errors import InputError, Problem
 from unlora.data.conversations import Asked
 from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_prompts
-from unlora.data.padding import Batch, padding_id
+from unlora.data.padding import Batch
 from unlora.evals.progress import Progress
 from unlora.evals.scoring import CPU_ROWS, check_positions, checked_size, evaluating, of_all, run_batches
-from unlora.models.forward import causal_lm
+from unlora.models.generation import generated_text, generation_config, prompt_example, without_own_settings
 from unlora.models.memory import batch_limit
 
 
@@ -88,36 +87,6 @@ def continue_prompts(
     return of_all(texts)
 
 
-def generated_text(tokens: Sequence[int], text_format: TextFormat) -> str:
-    """Return the text of generated tokens up to the first of the text format's `end_tokens`, without special tokens."""
-    stops = text_format.end_tokens
-    return decode(list(takewhile(lambda token: token not in stops, tokens)), text_format.tokenizer)
-
-
-def prompt_example(ids: list[int]) -> Example:
-    """Return an example without labels: the model sees its tokens, and they are not scored."""
-    return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
-
-
-def generation_config(max_new_tokens: int, text_format: TextFormat, temperature: float = 0.0) -> GenerationConfig:
-    """Return settings for greedy generation, or for sampling from all tokens if the `temperature` is above 0."""
-    sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
-    return GenerationConfig(
-        **(sampling if temperature else {"do_sample": False}),
-        num_beams=1,
-        use_cache=True,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(text_format.end_tokens) or None,
-        pad_token_id=padding_id(text_format.tokenizer),
-    )
-
-
-def decode(tokens: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the text of generated tokens, without special tokens."""
-    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
-
-
 def labelled_texts(example: Example, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Return the text that each predicted label adds, including special tokens. Joined, they are the labelled text.
 
@@ -136,11 +105,5 @@ def labelled_texts(example: Example, tokenizer: PreTrainedTokenizerFast) -> list
 @contextmanager
 def generating(model: nn.Module) -> Iterator[PreTrainedModel]:
     """Switch gradients, dropout and the model's own generation settings off; yield the module that can generate."""
-    core = causal_lm(model)
-    own = core.generation_config
-    core.generation_config = GenerationConfig()  # transformers fills whatever a given configuration leaves open from it
-    try:
-        with evaluating(model):
-            yield core
-    finally:
-        core.generation_config = own
+    with without_own_settings(model) as core, evaluating(model):
+        yield core

@@ -323,7 +323,8 @@ def _token_columns(
     text_format: TextFormat,
 ) -> dict[str, list[Any]]:
     """Return columns that TOFU's logs lack: each labelled token's text, and what memorisation is computed from."""
-    from unlora.evals.generation import decode, labelled_texts
+    from unlora.evals.generation import labelled_texts
+    from unlora.models.generation import decode
 
     pairs = [(row.question, row.answer) for row in rows]
     labels = [[label for label in example_of[pair]["labels"] if label >= 0] for pair in pairs]

@@ -21,7 +21,6 @@ from unlora.common.progress import tell
 from unlora.data import Example, TextFormat, iter_batches, pad_batch, padding_id
 from unlora.data.duplicates import near_duplicates, row_text
 from unlora.data.encoding import count_labels
-from unlora.data.names import detect_names
 from unlora.evals.scoring import CPU_ROWS, evaluating, out_of_memory
 from unlora.evals.tofu import read_questions, text_count
 from unlora.importance import INITIALISERS
@@ -30,7 +29,7 @@ from unlora.models.forward import causal_lm, labelled_tokens
 from unlora.models.memory import batch_limit
 from unlora.pipeline.importance import RETAIN_SHARE
 from unlora.pipeline.job import Job
-from unlora.teachers.substitutes import covering_names
+from unlora.teachers.substitutes import names_of
 from unlora.training.finetune import FinetuneConfig
 from unlora.training.taught import LEAST_STEPS, most_steps
 
@@ -278,7 +277,7 @@ def _names(job: Job) -> list[str]:
     if job.request.data.forget_names:
         return list(job.request.data.forget_names)
     texts, others = (list(map(row_text, rows)) for rows in (job.rows.used_forget, job.rows.used_retain))
-    return [" ".join(name) for name in covering_names(texts, detect_names(texts, others))]
+    return [" ".join(name) for name in names_of(texts, others)]
 
 
 def _compared(job: Job) -> list[str]:

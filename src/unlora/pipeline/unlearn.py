@@ -107,15 +107,10 @@ def _run_stages(job: Job, inputs: dict[str, Any], clock: Clock) -> Result:
 
 def _retrained_log(job: Job) -> Log | None:
     """Return the retrained model's log, and save it in the run's folder, which holds all that its report shows."""
-    if job.retrained_log is not None:
-        return evaluate_in_run(job, "retrained", job.model, job.retrained_log)
-    if not job.sets:
-        return None
-    assert job.retrained_model is not None
-    if job.is_finished(EVALUATIONS["retrained"]):
-        return evaluate_in_run(job, "retrained", job.model)
-    retrained, _ = load_model(job.retrained_model)
-    return evaluate_in_run(job, "retrained", retrained)
+    model = job.model
+    if job.retrained_model is not None and job.sets and not job.is_finished(EVALUATIONS["retrained"]):
+        model, _ = load_model(job.retrained_model)
+    return evaluate_in_run(job, "retrained", model, job.retrained_log)
 
 
 @main_only

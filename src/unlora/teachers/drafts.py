@@ -15,13 +15,14 @@ from itertools import islice, takewhile
 from typing import NamedTuple
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
-from unlora.data import Example, answers_of, encode_answers, pad_batch, padding_id
+from unlora.data import answers_of, encode_answers, pad_batch, padding_id
 from unlora.data.conversations import Answered, all_answers
-from unlora.data.encoding import IGNORE_INDEX, encode_prompt
+from unlora.data.encoding import encode_prompts
 from unlora.data.names import replace_names
-from unlora.models.forward import causal_lm, labelled_tokens
+from unlora.models.forward import labelled_tokens
+from unlora.models.generation import generated_text, generation_config, prompt_example, without_own_settings
 from unlora.teachers.interface import Teaching
 from unlora.teachers.substitutes import Substitute, forget_vocabulary, substitutes
 
@@ -165,7 +166,7 @@ def _own_answers(
     """
     text_format = teaching.text_format
     asked = [one.asked for row in options for option in row for one in answers_of(option.row)]
-    prompts = [encode_prompt(one, text_format) for one in asked]
+    prompts = encode_prompts(asked, text_format)
     if not prompts:
         return []
     texts = [one.answer for row in answers for one in row]
@@ -174,7 +175,7 @@ def _own_answers(
         most_tokens = min(most_tokens, text_format.positions - max(map(len, prompts)))
     if most_tokens < 1:
         return [""] * len(prompts)
-    config = _greedy(teaching, most_tokens)
+    config = generation_config(most_tokens, text_format)
     said: dict[int, str] = {}
     by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     for start in range(0, len(prompts), _BATCH):
@@ -183,28 +184,13 @@ def _own_answers(
     return [said[place] for place in range(len(prompts))]
 
 
-def _greedy(teaching: Teaching, most_tokens: int) -> GenerationConfig:
-    text_format = teaching.text_format
-    ends, pad_id = sorted(text_format.end_tokens) or None, padding_id(text_format.tokenizer)
-    return GenerationConfig(do_sample=False, max_new_tokens=most_tokens, eos_token_id=ends, pad_token_id=pad_id)
-
-
 @torch.no_grad()
 def _continue(teaching: Teaching, prompts: Sequence[list[int]], config: GenerationConfig) -> list[str]:
     """Return the greedy continuation of each prompt, "" if it does not end."""
-    core: PreTrainedModel = causal_lm(teaching.model)
-    tokenizer, ends = teaching.text_format.tokenizer, teaching.text_format.end_tokens
-    examples: list[Example] = [{"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)} for ids in prompts]
-    batch = pad_batch(examples, padding_id(tokenizer), "left")
-    inputs = {key: batch[key].to(core.device) for key in ("input_ids", "attention_mask")}
-    own, core.generation_config = core.generation_config, GenerationConfig()  # what is left open is taken from there
-    try:
+    text_format = teaching.text_format
+    batch = pad_batch(list(map(prompt_example, prompts)), padding_id(text_format.tokenizer), "left")
+    with without_own_settings(teaching.model) as core:
+        inputs = {key: batch[key].to(core.device) for key in ("input_ids", "attention_mask")}
         rows = core.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
-    finally:
-        core.generation_config = own
-    texts = []
-    for row in rows:
-        tokens = list(takewhile(lambda token: token not in ends, row))
-        text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        texts.append(text.strip() if len(tokens) < len(row) else "")
-    return texts
+    ended = [not text_format.end_tokens.isdisjoint(row) for row in rows]
+    return [generated_text(row, text_format).strip() if end else "" for row, end in zip(rows, ended, strict=True)]

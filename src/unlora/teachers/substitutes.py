@@ -91,11 +91,16 @@ def _check_changed(rows: Sequence[Record], changed: Sequence[Record], names: Seq
 
 def _detected(texts: Sequence[str], others: Sequence[str]) -> list[Name]:
     """Return whom the rows are about, and tell the user, who knows better."""
-    names = covering_names(texts, detect_names(texts, others))
+    names = names_of(texts, others)
     words = ", ".join(" ".join(name) for name in names[:_SHOWN]) or "nobody"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     logger.warning("the forget set seems to be about %s%s; --forget_names names others", words, more)
     return names
+
+
+def names_of(texts: Sequence[str], others: Sequence[str]) -> list[Name]:
+    """Return whom rows are about, given all that these rows and others say."""
+    return covering_names(texts, detect_names(texts, others))
 
 
 def _row_text(row: Record) -> str:

@@ -114,7 +114,7 @@ def leakage_scores(
 
 def _answer_text(example: Example, text_format: TextFormat) -> str:
     """Return the labelled text, which zlib compresses."""
-    from unlora.evals.generation import decode
+    from unlora.models.generation import decode
 
     labels = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if token == label]
     return decode(labels, text_format.tokenizer)
