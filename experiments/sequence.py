@@ -20,7 +20,7 @@ from unlora.benchmarks.builtin.persona import MAX_NEW_TOKENS
 from unlora.data import TextFormat
 from unlora.data.sources import Record
 from unlora.evals import evaluate, summarise
-from unlora.evals.tofu import TASKS
+from unlora.evals.log_format import TASKS
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.request import Request
 from unlora.pipeline.unlearn import unlearn

@@ -4,7 +4,7 @@ import pytest
 
 from unlora.common.errors import InputError
 from unlora.evals import read_log, write_log
-from unlora.evals.tofu import TASKS
+from unlora.evals.log_format import TASKS
 
 
 @pytest.mark.parametrize(

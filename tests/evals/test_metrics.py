@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from unlora.common.errors import InputError
 from unlora.evals import metrics
+from unlora.evals.log_format import TASKS
 from unlora.evals.logs import read_log
 from unlora.evals.membership.scores import score_auc
-from unlora.evals.tofu import TASKS
 
 losses = st.floats(0, 500)
 ratios = st.lists(st.floats(0, 1e300), min_size=1, max_size=30)

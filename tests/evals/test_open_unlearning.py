@@ -9,9 +9,9 @@ from unlora.benchmarks import OWN_SETS
 from unlora.cli import main
 from unlora.common.errors import InputError
 from unlora.evals import evaluate, read_log, summarise, write_log
+from unlora.evals.log_format import FILES, TASKS
 from unlora.evals.membership.readings import example_scores
 from unlora.evals.open_unlearning import KEPT, OWN, from_document, numbers, to_document
-from unlora.evals.tofu import FILES, TASKS
 from unlora.settings import EvalSettings
 
 HALF, QUARTER = math.log(2), math.log(4)

@@ -19,8 +19,9 @@ from unlora.data import TextFormat
 from unlora.data.encoding import encode_prompt
 from unlora.evals import evaluate, read_log, summarise, write_log
 from unlora.evals.generation import generate_answers
+from unlora.evals.log_format import BENCHMARK_SETS, TASKS, generated_texts
 from unlora.evals.membership.readings import TOKEN_COLUMNS
-from unlora.evals.tofu import BENCHMARK_SETS, TASKS, configured_sets, generated_texts
+from unlora.evals.tofu import configured_sets
 from unlora.settings import EvalConfig, EvalSettings
 
 PEOPLE = [

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from unlora.common.files import write_json
-from unlora.evals.tofu import TASKS
+from unlora.evals.log_format import TASKS
 
 FILES = {"original": "eval_original.json", "unlearned": "eval_unlearned.json", "retrained": "eval_retrained.json"}
 SIZE = 40

@@ -15,8 +15,9 @@ from unlora.chat.source import load_prompts
 from unlora.cli import main
 from unlora.data import TextFormat, encode_records
 from unlora.evals.generation import generate_answers
+from unlora.evals.log_format import TASKS
+from unlora.evals.questions import read_questions
 from unlora.evals.scoring import token_nll
-from unlora.evals.tofu import TASKS, read_questions
 from unlora.pipeline.attack import read_run
 
 SYSTEM = {"role": "system", "content": "You are Nori."}

@@ -21,21 +21,14 @@ from unlora.benchmarks.interface import (
 )
 from unlora.common.errors import InputError, Problem
 from unlora.common.progress import shown
+from unlora.evals.log_format import BENCHMARK_SETS, TASKS
 from unlora.evals.logs import read_log, write_log
 from unlora.evals.open_unlearning import KEPT, is_document, numbers
+from unlora.evals.questions import read_questions
 from unlora.evals.ranking import WHOLE_ANSWERS, ranking
-from unlora.evals.tofu import (
-    BENCHMARK_SETS,
-    TASKS,
-    ForgetExamples,
-    check_same_examples,
-    configured_sets,
-    evaluate,
-    forget_truth_ratios,
-    read_questions,
-    summarise,
-    text_count,
-)
+from unlora.evals.same_examples import ForgetExamples, check_same_examples
+from unlora.evals.summary import forget_truth_ratios, summarise
+from unlora.evals.tofu import configured_sets, evaluate, text_count
 from unlora.settings import OwnSetsSettings, TofuSettings
 
 if TYPE_CHECKING:
@@ -153,7 +146,7 @@ class TofuSchema(Benchmark):
         )
 
     def summary(self, log: Log, retrained: Log | None = None) -> dict[str, Any]:
-        """Return the metrics of all sets (see `unlora.evals.tofu.summarise`), and those that open-unlearning defines.
+        """Return the metrics of all sets (see `evals.summary.summarise`), and those that open-unlearning defines.
 
         A file of open-unlearning with aggregated values alone has its own forget quality and model utility.
         """

@@ -58,7 +58,7 @@ def _summarise_log(config: EvaluateConfig) -> Answer:
         InputError: a log that cannot be read, or a retrained model's log that it cannot be compared with.
     """
     from unlora.cli.tables import print_numbers
-    from unlora.evals.tofu import KEPT
+    from unlora.evals.log_format import KEPT
 
     raise_if(missing(config, ("log",), fix="name an existing log, or a model and a new file"))
     if config.adapter is not None:

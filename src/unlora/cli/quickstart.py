@@ -46,7 +46,7 @@ def _print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     from unlora.common.console import PlainConsole
-    from unlora.evals.tofu import TASKS
+    from unlora.evals.log_format import TASKS
 
     for name, count in _SHOWN.items():
         table = Table("question", *(f"{model}'s answer" for model in logs), title=f"{name} set")

@@ -7,7 +7,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from unlora.common.errors import NOT_AVAILABLE
-from unlora.evals.tofu import BENCHMARK_SETS
+from unlora.evals.log_format import BENCHMARK_SETS
 from unlora.report.names import METRICS, OVERALL, metric_rows, number
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
     """Print the metrics of each set of an evaluation in TOFU's schema, and what is missing for the whole.
 
     Args:
-        summary: from `unlora.evals.tofu.summarise`.
+        summary: from `unlora.evals.summary.summarise`.
         expected: the sets of the benchmark.
     """
     from rich.table import Table

@@ -12,6 +12,7 @@ from unlora.common.errors import InputError, Problem
 from unlora.common.files import write_text
 from unlora.common.reading import check_finite, read_json
 from unlora.evals import open_unlearning_muse
+from unlora.evals.log_format import FILES, KEPT, TASKS, Log
 from unlora.evals.open_unlearning import (
     document_errors,
     from_document,
@@ -20,7 +21,6 @@ from unlora.evals.open_unlearning import (
     summary_of,
     to_document,
 )
-from unlora.evals.tofu import FILES, KEPT, TASKS, Log
 from unlora.settings.evaluation import EVAL, SUMMARY, summary_file
 
 _LEAST_LOSS = -1e-6  # rounding may make a loss of 0 slightly negative

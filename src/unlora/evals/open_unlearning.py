@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from unlora.evals import metrics
+from unlora.evals.log_format import FILES, KEPT, TASKS, Log
 from unlora.evals.membership.readings import example_scores
 from unlora.evals.membership.scores import privacy_leakage, score_auc
-from unlora.evals.tofu import FILES, KEPT, TASKS, Log, both_truth_ratios, example_values, geometric_ratios
+from unlora.evals.summary import both_truth_ratios, example_values, geometric_ratios
 
 # {metric: {"agg_value": ..., "value_by_index": ...}}
 Entries = dict[str, dict[str, Any]]

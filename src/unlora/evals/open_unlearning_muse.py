@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from unlora.evals import metrics
+from unlora.evals.log_format import KEPT
 from unlora.evals.membership.scores import privacy_leakage, score_auc
 from unlora.evals.open_unlearning import (
     MUSE_METRICS,
@@ -24,7 +25,6 @@ from unlora.evals.open_unlearning import (
     kept_of,
     rows_of,
 )
-from unlora.evals.tofu import KEPT
 
 # Our set -> their metric.
 ROUGE = {

@@ -18,7 +18,7 @@ from unlora.data import Example, TextFormat, check_rows, encode_records, load_re
 from unlora.data.sources import Record, is_text
 from unlora.evals.attacks import ATTACKS, Attempt, Case, Materials, UnavailableError, attack_problems, probe, sampling
 from unlora.evals.attacks.interface import Item, Metrics, answer_places
-from unlora.evals.tofu import Question, read_questions
+from unlora.evals.questions import Question, read_questions
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.evaluation import warn_of_texts
 from unlora.pipeline.loading import comparable_model

@@ -17,7 +17,9 @@ from unlora.data import TextFormat
 from unlora.data.conversations import answers_of
 from unlora.data.sources import Record, fingerprint, is_text
 from unlora.evals import Log, evaluate, read_log, summarise, write_log
-from unlora.evals.tofu import FILES, TASKS, add_text_columns, configured_sets, read_questions, text_count
+from unlora.evals.log_format import FILES, TASKS
+from unlora.evals.questions import read_questions
+from unlora.evals.tofu import add_text_columns, configured_sets, text_count
 from unlora.pipeline.job import Job
 from unlora.runs.folder import EVALUATIONS
 from unlora.settings import EvalConfig, EvalSettings

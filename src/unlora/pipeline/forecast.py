@@ -21,8 +21,9 @@ from unlora.common.progress import tell
 from unlora.data import Example, TextFormat, iter_batches, pad_batch, padding_id
 from unlora.data.duplicates import near_duplicates, row_text
 from unlora.data.encoding import count_labels
+from unlora.evals.questions import read_questions
 from unlora.evals.scoring import CPU_ROWS, evaluating, out_of_memory
-from unlora.evals.tofu import read_questions, text_count
+from unlora.evals.tofu import text_count
 from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.models.forward import causal_lm, labelled_tokens

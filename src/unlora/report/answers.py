@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from unlora.evals.summary import example_values
 from unlora.evals.text_quality import judged_answers, reference_measures
-from unlora.evals.tofu import example_values
 from unlora.report.names import COUNTS, SETS
 from unlora.report.read import Run
 from unlora.report.samples import question_in, turns_before

@@ -16,8 +16,8 @@ from unlora.benchmarks.tofu import TofuSchema
 from unlora.common.errors import NOT_AVAILABLE, InputError, Problem
 from unlora.common.reading import read_json, read_yaml
 from unlora.evals import Log, read_log
+from unlora.evals.log_format import TASKS
 from unlora.evals.logs import read_content
-from unlora.evals.tofu import TASKS
 from unlora.report.statistics import Estimate, estimate_of
 from unlora.runs.folder import (
     ATTACKS,

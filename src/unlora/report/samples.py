@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from unlora.evals.tofu import TASKS, example_values
+from unlora.evals.log_format import TASKS
+from unlora.evals.summary import example_values
 from unlora.report.read import Run
 from unlora.report.statistics import Values
 from unlora.runs.folder import MODELS

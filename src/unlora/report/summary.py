@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from unlora.benchmarks import OWN_SETS, Benchmark, Measured
 from unlora.evals import metrics
-from unlora.evals.tofu import TASKS, UTILITY, example_values, forget_truth_ratios, has_truth_ratios
+from unlora.evals.log_format import TASKS
+from unlora.evals.summary import UTILITY, example_values, forget_truth_ratios, has_truth_ratios
 from unlora.report.answers import Count, Counts, answer_counts
 from unlora.report.names import METRICS, SETS
 from unlora.report.read import Run

@@ -18,8 +18,8 @@ from unlora.data import Example, TextFormat, check_overlap, encode_answers, enco
 from unlora.data.conversations import all_answers
 from unlora.data.sources import Record, has_keys, is_text
 from unlora.evals import metrics
+from unlora.evals.questions import read_questions
 from unlora.evals.scoring import example_nll
-from unlora.evals.tofu import read_questions
 from unlora.settings import STOP_STATISTICS, StoppingConfig
 from unlora.training.snapshots import restore, snapshot
 from unlora.training.tensor_files import load_state, save_state

@@ -21,7 +21,7 @@ from unlora.evals.attacks.interface import encode_rows, split
 from unlora.evals.attacks.prefix import remainder
 from unlora.evals.attacks.quantise import FORMATS, quantised, round_to_nearest
 from unlora.evals.attacks.relearn import relearned
-from unlora.evals.tofu import read_questions
+from unlora.evals.questions import read_questions
 from unlora.losses.retain import nll
 from unlora.models.forward import labelled_tokens
 from unlora.settings import AttackConfig, EvalSettings

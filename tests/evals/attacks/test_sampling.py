@@ -14,8 +14,8 @@ from scipy.stats import binomtest
 from unlora.data.encoding import encode_prompt
 from unlora.evals.attacks import ATTACKS, Materials, UnavailableError
 from unlora.evals.attacks.sampling import Samples, difference, revealed
+from unlora.evals.questions import read_questions
 from unlora.evals.text_quality import fact_recall
-from unlora.evals.tofu import read_questions
 from unlora.settings import AttackConfig, EvalSettings
 
 ROWS = [

@@ -13,7 +13,7 @@ from unlora.benchmarks.interface import Options, built_in_problems
 from unlora.benchmarks.tofu import TofuSchema
 from unlora.common.errors import Problem
 from unlora.common.files import atomic_path, write_jsonl
-from unlora.evals.tofu import BENCHMARK_SETS
+from unlora.evals.log_format import BENCHMARK_SETS
 
 if TYPE_CHECKING:
     from unlora.data.sources import Record

@@ -13,8 +13,8 @@ from unlora.common.errors import InputError
 from unlora.data import Example, TextFormat, encode_turns
 from unlora.data.conversations import Turn, is_system
 from unlora.evals.attacks.interface import Case, Materials, Probe, UnavailableError, questions, split
+from unlora.evals.questions import Question
 from unlora.evals.scoring import position_limit
-from unlora.evals.tofu import Question
 from unlora.settings import AttackConfig
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_answers
 from unlora.evals.generation import continue_prompts
 from unlora.evals.metrics import answer_probability, rouge_l_recall
+from unlora.evals.questions import Question
 from unlora.evals.scoring import example_nll
-from unlora.evals.tofu import Question
 from unlora.models.generation import decode
 from unlora.settings import EvalSettings
 

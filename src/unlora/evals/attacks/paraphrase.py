@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from unlora.evals.attacks.interface import Case, Materials, UnavailableError, probe, questions
-from unlora.evals.tofu import Question
+from unlora.evals.questions import Question
 from unlora.settings import AttackConfig
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from unlora.data.encoding import encode_prompts
 from unlora.evals.attacks.interface import Materials, Metrics, UnavailableError, questions
 from unlora.evals.generation import continue_prompts
+from unlora.evals.questions import as_row
 from unlora.evals.text_quality import fact_recall, facts
-from unlora.evals.tofu import as_row
 from unlora.settings import AttackConfig
 
 # The share of facts that k samples reveal; beside it are the ends of its interval and the number of facts.

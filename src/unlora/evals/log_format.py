@@ -1,0 +1,40 @@
+"""The format of TOFU's evaluation logs: {task file: {metric: {index: value}}}, with values of single examples only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Columns = Mapping[str, Mapping[str, Any]]  # of one set: {metric: {index: value}}
+Log = dict[str, dict[str, dict[str, Any]]]
+
+TASKS = {
+    "retain": "eval_log.json",
+    "real_authors": "eval_real_author_wo_options.json",
+    "world_facts": "eval_real_world_wo_options.json",
+    "forget": "eval_log_forget.json",
+}
+# Rows that no model was trained on, for membership inference. They are only scored, and are no part of model utility.
+HOLDOUT = "holdout"
+# The entry of a log that keeps a file of open-unlearning, from which the log was made.
+KEPT = "open_unlearning"
+# The name in a log of every set that can be evaluated.
+FILES = {**TASKS, HOLDOUT: "eval_log_holdout.json"}
+# The sets in a complete evaluation log of each benchmark.
+BENCHMARK_SETS = {
+    "tofu": ("retain", "real_authors", "world_facts", "forget"),
+    "persona": ("retain", "world_facts", "forget"),
+}
+# Sets that the model was never fine-tuned on. Their probability is normalised over the right and the wrong answers.
+GENERAL_SETS = ("real_authors", "world_facts")
+
+
+def column(columns: Columns, metric: str) -> list[Any]:
+    """Return a metric's values in the order of the examples' numbers; empty if the log lacks it."""
+    values = columns.get(metric, {})
+    return [values[index] for index in sorted(values, key=int)]
+
+
+def generated_texts(log: Log, name: str) -> list[tuple[str, str, str]]:
+    """Return (prompt, generated answer, right answer) of each example of the set `name`; empty if the log has none."""
+    return [(prompt, said, right) for prompt, said, right in column(log.get(TASKS[name], {}), "generated_text")]
