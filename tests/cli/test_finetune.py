@@ -13,7 +13,7 @@ from unlora.cli import main
 
 
 @pytest.mark.parametrize("lora", [{}, {"r": 4, "lora_dropout": 0}], ids=["all weights", "LoRA"])
-def test_finetune_learns_and_saves_a_model_that_loads(model_folder, data, tmp_path, lora):
+def test_finetune_learns_and_saves_a_model_that_loads(model_folder, data, tmp_path, capsys, lora):
     run = tmp_path / "tuned"
     settings = {
         "model_name_or_path": model_folder,
@@ -31,6 +31,7 @@ def test_finetune_learns_and_saves_a_model_that_loads(model_folder, data, tmp_pa
     }
     argv = ["finetune", *(part for k, v in settings.items() for part in (f"--{k}", str(v)))]
     assert main(argv) == 0
+    assert "step 30 of 30: loss " in capsys.readouterr().err  # without a bar, the log is shown line by line
     assert not [file for file in run.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert not (run / ".partial").exists()
     log = json.loads((run / "checkpoint-30" / "trainer_state.json").read_text())["log_history"]

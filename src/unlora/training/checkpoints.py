@@ -23,7 +23,7 @@ from unlora.common.errors import InputError, Problem
 from unlora.common.files import flush, new_folder, remove, replace_folder, unfinished, write_json
 from unlora.common.reading import read_json
 from unlora.models.hashes import file_sha256
-from unlora.training.callbacks import AtTrainBegin, CheckpointMoments, SavedCallback, TrainingBar
+from unlora.training.callbacks import AtTrainBegin, CheckpointMoments, SavedCallback, TrainingBar, TrainingLines
 from unlora.training.tensor_files import load_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,7 @@ class SafeTrainer(Trainer):
             self.args.dataloader_pin_memory = False  # pinning has no use here, and torch warns about it at every epoch
         for printer in (ProgressCallback, PrinterCallback):  # they print the log to stdout, which is for results
             self.remove_callback(printer)
-        if not self.args.disable_tqdm:
-            self.add_callback(TrainingBar())
+        self.add_callback(TrainingLines() if self.args.disable_tqdm else TrainingBar())
         self.add_callback(AtTrainBegin(self._take_up))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:

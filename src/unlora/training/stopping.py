@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from unlora.common.errors import InputError, Problem
+from unlora.common.progress import tell
 from unlora.data import Example, TextFormat, check_overlap, encode_answers, encode_records, load_set
 from unlora.data.conversations import all_answers
 from unlora.data.sources import Record, has_keys, is_text
@@ -263,7 +264,7 @@ class StopWhenUnseen(TrainerCallback):
             logger.warning("%s: train longer or with a higher learning rate", reason)
 
     def _report(self, now: Comparison, step: int) -> None:
-        logger.info("stopped at step %d (%s), kept step %d (%s)", step, now, self.step, self.nearest)
+        tell(f"stopped at step {step} ({now}), kept step {self.step} ({self.nearest})")
         if self.nearest and self.nearest.ks_pvalue < _SIGNIFICANCE:
             nearest = f"{self.nearest}, step {self.step}"
             logger.warning(

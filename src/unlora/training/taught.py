@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from unlora.common.progress import tell
 from unlora.training.tensor_files import load_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class StopWhenTaught(TrainerCallback):
     def _report(self, state: TrainerState) -> None:
         words = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(_GOAL, self._means(), strict=True))
         if self._agrees(state):
-            logger.info("the model agrees with its teacher after %d updates (%s)", state.global_step, words)
+            tell(f"the model agrees with its teacher after {state.global_step} updates ({words})")
         else:
             reason = f"after {state.global_step} updates the model does not agree with its teacher yet ({words})"
             logger.warning("%s: raise max_steps or learning_rate", reason)
