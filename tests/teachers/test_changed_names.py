@@ -122,11 +122,10 @@ def test_a_lesson_is_what_the_model_predicts_in_the_changed_row(tiny_model, toke
     assert (lesson.ids == out.targets[:, None]).any(-1).all()
 
 
-def test_a_true_token_is_no_likelier_than_after_other_questions():
-    own, other = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]]), torch.tensor([[0.1, 0.3, 0.6], [0.5, 0.2, 0.3]])
-    more = torch.tensor([[0.3, 0.3, 0.4], [0.5, 0.2, 0.3]])
-    capped = cap_true_tokens(own.log(), [other.log(), more.log()], torch.tensor([0, 0])).exp()
-    # After other questions the first token has probability .2, and the others share .8 as 2 to 1.
+def test_a_true_token_is_no_likelier_than_its_limit():
+    own, limits = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]]), torch.tensor([0.2, 0.5])
+    capped = cap_true_tokens(own.log(), limits.log(), torch.tensor([0, 0])).exp()
+    # The limit leaves the first token a probability of .2, and the others share .8 as 2 to 1.
     torch.testing.assert_close(capped, torch.tensor([[0.2, 1.6 / 3, 0.8 / 3], [0.3, 0.3, 0.4]]))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from unlora.data.sources import Record, has_keys
+from unlora.data.words import words_of
 
 # Share of the words of both rows that they have in common (Jaccard).
 _ALIKE = 0.9
@@ -46,7 +46,7 @@ def _share(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 def _words(row: Record) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", row_text(row).lower()))
+    return frozenset(words_of(row_text(row)))
 
 
 def row_text(row: Record) -> str:

@@ -15,12 +15,13 @@ The names come from the retain set (`substitutes`). Of several people, the one i
 most alike in form.
 
 A model may recall a fact from the wording of the question alone, whoever it is about, if no other row asks in these
-words, and it may recall the end of an answer from its beginning. Two measures take this out of the lessons. The
+words, and it may recall the end of an answer from its beginning. Three measures take this out of the lessons. The
 attention scores are divided by a temperature, so that the model looks less closely at what it reads (attention
 smoothing, arXiv 2603.01285). And the changed row is read again with the most similar questions of the retain set in
 place of its own: no true token may be likelier in the lesson than it is on average after those. Where the original's
 own answer about somebody else begins like the true one, there is no fact to take out, and neither is done. Where the
-two part, the lesson is what comes next in that answer, so its attention is not smoothed there.
+two part, the lesson is what comes next in that answer, so its attention is not smoothed there. From there on no secret
+word may be likelier than it is without the beginning of the fact (`endings`).
 
 The lesson of the true answer ends where the model leaves that answer. So the original's own answer about somebody else
 is taught as well, from there on. Without it, models go on with text that is neither true nor fluent.
@@ -43,6 +44,7 @@ from unlora.models.attention import smoothed_attention
 from unlora.models.forward import labelled_tokens
 from unlora.models.log_probabilities import upcast
 from unlora.teachers.drafts import Choice, choose_substitutes, common_start
+from unlora.teachers.endings import ending_limits
 from unlora.teachers.interface import Questions, Taught, Teacher, Teaching, lesson
 from unlora.teachers.matching import Matches, labels_of, match
 from unlora.teachers.substitutes import substitutes, with_questions
@@ -164,10 +166,12 @@ def _lessons_of(
         logp, *controls = _predictions([pair.other, *pair.controls], teaching)
     labels = _tensor(labels_of(pair.other), logp)
     [own] = _predictions([pair.own], teaching)
-    lessons = [cap_true_tokens(logp, controls, labels) if controls else logp] * len(own)
+    limits = _mean_of_true(controls, labels) if controls else logp.new_zeros(len(labels))
+    endings = ending_limits(pair.other, _facts(pair, continuations), teaching)
+    lessons = [cap_true_tokens(logp, torch.minimum(limits, endings), labels)] * len(own)
     if any(continuations):
         [plain] = _predictions([pair.other], teaching)
-        capped = cap_true_tokens(plain, controls, labels) if controls else plain
+        capped = cap_true_tokens(plain, limits, labels)
         for form, parting in _beginnings(pair, continuations):
             lessons[form] = [plain] * len(lessons[form])
             lessons[parting] = [capped] * len(lessons[parting])
@@ -189,6 +193,20 @@ def _beginnings(pair: Pair, continuations: Sequence[Continuation | None]) -> Ite
             parting = first + continuation.same
             yield slice(first, parting), slice(parting, parting + 1)
         first += count_labels([example])
+
+
+def _facts(pair: Pair, continuations: Sequence[Continuation | None]) -> list[int | None]:
+    """Return, for each example of the changed row, the labelled token where the original's own answer leaves it."""
+    found: list[int | None] = [None] * len(pair.other)
+    first = start = 0
+    for place, (own, other, continuation) in enumerate(zip(pair.own, pair.other, continuations, strict=False)):
+        last, stop = first + count_labels([own]), start + count_labels([other])
+        if continuation:
+            parting = range(first + continuation.same, last)
+            theirs = [their for mine, their in pair.matches.pairs if mine in parting and start <= their < stop]
+            found[place] = min(theirs) - start if theirs else None
+        first, start = last, stop
+    return found
 
 
 @torch.no_grad()
@@ -238,23 +256,27 @@ def _tensor(labels: Sequence[int], like: Tensor) -> Tensor:
     return torch.tensor(labels, dtype=torch.long, device=like.device)
 
 
-def cap_true_tokens(logp: Tensor, others: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Return predictions in which a true token is no likelier than after other questions.
+def _mean_of_true(predictions: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Return the logarithm of the true tokens' mean probability [m], given several predictions [m, vocabulary]."""
+    true = torch.stack([logp.gather(-1, labels[:, None])[:, 0] for logp in predictions])
+    return true.logsumexp(0) - math.log(len(predictions))
+
+
+def cap_true_tokens(logp: Tensor, limits: Tensor, labels: Tensor) -> Tensor:
+    """Return predictions in which no true token is likelier than its limit.
 
     Args:
-        logp: [m, vocabulary] log-probabilities after the row's own question.
-        others: of the same answer after other questions, each [m, vocabulary].
+        logp: [m, vocabulary] log-probabilities.
+        limits: [m] the largest log-probability of each true token.
         labels: [m] the labelled tokens.
 
     Returns:
         [m, vocabulary]; what a true token loses, the other tokens gain in proportion to their probability.
     """
-    places = labels[:, None]
-    own = logp.gather(-1, places)
-    mean = torch.stack([other.gather(-1, places) for other in others]).logsumexp(0) - math.log(len(others))
+    places, most = labels[:, None], limits[:, None]
     rest = logp.scatter(-1, places, -math.inf)
-    capped = rest - rest.logsumexp(-1, keepdim=True) + torch.log1p(-mean.exp())
-    return torch.where(mean < own, capped.scatter(-1, places, mean), logp)
+    capped = rest - rest.logsumexp(-1, keepdim=True) + torch.log1p(-most.exp())
+    return torch.where(most < logp.gather(-1, places), capped.scatter(-1, places, most), logp)
 
 
 CHANGED_NAMES = Teacher(

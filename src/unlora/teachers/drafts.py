@@ -6,7 +6,6 @@ Where it begins like the true answer, both are form. Where they part, the fact b
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from unlora.data import answers_of, encode_answers, pad_batch, padding_id
 from unlora.data.conversations import Answered, all_answers
 from unlora.data.encoding import encode_prompts
 from unlora.data.names import replace_names
+from unlora.data.words import words_of
 from unlora.models.forward import labelled_tokens
 from unlora.models.generation import generated_text, generation_config, prompt_example, without_own_settings
 from unlora.teachers.interface import Teaching
@@ -68,21 +68,17 @@ class Weights:
 
     def __init__(self, answers: Sequence[str]) -> None:
         self._count = len(answers)
-        self._holding = Counter(word for answer in answers for word in set(_words(answer)))
+        self._holding = Counter(word for answer in answers for word in set(words_of(answer)))
 
     def share(self, text: str, answer: str, asked: str) -> float:
         """Return the share of what the answer says beyond the question that the text says, too.
 
         Words are weighted by the logarithm of how rare they are (inverse document frequency).
         """
-        own = set(_words(answer)) - set(_words(asked))
-        said = set(_words(text))
+        own = set(words_of(answer)) - set(words_of(asked))
+        said = set(words_of(text))
         weights = {word: math.log((1 + self._count) / max(1, self._holding[word])) for word in own}
         return sum(weight for word, weight in weights.items() if word in said) / max(1e-9, sum(weights.values()))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
 
 
 def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
@@ -132,7 +128,7 @@ def _likeness(choice: Choice, answers: Sequence[Answered]) -> tuple[int, int]:
 
 def _common_words(one: str, other: str) -> int:
     """Return how many words two texts have in common, in the same order."""
-    matcher = SequenceMatcher(a=_words(one), b=_words(other), autojunk=False)
+    matcher = SequenceMatcher(a=words_of(one), b=words_of(other), autojunk=False)
     return sum(block.size for block in matcher.get_matching_blocks())
 
 

@@ -7,7 +7,6 @@ original model makes these predictions once, before training, from rows in which
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +16,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from unlora.data import Example, TextFormat
+from unlora.data.conversations import all_answers
 from unlora.data.lessons import Lesson, with_others
 from unlora.data.names import Name
 from unlora.data.sources import Record, questions_of
+from unlora.data.words import words_of
 
 # So many of a prediction's likeliest tokens are kept one by one; the others count together.
 _KEPT = 128
@@ -41,17 +42,13 @@ class Questions:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = list(dict.fromkeys(texts))
-        self._words = [_words(text) for text in self.texts]
+        self._words = [frozenset(words_of(text)) for text in self.texts]
 
     def most_alike(self, question: str, count: int) -> list[str]:
         """Return the questions that share the largest part of their words with this one (Jaccard), the best first."""
-        own = _words(question)
+        own = frozenset(words_of(question))
         shares = [len(own & other) / max(1, len(own | other)) for other in self._words]
         return [self.texts[place] for place in nlargest(count, range(len(shares)), key=shares.__getitem__)]
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", text.lower()))
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,12 @@ class Teaching:
     def questions(self) -> Questions:
         """The questions of the retain set."""
         return Questions(questions_of(self.retain_rows))
+
+    @cached_property
+    def retain_words(self) -> frozenset[str]:
+        """The words of the retain set's answers."""
+        answers = all_answers(self.retain_rows, "retain_data")
+        return frozenset(word for one in answers for word in words_of(one.answer))
 
 
 @dataclass(frozen=True)

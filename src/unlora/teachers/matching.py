@@ -43,7 +43,7 @@ def match(own: Sequence[Example], other: Sequence[Example], asked: str, tokenize
         tokenizer: of both.
     """
     labels, others = labels_of(own), labels_of(other)
-    mine, theirs = _words(labels, tokenizer), _words(others, tokenizer)
+    mine, theirs = label_words(labels, tokenizer), label_words(others, tokenizer)
     words = [[tuple(ids[place] for place in word) for word in side] for ids, side in ((labels, mine), (others, theirs))]
     pairs: list[tuple[int, int]] = []
     told: list[int] = []
@@ -66,7 +66,7 @@ def labels_of(examples: Iterable[Example]) -> list[int]:
     return [label for example in examples for label in example["labels"][1:] if label != IGNORE_INDEX]
 
 
-def _words(labels: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+def label_words(labels: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
     """Return the places of the labels word by word, so that names are told apart as words and not by common letters."""
     words: list[list[int]] = []
     last = ""
