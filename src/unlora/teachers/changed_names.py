@@ -167,7 +167,7 @@ def _lessons_of(
     labels = _tensor(labels_of(pair.other), logp)
     [own] = _predictions([pair.own], teaching)
     limits = _mean_of_true(controls, labels) if controls else logp.new_zeros(len(labels))
-    endings = ending_limits(pair.other, _facts(pair, continuations), teaching)
+    endings = ending_limits(pair.other, _facts(pair, continuations), teaching).to(limits)
     lessons = [cap_true_tokens(logp, torch.minimum(limits, endings), labels)] * len(own)
     if any(continuations):
         [plain] = _predictions([pair.other], teaching)

@@ -37,7 +37,7 @@ def ending_limits(examples: Sequence[Example], facts: Sequence[int | None], teac
     Returns:
         [labelled tokens of all examples], log-probabilities; 0 where nothing is hidden.
     """
-    limits = torch.zeros(count_labels(examples), device=teaching.model.device)
+    limits = torch.zeros(count_labels(examples))
     places: list[int] = []
     shortened: list[Example] = []
     first = 0
@@ -49,7 +49,7 @@ def ending_limits(examples: Sequence[Example], facts: Sequence[int | None], teac
     pad_id = padding_id(teaching.text_format.tokenizer)
     for batch in iter_batches(shortened, _BATCH, pad_id, sort=False):
         logp = labelled_tokens(teaching.model, batch).logp
-        limits[places[: len(logp)]] = logp.to(limits.dtype)
+        limits[places[: len(logp)]] = logp.to(limits)
         places = places[len(logp) :]
     return limits
 
