@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -114,12 +114,20 @@ def registries():
     from unlora.losses import LOSSES, RETAIN_LOSSES
     from unlora.teachers import TEACHERS
 
-    tables: list[dict] = [BENCHMARKS, INITIALISERS, LOSSES, RETAIN_LOSSES, TEACHERS, plugins.LOADED, plugins.ORIGINS]
-    kept = [dict(table) for table in tables]
+    tables: list[MutableMapping] = [
+        BENCHMARKS,
+        INITIALISERS,
+        LOSSES,
+        RETAIN_LOSSES,
+        TEACHERS,
+        plugins.LOADED,
+        plugins.ORIGINS,
+    ]
+    kept = [set(table) for table in tables]
     yield
     for table, before in zip(tables, kept, strict=True):
-        table.clear()
-        table.update(before)
+        for name in set(table) - before:
+            del table[name]
 
 
 @pytest.fixture

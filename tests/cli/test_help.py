@@ -47,12 +47,54 @@ for argv in (*wrong, ["export", "nothing", "--output_dir", "there"], ["unlearn",
 """
 
 
+TYPING_ERRORS = """
+import sys
+from pathlib import Path
+from unlora.cli import main
+needed = "--model_name_or_path m --forget_data f.jsonl --retain_data r.jsonl --output_dir o".split()
+bench = ["bench", "persona", "--output_dir", "b"]
+Path("wrong.yaml").write_text("loss: idkk")
+Path("settings.yaml").write_text("vila+ihl: {retain_loss: nl}")
+wrong = {
+    "lora": ["importance", *needed, "--init", "lorra"],
+    "vila": ["unlearn", *needed, "--init", "villa"],
+    "distil": ["validate", *needed, "--loss", "distill"],
+    "nll": ["unlearn", *needed, "--retain_loss", "nl"],
+    "changed_names": ["unlearn", *needed, "--teacher", "changed_name"],
+    "idk": ["unlearn", *needed, "--config", "wrong.yaml"],
+    "simnpo": [*bench, "--methods", "vila+ihl", "lora+simpno"],
+    "fila": [*bench, "--methods", "filla+ihl"],
+    "soft_kl": [*bench, "--retain_loss", "soft-kl"],
+    "nll ": [*bench, "--methods", "vila+ihl", "--settings", "settings.yaml"],
+    "persona": ["bench", "personna", "--output_dir", "b"],
+    "ray": [*bench, "--executor", "rai"],
+    "muse": ["evaluate", "--benchmark", "muze", "--log", "log.json"],
+    "wmdp": ["evaluate", "--benchmark", "wmpd", "--model_name_or_path", "m", "--data", "d"],
+    "relearn": ["attack", ".", "--attacks", "relern"],
+    "losses": ["ls", "lossess"],
+    "vila-phi-1.5-forget01-npo": ["unlearn", "--config", "vila-phi-1.5-forget01-nop"],
+}
+for nearest, argv in wrong.items():
+    print(f"did you mean {nearest.strip()!r}?", flush=True)
+    assert main(argv) == 2, argv
+    assert "torch" not in sys.modules, argv
+"""
+
+
 def module(command):
     return importlib.import_module(f"unlora.cli.{command.replace('-', '_')}")
 
 
 def test_no_help_loads_torch():
     subprocess.run([sys.executable, "-c", PROBE], check=True, capture_output=True, text=True)
+
+
+def test_a_name_that_does_not_exist_is_refused_with_the_nearest_one_before_torch_is_loaded(tmp_path):
+    probe = [sys.executable, "-c", TYPING_ERRORS]
+    done = subprocess.run(probe, check=True, capture_output=True, text=True, cwd=tmp_path)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for line, error in zip(done.stdout.splitlines(), errors, strict=True):
+        assert line in error
 
 
 def test_an_unknown_flag_is_reported_before_torch_is_loaded():

@@ -48,7 +48,7 @@ def ones(measurement):
 @pytest.mark.usefixtures("registries")
 def test_a_registered_initialiser_is_chosen_by_its_name_like_the_built_in_ones(capsys):
     register_initialiser("ones", Initialiser(ones, "all ones", "ours", reads=("sigma",), uses_data=True))
-    assert initialiser_problems(ImportanceConfig(init="ones")) == []
+    assert ImportanceConfig(init="ones").problems() == []
     assert unread_settings(ImportanceConfig(init="ones", sigma=0.1, retain_samples=4)) == []
     assert unread_settings(ImportanceConfig(init="ones", probe_offset=False)) == ["probe_offset"]
     assert estimate_settings(ImportanceConfig(init="ones", sigma=0.1))["sigma"] == 0.1
@@ -99,7 +99,7 @@ def test_what_would_not_work_is_refused_and_not_registered(name, reads, message)
 
 
 def test_an_unknown_initialiser_is_refused_with_a_suggestion():
-    [problem] = initialiser_problems(ImportanceConfig(init="villa"))
+    [problem] = ImportanceConfig(init="villa").problems()
     assert "did you mean 'vila'" in str(problem)
 
 

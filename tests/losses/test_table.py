@@ -13,8 +13,9 @@ from unlora.cli import main
 from unlora.data import TextFormat, encode_records
 from unlora.losses import LOSSES, RETAIN_LOSSES, Loss, register_loss
 from unlora.losses.retain import nll
-from unlora.losses.table import NO_RETAIN, check_losses
+from unlora.losses.table import check_losses
 from unlora.models.forward import hidden_states
+from unlora.settings.names import NO_RETAIN, loss_problems
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -83,14 +84,17 @@ def test_the_arguments_of_a_loss_s_functions_are_what_it_takes_and_its_settings(
     ],
 )
 def test_a_wrong_choice_of_losses_is_one_problem_with_its_fix(loss, retain_loss, settings, messages):
-    [problem] = check_losses(loss, retain_loss, settings)
+    [problem] = [*loss_problems(loss, retain_loss), *check_losses(loss, retain_loss, settings)]
     assert all(message in str(problem) for message in messages)
 
 
 def test_all_wrong_choices_are_told_at_once():
-    assert [problem.argument for problem in check_losses("ihll", "nl", {})] == ["loss", "retain_loss"]
-    problems = check_losses("npo", "nl", {"betta": 1, "beta": -1})
-    assert [problem.argument for problem in problems] == ["retain_loss", "loss_kwargs", "loss_kwargs['beta']"]
+    wrong = {"loss": "npo", "retain_loss": "nl", "teacher": "me", "loss_kwargs": {"betta": 1, "beta": -1}}
+    with pytest.raises(InputError) as caught:
+        UnlearnConfig(output_dir="run", **wrong)
+    found = [problem.argument for problem in caught.value.problems]
+    assert found == ["loss_kwargs", "loss_kwargs['beta']", "retain_loss", "teacher"]
+    assert [problem.argument for problem in loss_problems("ihll", "nl")] == ["loss", "retain_loss"]
 
 
 def capped(logp, cap=2.0):

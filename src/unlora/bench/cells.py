@@ -15,12 +15,10 @@ from unlora.benchmarks.interface import Benchmark
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.common.files import write_text
 from unlora.common.locks import check_free
-from unlora.common.plugins import unknown_choice
 from unlora.common.reading import read_yaml
-from unlora.importance import INITIALISERS
-from unlora.losses.table import LOSSES
 from unlora.runs.folder import CELL_SCORES, EVALUATIONS, REPORT
 from unlora.runs.stages import is_whole, recorded_contents
+from unlora.settings.names import method_problems
 
 CONFIG, SCORING, RUN, LOG, FAILED = "config.yaml", "scoring.yaml", "run", "log.txt", "failed.txt"
 # The hashes of the plugins that the cell depends on, if there are any.
@@ -163,9 +161,9 @@ def grid(
         benchmark: whose splits they are.
 
     Raises:
-        InputError: a method is not initialiser+loss.
+        InputError: a method is not initialiser+loss, or one of them does not exist.
     """
-    raise_if(problem for method in methods for problem in _method_problems(method))
+    raise_if(problem for method in methods for problem in method_problems(method))
     evaluated_on = None if benchmark.evaluated_by_unlearn else benchmark.name
     cells: dict[tuple[str, str, int], Cell] = {}
     for seed, split, method in itertools.product(seeds, _with_earlier(splits, benchmark.after), methods):
@@ -184,11 +182,3 @@ def _with_earlier(splits: Sequence[str], after: Mapping[str, str]) -> list[str]:
             chain.append(after[chain[-1]])
         found |= dict.fromkeys(reversed(chain))
     return list(found)
-
-
-def _method_problems(method: str) -> list[Problem]:
-    init, plus, loss = method.partition("+")
-    if not plus:
-        return [Problem("methods", method, "a method is an initialiser and a loss", "write it as vila+ihl")]
-    parts = ((init, INITIALISERS), (loss, LOSSES))
-    return [unknown_choice("methods", name, known) for name, known in parts if name not in known]

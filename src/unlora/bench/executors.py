@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
-from unlora.common.errors import Problem, unknown_name
+from unlora.settings import names
+from unlora.settings.names import Table
 
 # (command, file that its output is appended to, environment variables) -> exit code
 Execute = Callable[[Sequence[str], Path, Mapping[str, str]], int]
+EXECUTORS: Table[Callable[[], AbstractContextManager[Execute]]] = names.EXECUTORS
 
 
 def execute_here(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
@@ -68,15 +69,3 @@ def ray_cluster() -> Iterator[Execute]:
 def _execute_in(folder: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
     os.chdir(folder)  # relative paths start there
     return execute_here(command, log, environment)
-
-
-EXECUTORS: dict[str, Callable[[], AbstractContextManager[Execute]]] = {"local": local, "ray": ray_cluster}
-
-
-def executor_problems(name: str) -> list[Problem]:
-    """Return what is wrong with the choice of an executor."""
-    if name not in EXECUTORS:
-        return [unknown_name("executor", name, EXECUTORS)]
-    if name == "ray" and find_spec("ray") is None:
-        return [Problem("executor", name, "ray is not installed", "pip install 'unlora[ray]'")]
-    return []

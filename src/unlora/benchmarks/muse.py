@@ -406,3 +406,6 @@ def _check_sets(scores: Scores, path: str | Path, argument: str) -> None:
     if not scores.keys() >= set(NEW_TOKENS):
         reason, fix = "it has no scores of MUSE's sets", "give a log of `unlora evaluate --benchmark muse`"
         raise InputError(Problem(argument, str(path), reason, fix))
+
+
+MUSE = Muse()

@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unlora.benchmarks.builtin.muse_mini import MuseMini
-from unlora.benchmarks.builtin.persona import Persona
-from unlora.benchmarks.builtin.wmdp_mini import WmdpMini
 from unlora.benchmarks.interface import Benchmark
-from unlora.benchmarks.muse import Muse
-from unlora.benchmarks.tofu import OwnSets, Tofu
-from unlora.benchmarks.wmdp import Wmdp
-from unlora.common.errors import InputError
-from unlora.common.plugins import register, unknown_choice
+from unlora.common.errors import raise_if
+from unlora.common.plugins import register
+from unlora.settings import names
+from unlora.settings.names import Table, name_problems
 
-BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark for benchmark in (Persona(), Tofu(), Muse(), MuseMini(), Wmdp(), WmdpMini())
-}
-# What `unlora evaluate` measures if no benchmark is named.
-OWN_SETS = OwnSets()
+BENCHMARKS: Table[Benchmark] = names.BENCHMARKS
 
 
 def register_benchmark(benchmark: Benchmark) -> None:
@@ -37,8 +29,7 @@ def find_benchmark(name: str) -> Benchmark:
     Raises:
         InputError: there is none.
     """
-    if name not in BENCHMARKS:
-        raise InputError(unknown_choice("benchmark", name, BENCHMARKS))
+    raise_if(name_problems("benchmark", name, BENCHMARKS))
     return BENCHMARKS[name]
 
 

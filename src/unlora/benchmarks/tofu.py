@@ -248,3 +248,8 @@ def check_comparable(sets: Mapping[str, Sequence[Record]], retrained_log: Log, d
     answers = dict(enumerate(row.answer for row in questions))
     wrong = dict(enumerate(len(row.perturbed) for row in questions))
     check_same_examples(ForgetExamples(len(questions), answers, wrong), retrained_log)
+
+
+TOFU = Tofu()
+# What `unlora evaluate` measures if no benchmark is named.
+OWN_SETS = OwnSets()

@@ -152,3 +152,6 @@ def _mean(parts: list[Measured]) -> Measured:
     """Return the mean over tasks, whose questions are independent samples."""
     error = sum(part.standard_error**2 for part in parts) ** 0.5
     return Measured(sum(part.value for part in parts) / len(parts), error / len(parts))
+
+
+WMDP = Wmdp()

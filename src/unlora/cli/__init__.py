@@ -154,16 +154,14 @@ def _run(command: str, argv: list[str]) -> int:
         return _EXIT_OK
     settings = module.SETTINGS
     hands_on = getattr(module, "HANDS_ON", False)
-    if hands_on or hasattr(module, "settings_for"):  # what is a flag depends on the benchmark, maybe of a plugin
-        with mode.running(loads=bool(plugins)):
-            load_plugins(plugins)
+    with mode.running(loads=bool(plugins)):
+        load_plugins(plugins)  # they may add names, and a benchmark's own flags
     if hasattr(module, "settings_for"):
         settings = module.settings_for(rest)
     line = read(settings, rest, command, hands_on)  # before torch is loaded
     if hands_on:
         module.check(line)
     with mode.running():
-        load_plugins(plugins)
         answer: Answer | int = module.run(*fill(line))
     if isinstance(answer, int):  # a command that serves a page has no result
         return answer

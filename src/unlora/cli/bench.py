@@ -151,7 +151,6 @@ def command_of(args: BenchConfig, method: str, split: str, values: Mapping[str, 
 
 def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
     """Return the plan that the flags describe, with the settings of requests and evaluations as typed values."""
-    from unlora.bench.executors import executor_problems
     from unlora.bench.plan import Plan
     from unlora.benchmarks import Options, find_benchmark
     from unlora.cli.arguments import converted
@@ -159,7 +158,7 @@ def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
     from unlora.cli.values import check_consent
 
     benchmark = find_benchmark(args.benchmark)
-    raise_if([*args.problems(), *_gpu_problems(args), *executor_problems(args.executor)])
+    raise_if([*args.problems(), *_gpu_problems(args)])
     preset = _preset(handed_on)
     shared = {name: value for name, value in handed_on.items() if name != "config"}
     of_method = _read_settings(args.settings, args.methods)

@@ -25,7 +25,7 @@ def run(*settings: Any) -> Answer:
     from unlora.pipeline.request import Request
     from unlora.pipeline.stages import describe_job, locked, start
     from unlora.runs.folder import IMPORTANCE
-    from unlora.settings.importance import AUTO
+    from unlora.settings.names import AUTO
 
     # Measuring is all that this command does, so it takes an initialiser that measures, whatever the loss.
     parts = [replace(part, init="vila") if getattr(part, "init", None) == AUTO else part for part in settings]

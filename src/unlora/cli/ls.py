@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from unlora.cli.output import Answer
-from unlora.common.errors import raise_if, unknown_name
 from unlora.settings import LsConfig
-from unlora.settings.published import published
 
 if TYPE_CHECKING:
     from unlora.pipeline.choices import Choices
@@ -21,12 +19,9 @@ SETTINGS = (LsConfig,)
 
 def run(config: LsConfig) -> Answer:
     """List everything of the chosen kinds, with formulas, needs, defaults and papers."""
-    from unlora.pipeline.choices import Choices, all_choices
+    from unlora.pipeline.choices import all_choices
 
-    configurations = Choices(("name", "use"), [(name, one.about) for name, one in published().items()])
-    kinds = {**all_choices(), "configurations": configurations}
-    raise_if(unknown_name("ls", kind, kinds) for kind in config.kinds if kind not in kinds)
-    chosen = {kind: kinds[kind] for kind in config.kinds or kinds}
+    chosen = all_choices(config.kinds)
     rows = {kind: [dict(zip(table.columns, row, strict=True)) for row in table.rows] for kind, table in chosen.items()}
     return Answer(rows, lambda: _print_markdown(chosen) if config.markdown else _print_tables(chosen))
 

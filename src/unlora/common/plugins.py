@@ -12,7 +12,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -57,7 +57,7 @@ ORIGINS: dict[tuple[str, str], Plugin | None] = {}
 _loading: list[Plugin] = []
 
 
-def register(kind: str, table: dict[str, T], name: str, entry: T) -> None:
+def register(kind: str, table: MutableMapping[str, T], name: str, entry: T) -> None:
     """Add an entry to one of the tables of choices, and note which plugin it is from.
 
     Args:

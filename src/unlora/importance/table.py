@@ -1,6 +1,6 @@
 """The initialisers by name, and what follows from the choice of one.
 
-To add one to the package, write its file and add it to `INITIALISERS`. Your own code adds one with
+To add one to the package, write its file, and its name in `unlora.settings.names`. Your own code adds one with
 `register_initialiser`, without changing the package (docs/how-to/own-initialiser.md).
 """
 
@@ -11,17 +11,14 @@ from dataclasses import fields
 from torch import Tensor
 
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
-from unlora.common.plugins import hashes_of, register, unknown_choice
-from unlora.importance.fila import FILA
+from unlora.common.plugins import hashes_of, register
 from unlora.importance.initialiser import Initialiser
-from unlora.importance.lora import LORA
 from unlora.importance.moments import Moments
-from unlora.importance.pissa import PISSA
 from unlora.importance.ratio import importance_ratio
-from unlora.importance.vila import VILA
-from unlora.settings import ImportanceConfig
+from unlora.settings import ImportanceConfig, names
+from unlora.settings.names import Table
 
-INITIALISERS: dict[str, Initialiser] = {"vila": VILA, "fila": FILA, "pissa": PISSA, "lora": LORA}
+INITIALISERS: Table[Initialiser] = names.INITIALISERS
 
 
 def register_initialiser(name: str, initialiser: Initialiser) -> None:
@@ -85,10 +82,8 @@ def relative_importance(
 
 
 def initialiser_problems(config: ImportanceConfig) -> list[Problem]:
-    """Return what is wrong with the choice of an initialiser."""
-    if config.init not in INITIALISERS:
-        return [unknown_choice("init", config.init, INITIALISERS)]
-    if config.importance_file and not INITIALISERS[config.init].uses_data:
+    """Return what is wrong with settings of the chosen initialiser, if it exists, which the settings check."""
+    if config.init in INITIALISERS and config.importance_file and not INITIALISERS[config.init].uses_data:
         reason = f"{config.init!r} does not measure an importance"
         return [Problem("importance_file", config.importance_file, reason, "remove it")]
     return []

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unlora.data.lessons import Lesson, with_others
+from unlora.losses.interface import Loss
 from unlora.models.log_probabilities import upcast
 
 _TEMPERATURE = 2.0
@@ -70,3 +71,13 @@ def _excess(logp: Tensor, lesson: Lesson) -> Tensor:
 def _kl(reference: Tensor, own: Tensor) -> Tensor:
     """Return the KL of each row of log-probabilities, in nats."""
     return (reference.exp() * (reference - own)).sum(-1)
+
+
+DISTIL = Loss(
+    distillation,
+    "mean_t τ²·KL_τ(t ‖ p) + μ·max(0, log p(y_t) − log t(y_t)), t a teacher",
+    "Eldan and Russinovich 2023 (arXiv 2310.02238)",
+    retain="soft_kl",
+    measures={"teacher_kl": teacher_kl, "teacher_excess": teacher_excess},
+)
+SOFT_KL = Loss(softened_kl, "mean_t τ²·KL_τ(ref ‖ π), softened by τ = 2", "Hinton et al. 2015 (arXiv 1503.02531)")

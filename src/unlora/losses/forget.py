@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlora.losses.dual import dual_ascent
+from unlora.losses.interface import Loss
 from unlora.models.log_probabilities import upcast
 
 
@@ -84,3 +86,34 @@ def logit_margin(logits: Tensor) -> Tensor:
     """
     logits = upcast(logits)
     return (logits.amax(-1) - logits.mean(-1)).square().mean()
+
+
+_ASCENT = "mean_t log p(y_t)"
+_TOFU = "Maini et al. 2024 (arXiv 2401.06121)"
+GA = Loss(gradient_ascent, _ASCENT, _TOFU, retain="none")
+GD = Loss(gradient_ascent, _ASCENT, "Liu et al. 2022 (arXiv 2203.12817)")
+KL = Loss(gradient_ascent, _ASCENT, _TOFU, retain="kl")
+IHL = Loss(inverted_hinge, "mean_t 1 + p(y_t) − max_{v≠y_t} p(v)", "Cha et al. 2025 (arXiv 2408.06621)")
+UNDIAL = Loss(
+    adjusted_distillation,
+    "mean_t −Σ_v q(v)·log p(v), q = softmax(z_ref − β·1_{y_t})",
+    "Dong et al. 2025 (arXiv 2402.10052)",
+)
+WGA = Loss(weighted_ascent, "mean_t sg(p(y_t))^β · log p(y_t)", "Wang et al. 2025 (arXiv 2502.19301)")
+SATIMP = Loss(
+    saturation_importance,
+    "mean_t sg(p(y_t)^β₁ · (1 − p(y_t))^β₂) · log p(y_t)",
+    "Yang et al. 2025 (arXiv 2505.11953)",
+)
+CEU = Loss(
+    cross_entropy_unlearning,
+    "mean_t −Σ_v q(v)·log p(v), q = softmax(sg(z) with z_{y_t} = −∞)",
+    "Yang 2025 (arXiv 2503.01224)",
+    retain="none",
+)
+PDU = Loss(
+    logit_margin,
+    "mean_t (max_v z_v − mean_v z_v)²; after each update λ ← max(0, λ + η·(retain loss − ε))",
+    "Entesari et al. 2025 (arXiv 2506.05314)",
+    update_weight=dual_ascent,
+)

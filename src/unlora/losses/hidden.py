@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlora.losses.interface import Loss
+from unlora.models.forward import check_layer, hidden_states
 from unlora.models.log_probabilities import upcast
 
 
@@ -31,3 +33,15 @@ def misdirection(states: Tensor, steering_coeff: float = 6.5, seed: int = 42) ->
 def hidden_error(states: Tensor, ref_states: Tensor) -> Tensor:
     """mean (h − h_ref)² over labelled positions and dimensions, at least 0 (RMU's retain loss)."""
     return F.mse_loss(upcast(states), upcast(ref_states))
+
+
+_PAPER = "Li et al. 2024 (arXiv 2403.03218)"
+RMU = Loss(
+    misdirection,
+    "mean_t (h_t − c·u/‖u‖)² at the output of decoder layer ℓ",
+    _PAPER,
+    retain="hidden_mse",
+    forward=hidden_states,
+    check=check_layer,
+)
+HIDDEN_MSE = Loss(hidden_error, "mean_t (h_t − h_ref,t)² at the same layer", _PAPER, forward=hidden_states, nats=False)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlora.losses.interface import Loss
+
 
 def negative_preference(example_logp: Tensor, ref_logp: Tensor, beta: float = 0.1) -> Tensor:
     """−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i))), at least 0 (NPO, Zhang et al. 2024, arXiv 2404.05868).
@@ -48,3 +50,30 @@ def direct_preference(example_logp: Tensor, ref_logp: Tensor, beta: float = 0.1)
     """
     true, alternate = (example_logp - ref_logp).chunk(2)
     return -2 / beta * F.logsigmoid(beta * (alternate - true)).mean()
+
+
+NPO = Loss(
+    negative_preference,
+    "−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i)))",
+    "Zhang et al. 2024 (arXiv 2404.05868)",
+    mean_over="pairs",
+)
+NPO_MEAN = Loss(
+    negative_preference_of_means,
+    "−(2/β)·mean_i log σ(−β·(log π(y_i) − log π_ref(y_i))/n_i)",
+    "Kim et al. 2025 (arXiv 2508.21300)",
+    mean_over="pairs",
+)
+SIMNPO = Loss(
+    simple_negative_preference,
+    "−(2/β)·mean_i log σ(β·(NLL(y_i)/n_i − δ))",
+    "Fan et al. 2024 (arXiv 2410.07163)",
+    mean_over="pairs",
+)
+DPO = Loss(
+    direct_preference,
+    "−(2/β)·mean_i log σ(β·(r(y'_i) − r(y_i))), r = log π − log π_ref",
+    "Rafailov et al. 2023 (arXiv 2305.18290)",
+    reads=("forget", "alternate"),
+    mean_over="pairs",
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlora.losses.interface import Loss
 from unlora.models.log_probabilities import upcast
 
 
@@ -20,3 +21,10 @@ def kl_to_reference(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """mean_t KL(ref ‖ π) of the next-token distributions, in nats (TOFU, arXiv 2401.06121)."""
     reference = upcast(ref_logits).log_softmax(-1)
     return F.kl_div(upcast(logits).log_softmax(-1), reference, log_target=True, reduction="batchmean")
+
+
+_TOFU = "Maini et al. 2024 (arXiv 2401.06121)"
+NLL = Loss(nll, "mean_t −log p(y_t)", _TOFU)
+KL = Loss(kl_to_reference, "mean_t KL(ref ‖ π)", _TOFU)
+# A forget loss, which teaches the alternate answers as a retain loss would.
+IDK = Loss(nll, "mean_t −log p(y'_t)", _TOFU, reads=("alternate",))

@@ -16,7 +16,7 @@ from unlora.common.files import write_json
 from unlora.common.progress import bar
 from unlora.data import Example, TextFormat, check_rows, encode_records, load_records, load_set
 from unlora.data.sources import Record, is_text
-from unlora.evals.attacks import ATTACKS, Attempt, Case, Materials, UnavailableError, attack_problems, probe, sampling
+from unlora.evals.attacks import ATTACKS, Attempt, Case, Materials, UnavailableError, probe, sampling
 from unlora.evals.attacks.interface import Item, Metrics, answer_places
 from unlora.evals.questions import Question, read_questions
 from unlora.models.load import load_adapter, load_model
@@ -65,7 +65,7 @@ def attack(run: str, config: AttackConfig, trust_remote_code: bool = False) -> d
             model with another vocabulary, or an attack that was asked for by name and is not available.
     """
     target = read_run(run, trust_remote_code)
-    raise_if(attack_problems(config))
+    raise_if(config.problems())
     config = replace(config, learning_rate=config.learning_rate or target.learning_rate)
     rows = {name: evaluated_rows(target, name) for name in ("forget", "retain")}
     answered = {name: part for name, part in rows.items() if not all(map(is_text, part))}

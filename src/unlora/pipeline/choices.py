@@ -1,16 +1,23 @@
-"""What there is to choose from, as tables: the source of `unlora ls` and of the tables in docs/methods.md."""
+"""What there is to choose from, as tables: the source of `unlora ls` and of the tables in docs/methods.md.
+
+Importing this does not import torch; making the tables of losses and initialisers does.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unlora.benchmarks import BENCHMARKS, Benchmark
-from unlora.importance import INITIALISERS, Initialiser
-from unlora.losses.table import LOSSES, RETAIN_LOSSES, Loss
-from unlora.teachers import TEACHERS
+from unlora.common.errors import raise_if, unknown_name
+from unlora.settings.names import BENCHMARKS, INITIALISERS, LOSSES, RETAIN_LOSSES, TEACHERS
+from unlora.settings.published import published
+
+if TYPE_CHECKING:
+    from unlora.benchmarks import Benchmark
+    from unlora.importance import Initialiser
+    from unlora.losses import Loss
 
 # What a loss takes from the original model, and how often that model is run for it.
 _REFERENCES = {
@@ -34,7 +41,7 @@ class Choices:
     """
 
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
     def markdown(self) -> str:
         """Return the table in Markdown, with names as code and links to the papers."""
@@ -49,42 +56,65 @@ def linked(paper: str) -> str:
     return re.sub(r"arXiv ([\d.]+\d)", r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
 
 
-def all_choices() -> dict[str, Choices]:
-    """Return the table of every kind of choice, by the name of the kind."""
-    return {
-        "initialisers": Choices(
-            ("name", "importance of a weight W (out × in)", "settings", "needs", "paper"),
-            [
-                (name, start.formula, _settings_of_start(start), _needs_of_start(start), start.paper)
-                for name, start in INITIALISERS.items()
-            ],
-        ),
-        "losses": Choices(
-            ("name", "forget loss", "settings", "needs", "retain loss", "paper"),
-            [
-                (name, loss.formula, _listed(loss.settings), _needs_of_loss(loss), loss.retain, loss.paper)
-                for name, loss in LOSSES.items()
-            ],
-        ),
-        "teachers": Choices(
-            ("name", "what the original model reads", "paper"),
-            [(name, teacher.description, teacher.paper) for name, teacher in TEACHERS.items()],
-        ),
-        "retain_losses": Choices(
-            ("name", "retain loss", "settings", "needs", "paper"),
-            [
-                (name, loss.formula, _listed(loss.settings), _needs_of_loss(loss), loss.paper)
-                for name, loss in RETAIN_LOSSES.items()
-            ],
-        ),
-        "benchmarks": Choices(
-            ("name", "metrics", "splits", "needs", "paper"),
-            [
-                (name, _metrics(b), ", ".join(b.splits), b.needs or _NOTHING, b.paper or _NOTHING)
-                for name, b in BENCHMARKS.items()
-            ],
-        ),
-    }
+def all_choices(kinds: Sequence[str] = ()) -> dict[str, Choices]:
+    """Return the tables of these kinds of choice, or of every kind, by the name of the kind.
+
+    Raises:
+        InputError: a kind that does not exist.
+    """
+    raise_if(unknown_name("ls", kind, _TABLES) for kind in kinds if kind not in _TABLES)
+    return {kind: _TABLES[kind]() for kind in kinds or _TABLES}
+
+
+def _initialisers() -> Choices:
+    rows = [
+        (name, start.formula, _settings_of_start(start), _needs_of_start(start), start.paper)
+        for name, start in INITIALISERS.items()
+    ]
+    return Choices(("name", "importance of a weight W (out × in)", "settings", "needs", "paper"), rows)
+
+
+def _losses() -> Choices:
+    rows = [
+        (name, loss.formula, _listed(loss.settings), _needs_of_loss(loss), loss.retain, loss.paper)
+        for name, loss in LOSSES.items()
+    ]
+    return Choices(("name", "forget loss", "settings", "needs", "retain loss", "paper"), rows)
+
+
+def _teachers() -> Choices:
+    rows = [(name, teacher.description, teacher.paper) for name, teacher in TEACHERS.items()]
+    return Choices(("name", "what the original model reads", "paper"), rows)
+
+
+def _retain_losses() -> Choices:
+    rows = [
+        (name, loss.formula, _listed(loss.settings), _needs_of_loss(loss), loss.paper)
+        for name, loss in RETAIN_LOSSES.items()
+    ]
+    return Choices(("name", "retain loss", "settings", "needs", "paper"), rows)
+
+
+def _benchmarks() -> Choices:
+    rows = [
+        (name, _metrics(b), ", ".join(b.splits), b.needs or _NOTHING, b.paper or _NOTHING)
+        for name, b in BENCHMARKS.items()
+    ]
+    return Choices(("name", "metrics", "splits", "needs", "paper"), rows)
+
+
+def _configurations() -> Choices:
+    return Choices(("name", "use"), [(name, one.about) for name, one in published().items()])
+
+
+_TABLES = {
+    "initialisers": _initialisers,
+    "losses": _losses,
+    "teachers": _teachers,
+    "retain_losses": _retain_losses,
+    "benchmarks": _benchmarks,
+    "configurations": _configurations,
+}
 
 
 def _needs_of_start(start: Initialiser) -> str:

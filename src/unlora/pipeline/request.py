@@ -16,7 +16,7 @@ from unlora.losses import LOSSES
 from unlora.runs.folder import continued_problems, continued_settings, settings_of
 from unlora.runs.stages import check_start
 from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
-from unlora.settings.importance import AUTO
+from unlora.settings.names import AUTO
 from unlora.settings.training import DISTILLING, PUSHING
 from unlora.training.arguments import changed_arguments
 from unlora.training.config import UnlearnConfig

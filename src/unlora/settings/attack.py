@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unlora.common.errors import Problem
+from unlora.common.errors import Problem, unknown_name
 from unlora.settings.checks import between, positive, value_problems
+from unlora.settings.names import ATTACKS
 from unlora.settings.setting import setting
 
 _PERCENT = between(0, 100, "nothing would be given, or nothing would be left to measure")
@@ -57,5 +58,6 @@ class AttackConfig:
     )
 
     def problems(self) -> list[Problem]:
-        """Check the numbers. Whether the attacks exist is checked in `evals.attacks`, which knows them."""
-        return value_problems(self, _RANGES)
+        """Check the numbers, and that the attacks exist."""
+        unknown = [unknown_name("attacks", name, ATTACKS) for name in self.attacks or () if name not in ATTACKS]
+        return [*unknown, *value_problems(self, _RANGES)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from unlora.common.errors import Problem
+from unlora.common.errors import Problem, unknown_name
 from unlora.settings.checks import SEED, at_least, value_problems
+from unlora.settings.names import BENCHMARKS, EXECUTORS, method_problems, name_problems
 from unlora.settings.setting import setting
 
 _SOME = at_least(1, "nothing would run")
@@ -145,6 +147,19 @@ class BenchConfig(DryRunConfig):
     )
 
     def problems(self) -> list[Problem]:
-        """Check the numbers."""
+        """Check the numbers, and that benchmark and methods exist."""
         some = dict.fromkeys(("seeds", "processes", "num_processes"), _SOME)
-        return value_problems(self, {**some, "first_seed": SEED})
+        methods = [problem for method in self.methods for problem in method_problems(method)]
+        return [
+            *name_problems("benchmark", self.benchmark, BENCHMARKS),
+            *methods,
+            *self._executor_problems(),
+            *value_problems(self, {**some, "first_seed": SEED}),
+        ]
+
+    def _executor_problems(self) -> list[Problem]:
+        if self.executor not in EXECUTORS:
+            return [unknown_name("executor", self.executor, EXECUTORS)]
+        if self.executor == "ray" and find_spec("ray") is None:
+            return [Problem("executor", "ray", "ray is not installed", "pip install 'unlora[ray]'")]
+        return []

@@ -10,6 +10,7 @@ from unlora.common.files import unwritable_problems
 from unlora.settings.checks import at_least, missing, value_problems
 from unlora.settings.data import UNSEEN, ForgetData, HoldoutData, RetainData
 from unlora.settings.model import ModelConfig
+from unlora.settings.names import BENCHMARKS, name_problems
 from unlora.settings.setting import setting
 
 _SOME = at_least(1, "nothing would be evaluated")
@@ -183,6 +184,10 @@ class EvaluateConfig(ReportedConfig):
         "beside it, any other name in ours.",
     )
     retrained: str | None = setting(None, _RETRAINED)
+
+    def problems(self) -> list[Problem]:
+        """Check that the benchmark exists."""
+        return [] if self.benchmark is None else name_problems("benchmark", self.benchmark, BENCHMARKS)
 
     def retrained_problems(self) -> list[Problem]:
         """Check that there is such a log, if one is named."""

@@ -8,12 +8,11 @@ from typing import Any
 
 from unlora.common.errors import Problem
 from unlora.settings.checks import SEED, between, choice_problems, positive, value_problems
+from unlora.settings.names import AUTO, INITIALISERS, name_problems
 from unlora.settings.setting import setting
 
 GRANULARITIES = ("example", "batch")
 # Kind of smoothing -> default ε of the importance ratio.
-# The initialiser that goes with the loss.
-AUTO = "auto"
 SMOOTHING = {"relative": 0.1, "absolute": 1e-5, "per_token": 1e-5}
 _RANGES = {
     **dict.fromkeys(("epsilon", "sigma", "retain_samples", "importance_batch_size", "forget_passes"), positive()),
@@ -70,8 +69,9 @@ class ImportanceConfig:
     importance_file: str | None = setting(None, "Read the importance from this file, made by `unlora importance`.")
 
     def problems(self) -> list[Problem]:
-        """Check everything that needs no data. Whether `init` exists is checked in `importance`, which knows them."""
+        """Check everything that needs no data."""
         return [
+            *name_problems("init", self.init, INITIALISERS, [AUTO]),
             *choice_problems(self, {"smoothing": tuple(SMOOTHING), "moments_per": GRANULARITIES}),
             *value_problems(self, _RANGES),
             *self._convergence_problems(),

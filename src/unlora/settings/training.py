@@ -11,6 +11,7 @@ from typing import Any
 from unlora.common.errors import Problem
 from unlora.settings.checks import Range, at_least, positive, value_problems
 from unlora.settings.inherited import RANGES, mapping_problems
+from unlora.settings.names import TEACHERS, loss_problems, name_problems
 from unlora.settings.setting import setting
 
 RANK = at_least(1, "an adapter has at least rank 1")
@@ -112,6 +113,7 @@ class UnlearnSettings:
     def own_problems(self) -> list[Problem]:
         """Check these settings, and the numbers of subclasses. `attach_adapters` checks whether they suit the model."""
         problems = value_problems(self, _RANGES, infinite=("max_retain_loss",))
+        problems += [*loss_problems(self.loss, self.retain_loss), *name_problems("teacher", self.teacher, TEACHERS)]
         if self.remove_unused_columns:
             problems.append(Problem("remove_unused_columns", True, "it would drop the pairs", "set it to false"))
         return [*problems, *mapping_problems("loss_kwargs", self.loss_kwargs)]

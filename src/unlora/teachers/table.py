@@ -1,12 +1,13 @@
-"""The teachers by name. To add one to the package, write its file and add its entry here."""
+"""The teachers by name. To add one to the package, write its file, and its name in `unlora.settings.names`."""
 
 from __future__ import annotations
 
 from unlora.common.plugins import register
-from unlora.teachers.changed_names import CHANGED_NAMES
+from unlora.settings import names
+from unlora.settings.names import Table
 from unlora.teachers.interface import Teacher
 
-TEACHERS: dict[str, Teacher] = {"changed_names": CHANGED_NAMES}
+TEACHERS: Table[Teacher] = names.TEACHERS
 
 
 def register_teacher(name: str, teacher: Teacher) -> None:

@@ -11,10 +11,8 @@ from transformers import TrainingArguments
 
 from unlora.adapter.targets import is_everything
 from unlora.common.errors import Problem, raise_if
-from unlora.common.plugins import unknown_choice
 from unlora.losses.table import LOSSES, check_losses
 from unlora.settings.training import DISTILLING, PUSHING, UnlearnSettings
-from unlora.teachers import TEACHERS
 from unlora.training.arguments import SafeArguments
 
 
@@ -63,9 +61,7 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
         return [Problem("label_smoothing_factor", self.label_smoothing_factor, reason, "remove it")]
 
     def _teacher_problems(self) -> list[Problem]:
-        if self.teacher not in TEACHERS:
-            return [unknown_choice("teacher", self.teacher, TEACHERS)]
-        if not self.until_taught or self.has_teacher:
+        if not self.until_taught or self.has_teacher or self.loss not in LOSSES:
             return []
         fix = "remove it, or use --loss distil"
         return [Problem("until_taught", True, f"{self.loss!r} has no teacher to agree with", fix)]

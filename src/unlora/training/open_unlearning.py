@@ -28,8 +28,10 @@ from unlora.adapter.offset import reference_model
 from unlora.common.errors import Problem, raise_if
 from unlora.data.encoding import Example
 from unlora.importance.start import start_on
-from unlora.losses.table import LOSSES, RETAIN_LOSSES, Loss, check_losses, own_settings
+from unlora.losses.interface import Loss, own_settings
+from unlora.losses.table import LOSSES, RETAIN_LOSSES, check_losses
 from unlora.models.forward import Outputs, unwrapped
+from unlora.settings.names import loss_problems
 
 _INPUTS = ("input_ids", "attention_mask", "labels")
 
@@ -131,7 +133,7 @@ def _example(row: Mapping[str, Any]) -> Example:
 
 
 def _problems(loss: str, retain_loss: str | None, settings: Mapping[str, Any]) -> Sequence[Problem]:
-    problems = check_losses(loss, retain_loss, dict(settings))
+    problems = [*loss_problems(loss, retain_loss), *check_losses(loss, retain_loss, dict(settings))]
     if problems:
         return problems
     chosen = LOSSES[loss]

@@ -27,10 +27,12 @@ from unlora.common.progress import shown
 from unlora.data import Example, ForgetRetainDataset, PairSampler, TextFormat, UnlearnCollator, padding_id
 from unlora.data.lessons import Lesson
 from unlora.evals.scoring import example_nll
-from unlora.losses.table import LOSSES, NO_RETAIN, RETAIN_LOSSES, own_settings
+from unlora.losses.interface import own_settings
+from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.models.forward import Outputs, causal_lm, unwrapped
 from unlora.models.packing import packing
 from unlora.models.sharding import is_sharded
+from unlora.settings.names import NO_RETAIN
 from unlora.training.config import UnlearnConfig
 from unlora.training.parts import TrainerInParts
 from unlora.training.snapshots import restore, snapshot, trainable

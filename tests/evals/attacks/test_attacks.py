@@ -15,7 +15,7 @@ from helpers.models import with_lora
 from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, encode_records, encode_turns, pad_batch
 from unlora.data.encoding import encode_prompt
-from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, attack_problems, measure, probe
+from unlora.evals.attacks import ATTACKS, Case, Materials, UnavailableError, measure, probe
 from unlora.evals.attacks.fewshot import few_shot
 from unlora.evals.attacks.interface import encode_rows, split
 from unlora.evals.attacks.prefix import remainder
@@ -425,5 +425,5 @@ def test_every_attack_is_named_in_the_help():
     ],
 )
 def test_wrong_settings_are_named(changes, message):
-    (problem,) = attack_problems(config(**changes))
+    (problem,) = config(**changes).problems()
     assert message in str(problem)

@@ -73,3 +73,6 @@ def _data(options: Options, seed: int) -> str:
         with atomic_path(folder) as partial:
             write_benchmark(generate(seed), partial)
     return str(folder)
+
+
+MUSE_MINI = MuseMini()

@@ -105,3 +105,6 @@ class Persona(TofuSchema):
         from unlora.benchmarks.builtin.persona_models import persona_models
 
         return persona_models(self.recipe or Recipe(seed=seed))
+
+
+PERSONA = Persona()

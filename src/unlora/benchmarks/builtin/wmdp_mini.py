@@ -69,3 +69,6 @@ def _data(options: Options, seed: int) -> Path:
     if not (folder / "tasks" / "mini_general_text.yaml").exists():  # the file that is written last
         write_mini(folder, seed)
     return folder
+
+
+WMDP_MINI = WmdpMini()
