@@ -100,6 +100,13 @@ def test_weights_that_are_no_safetensors_are_refused(adapter, tiny_model, conten
         load_adapter(tiny_model("llama"), str(adapter))
 
 
+def test_virtual_tokens_are_refused_by_name(adapter, tiny_model):
+    settings = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 3}
+    (adapter / SETTINGS).write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="adapters of type PROMPT_TUNING put virtual tokens before the text"):
+        load_adapter(tiny_model("llama"), str(adapter))
+
+
 def test_settings_of_another_rank_are_refused(adapter, tiny_model):
     settings = json.loads((adapter / SETTINGS).read_text())
     (adapter / SETTINGS).write_text(json.dumps({**settings, "r": 8}))

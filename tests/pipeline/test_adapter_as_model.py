@@ -8,16 +8,20 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from helpers.models import make_tokenizer
 from helpers.runs import RECORDED_FORGET, UNSEEN, exported, flags, logits, write_rows
+from unlora import InputError
 from unlora.adapter.offset import original_model
 from unlora.chat.source import load_side_by_side
 from unlora.cli import main
+from unlora.cli.tables import print_sets
 from unlora.models.load import load_model
+from unlora.models.source import _found_base
 from unlora.pipeline.attack import read_run
-from unlora.pipeline.loading import load_start
+from unlora.pipeline.loading import comparable_model, load_start
 from unlora.settings import ModelConfig
 
 
@@ -126,7 +130,10 @@ def test_fine_tuning_an_adapter_is_refused_before_anything_is_loaded(tuned, tmp_
 
 BASES = {
     "no base": ({"base_model_name_or_path": None}, "does not name its base model"),
-    "a base that is gone": ({"base_model_name_or_path": "/no/such/model"}, "'/no/such/model': there is no such folder"),
+    "a base that is gone": (
+        {"base_model_name_or_path": "/no/such/model"},
+        "/adapter': its base '/no/such/model': there is no such folder",
+    ),
     "another kind of adapter": ({"peft_type": "IA3"}, "it is an adapter of type IA3"),
 }
 
@@ -147,3 +154,68 @@ def test_the_adapter_of_a_run_is_such_a_model(tuned, model_folder):
     model = load_model(ModelConfig(str(folder / "run" / "adapter"), tokenizer_name_or_path=str(model_folder)))[0]
     assert isinstance(model, PeftModel)
     same(logits(model), logits(exported(model_folder, folder / "run")))
+
+
+def test_a_base_that_is_named_by_a_relative_path_is_found_beside_the_adapter(
+    tuned, model_folder, tmp_path, monkeypatch, capsys
+):
+    folder, found = tuned
+    shutil.copytree(model_folder, tmp_path / "models" / "base")
+    adapter = shutil.copytree(folder / "adapter", tmp_path / "models" / "tuned" / "checkpoint-2")
+    file, settings = (
+        adapter / "adapter_config.json",
+        json.loads((folder / "adapter" / "adapter_config.json").read_text()),
+    )
+    monkeypatch.chdir(tmp_path / "models" / "tuned")
+    for base in ("base", "../../base", "models/base"):
+        file.write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+        _found_base.cache_clear()
+        same(logits(load_model(ModelConfig(str(adapter)))[0]), found)
+        assert (
+            f"the base {base!r} of the adapter {adapter} is {tmp_path / 'models' / 'base'}" in capsys.readouterr().err
+        )
+
+
+def drop(adapter, part):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if part not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, adapter / "adapter_model.safetensors")
+
+
+def test_added_tokens_have_the_embeddings_that_the_adapter_was_trained_with(model_folder, tmp_path):
+    size = len(make_tokenizer())
+    settings = {
+        "tokens": 2,
+        "trainable_token_indices": {name: [size, size + 1] for name in ("embed_tokens", "lm_head")},
+    }
+    found = save_adapter(model_folder, tmp_path / "alone", **settings)
+    drop(tmp_path / "alone", "base_layer")  # as small as such an adapter can be
+    same(logits(load_model(ModelConfig(str(tmp_path / "alone")))[0]), found)
+    save_adapter(model_folder, tmp_path / "half", tokens=2)
+    drop(tmp_path / "half", "lm_head")
+    with pytest.raises(InputError, match="trained with 2 added tokens, and has no weights of lm_head for them"):
+        load_model(ModelConfig(str(tmp_path / "half")))
+
+
+def test_what_is_wrong_with_a_retrained_adapter_is_said_of_retrained(tuned, tmp_path):
+    folder, _ = tuned
+    adapter = shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "peft_type": "IA3"}))
+    with pytest.raises(InputError, match=r"^retrained='.*/adapter': it is an adapter of type IA3"):
+        comparable_model(ModelConfig(str(folder / "adapter")), str(adapter), "retrained")
+
+
+def test_an_evaluation_shows_the_retrained_model_without_wrong_answers(tuned, tmp_path, model_folder, capsys):
+    folder, _ = tuned
+    rows = write_rows(tmp_path / "data" / "plain.jsonl", [{"question": "Who?", "answer": "Ada."}] * 2)
+    named = ["--model_name_or_path", str(folder / "adapter"), "--forget_data", str(rows)]
+    others = ["--retrained", str(model_folder), "--log", str(tmp_path / "log.json"), "--max_new_tokens", "2"]
+    assert main(["evaluate", *named, *others, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["retrained"]["forget"]["probability"] != found["sets"]["forget"]["probability"]
+    print_sets(found, ())
+    printed = capsys.readouterr().out
+    assert "retrained: forget" in printed
+    assert "forget quality needs forget rows with wrong answers" in printed

@@ -29,6 +29,9 @@ from unlora.models.hashes import ADAPTER_WEIGHTS
 from unlora.settings.checks import range_problems
 from unlora.settings.training import ADAPTER_RANGES
 
+# Names of an adapter's tensors: those of LoRA and DoRA, and what stands after the name of a module in others.
+_FACTORS = re.compile(r"\.lora_(?:A|B|magnitude_vector)\b")
+_WITHIN = re.compile(r"(?:\.(?:base_layer|modules_to_save|original_module|token_adapter))*\.\w+$")
 UNLEARN, OFFSET = "unlearn", "offset"
 # The fields of a `peft.LoraConfig` that our own adapters may set: those that only describe it, and plain LoRA's.
 _LORA_FIELDS = (
@@ -216,6 +219,6 @@ def odd_parts(folder: Path) -> list[str]:
     """Return what keeps a saved adapter from being written as two factors for each linear layer."""
     odd = _not_plain(PeftConfig.from_pretrained(folder), [])
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:
-        others = {name for name in weights.keys() if "lora_A" not in name and "lora_B" not in name}  # noqa: SIM118
-    kinds = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in others})
-    return [*odd, *(f"weights of {kind}" for kind in kinds)]
+        others = {name for name in weights.keys() if not _FACTORS.search(name)}  # noqa: SIM118 - not a mapping
+    modules = sorted({_WITHIN.sub("", name).rpartition(".")[2] for name in others})
+    return [*odd, f"weights of {', '.join(modules)}"] if modules else odd

@@ -148,6 +148,7 @@ class TofuSchema(Benchmark):
     def summary(self, log: Log, retrained: Log | None = None) -> dict[str, Any]:
         """Return the metrics of all sets (see `evals.summary.summarise`), and those that open-unlearning defines.
 
+        With a retrained model, "retrained" has the metrics of its sets.
         A file of open-unlearning with aggregated values alone has its own forget quality and model utility.
         """
         known = retrained if retrained is not None and TASKS["forget"] in retrained and log.keys() - {KEPT} else None
@@ -158,7 +159,8 @@ class TofuSchema(Benchmark):
             summary["model_utility_geometric"] = theirs.get("model_utility")
             summary["forget_quality"] = quality
             summary["log10_forget_quality"] = math.log10(quality) if quality else None
-        return {**summary, "open_unlearning": theirs}
+        others = {} if known is None else {"retrained": summarise(known)["sets"]}
+        return {**summary, **others, "open_unlearning": theirs}
 
     def ranking(self, log: Path, original: Path | None, retrained: Path | None) -> dict[str, float | None]:
         """Return the numbers of open-unlearning's ranking (`unlora.evals.ranking`)."""

@@ -72,7 +72,8 @@ def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
 
     console = PlainConsole()
     table = Table("set", *_SUMMARY_COLUMNS.values())
-    for name, values in summary["sets"].items():
+    retrained = {f"retrained: {name}": values for name, values in summary.get("retrained", {}).items()}
+    for name, values in {**summary["sets"], **retrained}.items():
         table.add_row(name, *(number(values[column]) for column in _SUMMARY_COLUMNS))
     console.print(table)
     without, terms = summary["missing_utility_terms"], len(summary["utility_terms"])
@@ -88,7 +89,10 @@ def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
     if missing := [name for name in expected if name not in summary["sets"]]:
         console.print(f"not in the log: {', '.join(missing)}")
     if summary["forget_quality"] is None:
-        console.print("forget quality needs --retrained, the log with every example of a model that never saw them")
+        lacking = "forget rows with wrong answers (perturbed_answer)"
+        if not retrained:
+            lacking = "--retrained, the log with every example of a model that never saw them"
+        console.print(f"forget quality needs {lacking}")
 
 
 def print_numbers(heading: str, numbers: Mapping[str, float]) -> None:

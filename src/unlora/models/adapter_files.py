@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, PromptLearningConfig, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
 from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
@@ -34,6 +34,9 @@ def adapter_folder(path: str, argument: str) -> Path:
         kind = read_json(folder / ADAPTER_SETTINGS)["peft_type"]
         if kind == "XLORA":
             raise InputError(Problem(argument, path, "it loads other adapters, wherever they are", "use a plain one"))
+        if issubclass(PEFT_TYPE_TO_CONFIG_MAPPING[kind], PromptLearningConfig):
+            reason = f"adapters of type {kind} put virtual tokens before the text, which is not supported"
+            raise InputError(Problem(argument, path, reason, "use one that changes weights, such as LoRA"))
     return folder
 
 

@@ -7,13 +7,12 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -29,11 +28,11 @@ from unlora.common.distributed import on_cpu
 from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data import padding_id
 from unlora.models.adapter_files import adapter_folder, check_whole
+from unlora.models.added_tokens import resize_embeddings
 from unlora.models.forward import decoder_layers
-from unlora.models.hashes import ADAPTER_WEIGHTS
 from unlora.models.sharding import hold_zero3, shard_fsdp, zero3_reading, zero3_settings
 from unlora.models.skeleton import auto_class, family_problems
-from unlora.models.source import source_of
+from unlora.models.source import opened
 from unlora.settings import ModelConfig
 from unlora.settings.sharding import FSDP
 
@@ -55,12 +54,12 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel | PeftModel, PreTra
         InputError: transformers cannot load it, its weights are not exactly those that its configuration describes, or
             its tokenizer has neither a pad nor an eos token.
     """
-    source = source_of(config)
-    read_config(source.base)
-    tokenizer = load_tokenizer(source.base)  # first, because a wrong tokenizer is found before the weights are read
-    model = _load_base(source.base)
+    with opened(config) as source:
+        read_config(source.base)
+        tokenizer = load_tokenizer(source.base)  # first, because a wrong tokenizer is found before the weights are read
+        model = _load_base(source.base)
     if source.adapter is not None:
-        _resize_embeddings(model, source.adapter)
+        resize_embeddings(model, source.adapter, _ARGUMENT)
         model = load_adapter(model, str(source.adapter), START, argument=_ARGUMENT)
     return model, tokenizer
 
@@ -106,19 +105,23 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     Raises:
         InputError: transformers cannot load it, or it has neither a pad nor an eos token.
     """
-    base = source_of(config).base
+    with opened(config) as source:
+        tokenizer = _read_tokenizer(source.base)
+        padding_id(tokenizer)
+        _pad_within(tokenizer, _embeddings(source.base))
+    return tokenizer
+
+
+def _read_tokenizer(base: ModelConfig) -> PreTrainedTokenizerFast:
     name = base.tokenizer_name_or_path or base.model_name_or_path
     source = _source_of(base) if base.tokenizer_name_or_path is None else {"trust_remote_code": base.trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **source)
+        return AutoTokenizer.from_pretrained(name, **source)
     except Exception as error:  # the tokenizers library raises plain exceptions for broken files
         argument = _ARGUMENT if base.tokenizer_name_or_path is None else "tokenizer_name_or_path"
         reason = f"it has no tokenizer that transformers can load ({_first_line(error)})"
         fix = "name the folder or the model on the Hub that has it with --tokenizer_name_or_path"
         raise InputError(Problem(argument, name, reason, fix)) from error
-    padding_id(tokenizer)
-    _pad_within(tokenizer, _embeddings(base))
-    return tokenizer
 
 
 def _embeddings(config: ModelConfig) -> int | None:
@@ -165,7 +168,7 @@ def load_adapter(
                 adapted = PeftModel.from_pretrained(model, str(folder), name)
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError, SafetensorError) as error:
         reason = f"PEFT cannot load it on this model ({type(error).__name__}: {error})"
-        fix = "give the folder of an adapter made for this model"
+        fix = "give the folder of an adapter made for this model; with added tokens, name it as the model itself"
         raise InputError(Problem(argument, path, reason, fix)) from error
     check_whole(adapted, folder, path, name, argument)
     if len(adapted.peft_config) > 1:
@@ -173,20 +176,13 @@ def load_adapter(
     return adapted
 
 
-def _resize_embeddings(model: PreTrainedModel, adapter: Path) -> None:
-    """Give the model as many embeddings as the adapter has, if the adapter was trained with added tokens."""
-    embeddings = model.get_input_embeddings()
-    name = next(name for name, module in model.named_modules() if module is embeddings)
-    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as weights:
-        saved = f"base_model.model.{name}.weight"
-        rows = weights.get_slice(saved).get_shape()[0] if saved in weights.keys() else None  # noqa: SIM118 - no mapping
-    if rows is not None and rows != embeddings.weight.shape[0]:
-        model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter's own embeddings replace all of them
-
-
 def read_config(config: ModelConfig) -> PreTrainedConfig:
     """Return the configuration of the model itself, and check that its format is one that can be read here."""
-    config = source_of(config).base
+    with opened(config) as source:
+        return _read_base_config(source.base)
+
+
+def _read_base_config(config: ModelConfig) -> PreTrainedConfig:
     try:
         found = AutoConfig.from_pretrained(config.model_name_or_path, **_source_of(config))
     except _ERRORS as error:

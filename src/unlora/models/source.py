@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
+from unlora.common.progress import tell
 from unlora.common.reading import read_json
 from unlora.data.sources import is_hub_id
-from unlora.models.folder import TOKENIZER_FILES, adapter_problems, is_adapter, model_problems, pointers
+from unlora.models.folder import CONFIG_NAME, TOKENIZER_FILES, adapter_problems, is_adapter, model_problems, pointers
 from unlora.models.hashes import ADAPTER_SETTINGS
 from unlora.settings import ModelConfig
 
@@ -53,15 +57,59 @@ def source_of(config: ModelConfig) -> Source:
     tokenizer = config.tokenizer_name_or_path
     if tokenizer is None and any((folder / name).is_file() for name in TOKENIZER_FILES):
         tokenizer = str(folder)
-    revision = settings.get("revision") or "main"
+    base, revision = _found_base(folder, str(base)), settings.get("revision") or "main"
     named = replace(config, model_name_or_path=base, model_revision=revision, tokenizer_name_or_path=tokenizer)
     if (there := _adapter_folder(named)) is not None:
         reason = f"its base {str(there)!r} is an adapter, too"
         raise InputError(
             Problem(_ARGUMENT, config.model_name_or_path, reason, "merge that one into its own base first")
         )
-    _check_model(named)
-    return Source(named, folder)
+    source = Source(named, folder)
+    with _naming(source, config):
+        _check_model(named)
+    return source
+
+
+@contextmanager
+def opened(config: ModelConfig) -> Iterator[Source]:
+    """Yield what the settings name. Errors about the base of an adapter say which adapter it is the base of."""
+    source = source_of(config)
+    with _naming(source, config):
+        yield source
+
+
+@contextmanager
+def _naming(source: Source, config: ModelConfig) -> Iterator[None]:
+    base, where = source.base.model_name_or_path, f"its {ADAPTER_SETTINGS} names it under base_model_name_or_path"
+
+    def named(one: Problem) -> Problem:
+        if source.adapter is None or (one.argument, one.value) != (_ARGUMENT, base):
+            return one
+        reason, fix = f"its base {base!r}: {one.reason}", f"{one.fix} as the base; {where}"
+        return Problem(_ARGUMENT, config.model_name_or_path, reason, fix)
+
+    try:
+        yield
+    except InputError as error:
+        raise InputError(*map(named, error.problems)) from error
+
+
+@cache
+def _found_base(adapter: Path, base: str) -> str:
+    """Return where the base of an adapter is.
+
+    PEFT writes the path that was given when the adapter was trained, often relative to the working directory of that
+    time. A relative path is therefore also looked for beside the adapter, and in the folders above it.
+    """
+    path = Path(base).expanduser()
+    if path.is_dir() or path.is_absolute():
+        return str(path)
+    folder = adapter.resolve()
+    found = next((at / path for at in (folder, *folder.parents) if (at / path / CONFIG_NAME).is_file()), None)
+    if found is None:
+        return base
+    tell(f"the base {base!r} of the adapter {adapter} is {found.resolve()}")
+    return str(found.resolve())
 
 
 def _adapter_folder(config: ModelConfig) -> Path | None:

@@ -35,12 +35,14 @@ def start_problems(config: ModelConfig) -> list[Problem]:
     folder = source_of(config).adapter
     if folder is None or config.on is not None:
         return []
-    fix = "merge it into its base first: model.merge_and_unload()"
-    reason = "it is not plain LoRA, so it cannot be exported as one adapter with the one that is trained"
-    return [
-        Problem("model_name_or_path", config.model_name_or_path, f"{reason} ({part})", fix)
-        for part in odd_parts(folder)
-    ]
+    odd = odd_parts(folder)
+    if not odd:
+        return []
+    name = config.model_name_or_path
+    reason = f"it is not plain LoRA ({', '.join(odd)}), so it cannot be exported as one adapter with ours"
+    load = f"AutoPeftModelForCausalLM.from_pretrained({name!r})"
+    fix = f"merge it into its base first: {load}.merge_and_unload().save_pretrained(NEW), and its tokenizer beside it"
+    return [Problem("model_name_or_path", name, reason, fix)]
 
 
 def load_target(config: ModelConfig, target: TargetConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -56,7 +58,11 @@ def comparable_model(config: ModelConfig, name: str, argument: str) -> ModelConf
         InputError: it has another vocabulary, so the probabilities would be of other tokens.
     """
     other = replace(config, model_name_or_path=name, model_revision="main", on=None)
-    if load_tokenizer(config).get_vocab() != load_tokenizer(other).get_vocab():
+    try:
+        vocabulary = load_tokenizer(other).get_vocab()
+    except InputError as error:
+        raise InputError(*(replace(problem, argument=argument) for problem in error.problems)) from error
+    if load_tokenizer(config).get_vocab() != vocabulary:
         reason = f"it has another vocabulary than {config.model_name_or_path}"
         raise InputError(Problem(argument, name, reason, "name a model with the same tokenizer"))
     return other

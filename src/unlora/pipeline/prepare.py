@@ -62,6 +62,8 @@ def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrain
     rows = _load_rows(request, sets is None and not known)
     sets = evaluation_sets(evaluation, rows.forget, rows.set_aside or rows.retain) if sets is None else sets
     raise_if(_evaluation_problems(request.args, sets))
+    known_retrained = _checked_retrained_log(request, sets, retrained_log)
+    retrained_model = _retrained_model(request, retrained_log)
     model, text_format = _load_original(request)
     forget = encode_records(rows.used_forget, text_format, argument="forget_data")
     retain = encode_records(rows.used_retain, text_format, argument="retain_data")
@@ -78,8 +80,8 @@ def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrain
         alternates=encode_answers(rows.alternates, text_format, argument="alternates") if rows.alternates else None,
         unseen=unseen_test(request.stopping, rows.forget, rows.holdout, text_format, *sizes),
         original_log=known_log(evaluation, sets),
-        retrained_log=_checked_retrained_log(request, sets, retrained_log),
-        retrained_model=_retrained_model(request, retrained_log),
+        retrained_log=known_retrained,
+        retrained_model=retrained_model,
     )
 
 
