@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unlora.common.errors import raise_if, unknown_name
-from unlora.settings.names import BENCHMARKS, INITIALISERS, LOSSES, RETAIN_LOSSES, TEACHERS
+from unlora.settings.names import BENCHMARKS, INITIALISERS, KINDS, LOSSES, RETAIN_LOSSES, TEACHERS
 from unlora.settings.published import published
 
 if TYPE_CHECKING:
@@ -57,16 +56,12 @@ def linked(paper: str) -> str:
 
 
 def all_choices(kinds: Sequence[str] = ()) -> dict[str, Choices]:
-    """Return the tables of these kinds of choice, or of every kind, by the name of the kind.
-
-    Raises:
-        InputError: a kind that does not exist.
-    """
-    raise_if(unknown_name("ls", kind, _TABLES) for kind in kinds if kind not in _TABLES)
-    return {kind: _TABLES[kind]() for kind in kinds or _TABLES}
+    """Return the tables of these kinds of choice, or of every kind, by the name of the kind."""
+    return {kind: KINDS[kind]() for kind in kinds or KINDS}
 
 
-def _initialisers() -> Choices:
+def initialisers() -> Choices:
+    """Return the table of the initialisers."""
     rows = [
         (name, start.formula, _settings_of_start(start), _needs_of_start(start), start.paper)
         for name, start in INITIALISERS.items()
@@ -74,7 +69,8 @@ def _initialisers() -> Choices:
     return Choices(("name", "importance of a weight W (out × in)", "settings", "needs", "paper"), rows)
 
 
-def _losses() -> Choices:
+def losses() -> Choices:
+    """Return the table of the losses."""
     rows = [
         (name, loss.formula, _listed(loss.settings), _needs_of_loss(loss), loss.retain, loss.paper)
         for name, loss in LOSSES.items()
@@ -82,12 +78,14 @@ def _losses() -> Choices:
     return Choices(("name", "forget loss", "settings", "needs", "retain loss", "paper"), rows)
 
 
-def _teachers() -> Choices:
+def teachers() -> Choices:
+    """Return the table of the teachers."""
     rows = [(name, teacher.description, teacher.paper) for name, teacher in TEACHERS.items()]
     return Choices(("name", "what the original model reads", "paper"), rows)
 
 
-def _retain_losses() -> Choices:
+def retain_losses() -> Choices:
+    """Return the table of the retain losses."""
     rows = [
         (name, loss.formula, _listed(loss.settings), _needs_of_loss(loss), loss.paper)
         for name, loss in RETAIN_LOSSES.items()
@@ -95,7 +93,8 @@ def _retain_losses() -> Choices:
     return Choices(("name", "retain loss", "settings", "needs", "paper"), rows)
 
 
-def _benchmarks() -> Choices:
+def benchmarks() -> Choices:
+    """Return the table of the benchmarks."""
     rows = [
         (name, _metrics(b), ", ".join(b.splits), b.needs or _NOTHING, b.paper or _NOTHING)
         for name, b in BENCHMARKS.items()
@@ -103,18 +102,9 @@ def _benchmarks() -> Choices:
     return Choices(("name", "metrics", "splits", "needs", "paper"), rows)
 
 
-def _configurations() -> Choices:
+def configurations() -> Choices:
+    """Return the table of the published configurations."""
     return Choices(("name", "use"), [(name, one.about) for name, one in published().items()])
-
-
-_TABLES = {
-    "initialisers": _initialisers,
-    "losses": _losses,
-    "teachers": _teachers,
-    "retain_losses": _retain_losses,
-    "benchmarks": _benchmarks,
-    "configurations": _configurations,
-}
 
 
 def _needs_of_start(start: Initialiser) -> str:

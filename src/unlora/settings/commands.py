@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unlora.common.errors import Problem, unknown_name
 from unlora.settings.checks import SEED, at_least, value_problems
-from unlora.settings.names import BENCHMARKS, EXECUTORS, method_problems, name_problems
+from unlora.settings.names import BENCHMARKS, EXECUTORS, KINDS, method_problems, name_problems
 from unlora.settings.setting import setting
 
 _SOME = at_least(1, "nothing would run")
@@ -81,11 +81,15 @@ class LsConfig:
 
     kinds: list[str] = setting(
         [],
-        "Any of initialisers, losses, retain_losses, benchmarks and configurations. Defaults to all of them.",
+        "Any of initialisers, losses, teachers, retain_losses, benchmarks and configurations. Defaults to all of them.",
         positional=True,
         metavar="KIND",
     )
     markdown: bool = setting(False, "Print Markdown tables, as in docs/methods.md.", switch=True)
+
+    def problems(self) -> list[Problem]:
+        """Check that the kinds exist."""
+        return [unknown_name("KIND", kind, KINDS) for kind in self.kinds if kind not in KINDS]
 
 
 @dataclass

@@ -102,6 +102,13 @@ ATTACKS: Table[Any] = Table(
     }
 )
 EXECUTORS: Table[Any] = Table({"local": "bench.executors:local", "ray": "bench.executors:ray_cluster"})
+# What `unlora ls` lists.
+KINDS: Table[Any] = Table(
+    {
+        kind: f"pipeline.choices:{kind}"
+        for kind in ("initialisers", "losses", "teachers", "retain_losses", "benchmarks", "configurations")
+    }
+)
 
 
 def name_problems(argument: str, name: object, known: Collection[str], others: Collection[str] = ()) -> list[Problem]:
