@@ -1,7 +1,12 @@
 """The trainer inside open-unlearning, against stubs with its signatures."""
 
+import inspect
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
@@ -38,8 +43,9 @@ class ForgetRetainDataset(torch.utils.data.Dataset):
         return {name: {key: torch.tensor(row[key]) for key in ("input_ids", "labels")} for name, row in pair.items()}
 
 
-def load_trainer(trainer_cls, model, tokenizer, folder, method_args, name="processing_class"):
-    """As `trainer.load_trainer` there. Its older versions pass the tokenizer by another name."""
+def load_trainer(config, model, tokenizer, trainer_cls, folder, name="tokenizer"):
+    """As `trainer.load_trainer` there. Its newer versions pass the tokenizer by another name."""
+    registry = {trainer_cls.__name__: trainer_cls}  # as `_register_trainer` does
     rows = [[{"question": f"{kind} {i}?", "answer": f"Ada {i} does."} for i in range(3)] for kind in ("Cat", "Dog")]
     forget, retain = (encode_records(part, TextFormat(tokenizer)) for part in rows)
 
@@ -49,33 +55,52 @@ def load_trainer(trainer_cls, model, tokenizer, folder, method_args, name="proce
             for name in ("forget", "retain")
         }
 
-    return trainer_cls(
+    return registry[config["handler"]](
         model=model,
         train_dataset=ForgetRetainDataset(forget, retain),
         eval_dataset=None,
         **{name: tokenizer},
         data_collator=collate,
         args=TrainingArguments(
-            folder,
-            max_steps=2,
-            per_device_train_batch_size=2,
-            learning_rate=1e-2,
-            use_cpu=True,
-            report_to=[],
-            remove_unused_columns=False,
-            save_strategy="no",
+            **{
+                "output_dir": folder,
+                "max_steps": 2,
+                "per_device_train_batch_size": 2,
+                "gradient_checkpointing": True,  # as in its configs/trainer/finetune.yaml
+                "remove_unused_columns": False,
+                "save_strategy": "no",
+                "report_to": [],
+                "use_cpu": True,
+                **config["args"],
+            }
         ),
         evaluators={"tofu": "evaluator"},
         template_args={},
-        **method_args,
+        **config["method_args"],
     )
+
+
+def loaded(model, tokenizer, folder, method_args, base=UnlearnTrainer, **name):
+    """Return the trainer that a config with these `method_args` names."""
+    config = {"handler": "Unlora", "args": {"learning_rate": 1e-2}, "method_args": method_args}
+    return load_trainer(config, model, tokenizer, unlora_trainer(base), folder, **name)
+
+
+def test_the_config_in_the_documentation_trains(tiny_model, tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "open-unlearning.md"
+    [text] = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    config = yaml.safe_load(text)
+    config["args"]["learning_rate"] = float(config["args"]["learning_rate"])  # Hydra reads 1e-4 as a number
+    trainer = load_trainer(config, tiny_model("llama"), make_tokenizer(), unlora_trainer(UnlearnTrainer), tmp_path)
+    assert trainer.train().global_step == 2
+    assert config["method_args"].keys() <= inspect.signature(type(trainer)).parameters.keys()
 
 
 @pytest.mark.parametrize("loss", ["ihl", "npo", "kl", "rmu"])
 def test_it_trains_the_adapter_and_saves_a_model_that_their_evaluation_loads(tiny_model, tmp_path, loss):
     tokenizer, settings = make_tokenizer(), {"layer": 1} if loss == "rmu" else {}
     args = {"init": "pissa", "loss": loss, "retain_weight": 0.5, "r": 2, "loss_kwargs": settings}
-    trainer = load_trainer(unlora_trainer(UnlearnTrainer), tiny_model("llama"), tokenizer, tmp_path / "out", args)
+    trainer = loaded(tiny_model("llama"), tokenizer, tmp_path / "out", args, name="processing_class")
     assert trainer.evaluators == {"tofu": "evaluator"}
     parameters = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
     before = {name: value.detach().clone() for name, value in parameters.items()}
@@ -84,17 +109,17 @@ def test_it_trains_the_adapter_and_saves_a_model_that_their_evaluation_loads(tin
     assert all(".unlearn." in name for name in parameters)
     assert any(not torch.equal(value, before[name]) for name, value in parameters.items())
     ids = torch.tensor([tokenizer("Cat 1?")["input_ids"]])
-    loaded = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "saved")
+    saved = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "saved")
     trainer.model.eval()
     with torch.no_grad():
-        assert (loaded(ids).logits - trainer.model(ids).logits).abs().max() < 1e-4
+        assert (saved(ids).logits - trainer.model(ids).logits).abs().max() < 1e-4
     assert (tmp_path / "saved" / "tokenizer.json").is_file()
 
 
 def test_the_loss_is_the_sum_that_the_config_asks_for(tiny_model, tmp_path):
     args = {"init": "vila", "loss": "gd", "forget_weight": 0.5, "retain_weight": 0.25}
-    tokenizer, theirs = make_tokenizer(), unlora_trainer(UnlearnTrainer)
-    trainer = load_trainer(theirs, tiny_model("llama"), tokenizer, tmp_path, args, name="tokenizer")
+    tokenizer = make_tokenizer()
+    trainer = loaded(tiny_model("llama"), tokenizer, tmp_path, args)
     assert trainer.processing_class is tokenizer
     batch = next(iter(trainer.get_train_dataloader()))
     loss, parts = trainer.compute_loss(trainer.model, batch, return_outputs=True)
@@ -107,4 +132,10 @@ def test_the_loss_is_the_sum_that_the_config_asks_for(tiny_model, tmp_path):
 @pytest.mark.parametrize(("loss", "message"), [("ilh", "did you mean 'ihl'"), ("dpo", "use `unlora unlearn`")])
 def test_a_loss_that_it_does_not_offer_is_refused(tiny_model, tmp_path, loss, message):
     with pytest.raises(InputError, match=message):
-        load_trainer(unlora_trainer(), tiny_model("llama"), make_tokenizer(), tmp_path, {"loss": loss})
+        loaded(tiny_model("llama"), make_tokenizer(), tmp_path, {"loss": loss}, base=Trainer)
+
+
+def test_pairs_without_a_retain_example_are_refused():
+    pairs = [{"forget": {"input_ids": torch.tensor([1]), "labels": torch.tensor([1])}}]
+    with pytest.raises(InputError, match=r"data\.retain"):
+        unlora_trainer()(train_dataset=pairs)

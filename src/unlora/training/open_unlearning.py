@@ -25,7 +25,7 @@ from transformers import Trainer
 
 from unlora.adapter.export import write_adapter
 from unlora.adapter.offset import reference_model
-from unlora.common.errors import Problem, raise_if
+from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data.encoding import Example
 from unlora.importance.start import start_on
 from unlora.losses.interface import Loss, own_settings
@@ -42,88 +42,98 @@ def unlora_trainer(base: type[Trainer] = Trainer) -> type[Trainer]:
     Args:
         base: `trainer.unlearn.base.UnlearnTrainer` of open-unlearning.
     """
+    return type(Unlora.__name__, (Unlora, base), {})
 
-    class Unlora(base):
-        """LoRA unlearning from a start that unlora measures; `method_args` of a trainer config are its first arguments.
 
-        Args:
-            init: the initialiser: vila, fila, pissa or lora.
-            loss: the forget loss; see `unlora ls losses`. Losses with alternates or a teacher are not offered here.
-            retain_loss: by default the one that goes with the forget loss.
-            forget_weight, retain_weight: γ and λ in γ · forget loss + λ · retain loss.
-            r, lora_alpha: of the adapter.
-            loss_kwargs: settings of the forget loss.
-        """
+class Unlora(Trainer):
+    """LoRA unlearning from a start that unlora measures; `method_args` of a trainer config are its first arguments.
 
-        def __init__(
-            self,
-            init: str = "vila",
-            loss: str = "ihl",
-            retain_loss: str | None = None,
-            forget_weight: float = 1.0,
-            retain_weight: float = 1.0,
-            r: int = 8,
-            lora_alpha: int = 16,
-            loss_kwargs: Mapping[str, Any] | None = None,
-            *args: Any,
-            **kwargs: Any,
-        ) -> None:
-            own = dict(loss_kwargs or {})
-            raise_if(_problems(loss, retain_loss, own))
-            self.forget_loss, self.forget_weight, self.retain_weight = LOSSES[loss], forget_weight, retain_weight
-            self.retain_loss = RETAIN_LOSSES.get(retain_loss or self.forget_loss.retain)
-            self.loss_settings = {**self.forget_loss.settings, **own}
-            pairs = kwargs["train_dataset"]
-            forget = [_example(pairs[place]["forget"]) for place in range(len(pairs))]
-            retain = [_example(pairs[place]["retain"]) for place in range(len(pairs))]
-            # Some versions of their `load_trainer` use the name that transformers had for it once.
-            tokenizer = kwargs["processing_class"] = kwargs.pop("tokenizer", None) or kwargs.get("processing_class")
-            adapter = LoraConfig(r=r, lora_alpha=lora_alpha)
-            size = kwargs["args"].per_device_train_batch_size
-            kwargs["model"] = start_on(kwargs["model"], tokenizer, forget, retain, init, adapter, size)
-            super().__init__(*args, **kwargs)
-            self.model_accepts_loss_kwargs = False  # `compute_loss` returns a mean
+    Args:
+        init: the initialiser: vila, fila, pissa or lora.
+        loss: the forget loss; see `unlora ls losses`. Losses with alternates or a teacher are not offered here.
+        retain_loss: by default the one that goes with the forget loss.
+        forget_weight, retain_weight: γ and λ in γ · forget loss + λ · retain loss.
+        r, lora_alpha: of the adapter.
+        loss_kwargs: settings of the forget loss.
+    """
 
-        def compute_loss(
-            self,
-            model: nn.Module,
-            inputs: Mapping[str, Any],
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> Any:
-            """Return γ · forget loss + λ · retain loss of a batch of pairs."""
-            losses = {"forget_loss": self._loss(self.forget_loss, model, inputs["forget"])}
-            loss = self.forget_weight * losses["forget_loss"]
-            if self.retain_loss:
-                losses["retain_loss"] = self._loss(self.retain_loss, model, inputs["retain"])
-                loss = loss + self.retain_weight * losses["retain_loss"]
-            return (loss, losses) if return_outputs else loss
+    def __init__(
+        self,
+        init: str = "vila",
+        loss: str = "ihl",
+        retain_loss: str | None = None,
+        forget_weight: float = 1.0,
+        retain_weight: float = 1.0,
+        r: int = 8,
+        lora_alpha: int = 16,
+        loss_kwargs: Mapping[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        own = dict(loss_kwargs or {})
+        raise_if(_problems(loss, retain_loss, own))
+        self.forget_loss, self.forget_weight, self.retain_weight = LOSSES[loss], forget_weight, retain_weight
+        self.retain_loss = RETAIN_LOSSES.get(retain_loss or self.forget_loss.retain)
+        self.loss_settings = {**self.forget_loss.settings, **own}
+        forget, retain = _examples(kwargs["train_dataset"])
+        # Some versions of their `load_trainer` use the name that transformers had for it once.
+        tokenizer = kwargs["processing_class"] = kwargs.pop("tokenizer", None) or kwargs.get("processing_class")
+        adapter = LoraConfig(r=r, lora_alpha=lora_alpha)
+        size = kwargs["args"].per_device_train_batch_size
+        kwargs["model"] = start_on(kwargs["model"], tokenizer, forget, retain, init, adapter, size)
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # `compute_loss` returns a mean
 
-        def _loss(self, loss: Loss, model: nn.Module, rows: Mapping[str, Tensor]) -> Tensor:
-            batch = {name: rows[name] for name in _INPUTS}
-            return loss(self._outputs(loss, model, batch), **self.loss_settings)
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return γ · forget loss + λ · retain loss of a batch of pairs."""
+        losses = {"forget_loss": self._loss(self.forget_loss, model, inputs["forget"])}
+        loss = self.forget_weight * losses["forget_loss"]
+        if self.retain_loss:
+            losses["retain_loss"] = self._loss(self.retain_loss, model, inputs["retain"])
+            loss = loss + self.retain_weight * losses["retain_loss"]
+        return (loss, losses) if return_outputs else loss
 
-        def _outputs(self, loss: Loss, model: nn.Module, batch: Mapping[str, Tensor]) -> Outputs:
-            settings = own_settings(loss.forward, self.loss_settings)
-            out: Any = loss.forward(model, batch, **settings)
-            if not (loss.needs_reference_pass or loss.needs_reference_logp):
-                return out
-            with reference_model(unwrapped(model)):
-                reference: Any = loss.forward(model, batch, **settings)
-            if loss.needs_reference_logp:
-                return replace(out, ref_logp=reference.example_logp)
-            with_reference: Outputs = out.with_reference(reference)
-            return with_reference
+    def _loss(self, loss: Loss, model: nn.Module, rows: Mapping[str, Tensor]) -> Tensor:
+        batch = {name: rows[name] for name in _INPUTS}
+        return loss(self._outputs(loss, model, batch), **self.loss_settings)
 
-        def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-            """Write the adapter for the base, and the tokenizer: their `eval.py` loads the folder as a model."""
-            folder = Path(output_dir or self.args.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_adapter(unwrapped(self.model), folder)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)
+    def _outputs(self, loss: Loss, model: nn.Module, batch: Mapping[str, Tensor]) -> Outputs:
+        settings = own_settings(loss.forward, self.loss_settings)
+        out: Any = loss.forward(model, batch, **settings)
+        if not (loss.needs_reference_pass or loss.needs_reference_logp):
+            return out
+        with reference_model(unwrapped(model)):
+            reference: Any = loss.forward(model, batch, **settings)
+        if loss.needs_reference_logp:
+            return replace(out, ref_logp=reference.example_logp)
+        with_reference: Outputs = out.with_reference(reference)
+        return with_reference
 
-    return Unlora
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write the adapter for the base, and the tokenizer: their `eval.py` loads the folder as a model."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_adapter(unwrapped(self.model), folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+
+def _examples(pairs: Any) -> tuple[list[Example], list[Example]]:
+    """Return the forget and the retain examples of one of their datasets of pairs.
+
+    Raises:
+        InputError: pairs without a retain example.
+    """
+    rows = [pairs[place] for place in range(len(pairs))]
+    if any("retain" not in row for row in rows):
+        raise InputError(Problem("data.retain", None, "a start is measured on both sets", "name a retain set"))
+    return [_example(row["forget"]) for row in rows], [_example(row["retain"]) for row in rows]
 
 
 def _example(row: Mapping[str, Any]) -> Example:
