@@ -11,7 +11,6 @@ message has fewer than 1,000 characters with argument, value, reason and fix, no
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import random
@@ -26,15 +25,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from experiments.stops import _save_model, become, cases, run
+from experiments._processes import become, run, warm_up
+from experiments.stops import cases, save_model
 from unlora.cli import finetune, unlearn
 from unlora.settings.inherited import field_types
 from unlora.settings.setting import annotations_of
 
-_LIBRARIES = ("datasets", "transformers.models.llama.modeling_llama", "unlora.pipeline.unlearn", "unlora.cli.evaluate")
 _COMMANDS = {"unlearn": unlearn, "finetune": finetune}
 # Values that nobody writes into JSON for a reason, and texts in the place of a whole file.
 ODD: list[Any] = [None, True, -1, 0, 1e308, 10**30, "x", "", "\x1b[2J", [], {}, [None], {"a": None}, [[["x"]]], -0.5]
@@ -48,11 +46,11 @@ WRONG: dict[str, list[Any]] = {
     "int": [*_NO_NUMBER, 1.5, "1e3", float("inf"), None],
     "float": [*_NO_NUMBER, None],
     "bool": [*_NEITHER, [True], "maybe", 2, 0.5, "", None],
-    "str": [*_NEITHER, ["x"], None],
+    "str": [*_NEITHER, ["x"], "a\0b", None],
     "int | None": [*_NO_NUMBER, 2.5, float("inf")],
     "float | None": _NO_NUMBER,
     "bool | None": [*_NEITHER, [True], "maybe", 2],
-    "str | None": [*_NEITHER, ["x"]],
+    "str | None": [*_NEITHER, ["x"], "a\0b"],
     "list[str] | None": [[None], [[1]], {"a": 1}, ["x", {}]],
 }
 # Rows that are neither a question, nor a conversation, nor a text, each as a line of JSON.
@@ -281,7 +279,7 @@ def _state(folder: Path) -> dict[str, int]:
 
 def prepare(folder: Path) -> None:
     """Put a small model, data and a finished run into `folder`."""
-    case = cases(folder / "work", _save_model(folder / "model"))["unlearn"]
+    case = cases(folder / "work", save_model(folder / "model"))["unlearn"]
     outcome = run(case)
     assert outcome.code == 0, outcome.text
     shutil.copytree(case.output, folder / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
@@ -298,9 +296,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", help="only these kinds")
     parser.add_argument("--results", type=Path, help="the file to which each result is added, as a line of JSON")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    for library in _LIBRARIES:
-        importlib.import_module(library)
+    warm_up()
     counts: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as name:
         original, work = Path(name) / "original", Path(name) / "work"

@@ -106,6 +106,7 @@ def test_every_number_of_transformers_has_a_range_and_every_enumeration_its_valu
         *(("optim", "foo"), ("lr_scheduler_type", "steep"), ("save_strategy", "often"), ("loss_kwargs", "{")),
         *(("loss_kwargs", '{"beta": NaN}'), ("loss_kwargs", '{"beta": 1, "beta": 2}'), ("loss_kwargs", "[1]")),
         *(("logging_steps", "1.5"), ("label_smoothing_factor", "5"), ("max_steps", "9" * 20), ("seed", "-1")),
+        *(("log_level", "x"), ("train_sampling_strategy", "x")),
         *(("optim", "adamw_apex_fused"), ("lr_scheduler_kwargs", "3"), ("r", "0"), ("dtype", "int8")),
     ],
 )

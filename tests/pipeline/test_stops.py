@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import cache
 
 import pytest
+from experiments._processes import become
 
 from experiments import stops
 from helpers.runs import RECORDED_FORGET, change_weights, flags, recorded_settings, write_rows
@@ -27,29 +29,27 @@ def known(model_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(known):
-    """What undisturbed runs leave and the number of their operations, by command."""
-    found = {}
-
-    def get(command):
-        if command not in found:
-            found[command] = stops.whole(known[command])
-        return found[command]
-
-    return get
+def sweep(known, tmp_path_factory):
+    """A command that was run undisturbed."""
+    results = tmp_path_factory.mktemp("results") / "results.jsonl"
+    return cache(lambda command: stops.Sweep(known[command], results))
 
 
 @pytest.mark.parametrize(("command", "place"), KILLS)
-def test_a_killed_run_goes_on_to_the_same_result(known, expected, command, place):
-    left, operations = expected(command)
-    assert operations > 20
-    assert stops.broken(known[command], "kill", round(place * operations), left) is None
+def test_a_killed_run_goes_on_to_the_same_result(sweep, command, place):
+    found = sweep(command)
+    assert len(found.states) > 20
+    assert found.fault("kill", round(place * len(found.states))) is None
+
+
+def test_what_a_kill_leaves_is_what_was_there_before_the_operation(sweep):
+    assert sweep("finetune").copies_are_kills(2) == []
 
 
 @pytest.mark.parametrize(("fault", "place"), [("full disk", 0.5), ("read-only", 0.9)])
-def test_a_run_whose_disk_fails_says_so_and_goes_on_later(known, expected, fault, place):
-    left, operations = expected("unlearn")
-    assert stops.broken(known["unlearn"], fault, round(place * operations), left) is None
+def test_a_run_whose_disk_fails_says_so_and_goes_on_later(sweep, fault, place):
+    found = sweep("unlearn")
+    assert found.fault(fault, round(place * len(found.states))) is None
 
 
 def files(folder):
@@ -90,7 +90,7 @@ def test_two_runs_do_not_write_into_one_folder(model_folder, data, tmp_path, cap
     argv = ["unlearn", *flags(model_folder, data, tmp_path / "run", max_steps=10**6)]
     first = os.fork()
     if first == 0:
-        stops.become(argv, os.open(os.devnull, os.O_WRONLY))
+        become(argv, os.open(os.devnull, os.O_WRONLY))
     while not (tmp_path / "run" / "importance.safetensors").exists():
         assert os.waitpid(first, os.WNOHANG) == (0, 0)
         time.sleep(0.05)

@@ -6,6 +6,7 @@ import torch
 from unlora import InputError, UnlearnConfig
 from unlora.cli import main
 from unlora.common.errors import raise_if
+from unlora.training.arguments import batch_problems
 from unlora.training.finetune import FinetuneConfig
 
 CONFIGS = pytest.mark.parametrize("config", [UnlearnConfig, FinetuneConfig])
@@ -68,9 +69,32 @@ def test_fine_tuning_evaluates_nothing(tmp_path, name, value):
         ({"optim_args": "momentum=0.9"}, "optim_args='momentum=0.9': it has no effect on"),
         ({"optim": "rmsprop", "optim_args": "momentun=0.9"}, "optim_args='momentun=0.9'"),
         ({"gradient_checkpointing_kwargs": {"use_reentrent": True}}, "gradient_checkpointing_kwargs='use_reentrent'"),
+        (
+            {"gradient_checkpointing_kwargs": {"every_n_layers": 0}},
+            r"gradient_checkpointing_kwargs\['every_n_layers'\]=0",
+        ),
+        ({"gradient_checkpointing_kwargs": {"determinism_check": "x"}}, r"\['determinism_check'\]='x': unknown name"),
+        ({"gradient_checkpointing_kwargs": {"early_stop": 3}}, r"gradient_checkpointing_kwargs\['early_stop'\]=3"),
+        (
+            {"gradient_checkpointing_kwargs": {"debug": True, "use_reentrant": True}},
+            "gradient_checkpointing_kwargs=.*debug",
+        ),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type='cosine_with_min_lr'.*Fix: write in lr_sch"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 0.5}}, "lr_scheduler_kwargs=.*lr_end"),
+        ({"accelerator_config": '{"nothing": 1}'}, "accelerator_config=.*nothing"),
+        ({"accelerator_config": "nothing.json"}, "accelerator_config='nothing.json'"),
+        ({"accelerator_config": {"even_batches": "x"}}, r"accelerator_config\['even_batches'\]='x'"),
+        ({"accelerator_config": {"gradient_accumulation_kwargs": {"a": 1}}}, "accelerator_config=.*unexpected.*'a'"),
+        ({"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}}}, "accelerator_config=.*num_steps"),
+        ({"optim_target_modules": ["q_proj"]}, "optim_target_modules=.*no effect on adamw_torch_fused"),
+        ({"torch_compile_backend": "foo"}, "torch_compile_backend='foo': unknown name"),
+        ({"torch_compile_mode": "foo"}, "torch_compile=.*'foo'"),
+        ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers=True.*set --dataloader_num_workers"),
+        ({"fsdp_config": {"a": 1}}, "fsdp_config=.*shard_base"),
+        ({"fp16": True, "bf16": True}, "fp16=True: transformers refuses it"),
     ],
 )
-def test_settings_that_schedule_optimiser_or_checkpointing_do_not_take_are_refused(config, tmp_path, changes, told):
+def test_settings_that_some_library_does_not_take_are_refused_by_name(config, tmp_path, changes, told):
     with pytest.raises(InputError, match=told):
         checked(config, output_dir=str(tmp_path), use_cpu=True, **changes)
 
@@ -80,10 +104,32 @@ def test_settings_that_they_take_are_accepted(config, tmp_path):
     good = [
         {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
         {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 5}},
-        {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        {"lr_scheduler_type": "inverse_sqrt"},
+        {"gradient_checkpointing_kwargs": {"use_reentrant": False, "every_n_layers": 2}},
+        {"accelerator_config": '{"even_batches": false}'},
     ]
     for changes in good:
         assert checked(config, output_dir=str(tmp_path), use_cpu=True, **changes)
+
+
+@CONFIGS
+def test_a_hub_that_cannot_be_used_is_told_before_the_training(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    for name, told in (
+        ("owner/name", "push_to_hub='owner/name': the Hub cannot be used"),
+        ("a b", "push_to_hub='a b'"),
+    ):
+        with pytest.raises(InputError, match=told):
+            checked(config, output_dir=str(tmp_path), use_cpu=True, push_to_hub=True, hub_model_id=name)
+
+
+@CONFIGS
+def test_batches_that_are_all_dropped_are_refused(config, tmp_path):
+    args = checked(
+        config, output_dir=str(tmp_path), per_device_train_batch_size=4, dataloader_drop_last=True, use_cpu=True
+    )
+    assert not batch_problems(args, 4)
+    assert [problem.argument for problem in batch_problems(args, 3)] == ["dataloader_drop_last"]
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU to run them on")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pkgutil import resolve_name
@@ -388,10 +389,10 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpar
     try:
         return parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
-        name = (error.argument_name or "arguments").rpartition("/")[2].removeprefix("--")
-        value = error.message.partition("value: ")[2].strip("'") or None
+        name = (error.argument_name or "arguments").rpartition("/")[2].removeprefix("--").replace("-", "_")
+        found = re.search(r"(?:value: |choice: |got )'?(.*?)'?(?: \(choose| but expected|$)", error.message)
         fix = f"`{' '.join(str(parser.usage).split()[:2])} --help` says what it takes"
-        raise InputError(Problem(name, value, error.message, fix)) from error
+        raise InputError(Problem(name, found and found[1], error.message, fix)) from error
 
 
 def _check_known(unknown: Sequence[str], flags: Iterable[str], command: str) -> None:

@@ -85,6 +85,8 @@ def _fix(hint: str) -> str:
 
 
 def _converted(parser: argparse.ArgumentParser, action: argparse.Action, value: object) -> Any:
+    if "\0" in str(value):
+        raise InputError(Problem(action.dest, value, "it has a null character, which no name has", "remove it"))
     if action.nargs == 0:  # a switch, which takes no text
         if not isinstance(value, bool):
             raise InputError(Problem(action.dest, value, "it is neither true nor false", _fix("bool")))

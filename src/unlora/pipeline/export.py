@@ -5,16 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 
 from unlora.adapter.export import compression, export_adapter
@@ -23,6 +18,7 @@ from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
 from unlora.common.files import atomic_path, check_unused, write_json, write_text
 from unlora.models.adapter_files import ADAPTER_FILES
 from unlora.models.hashes import ADAPTER_SETTINGS
+from unlora.models.hub import check_hub, hub_errors
 from unlora.models.load import load_adapter, load_model, load_tokenizer
 from unlora.models.source import source_of
 from unlora.pipeline.card import CARD, NOT_OURS, model_card, published_name, read_facts
@@ -62,7 +58,7 @@ def export_run(run: str, config: ExportConfig, trust_remote_code: bool = False) 
     if config.space:
         raise_if(space_problems())
     if config.push_to_hub is not None:
-        _check_hub(config.push_to_hub)
+        check_hub("push_to_hub", config.push_to_hub)
     check_base(run, model, "RUN")
     with atomic_path(folder) as partial:
         exported = partial / ADAPTER if config.space else partial
@@ -131,16 +127,6 @@ def _write_compressed(adapter: str, model: ModelConfig, rank: int, name: str, fo
     return cost
 
 
-def _check_hub(repository: str) -> None:
-    """Raise `InputError` for an invalid name, or if the user is not logged in to the Hub, before any long work."""
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise InputError(Problem("push_to_hub", repository, str(error), "write it as owner/name")) from error
-    with _hub_errors(repository, "log in with `hf auth login`, or set HF_TOKEN; check the network and HF_ENDPOINT"):
-        HfApi().whoami()
-
-
 def _push(folder: Path, repository: str, private: bool, space: bool) -> str:
     """Upload the folder, unless the repository exists and is public while a private one is wanted.
 
@@ -149,7 +135,9 @@ def _push(folder: Path, repository: str, private: bool, space: bool) -> str:
     """
     api, kind = HfApi(), "space" if space else "model"
     option = " --repo-type space" if space else ""
-    with _hub_errors(repository, f"{folder} is complete: try again with `hf upload {repository} {folder}{option}`"):
+    with hub_errors(
+        "push_to_hub", repository, f"{folder} is complete: try again with `hf upload {repository} {folder}{option}`"
+    ):
         sdk = {"space_sdk": "gradio"} if space else {}
         url = api.create_repo(repository, private=private, exist_ok=True, repo_type=kind, **sdk)
         # `create_repo` does not change who can see a repository that exists already.
@@ -161,13 +149,3 @@ def _push(folder: Path, repository: str, private: bool, space: bool) -> str:
         reason = f"the repository exists already and is public; {folder} was not uploaded"
         raise InputError(Problem("push_to_hub", repository, reason, "name another one, or set --private false"))
     return str(url)
-
-
-@contextmanager
-def _hub_errors(repository: str, fix: str) -> Iterator[None]:
-    """Turn errors of the Hub and of the network into `InputError`."""
-    try:
-        yield
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        reason = f"the Hub cannot be used ({type(error).__name__}: {str(error).splitlines()[0]})"
-        raise InputError(Problem("push_to_hub", repository, reason, fix)) from error

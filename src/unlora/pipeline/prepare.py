@@ -33,6 +33,7 @@ from unlora.pipeline.loading import comparable_model, load_start, start_problems
 from unlora.pipeline.request import Request
 from unlora.runs.forgotten import check_not_taught_again
 from unlora.settings import ModelConfig, is_log
+from unlora.training.arguments import batch_problems
 from unlora.training.config import UnlearnConfig
 from unlora.training.stopping import holdout_rows, unseen_test
 
@@ -67,7 +68,7 @@ def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrain
     model, text_format = _load_original(request)
     forget = encode_records(rows.used_forget, text_format, argument="forget_data")
     retain = encode_records(rows.used_retain, text_format, argument="retain_data")
-    raise_if(too_few_examples(request.importance, forget, retain))
+    raise_if([*too_few_examples(request.importance, forget, retain), *batch_problems(request.args, len(forget))])
     sizes = evaluation.ds_size, evaluation.eval_batch_size
     return Job(
         request=request,

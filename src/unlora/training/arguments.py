@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
-from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend, GradientAccumulationPlugin
 from torch.utils.checkpoint import checkpoint
 from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.training_args import OptimizerNames
 
-from unlora.common.errors import Problem, from_elsewhere, raise_if, unknown_name
+from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if, unknown_name
+from unlora.common.reading import parse_json, read_json
+from unlora.models.hub import check_hub
+from unlora.settings.checks import at_least, value_problems
 
 # Arguments that shard a model while it trains, and the variables through which `accelerate launch` sets them.
-_SHARDING = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP"}
+_SHARDING = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP", "fsdp_config": None}
+# What transformers raises for arguments that do not go together.
+_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 # Schedules of the learning rate that follow a metric of the evaluation.
 _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
@@ -41,20 +50,35 @@ class SafeArguments(TrainingArguments):
         raise_if(
             Problem(name, getattr(self, name) or f"{variable}=true", reason, f"{fix}a ZeRO-3 file")
             for name, variable in _SHARDING.items()
-            if getattr(self, name) or os.environ.get(variable) == "true"
+            if getattr(self, name) or os.environ.get(variable or "") == "true"
         )
-        # transformers checks combinations, and raises errors of many kinds that name no argument.
-        with from_elsewhere("arguments", "of the training", "transformers refuses them", "change what it names"):
+        self.accelerator_config = _accelerator_config(self.accelerator_config)
+        try:
             super().__post_init__()
+        except _ERRORS as error:
+            raise InputError(*self._refused(error)) from error
+
+    def _refused(self, error: Exception) -> list[Problem]:
+        """Return the problem of each given argument that an error of transformers names, or of all of them."""
+        reason, fix = f"transformers refuses it ({type(error).__name__}: {error})", "use another value, or leave it out"
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {field.name: given[field.name] for field in fields(self) if given[field.name] != field.default}
+        named = {name: value for name, value in given.items() if re.search(rf"\b{name}\b", str(error))}
+        return [Problem(name, value, reason, fix) for name, value in named.items()] or [
+            Problem("arguments", "of the training", reason, "change what it names")
+        ]
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the settings, before anything is loaded."""
         return [
             *reporting_problems(self.report_to),
             *_kernel_problems(self.use_liger_kernel, self.use_cpu),
-            *_schedule_problems(self.lr_scheduler_type, self.lr_scheduler_kwargs),
+            *_schedule_problems(self),
             *_optimiser_problems(self),
-            *_checkpointing_problems(self.gradient_checkpointing_kwargs),
+            *_checkpointing_problems(self.gradient_checkpointing_kwargs or {}),
+            *_compilation_problems(self),
+            *_worker_problems(self),
+            *_hub_problems(self),
             *self._choice_problems(),
         ]
 
@@ -96,29 +120,55 @@ def _kernel_problems(use_liger_kernel: bool, use_cpu: bool) -> list[Problem]:
     return []
 
 
-def _schedule_problems(kind: str, settings: dict[str, Any] | None) -> list[Problem]:
-    """Return the problem of settings that the schedule does not take. Transformers ignores some, and finds others late.
+def _accelerator_config(value: Any) -> AcceleratorConfig:
+    """Return how accelerate is set up, from a mapping, its JSON or the path of a file with it."""
+    name, fix = "accelerator_config", "write it as '{\"even_batches\": true}', or name a JSON file"
+    config = value
+    if not isinstance(value, AcceleratorConfig):
+        with from_elsewhere(name, value, "it does not set up accelerate", fix):
+            if isinstance(value, str):
+                value = parse_json(value) if value.lstrip().startswith("{") else read_json(Path(value))
+            config = AcceleratorConfig(**(value or {}))
+    accumulation = config.gradient_accumulation_kwargs or {}
+    with from_elsewhere(name, value, "accelerate does not take its gradient_accumulation_kwargs", "correct them"):
+        GradientAccumulationPlugin(**accumulation)
+    if "num_steps" in accumulation:
+        reason = "its num_steps would replace gradient_accumulation_steps"
+        raise InputError(Problem(name, value, reason, "use --gradient_accumulation_steps"))
+    raise_if(replace(problem, argument=f"{name}[{problem.argument!r}]") for problem in value_problems(config))
+    return config
+
+
+def _schedule_problems(args: TrainingArguments) -> list[Problem]:
+    """Return the problem of settings that the schedule does not take, or needs. Transformers finds most of them late.
 
     A schedule of a single weight is made, and does one step.
     """
-    if not settings:
+    name, settings = SchedulerType(args.lr_scheduler_type).value, args.lr_scheduler_kwargs or {}
+    given: dict[str, Any] = {"lr_scheduler_kwargs": settings} if settings else {"lr_scheduler_type": name}
+    fix = f"write in lr_scheduler_kwargs what the schedule {name!r} takes: transformers' page on schedules lists it"
+    if name in _BY_METRIC or (name.startswith("constant") and not settings):
         return []
-    name = SchedulerType(kind).value
-    fix = f"write what the schedule {name!r} takes, or leave it out: transformers' page on schedules lists it"
     if name.startswith("constant"):
-        return [Problem("lr_scheduler_kwargs", settings, "this schedule has no settings", fix)]
+        return [Problem(*given.popitem(), "this schedule has no settings", "leave it out")]
     try:
-        optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
         schedule = get_scheduler(name, optimiser, 1, 10, dict(settings))
         optimiser.step()
         schedule.step()
     except Exception as error:  # each schedule checks, or does not check, in its own way
-        return [Problem("lr_scheduler_kwargs", settings, f"the schedule refuses it ({error})", fix)]
+        return [Problem(*given.popitem(), f"the schedule refuses it ({error})", fix)]
     return []
 
 
 def _optimiser_problems(args: TrainingArguments) -> list[Problem]:
     """Return the problem of `optim_args` that the optimiser does not take, or that have no effect on it."""
+    name = OptimizerNames(args.optim).value
+    if args.optim_target_modules and not any(part in name for part in ("galore", "apollo")):
+        reason = f"it has no effect on {name}"
+        return [
+            Problem("optim_target_modules", args.optim_target_modules, reason, "leave it out, or use target_modules")
+        ]
     if not args.optim_args:
         return []
     fix = "write what this optimiser takes as name=value, or leave it out"
@@ -129,16 +179,88 @@ def _optimiser_problems(args: TrainingArguments) -> list[Problem]:
         without.optim_args = None
         _, others = Trainer.get_optimizer_cls_and_kwargs(without)
     except Exception as error:  # each optimiser checks in its own way
-        return [Problem("optim_args", args.optim_args, f"{OptimizerNames(args.optim).value} refuses it ({error})", fix)]
+        return [Problem("optim_args", args.optim_args, f"{name} refuses it ({error})", fix)]
     if settings == others:
-        return [Problem("optim_args", args.optim_args, f"it has no effect on {OptimizerNames(args.optim).value}", fix)]
+        return [Problem("optim_args", args.optim_args, f"it has no effect on {name}", fix)]
     return []
 
 
-def _checkpointing_problems(settings: dict[str, Any] | None) -> list[Problem]:
-    known = {*signature(checkpoint).parameters, "preserve_rng_state", "every_n_layers", "offload"}
-    known -= {"function", "args", "kwargs", "context_fn"}
-    return [unknown_name("gradient_checkpointing_kwargs", name, known) for name in settings or {} if name not in known]
+@dataclass
+class _Checkpointing:
+    """What `gradient_checkpointing_kwargs` can say: settings of PyTorch's `checkpoint`, and of transformers."""
+
+    use_reentrant: bool = False
+    preserve_rng_state: bool = True
+    determinism_check: str = "default"
+    debug: bool = False
+    early_stop: bool = True
+    every_n_layers: int = 1
+    offload: bool = False
+
+
+def _checkpointing_problems(settings: dict[str, Any]) -> list[Problem]:
+    """Return the problems of settings that checkpointing does not take. It is tried on a single number."""
+    name, known = "gradient_checkpointing_kwargs", asdict(_Checkpointing())
+    if not settings:
+        return []
+    if unknown := settings.keys() - known:
+        return [unknown_name(name, one, known) for one in sorted(unknown)]
+    ranges = {"every_n_layers": at_least(1, "there is no such interval")}
+    if problems := value_problems(_Checkpointing(**settings), ranges):
+        return [replace(problem, argument=f"{name}[{problem.argument!r}]") for problem in problems]
+    if settings.get("offload") and not torch.accelerator.is_available():
+        return [Problem(name, settings, "there is no GPU from which to offload", "remove offload")]
+    if settings.get("determinism_check", "default") not in (checks := ("default", "none")):
+        return [unknown_name(f"{name}['determinism_check']", settings["determinism_check"], checks)]
+    own = {key: value for key, value in settings.items() if key not in ("every_n_layers", "offload")}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is not given; it comes again with the training
+            checkpoint(torch.nn.Identity(), torch.ones(1, requires_grad=True), **own)
+    except Exception as error:
+        return [Problem(name, settings, f"PyTorch refuses it ({error})", "correct it, or leave it out")]
+    return []
+
+
+def _compilation_problems(args: TrainingArguments) -> list[Problem]:
+    if not args.torch_compile:
+        return []
+    backend, known = args.torch_compile_backend, [kind.value.lower() for kind in DynamoBackend]
+    if backend not in known:
+        return [unknown_name("torch_compile_backend", backend, known)]
+    try:
+        torch.compile(torch.nn.Identity(), backend=backend, mode=args.torch_compile_mode)
+    except Exception as error:
+        given = f"backend {backend!r}, mode {args.torch_compile_mode!r}"
+        fix = "change torch_compile_backend or torch_compile_mode"
+        return [Problem("torch_compile", given, f"PyTorch refuses it ({error})", fix)]
+    return []
+
+
+def _worker_problems(args: TrainingArguments) -> list[Problem]:
+    names = ("dataloader_persistent_workers", "dataloader_multiprocessing_context")
+    reason, fix = "the data are loaded without other processes", "set --dataloader_num_workers, or remove it"
+    given = {name: value for name in names if (value := getattr(args, name))} if not args.dataloader_num_workers else {}
+    return [Problem(name, value, reason, fix) for name, value in given.items()]
+
+
+def batch_problems(args: TrainingArguments, examples: int) -> list[Problem]:
+    """Return the problem of too few examples for a batch, if batches that are not full are dropped."""
+    size = args.train_batch_size * args.world_size
+    if not args.dataloader_drop_last or examples >= size:
+        return []
+    reason = f"the {examples} examples do not fill a batch of {size}, so that nothing would be trained"
+    return [Problem("dataloader_drop_last", True, reason, "remove it, or lower per_device_train_batch_size")]
+
+
+def _hub_problems(args: TrainingArguments) -> list[Problem]:
+    """Return the problem of checkpoints that could not be uploaded."""
+    try:
+        if args.push_to_hub:
+            check_hub("push_to_hub", args.hub_model_id or Path(str(args.output_dir)).absolute().name)
+    except InputError as error:
+        return list(error.problems)
+    return []
 
 
 def reporting_problems(report_to: Sequence[str] | str | None) -> list[Problem]:

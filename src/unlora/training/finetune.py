@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers.utils import CONFIG_NAME
 
 from unlora.adapter.targets import is_everything, target_shapes
 from unlora.common.distributed import on_main
-from unlora.common.errors import Problem
+from unlora.common.errors import Problem, raise_if
 from unlora.common.files import flush, new_folder
 from unlora.common.locks import writing_to
 from unlora.data import Example, pad_batch, padding_id
@@ -25,7 +26,7 @@ from unlora.models.hashes import weights_digest
 from unlora.models.packing import packing
 from unlora.runs.stages import Stages, json_sha256, tokenizer_sha256
 from unlora.settings.training import FinetuneSettings
-from unlora.training.arguments import SafeArguments, changed_arguments
+from unlora.training.arguments import SafeArguments, batch_problems, changed_arguments
 from unlora.training.checkpoints import SafeTrainer
 
 
@@ -97,10 +98,11 @@ def finetune(
         `output_dir`.
 
     Raises:
-        InputError: the folder is in use, another process is writing to it, or it was started with other settings, with
-            another model or with other data.
+        InputError: no batch is full, the folder is in use, another process is writing to it, or it was started with
+            other settings, with another model or with other data.
     """
     folder = Path(args.output_dir)
+    raise_if(batch_problems(args, len(examples)))
     with ExitStack() as stack:
 
         def start() -> Stages:
@@ -143,7 +145,6 @@ def _train(
     lora: LoraConfig | None,
 ) -> SafeTrainer:
     """Train all weights or an adapter, which is merged into the weights."""
-    pad_id = padding_id(tokenizer)
     if lora is not None:
         set_seed(args.seed)  # for the random start of the adapter
         if is_everything(lora.target_modules):  # PEFT's own choice has layers on which LoRA has no effect
@@ -156,7 +157,7 @@ def _train(
         model=model,
         args=args,
         train_dataset=list(examples),
-        data_collator=lambda rows: pad_batch(rows, pad_id),
+        data_collator=partial(pad_batch, pad_id=padding_id(tokenizer)),
         processing_class=tokenizer,
     )
     with packing(causal_lm(model)):
