@@ -80,6 +80,11 @@ def test_fine_tuning_evaluates_nothing(tmp_path, name, value):
             "gradient_checkpointing_kwargs=.*debug",
         ),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type='cosine_with_min_lr'.*Fix: write in lr_sch"),
+        (
+            {"lr_scheduler_type": "polynomial", "max_steps": 2, "warmup_steps": 2},
+            "lr_scheduler_type=.*division by zero",
+        ),
+        ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type='greedy'"),
         ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 0.5}}, "lr_scheduler_kwargs=.*lr_end"),
         ({"accelerator_config": '{"nothing": 1}'}, "accelerator_config=.*nothing"),
         ({"accelerator_config": "nothing.json"}, "accelerator_config='nothing.json'"),

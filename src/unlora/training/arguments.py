@@ -52,7 +52,7 @@ class SafeArguments(TrainingArguments):
             for name, variable in _SHARDING.items()
             if getattr(self, name) or os.environ.get(variable or "") == "true"
         )
-        self.accelerator_config = _accelerator_config(self.accelerator_config)
+        self.accelerator_config = _accelerator_config(vars(self)["accelerator_config"])
         try:
             super().__post_init__()
         except _ERRORS as error:
@@ -64,7 +64,7 @@ class SafeArguments(TrainingArguments):
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {field.name: given[field.name] for field in fields(self) if given[field.name] != field.default}
         named = {name: value for name, value in given.items() if re.search(rf"\b{name}\b", str(error))}
-        return [Problem(name, value, reason, fix) for name, value in named.items()] or [
+        return [Problem(name, getattr(value, "value", value), reason, fix) for name, value in named.items()] or [
             Problem("arguments", "of the training", reason, "change what it names")
         ]
 
@@ -142,7 +142,7 @@ def _accelerator_config(value: Any) -> AcceleratorConfig:
 def _schedule_problems(args: TrainingArguments) -> list[Problem]:
     """Return the problem of settings that the schedule does not take, or needs. Transformers finds most of them late.
 
-    A schedule of a single weight is made, and does one step.
+    The schedule of a single weight is asked for the first and the last steps, if their number is known.
     """
     name, settings = SchedulerType(args.lr_scheduler_type).value, args.lr_scheduler_kwargs or {}
     given: dict[str, Any] = {"lr_scheduler_kwargs": settings} if settings else {"lr_scheduler_type": name}
@@ -153,9 +153,10 @@ def _schedule_problems(args: TrainingArguments) -> list[Problem]:
         return [Problem(*given.popitem(), "this schedule has no settings", "leave it out")]
     try:
         optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-        schedule = get_scheduler(name, optimiser, 1, 10, dict(settings))
-        optimiser.step()
-        schedule.step()
+        steps = args.max_steps if args.max_steps > 0 else 10
+        schedule = get_scheduler(name, optimiser, args.get_warmup_steps(steps), steps, dict(settings))
+        for factor in getattr(schedule, "lr_lambdas", []):
+            _ = [factor(step) for step in (0, 1, steps - 1, steps)]
     except Exception as error:  # each schedule checks, or does not check, in its own way
         return [Problem(*given.popitem(), f"the schedule refuses it ({error})", fix)]
     return []
