@@ -198,8 +198,9 @@ class Generator:
         data, log = self.folder / "data", self.folder / "log.json"
         model = ["--model_name_or_path", str(self.folder / "model")]
         if command == "evaluate":
-            names = ["--eval_forget_name", "forget", "--eval_retain_name", "retain"]
-            return [command, *model, "--eval_data", str(data), *names, "--log", str(log)]
+            names = {"forget": "forget", "retain": "retain", "real_authors": "none", "world_facts": "none"}
+            flags = [part for name, value in names.items() for part in (f"--eval_{name}_name", value)]
+            return [command, *model, "--eval_data", str(data), *flags, "--log", str(log)]
         if command == "membership":
             sets = ["--forget_data", str(data / "retain.jsonl"), "--holdout_data", str(data / "forget.jsonl")]
             return [command, *model, *sets, "--log", str(log)]
@@ -233,22 +234,36 @@ class Generator:
 
     def _adapter(self) -> tuple[str, list[str]]:
         what = self._damage(self._one_of("run/adapter", ".json", ".safetensors"))
-        argv = self._reading(self.random.choice(("evaluate", "membership")))
-        return what, [*argv, "--adapter", str(self.folder / "run" / "adapter")]
+        return what, self._adapted(self.random.choice(("evaluate", "membership")))
+
+    def _adapted(self, command: str) -> list[str]:
+        return [*self._reading(command), "--adapter", str(self.folder / "run" / "adapter")]
 
     def _run(self) -> tuple[str, list[str]]:
         what = self._damage(self._one_of("run", ".json", ".yaml", ".jsonl"))
+        return what, self.random.choice(self._of_run())
+
+    def _of_run(self) -> list[list[str]]:
         run, out = str(self.folder / "run"), ["--output_dir", str(self.folder / "out")]
         data = ["--forget_data", str(self.folder / "data" / "forget.jsonl")]
-        commands = [["verify", run], ["export", run, *out], ["compare", run], ["unlearn", "--on", run, *data, *out]]
-        return what, self.random.choice(commands)
+        data += ["--retain_data", str(self.folder / "data" / "retain.jsonl")]
+        return [["verify", run], ["export", run, *out], ["compare", run], ["unlearn", "--on", run, *data, *out]]
 
     def _log(self) -> tuple[str, list[str]]:
-        file = self.folder / "run" / "eval_unlearned.json"
-        what = self._damage(file)
-        return what, self.random.choice(
-            (["evaluate", "--log", str(file)], [*self._reading("unlearn"), "--retrained", str(file)])
-        )
+        return self._damage(self._log_file), self.random.choice(self._of_log())
+
+    def _of_log(self) -> list[list[str]]:
+        file = str(self._log_file)
+        return [["evaluate", "--log", file], [*self._reading("unlearn"), "--retrained", file]]
+
+    @property
+    def _log_file(self) -> Path:
+        return self.folder / "run" / "eval_unlearned.json"
+
+    def commands(self) -> list[list[str]]:
+        """Return the commands of all cases, without anything malformed."""
+        reading = [self._reading(command) for command in ("unlearn", "finetune", "evaluate", "membership")]
+        return [*reading, *map(self._adapted, ("evaluate", "membership")), *self._of_run(), *self._of_log()]
 
 
 def ended(kind: str, what: str, argv: Sequence[str], folder: Path) -> Ended:
@@ -303,9 +318,17 @@ def main() -> None:
         prepare(original)
         generator = Generator(work, args.seed)
         generator.kinds = {kind: make for kind, make in generator.kinds.items() if kind in (args.kinds or [kind])}
-        for _ in range(args.count):
+
+        def put_back() -> None:
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(original, work, ignore=shutil.ignore_patterns("work"))
+
+        for argv in generator.commands():  # else its cases would be refused for another reason
+            put_back()
+            result = ended("none", "", argv, work)
+            assert result.code == 0, result
+        for _ in range(args.count):
+            put_back()
             result = ended(*generator.next(), work)
             counts[result.kind, result.verdict()] += 1
             if args.results:

@@ -7,6 +7,7 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 
 from unlora.common.plain import plain
 
@@ -36,7 +37,8 @@ class Problem:
 
     def __str__(self) -> str:
         """Return one line of fewer than 1,000 characters."""
-        argument, value = shortened(self.argument, _ARGUMENT), shortened(repr(self.value), _VALUE)
+        given = self.value.value if isinstance(self.value, Enum) else self.value
+        argument, value = shortened(self.argument, _ARGUMENT), shortened(repr(given), _VALUE)
         return f"{argument}={value}: {shortened(self.reason, _REASON)}. Fix: {shortened(self.fix, _FIX)}."
 
 

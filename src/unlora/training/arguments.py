@@ -64,7 +64,7 @@ class SafeArguments(TrainingArguments):
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {field.name: given[field.name] for field in fields(self) if given[field.name] != field.default}
         named = {name: value for name, value in given.items() if re.search(rf"\b{name}\b", str(error))}
-        return [Problem(name, getattr(value, "value", value), reason, fix) for name, value in named.items()] or [
+        return [Problem(name, value, reason, fix) for name, value in named.items()] or [
             Problem("arguments", "of the training", reason, "change what it names")
         ]
 
@@ -95,7 +95,7 @@ class SafeArguments(TrainingArguments):
         if self.save_strategy == "best":
             yield Problem("save_strategy", "best", reason, "use epoch or steps")
         if self.lr_scheduler_type in _BY_METRIC:
-            yield Problem("lr_scheduler_type", str(self.lr_scheduler_type.value), reason, "use another schedule")
+            yield Problem("lr_scheduler_type", self.lr_scheduler_type, reason, "use another schedule")
         elif self.metric_for_best_model is not None and not self.load_best_model_at_end:
             yield Problem("metric_for_best_model", self.metric_for_best_model, reason, fix)
 
