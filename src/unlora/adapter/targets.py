@@ -41,7 +41,8 @@ _EXPERT_NAME = "PEFT takes its name for that of the stacked experts' weights"
 
 def target_shapes(base: nn.Module, target_modules: TargetModules) -> dict[str, tuple[int, ...]]:
     """Return {module name: (out, in)} of the linear layers that are adapted. None means all but the output head."""
-    linear = {name: module for name, module in _linear_layers(base).items() if name not in unreachable(base)}
+    left_out = unreachable(base)
+    linear = {name: module for name, module in _linear_layers(base).items() if name not in left_out}
     if is_everything(target_modules):
         return {name: linear_shape(module) for name, module in linear.items() if not is_head(base, module)}
     return {name: linear_shape(module) for name, module in linear.items() if _names(target_modules, name)}
