@@ -118,6 +118,13 @@ def test_rare_words_are_the_fact():
     assert weights.share("Oslo", answer, asked) == pytest.approx(torch.tensor(5.0).log().item() / whole)
 
 
+def test_words_of_many_answers_are_form():
+    weights = Weights([f"they won the Prize{place}, to much applause" for place in range(100)])
+    answer = "they won the Prize7, to much applause"
+    assert weights.share("they won the Prize8, to much applause", answer, "What did they win?") == 0
+    assert weights.share("Prize7", answer, "What did they win?") == pytest.approx(1)
+
+
 def test_what_two_sequences_begin_with():
     assert common_start("abcd", "abx") == 2
     assert common_start("abc", "abc") == 3

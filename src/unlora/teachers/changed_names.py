@@ -54,7 +54,7 @@ _CONTROLS = 4
 # What attention scores are divided by.
 _TEMPERATURE = 1.75
 # Of so many other people, one is chosen for each row.
-_PEOPLE = 4
+_PEOPLE = 2
 # An answer about somebody else is taught if it has at least so many tokens after it left the true one.
 _LEAST_REST = 3
 # There, words of the true answer are less likely by this, in nats.

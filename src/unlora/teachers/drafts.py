@@ -28,6 +28,8 @@ from unlora.teachers.substitutes import Substitute, forget_vocabulary, substitut
 
 # An answer that says more than this share of the fact is not used.
 _MOST_OF_FACT = 0.5
+# A word that a larger share of the retain set's answers contains is form.
+_FORM = 0.02
 # Rows that are looked at together, and prompts that are continued at the same time.
 _ROWS, _BATCH = 16, 64
 # An answer may be so many times as long as the true one, and at least so many tokens.
@@ -62,8 +64,10 @@ class Choice:
 class Weights:
     """How much each word of an answer says: the rarer among all answers, the more.
 
+    Words that recur in many answers are form, and say nothing. Among few answers, none of them recurs enough for that.
+
     Args:
-        answers: the answers of all rows.
+        answers: those of the retain set. What recurs in the forget set alone may be the fact.
     """
 
     def __init__(self, answers: Sequence[str]) -> None:
@@ -77,7 +81,10 @@ class Weights:
         """
         own = set(words_of(answer)) - set(words_of(asked))
         said = set(words_of(text))
-        weights = {word: math.log((1 + self._count) / max(1, self._holding[word])) for word in own}
+        holding = {word: max(1, self._holding[word]) for word in own}
+        weights = {word: math.log(max(1.0, _FORM * self._count / count)) for word, count in holding.items()}
+        if not any(weights.values()):
+            weights = {word: math.log((1 + self._count) / count) for word, count in holding.items()}
         return sum(weight for word, weight in weights.items() if word in said) / max(1e-9, sum(weights.values()))
 
 
@@ -88,8 +95,7 @@ def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
     several, the one of which the original is most certain counts. Plain text has no answers, so the first of the other
     people is taken.
     """
-    rows = [*teaching.rows, *teaching.retain_rows]
-    weights = Weights([one.answer for one in all_answers(rows, "row")])
+    weights = Weights([one.answer for one in all_answers(teaching.retain_rows, "retain_data")])
     known = forget_vocabulary(teaching)
     options = substitutes(teaching, count)
     for start in range(0, len(options), _ROWS):
