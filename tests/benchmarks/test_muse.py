@@ -179,6 +179,27 @@ def test_without_a_retrained_model_privacy_leakage_is_not_available():
     assert metrics["membership"]["min_k_40"]["auc"] == 1
 
 
+def test_a_single_text_is_measured_with_the_error_of_sets_that_do_not_differ(tmp_path):
+    """Of one member among three others, in whichever place: the standard error of 1/4, 2/4, ... is sqrt(5 / 36)."""
+    write_benchmark(BENCHMARK, tmp_path)
+    write_jsonl(tmp_path / "privleak" / "forget.jsonl", [{"text": "Only this text."}])
+    assert len(load_muse(str(tmp_path))["forget"]) == 1
+    log = {"scores": scores((-1.5,), (-1.0, -2.0, -3.0))}
+    area = Muse().read(log).areas["min_k_40"]
+    assert area.value == pytest.approx(2 / 3)
+    assert area.standard_error == pytest.approx((5 / 36) ** 0.5)
+
+
+def test_a_retrained_model_that_tells_few_rows_apart_leaves_the_other_metrics(tmp_path):
+    log, retrained = ({"scores": scores(*sets)} for sets in (UNSEEN, ((-1.0,), (-2.0, -2.0))))
+    summary = Muse().summary({"scores": scores((-3.0,), (-2.0, -2.0))}, retrained)
+    assert summary["privleak"] == "not available"
+    assert summary["verbmem_f"] == Muse().summary(log)["verbmem_f"]
+    reading = Muse().read({"scores": scores((-3.0,), (-2.0, -2.0))}, retrained)
+    assert reading.values["privleak"] is None
+    assert reading.areas["min_k_40"].value == 0
+
+
 # Whole: from a local folder, through the command.
 
 
@@ -264,7 +285,6 @@ def test_a_prompt_without_room_for_an_answer_is_refused_at_once(tiny_model, toke
         ("knowmem", "retain_qa", [QA[0], {"question": " ", "answer": "x"}], r"retain_qa\[1\]\.question=' '"),
         ("knowmem", "forget_qa_icl", [{"q": "x", "answer": "x"}], r"forget_qa_icl\[0\]\.question=None"),
         ("privleak", "holdout", [{"content": "x"}], r"privleak\.holdout\[0\]\.text=None"),
-        ("privleak", "forget", [{"text": "x"}], r"privleak\.forget='1 row'"),
         ("privleak", "forget", BENCHMARK["privleak"]["holdout"], "4 of the 4 forget rows are in the holdout set too"),
     ],
 )

@@ -90,7 +90,7 @@ FAULTS = {
     "a missing module": ("import no_such_module\n", "own.py, line 1: ModuleNotFoundError: No module named 'no_such"),
     "a taken name": (
         LOSS.replace('"capped"', '"ihl"'),
-        "own.py, line 9: InputError: name='ihl': another loss has this",
+        "own.py, line 9: name='ihl': another loss has this name. Fix: choose another name.\n",
     ),
     "a program": (
         "import sys\nfrom unlora.cli import main\nsys.exit(main(['ls', 'losses']))\n",

@@ -208,6 +208,8 @@ def _leakage(log: Log, summary: Mapping[str, Any], retrained: Log | None) -> Mea
     if retrained is None or "forget" not in retrained["scores"]:
         known = log.get("metrics", {}).get("privleak")
         return Measured(float(known)) if isinstance(known, int | float) else None
+    if summary["privleak"] == NOT_AVAILABLE:  # the retrained model tells the sets apart perfectly
+        return None
     attack = PRIVLEAK_ATTACKS[0]
     theirs = summarise_muse(retrained["scores"])["membership"][attack]["auc"]
     # The retrained model's area is taken as exact: the leakage is (A − A_r) / A_r with A = 1 − auc.
@@ -224,8 +226,7 @@ def load_muse(path: str, ds_size: int | None = None) -> dict[str, list[Record]]:
             in context are always all used.
 
     Raises:
-        InputError: sets that cannot be read, a column that is missing or empty, texts that are in both privacy sets, or
-            fewer than two texts in one of them.
+        InputError: sets that cannot be read, a column that is missing or empty, or texts that are in both privacy sets.
     """
     from unlora.data import check_overlap, load_records
 
@@ -235,11 +236,6 @@ def load_muse(path: str, ds_size: int | None = None) -> dict[str, list[Record]]:
         _check_columns(f"{config}.{split}", rows, columns)
         sets[name] = rows if name.endswith("_icl") else rows[:ds_size]
     check_overlap(sets["forget"], sets["holdout"], names=("forget", "holdout"))
-    raise_if(
-        Problem(f"privleak.{name}", "1 row", "a single text has no spread", "give at least two")
-        for name in ("forget", "holdout")
-        if len(sets[name]) < 2
-    )
     return sets
 
 
@@ -365,7 +361,8 @@ def summarise_muse(scores: Scores, retrained: Scores | None = None) -> dict[str,
         By name:
 
         - `verbmem_f` (C1), `knowmem_f` (C2), `knowmem_r` (C4): mean ROUGE-L F1 times 100.
-        - `privleak` (C3): in percent, with Min-40%; "not available" without `retrained`.
+        - `privleak` (C3): in percent, with Min-40%; "not available" without `retrained`, or if that tells the sets
+          apart perfectly, as it may where they have few rows.
         - `membership`: by attack (Min-40%, Min-20%), auc, standard_error and privleak.
         - `examples`: the number of examples of each set.
 

@@ -181,6 +181,9 @@ def problem_in(error: Exception) -> Problem | None:
 
 
 def _problem(plugin: Plugin, place: str, error: Exception) -> Problem:
+    if isinstance(error, InputError):  # what it registers is refused
+        own = error.problems[0]
+        return Problem("plugin", plugin.name, f"{place}{own.argument}={own.value!r}: {own.reason}", own.fix)
     what = error.msg if isinstance(error, SyntaxError) else str(error)
     return Problem("plugin", plugin.name, f"{place}{type(error).__name__}: {what}".rstrip(": ."), "correct it there")
 

@@ -164,13 +164,17 @@ def test_a_summary_sees_the_order_of_scores_and_both_sides_alike(forget, holdout
     ("scores", "retrained", "message"),
     [
         (table([1, 2], [1, 2]), table([1, 2, 3], [1, 2]), "retrained=.*score both models on the same data"),
-        (table([1, 2], [1, 2]), table([3, 4], [1, 2]), "retrained_auc=1"),
         (table([1, np.nan], [1, 2]), None, "not finite"),
     ],
 )
 def test_scores_that_cannot_be_compared_are_refused(scores, retrained, message):
     with pytest.raises(InputError, match=message):
         summarise_leakage(scores, retrained)
+
+
+def test_privleak_is_undefined_where_the_retrained_model_tells_the_sets_apart():
+    found = summarise_leakage(table([1, 2], [1, 2]), table([3, 4], [1, 2]))["membership"]["loss"]
+    assert (found["auc"], found["privleak"]) == (0.5, None)
 
 
 def test_scores_are_read_back(tmp_path, scores):

@@ -150,7 +150,8 @@ def summarise_leakage(scores: Scores, retrained: Scores | None = None) -> dict[s
         - `open_unlearning`: memorisation of the forget set and the auc of attacks by open-unlearning's names and
           definitions.
         - `membership`: by attack, auc and standard_error (`membership.score_auc` with the forget examples as members)
-          and privleak (`membership.privacy_leakage`, None if `retrained` lacks the attack).
+          and privleak (`membership.privacy_leakage`). This is None if `retrained` lacks the attack, or tells the sets
+          apart perfectly by it: with few examples it may do so by chance, and PrivLeak would divide by zero.
 
     Raises:
         InputError: as these two functions, or if `retrained` has other numbers of examples.
@@ -169,12 +170,19 @@ def summarise_leakage(scores: Scores, retrained: Scores | None = None) -> dict[s
             attack: {
                 "auc": auc.value,
                 "standard_error": auc.standard_error,
-                "privleak": membership.privacy_leakage(auc.value, theirs[attack].value) if attack in theirs else None,
+                "privleak": _leakage(auc, theirs.get(attack)),
             }
             for attack, auc in _aucs(scores).items()
         },
         "open_unlearning": _open_unlearning(scores),
     }
+
+
+def _leakage(auc: membership.Auc, retrained: membership.Auc | None) -> float | None:
+    """Return PrivLeak where it is defined."""
+    if retrained is None or retrained.value == 1:
+        return None
+    return membership.privacy_leakage(auc.value, retrained.value)
 
 
 def _open_unlearning(scores: Scores) -> dict[str, float]:
@@ -195,8 +203,6 @@ def check_retrained(retrained: Scores, sizes: Mapping[str, int]) -> None:
     if theirs != sizes:
         reason, fix = f"the examples scored here are {dict(sizes)}", "score both models on the same data"
         raise InputError(Problem("retrained", theirs, reason, fix))
-    for auc in _aucs(retrained).values():
-        membership.privacy_leakage(0.5, auc.value)
 
 
 def _aucs(scores: Scores) -> dict[str, membership.Auc]:
