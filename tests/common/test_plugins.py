@@ -73,6 +73,14 @@ def test_its_hash_is_the_file_s_and_that_of_a_module_beside_it(write, tmp_path):
     sys.modules.pop("caps_beside")
 
 
+def test_a_module_that_is_made_in_memory_is_no_file_of_the_plugin(write):
+    """As `torch._classes` is, which comes with the first import of torch, with the file name `_classes.py`."""
+    made = "import sys, types\nmade = sys.modules['made_in_memory'] = types.ModuleType('made_in_memory')\n"
+    plugins.load_plugins([write(f"{made}made.__file__ = '_made.py'\n")])
+    assert [part["file"] for part in plugins.described()] == ["own.py"]
+    sys.modules.pop("made_in_memory")
+
+
 def test_a_changed_file_is_not_loaded_again(write):
     plugins.load_plugins([write(LOSS)])
     with pytest.raises(InputError, match="it has changed since it was loaded"):

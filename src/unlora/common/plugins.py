@@ -129,7 +129,8 @@ def _load_file(path: str) -> None:
 def _modules_beside(file: Path, names: set[str]) -> dict[Path, str]:
     """Return {file: SHA-256} of those modules that lie in the folder of a plugin and belong to no installed package."""
     found = (getattr(sys.modules[name], "__file__", None) for name in names if name.partition(".")[0] != "unlora")
-    files = [Path(path).resolve() for path in found if path]
+    # Modules that are made in memory, such as torch's, name a file without a folder.
+    files = [Path(path).resolve() for path in found if path and Path(path).is_absolute()]
     own = [path for path in files if path.is_relative_to(file.parent) and "site-packages" not in path.parts]
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in own}
 
