@@ -16,6 +16,7 @@ SAVED = {
     "retain_name": "retain",
     "holdout_data": "u.jsonl",
     "eval_data": "sets",
+    "eval_holdout_name": "unseen",
     "stop_every": 2,
     "ds_size": 20,
     "eval_batch_size": None,

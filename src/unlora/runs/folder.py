@@ -54,7 +54,7 @@ START_ADAPTER = "start_adapter"
 # Settings of a run that a later request does not take over: what names its data and its place, and what the user
 # allowed it.
 _OWN = {name for kind in (ForgetData, RetainData, HoldoutData) for name in kind.__dataclass_fields__}
-_OWN |= {f"eval_{name}" for name in ("data", "forget_name", "retain_name", "real_authors_name", "world_facts_name")}
+_OWN |= {name for name in EvalConfig.__dataclass_fields__ if name == "eval_data" or name.endswith("_name")}
 _OWN |= {"on", "forget_names", "importance_file", "original_log", "retrained", "trust_remote_code", "report_to"}
 _OWN |= {
     "plugin",
