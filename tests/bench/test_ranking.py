@@ -4,13 +4,17 @@ import json
 
 import pytest
 
+from unlora import InputError
 from unlora.bench import Cell, rows_of
+from unlora.bench.logs import Measurement, SharedLogs
 from unlora.bench.ranking import ranked, write_community
 from unlora.bench.table import markdown
+from unlora.benchmarks import find_benchmark
 from unlora.benchmarks.tofu import Tofu, _holdout
 from unlora.cli import main
 from unlora.runs.folder import EVALUATIONS, REPORT
 from unlora.runs.stages import STAGES
+from unlora.settings import ModelConfig
 
 ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
 
@@ -85,3 +89,15 @@ def test_the_holdout_set_is_taken_where_the_data_has_one(tmp_path):
     assert _holdout(str(tmp_path), "forget10") == "none"
     (tmp_path / "holdout10.jsonl").touch()
     assert _holdout(str(tmp_path), "forget10") == "holdout10"
+
+
+def test_logs_at_hand_take_the_place_of_evaluations(tmp_path):
+    """No model is loaded: there is none."""
+    names = {name: tmp_path / f"{name}.json" for name in ("original", "retrained")}
+    for path in names.values():
+        path.write_text("{}")
+    shared, model = SharedLogs(tmp_path), ModelConfig("nothing")
+    measurement = Measurement(find_benchmark("tofu"), {})
+    assert shared.references(measurement, model, str(names["retrained"]), str(names["original"])) == names
+    with pytest.raises(InputError, match=r"original_log='.*none\.json': no such file"):
+        shared.references(measurement, model, None, str(tmp_path / "none.json"))

@@ -110,7 +110,8 @@ def test_a_kernel_on_the_hub_is_code_too(hostile, capsys):
 def test_a_configuration_and_the_flag_together_allow_it(tmp_path, run):
     file = tmp_path / "a.yaml"
     file.write_text(
-        f"trust_remote_code: true\nmodel_name_or_path: {run.parent / 'model'}\nforget_data: f\nretain_data: r\n"
+        f"trust_remote_code: true\nmodel_name_or_path: {run.parent / 'model'}\n"
+        "forget_data: f\nretain_data: r\noutput_dir: o\n"
     )
     with pytest.raises(InputError, match=r"only you can allow this\..*add --trust_remote_code true if you do"):
         read(SETTINGS, ["--config", str(file)], "unlearn")

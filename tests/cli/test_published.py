@@ -177,7 +177,7 @@ def test_a_switch_needs_no_value_though_it_may_be_none_and_other_flags_say_that_
     kinds = (ModelConfig, TrainDataConfig, FinetuneSettings)
     assert parse(kinds, [*flags, "--disable_tqdm", "--ddp_find_unused_parameters"], "finetune")[2].disable_tqdm is True
     assert parse(kinds, [*flags, "--disable-tqdm", "false"], "finetune")[2].disable_tqdm is False
-    with pytest.raises(InputError, match="label_names=None: expected at least one argument"):
+    with pytest.raises(InputError, match="label_names=None: no value is given"):
         parse(kinds, [*flags, "--label_names"], "finetune")
 
 

@@ -24,5 +24,7 @@ def test_a_notebook_runs_and_shows_the_report_and_a_plot(path, tmp_path):
     assert "Unlearning report" in report
     printed = "".join(output.get("text", "") for output in outputs)
     assert printed.count("  unlearned ") == 3
+    assert printed.count("Gorran Ibsley?") + printed.count("Cassia Gilroy?") + printed.count("Gorran Ibsley born") >= 3
+    assert not any("<progress" in one.get("text/html", "") for one in data)  # beside our own bar
     assert "Failed to load" not in printed
     assert "Setting accelerator" not in printed

@@ -64,25 +64,28 @@ class SharedLogs:
         self.folder = folder
         self._hashes: dict[str, str | None] = {}
 
-    def references(self, measurement: Measurement, model: ModelConfig, retrained: str | None) -> References:
+    def references(
+        self, measurement: Measurement, model: ModelConfig, retrained: str | None, original: str | None = None
+    ) -> References:
         """Return the logs of the "original" model and, if there is one, of the "retrained" model.
 
         Args:
             measurement: how they are evaluated.
             model: the original model.
             retrained: a log (.json) or the folder of the retrained model.
+            original: a log of the original model, which is then not evaluated.
 
         Raises:
             InputError: there is no such log, or as for `log`.
         """
         logs = {}
+        if original is not None:
+            logs["original"] = _existing("original_log", original, "name a log, or remove it to evaluate the model")
         if retrained is not None and retrained.endswith(".json"):
-            if not Path(retrained).is_file():
-                raise InputError(Problem("retrained", retrained, "no such file", "name a log, or the retrained model"))
-            logs["retrained"] = Path(retrained)
+            logs["retrained"] = _existing("retrained", retrained, "name a log, or the retrained model")
         elif retrained is not None:
             logs["retrained"] = self.log(measurement, replace(model, model_name_or_path=retrained))
-        return {"original": self.log(measurement, model), **logs}
+        return logs if original is not None else {"original": self.log(measurement, model), **logs}
 
     def log(self, measurement: Measurement, model: ModelConfig) -> Path:
         """Return the log of a model, which is made now unless it exists.
@@ -129,6 +132,12 @@ class SharedLogs:
         if key not in self._hashes:
             self._hashes[key] = compute()
         return self._hashes[key]
+
+
+def _existing(argument: str, name: str, fix: str) -> Path:
+    if not Path(name).is_file():
+        raise InputError(Problem(argument, name, "no such file", fix))
+    return Path(name)
 
 
 def flags_of(log: Path) -> Path:

@@ -105,7 +105,8 @@ class Plan:
             kinds: dict[Any, Any] = {TofuSettings: request.evaluation, TextConfig: request.data}
             settings = {one.name: getattr(part, one.name) for kind, part in kinds.items() for one in fields(kind)}
         retrained = self.benchmark.retrained(self.options, split, seed)
-        found = logs.references(Measurement(self.benchmark, settings), request.model, retrained)
+        known = request.evaluation.original_log
+        found = logs.references(Measurement(self.benchmark, settings), request.model, retrained, known)
         self.benchmark.numbers(found["original"], found.get("retrained"))  # raises unless the two can be compared
         return found
 

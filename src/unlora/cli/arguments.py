@@ -36,6 +36,15 @@ OUTPUT = {
     "--quiet": "print errors, and at the end the path of the result, but nothing else",
     "--json": "print the result as one JSON document, and nothing else, on stdout",
 }
+# The commands whose `output_dir` is a field of `TrainingArguments`, which has a default of its own.
+_WRITES = ("unlearn", "importance", "finetune")
+# What argparse says of a value -> what we say.
+_REASONS = {
+    "expected one argument": "no value is given",
+    "expected at least one argument": "no value is given",
+    "invalid int": "it is not a whole number",
+    "invalid float": "it is not a number",
+}
 # Our own training settings -> the class that adds all fields of `transformers.TrainingArguments` and needs torch.
 _TRAINING = {
     UnlearnSettings: "unlora.training.config:UnlearnConfig",
@@ -98,10 +107,16 @@ def read(
         taken_over = continued_settings(str(run), given | values.keys())
         values = {key: value for key, value in taken_over.items() if key in flags} | values
     # A required setting has no default, so its dataclass field left `MISSING` as the default of its flag.
-    missing = [action for action in parser._actions if getattr(known, action.dest, None) is MISSING]
-    raise_if(_missing(action, command) for action in missing if action.dest not in values)
+    missing = {
+        action.dest: _missing(action, command)
+        for action in parser._actions
+        if getattr(known, action.dest, None) is MISSING and action.dest not in values
+    }
     parser.set_defaults(**typed(parser, settings, values))
-    check_values(settings, vars(_parse(parser, argv)[0]))
+    given = vars(_parse(parser, argv)[0])
+    if command in _WRITES and not (given["output_dir"] or given.get("dry_run")):
+        missing["output_dir"] = Problem("output_dir", None, "it is required", "add --output_dir FOLDER, a new folder")
+    check_values(settings, {name: given[name] for name in given.keys() - missing.keys()}, missing)
     return CommandLine(command, settings, argv, values, hands_on)
 
 
@@ -391,8 +406,9 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpar
     except argparse.ArgumentError as error:
         name = (error.argument_name or "arguments").rpartition("/")[2].removeprefix("--").replace("-", "_")
         found = re.search(r"(?:value: |choice: |got )'?(.*?)'?(?: \(choose| but expected|$)", error.message)
+        reason = _REASONS.get(error.message.partition(" value: ")[0], error.message)
         fix = f"`{' '.join(str(parser.usage).split()[:2])} --help` says what it takes"
-        raise InputError(Problem(name, found and found[1], error.message, fix)) from error
+        raise InputError(Problem(name, found and found[1], reason, fix)) from error
 
 
 def _check_known(unknown: Sequence[str], flags: Iterable[str], command: str) -> None:
@@ -416,9 +432,9 @@ def _unknown(argument: str, name: str, flags: Iterable[str]) -> Problem:
 
 def _missing(action: argparse.Action, command: str) -> Problem:
     if action.option_strings:
-        return Problem(action.dest, None, "it is required", f"name it: {action.option_strings[0]} {action.metavar}")
+        return Problem(action.dest, None, "it is required", f"add {action.option_strings[0]} {action.metavar}")
     name = str(action.metavar)
-    return Problem(name, "", f"no {name.lower()} is named", f"name it first: unlora {command} {name}")
+    return Problem(name, "", f"no {name.lower()} is named", f"write unlora {command} {name}")
 
 
 def _with_underscores(argument: str) -> str:

@@ -30,12 +30,15 @@ def check(line: CommandLine) -> None:
         InputError: names that are no flags of `unlora unlearn` or of the benchmark's evaluation, wrong values, or a
             file that cannot be read.
     """
-    from unlora.benchmarks import find_benchmark
+    from unlora.benchmarks import Options, find_benchmark
     from unlora.cli.arguments import check_handed_on, check_some, handed_on
     from unlora.cli.unlearn import REQUEST
 
     known, rest = handed_on(line)
-    check_handed_on(rest, line.command, REQUEST, find_benchmark(known.benchmark).settings.__dataclass_fields__)
+    benchmark = find_benchmark(known.benchmark)
+    named = Options(Path(known.output_dir), known.model_name_or_path, known.data, _named(known.retrained))
+    raise_if(benchmark.problems(named))
+    check_handed_on(rest, line.command, REQUEST, benchmark.settings.__dataclass_fields__)
     check_some(REQUEST, flags(rest))
     path = known.settings and Path(known.settings)
     for values in (_preset(flags(rest)), *_read_settings(path, known.methods).values()):

@@ -98,12 +98,18 @@ def _converted(parser: argparse.ArgumentParser, action: argparse.Action, value: 
         raise InputError(Problem(action.dest, value, error.message, fix)) from error
 
 
-def check_values(settings: Sequence[type[DataclassInstance]], values: Mapping[str, Any], some: bool = False) -> None:
+def check_values(
+    settings: Sequence[type[DataclassInstance]],
+    values: Mapping[str, Any],
+    missing: Mapping[str, Problem] | None = None,
+    some: bool = False,
+) -> None:
     """Raise one `InputError` with all that is wrong with the values of flags, each of its type.
 
     Args:
         settings: the dataclasses that they are for. Of our training settings, those that need no torch.
         values: by name. Fields that are missing have their defaults.
+        missing: by name the problems of values that are required and not given.
         some: whether other values will be added, so that only problems of these are problems.
     """
     problems = []
@@ -115,7 +121,10 @@ def check_values(settings: Sequence[type[DataclassInstance]], values: Mapping[st
             others = field_types().keys() - {f.name for f in fields(kind)}
             problems += inherited_problems({name: values[name] for name in values if name in others})
     different = {str(problem): problem for problem in problems}  # several dataclasses may have the same field
-    raise_if(problem for problem in different.values() if not some or problem.argument in values)
+    absent = missing or {}
+    told = {*absent, *(problem.argument for problem in absent.values())}
+    others = [problem for problem in different.values() if problem.argument not in told]
+    raise_if([*absent.values(), *(problem for problem in others if not some or problem.argument in values)])
 
 
 def _problems(settings: Any) -> list[Problem]:

@@ -42,7 +42,7 @@ COLUMNS = {
     "brought_back": ("Back", "Back: forget P minus the retrained model's, under the attack that leaves the most."),
 }
 _INTERVALS = (
-    "Below each value is its 95 % interval over examples; several runs have mean ± one standard error over runs"
+    "Below each value is its 95 % interval over examples; several runs have mean ± one standard error over runs."
 )
 # The numbers of a file with aggregated values alone that have a column among these.
 _SAME = {

@@ -150,12 +150,10 @@ def choice_problems(settings: object, choices: Mapping[str, Collection[str]]) ->
     return [unknown_name(name, value, choices[name]) for name, value in values.items() if value not in choices[name]]
 
 
-def missing(
-    settings: object, names: Iterable[str], reason: str = "it is required", fix: str = "name it"
-) -> list[Problem]:
-    """Check that required settings are not empty."""
+def missing(settings: object, names: Iterable[str], reason: str = "it is required", fix: str = "") -> list[Problem]:
+    """Check that required settings are not empty. The usual fix is to add the flag."""
     values = {name: getattr(settings, name) for name in names}
-    return [Problem(name, value, reason, fix) for name, value in values.items() if not value]
+    return [Problem(name, value, reason, fix or f"add --{name}") for name, value in values.items() if not value]
 
 
 def changed(settings: DataclassInstance) -> dict[str, Any]:

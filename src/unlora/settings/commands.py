@@ -74,6 +74,12 @@ class CompareConfig:
     output: Path = setting(Path("compare.html"), "Where the page is written.")
     markdown: bool = setting(False, "Print Markdown instead of a table.", switch=True)
 
+    def problems(self) -> list[Problem]:
+        """Check that all runs are there."""
+        fix = "name the folder of a finished `unlora unlearn`, or a log"
+        absent = [run for run in self.runs if not Path(run).exists()]
+        return [Problem("RUN", run, "there is no such file or folder", fix) for run in absent]
+
 
 @dataclass
 class LsConfig:

@@ -198,7 +198,10 @@ class EvaluateConfig(ReportedConfig):
 class BenchmarkSettings(SampleSettings):
     """Data of a benchmark, and how much of it is evaluated."""
 
-    data: str = setting("", "The benchmark's data: a folder or a dataset on the Hugging Face Hub. Required.")
+    data: str = setting(
+        "",
+        "The benchmark's data: a folder or a dataset on the Hugging Face Hub. Required for a benchmark that takes it.",
+    )
     eval_batch_size: int = setting(8, "Texts in a forward pass. Those of MUSE may have thousands of tokens.")
 
     def problems(self) -> list[Problem]:

@@ -41,8 +41,8 @@ class ModelConfig:
     )
     on: str | None = setting(
         None,
-        "Run folder of an earlier request to continue from. Its adapter stays active, and the exported adapter "
-        "contains both. All its settings are taken over but those that name data.",
+        "Folder of an earlier run, whose settings are taken over, except for those that name data. It is what is "
+        "measured, or what a new request continues from: the exported adapter then contains both requests.",
     )
 
     def problems(self) -> list[Problem]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from unlora.common.distributed import on_main
@@ -49,7 +49,8 @@ class SafeTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             self.args.dataloader_pin_memory = False  # pinning has no use here, and torch warns about it at every epoch
-        for printer in (ProgressCallback, PrinterCallback):  # they print the log to stdout, which is for results
+        # They print the log to stdout, which is for results. In a notebook the default is a third one.
+        for printer in (ProgressCallback, PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
             self.remove_callback(printer)
         self.add_callback(TrainingLines() if self.args.disable_tqdm else TrainingBar())
         self.add_callback(AtTrainBegin(self._take_up))
