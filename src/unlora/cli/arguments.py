@@ -106,17 +106,10 @@ def read(
         given = {part.partition("=")[0].removeprefix("--").removeprefix("no_") for part in argv if part[:2] == "--"}
         taken_over = continued_settings(str(run), given | values.keys())
         values = {key: value for key, value in taken_over.items() if key in flags} | values
-    # A required setting has no default, so its dataclass field left `MISSING` as the default of its flag.
-    missing = {
-        action.dest: _missing(action, command)
-        for action in parser._actions
-        if getattr(known, action.dest, None) is MISSING and action.dest not in values
-    }
+    missing = _missing_of(parser, {**vars(known), **values}, command)
     parser.set_defaults(**typed(parser, settings, values))
-    given = vars(_parse(parser, argv)[0])
-    if command in _WRITES and not (given["output_dir"] or given.get("dry_run")):
-        missing["output_dir"] = Problem("output_dir", None, "it is required", "add --output_dir FOLDER, a new folder")
-    check_values(settings, {name: given[name] for name in given.keys() - missing.keys()}, missing)
+    found = vars(_parse(parser, argv)[0])
+    check_values(settings, {name: found[name] for name in found.keys() - missing.keys()}, missing)
     return CommandLine(command, settings, argv, values, hands_on)
 
 
@@ -428,6 +421,17 @@ def _unknown(argument: str, name: str, flags: Iterable[str]) -> Problem:
         reason = "a configuration may come from somebody else, and a plugin is code"
         return Problem(argument, name, reason, f"name it on the command line: {PLUGIN} FILE.py")
     return unknown_name(argument, name, flags)
+
+
+def _missing_of(parser: argparse.ArgumentParser, values: Mapping[str, Any], command: str) -> dict[str, Problem]:
+    """Return by name the problems of required settings that are not among the values.
+
+    A required setting has no default, so its dataclass field left `MISSING` as the default of its flag.
+    """
+    missing = {a.dest: _missing(a, command) for a in parser._actions if values.get(a.dest) is MISSING}
+    if command in _WRITES and not (values.get("output_dir") or values.get("dry_run")):
+        missing["output_dir"] = Problem("output_dir", None, "it is required", "add --output_dir FOLDER, a new folder")
+    return missing
 
 
 def _missing(action: argparse.Action, command: str) -> Problem:

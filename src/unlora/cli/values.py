@@ -123,8 +123,8 @@ def check_values(
     different = {str(problem): problem for problem in problems}  # several dataclasses may have the same field
     absent = missing or {}
     told = {*absent, *(problem.argument for problem in absent.values())}
-    others = [problem for problem in different.values() if problem.argument not in told]
-    raise_if([*absent.values(), *(problem for problem in others if not some or problem.argument in values)])
+    rest = [problem for problem in different.values() if problem.argument not in told]
+    raise_if([*absent.values(), *(problem for problem in rest if not some or problem.argument in values)])
 
 
 def _problems(settings: Any) -> list[Problem]:
