@@ -134,7 +134,9 @@ class EvalConfig(TofuSettings):
 class TargetConfig:
     """What to evaluate, and where the result goes."""
 
-    adapter: str | None = setting(None, "Folder of a PEFT adapter to load on the model.")
+    adapter: str | None = setting(
+        None, "Folder of a PEFT adapter to load on the model, in place of one that is named as the model."
+    )
     log: str = setting("", "New file for the result. Required.")
 
     def target_problems(self, model: ModelConfig) -> list[Problem]:
