@@ -256,7 +256,7 @@ def test_cells_run_on_a_ray_cluster_and_fail_alone_there_too(tofu, tmp_path, cap
 
 
 def test_ray_is_asked_for_where_it_is_missing(tofu, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("unlora.bench.executors.find_spec", lambda name: None)
+    monkeypatch.setattr("unlora.settings.commands.find_spec", lambda name: None)
     assert main(arguments(tofu, tmp_path / "bench", executor="ray")) == 2
     assert "pip install 'unlora[ray]'" in capsys.readouterr().err
 

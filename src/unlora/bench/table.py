@@ -255,6 +255,7 @@ def print_table(rows: Sequence[Results], benchmark: Benchmark) -> None:
 
     table = Table(*headings(rows))
     for line in cells_of(rows, benchmark, "\0"):
+        line = ["–" if text == NOT_AVAILABLE else text for text in line]  # the reasons follow
         table.add_row(*(Text(text.strip("\0"), "bold") if text.startswith("\0") else text for text in line))
     console = PlainConsole()
     console.print(table)
