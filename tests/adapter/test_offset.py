@@ -248,8 +248,6 @@ def test_ranks_and_alphas_of_single_modules_are_those_of_peft(tiny_model, batch)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"r": 33}, "r=33: the largest adapted layer has ranks 1 to 32"),
-        ({"r": 17, "target_modules": ["k_proj"]}, "r=17: .* 1 to 16"),  # 2 key heads of 8
         ({"r": 4, "lora_dropout": 0.1}, "lora_dropout=0.1.*use 0"),
         ({"r": 4, "lora_alpha": 0}, "lora_alpha=0"),
         ({"r": 4, "target_modules": ["q_proj", "lm_head"]}, "target_modules=.*output head"),
@@ -291,6 +289,16 @@ def test_a_layer_too_small_for_the_rank_gets_its_largest_and_the_same_scaling(ti
     torch.testing.assert_close(logits(model, batch), before, atol=1e-4, rtol=0)
 
 
+def test_a_rank_beyond_every_layer_gives_each_its_largest(tiny_model):
+    base, config = tiny_model("llama"), LoraConfig(r=64, lora_alpha=128, target_modules="all-linear")
+    (note,) = adapter_notes(base, config)
+    assert note.startswith("layers that are too small for rank 64 get their largest rank: mlp.down_proj (32), ")
+    layers = dict(lora_layers(attach_adapters(base, config)))
+    small = ("k_proj", "v_proj")  # 2 heads of 8
+    assert all(layer.r[UNLEARN] == (16 if name.endswith(small) else 32) for name, layer in layers.items())
+    assert {layer.scaling[UNLEARN] for layer in layers.values()} == {2}
+
+
 def test_all_linear_is_what_is_adapted_by_default(tiny_model, tmp_path):
     base = tiny_model("llama")
     own = UnlearnConfig(output_dir=str(tmp_path), target_modules=["all-linear"], use_cpu=True)
@@ -309,7 +317,7 @@ def test_rank_0_is_refused(tiny_model):
 
 def test_all_problems_of_the_settings_are_told_at_once(tiny_model):
     with pytest.raises(InputError) as caught:
-        attached(tiny_model("llama"), LoraConfig(r=99, lora_dropout=0.5, target_modules=["q_proj", "lm_head"]))
+        attached(tiny_model("llama"), LoraConfig(r=0, lora_dropout=0.5, target_modules=["q_proj", "lm_head"]))
     assert {problem.argument for problem in caught.value.problems} == {"r", "lora_dropout", "target_modules"}
 
 

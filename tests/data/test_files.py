@@ -185,6 +185,11 @@ NO_TEXT = {
     ),
     "content": ({"messages": [{"role": "user", "content": 5}]}, r"messages\[0\].content=5: it is of type int"),
     "labels": ({"text": "Who?", "labels": "Ada."}, r"\[9\].labels='Ada.': only the column text would be read"),
+    "an answer that is null": ({"question": "Who?", "answer": None}, r"\[9\]\.answer=None: there is no text"),
+    "other separators": (
+        {"question;answer": "Who?;Ada."},
+        r"\[9\]=\['question;answer'\]: its columns are separated by ';'",
+    ),
     "no columns": ({"prompt": "Who?", "completion": "Ada."}, r"\[9\]=\['completion', 'prompt'\]: a row needs the keys"),
 }
 

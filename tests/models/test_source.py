@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, Gemma3Config, LlavaConfig
 
@@ -220,6 +220,19 @@ def test_the_text_part_of_a_vision_language_model_is_adapted(tmp_path, name, tar
     labelled_tokens(model, batch).logp.sum().backward()
     gradients = [value.grad for part, value in model.named_parameters() if "lora_B" in part]
     assert all(bool(gradient.any()) for gradient in gradients)
+
+
+def test_a_vision_language_model_is_unlearned_at_a_rank_beyond_its_layers(tmp_path, data, caplog):
+    tokenizer, model = make_tokenizer(), tmp_path / "model"
+    AutoModelForImageTextToText.from_config(composite("gemma3", len(tokenizer))).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    settings = {"loss": "gd", "init": "lora", "target_modules": "all-linear", "r": 64, "max_steps": 1}
+    assert main(["unlearn", *flags(model, data, tmp_path / "run", **settings)]) == 0
+    assert "layers that are too small for rank 64 get their largest rank: mlp.down_proj (32)" in caplog.text
+    adapted = PeftModel.from_pretrained(
+        AutoModelForImageTextToText.from_pretrained(model), tmp_path / "run" / "adapter"
+    )
+    assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == 14
 
 
 def test_an_adapter_whose_weights_do_not_fit_is_refused(copied, tmp_path):

@@ -19,7 +19,6 @@ CASES = {
     "missing configuration": ({"forget_name": "forgt"}, "no configuration 'forgt'.*forget, retain"),
     "rank 0": ({"r": 0}, "r=0"),
     "export rank 0": ({"export_rank": 0}, "export_rank=0"),
-    "rank beyond a layer": ({"r": 33}, "r=33: the largest adapted layer has ranks 1 to 32"),
     "LoRA on the head": ({"target_modules": "lm_head"}, "target_modules.*head"),
     "no such layers": ({"target_modules": "c_attn"}, "target_modules.*no such linear layer"),
     "dropout": ({"lora_dropout": 0.1}, "lora_dropout=0.1"),

@@ -102,21 +102,20 @@ def _target_problems(base: nn.Module, config: AdapterSettings, targets: list[str
 
 
 def _pattern_problems(config: AdapterSettings, targets: Mapping[str, tuple[int, ...]]) -> Iterator[Problem]:
-    """Yield patterns that match no layer, and ranks that no layer, or none of a pattern, is large enough for."""
+    """Yield patterns that match no layer, and ranks of a pattern that none of its layers is large enough for."""
     for argument in ("rank_pattern", "alpha_pattern"):
         patterns = _pattern(config, argument)
         for pattern in patterns.keys() - {get_pattern_key(list(patterns), name) for name in targets}:
             yield Problem(argument, pattern, "no adapted layer has such a name", "remove it")
-    largest: dict[str | None, int] = {}  # by the pattern that sets a layer's rank, None where `r` does
+    largest: dict[str, int] = {}  # by the pattern that sets a layer's rank
     for name, shape in targets.items():
-        key = _rank_key(config, name)
-        largest[key] = max(largest.get(key, 0), min(shape))
-    ranks: dict[Any, int] = {None: config.r, **_pattern(config, "rank_pattern")}
+        if key := _rank_key(config, name):
+            largest[key] = max(largest.get(key, 0), min(shape))
+    ranks = _pattern(config, "rank_pattern")
     for key, limit in largest.items():
         if ranks[key] > limit:
-            argument = "r" if key is None else f"rank_pattern[{key!r}]"
             reason = f"the largest adapted layer has ranks 1 to {limit}"
-            yield Problem(argument, ranks[key], reason, "use a rank in that range")
+            yield Problem(f"rank_pattern[{key!r}]", ranks[key], reason, "use a rank in that range")
 
 
 def rank_patterns(

@@ -31,6 +31,8 @@ _QUESTION_TEXTS = ("question", "answer", "paraphrased_question", "paraphrased_an
 _PARTS = ("answer", "answers", "completion", "label", "labels", "output", "prompt", "question", "response", "target")
 # Columns next to a question or a conversation that look like a part of the prompt.
 _CONTEXTS = ("context", "instruction", "passage", "system", "system_prompt", "text")
+# What a row needs of each kind.
+_KINDS = ({"question", "answer"}, {"messages"}, {"text"})
 # How many wrong rows an error lists.
 _SHOWN = 5
 
@@ -206,8 +208,20 @@ def _row_problems(row: Record, where: str) -> Iterator[Problem]:
                     f"{where}.{key}", short(row[key]), reason, "rename text and this column to question and answer"
                 )
     else:
-        reason = "a row needs the keys question and answer, or messages, or text"
-        yield Problem(where, sorted(map(str, row)), reason, "rename the columns")
+        yield _no_kind(row, where)
+
+
+def _no_kind(row: Record, where: str) -> Problem:
+    """Return why a row is of none of the kinds that are read."""
+    for keys in _KINDS:
+        if keys <= row.keys():
+            key = next(key for key in sorted(keys) if row[key] is None)
+            return Problem(f"{where}.{key}", None, "there is no text", "write it, or remove the row")
+    names = sorted(map(str, row))
+    if len(names) == 1 and (odd := next((sign for sign in ";\t|" if sign in names[0]), None)):
+        return Problem(where, names, f"its columns are separated by {odd!r}", "separate them by commas")
+    reason = "a row needs the keys question and answer, or messages, or text"
+    return Problem(where, names, reason, "rename the columns")
 
 
 def _text_problems(value: object, where: str, key: str) -> Iterator[Problem]:

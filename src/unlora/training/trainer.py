@@ -297,7 +297,8 @@ class UnlearnTrainer(TrainerInParts):
         retain_loss = means.get("retain_loss", 0.0)
         if self._retain_limit is None:
             in_nats = self.retain_loss is None or self.retain_loss.nats
-            cost_of_guessing = math.log(causal_lm(self.model).config.vocab_size) if in_nats else math.inf
+            vocabulary = causal_lm(self.model).config.get_text_config().vocab_size
+            cost_of_guessing = math.log(vocabulary) if in_nats else math.inf
             self._retain_limit = retain_loss + cost_of_guessing
         if retain_loss > self._retain_limit:
             return f"the retain_loss is {retain_loss:.3g}, above its limit {self._retain_limit:.3g}"
