@@ -61,8 +61,7 @@ class SafeArguments(TrainingArguments):
     def _refused(self, error: Exception) -> list[Problem]:
         """Return the problem of each given argument that an error of transformers names, or of all of them."""
         reason, fix = f"transformers refuses it ({type(error).__name__}: {error})", "use another value, or leave it out"
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        given = {field.name: given[field.name] for field in fields(self) if given[field.name] != field.default}
+        given = {f.name: getattr(self, f.name) for f in fields(TrainingArguments) if getattr(self, f.name) != f.default}
         named = {name: value for name, value in given.items() if re.search(rf"\b{name}\b", str(error))}
         return [Problem(name, value, reason, fix) for name, value in named.items()] or [
             Problem("arguments", "of the training", reason, "change what it names")
