@@ -97,6 +97,10 @@ WRONG = {
     "more layers": (settings(num_hidden_layers=3), r"the weights lack model\.layers\.2\."),
     "fewer layers": (settings(num_hidden_layers=1), r"the weights contain model\.layers\.1\."),
     "a pointer": (content("model.safetensors", POINTER), "model.safetensors is a pointer of git-lfs.*git lfs pull"),
+    "settings of a tokenizer cut off": (
+        content("tokenizer_config.json", b'{"pad_tok'),
+        "tokenizer_config.json is cut off",
+    ),
     "a pointer for a tokenizer": (content("tokenizer.json", POINTER), "tokenizer.json is a pointer of git-lfs"),
     "a copy that was cut off": (cut, "model.safetensors is cut off or broken"),
     "an empty file": (content("model.safetensors", b""), "model.safetensors is cut off or broken"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 import yaml
 
 from unlora.cli.arguments import read
 from unlora.cli.unlearn import REQUEST
+from unlora.common.errors import InputError
 from unlora.runs.folder import continued_settings
 
 SAVED = {
@@ -38,6 +42,18 @@ def test_all_is_taken_over_but_data_places_and_trust(tmp_path):
     names = {"model_name_or_path", "prompt_format", "ds_size", "init", "loss", "loss_kwargs", "learning_rate"}
     assert continued_settings(run_in(tmp_path)).keys() == names | {"num_train_epochs"}
     assert "stop_every" in continued_settings(run_in(tmp_path), {"holdout_data"})
+
+
+def test_a_configuration_without_its_end_is_refused(tmp_path):
+    """What is left of it is YAML, too."""
+    run = run_in(tmp_path)
+    stages = {"settings": {"loss": "npo", "learning_rate": 3e-4}, "contents": {}, "stages": {}}
+    (tmp_path / "stages.json").write_text(json.dumps(stages))
+    assert continued_settings(run)
+    whole = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(whole[: whole.index("learning_rate")])
+    with pytest.raises(InputError, match=r"on=.*lacks settings that the run was started with: learning_rate"):
+        continued_settings(run)
 
 
 def test_another_loss_leaves_the_settings_of_the_first_behind(tmp_path):

@@ -21,7 +21,8 @@ _CONVERT = (
     "`model.save_pretrained(NEW_FOLDER)`, which writes safetensors"
 )
 _AGAIN = "copy or download it again"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_TOKENIZER_SETTINGS = "tokenizer_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", _TOKENIZER_SETTINGS)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -50,10 +51,22 @@ def adapter_problems(folder: Path, argument: str) -> list[Problem]:
     return [_without_weights(folder, argument, ADAPTER_WEIGHTS)]
 
 
-def pointers(folder: Path, argument: str) -> list[Problem]:
-    """Return the files of a tokenizer that are pointers of git-lfs."""
+def tokenizer_problems(folder: Path, argument: str) -> list[Problem]:
+    """Return the files of a tokenizer that are pointers of git-lfs, and settings that transformers would ignore."""
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    return [_pointer(file, argument) for file in files if is_lfs_pointer(file)]
+    if found := [_pointer(file, argument) for file in files if is_lfs_pointer(file)]:
+        return found
+    settings = folder / _TOKENIZER_SETTINGS
+    if not settings.is_file() or _is_mapping(settings):
+        return []
+    return [Problem(argument, str(folder), f"{settings.name} is cut off or broken: it is no JSON object", _AGAIN)]
+
+
+def _is_mapping(file: Path) -> bool:
+    try:
+        return isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -13,7 +13,14 @@ from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
 from unlora.common.progress import tell
 from unlora.common.reading import read_json
 from unlora.data.sources import is_hub_id
-from unlora.models.folder import CONFIG_NAME, TOKENIZER_FILES, adapter_problems, is_adapter, model_problems, pointers
+from unlora.models.folder import (
+    CONFIG_NAME,
+    TOKENIZER_FILES,
+    adapter_problems,
+    is_adapter,
+    model_problems,
+    tokenizer_problems,
+)
 from unlora.models.hashes import ADAPTER_SETTINGS
 from unlora.settings import ModelConfig
 
@@ -44,7 +51,7 @@ def source_of(config: ModelConfig) -> Source:
     if folder is None:
         _check_model(config)
         return Source(config)
-    raise_if([*adapter_problems(folder, _ARGUMENT), *pointers(folder, _ARGUMENT)])
+    raise_if([*adapter_problems(folder, _ARGUMENT), *tokenizer_problems(folder, _ARGUMENT)])
     with from_elsewhere(_ARGUMENT, str(folder), f"its {ADAPTER_SETTINGS} is not one of PEFT", "save the adapter again"):
         settings = dict(read_json(folder / ADAPTER_SETTINGS))
     base = settings.get("base_model_name_or_path")
@@ -136,7 +143,7 @@ def _adapter_folder(config: ModelConfig) -> Path | None:
 def _check_model(config: ModelConfig) -> None:
     name = config.model_name_or_path
     if Path(name).is_dir():
-        raise_if([*model_problems(Path(name), _ARGUMENT), *pointers(Path(name), _ARGUMENT)])
+        raise_if([*model_problems(Path(name), _ARGUMENT), *tokenizer_problems(Path(name), _ARGUMENT)])
     elif Path(name).is_file() or not is_hub_id(name):
         what = "it is a file" if Path(name).is_file() else "there is no such folder"
         beside = [path.name for path in Path(name).parent.iterdir()] if Path(name).parent.is_dir() else []

@@ -10,9 +10,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unlora.common.errors import Problem, from_elsewhere, raise_if
+from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
 from unlora.common.reading import read_yaml
 from unlora.models.hashes import ADAPTER_WEIGHTS
+from unlora.runs.stages import lost_settings
 from unlora.settings import EvalConfig, ModelConfig
 from unlora.settings.data import ForgetData, HoldoutData, RetainData
 from unlora.settings.training import DISTILLING
@@ -137,6 +138,9 @@ def continued_settings(run: str, chosen: Collection[str] = ()) -> dict[str, Any]
         chosen: settings that the user gives. Those that go with one of them are not taken over either.
     """
     saved = saved_settings(run)
+    if lost := lost_settings(Path(run), saved, "on"):  # the rest of a file that is cut off can be read
+        reason = f"its {CONFIG} lacks settings that the run was started with: {', '.join(lost)}"
+        raise InputError(Problem("on", run, reason, "put the file of that run back, or name another run"))
     left_out = {*_OWN, *chosen, *(name for first, names in _GOES_WITH if first & {*chosen} for name in names)}
     if "holdout_data" not in chosen:
         left_out |= _STOPPING

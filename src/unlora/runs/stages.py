@@ -143,8 +143,8 @@ def _different_contents(
     return [Problem(name, settings.get(name, new.get(name)), reason, fix) for name in names]
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    """Return the content of the folder's file, or None if there is none."""
+def _read(folder: Path, argument: str = "output_dir") -> dict[str, Any] | None:
+    """Return the content of the folder's file, or None if there is none. The argument is what names the folder."""
     try:
         found = read_json(folder / STAGES)
         return {name: dict(found[name]) for name in ("settings", "contents", "stages")}
@@ -152,7 +152,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"its {STAGES} cannot be read ({type(error).__name__}: {error})"
-        raise InputError(Problem("output_dir", str(folder), reason, "name a new folder")) from error
+        raise InputError(Problem(argument, str(folder), reason, "name another folder")) from error
 
 
 def is_whole(folder: Path, last: str) -> bool:
@@ -165,6 +165,12 @@ def recorded_contents(folder: Path) -> dict[str, Any]:
     """Return the contents that the stages of a folder were made from: {argument: hash or other JSON value}."""
     stored = _read(folder)
     return {} if stored is None else stored["contents"]
+
+
+def lost_settings(folder: Path, settings: Mapping[str, Any], argument: str) -> list[str]:
+    """Return the names of settings that the stages of a folder were made with, and that are not among `settings`."""
+    stored = _read(folder, argument)
+    return [] if stored is None else sorted(stored["settings"].keys() - settings.keys())
 
 
 def _relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
