@@ -102,7 +102,7 @@ TEACHERS: dict[str, Callable[[Teaching, Sequence[Example]], Iterator[Lesson]]] =
     "and smoothed attention": partial(changed, 1.75, 0, False),
     "and similar questions": partial(changed, 1.0, 4, False),
     "and both": partial(changed, 1.75, 4, False),
-    "and own answers about others": partial(changed, 1.75, 4, True),
+    "and own answers about others, and ends without beginnings": partial(changed, 1.75, 4, True),
 }
 
 
