@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from unlora.cli import COMMANDS, main
-from unlora.cli.arguments import make_parser
+from unlora.cli.parser import make_parser
 from unlora.settings import FinetuneSettings, UnlearnSettings
 from unlora.training.config import UnlearnConfig
 from unlora.training.finetune import FinetuneConfig

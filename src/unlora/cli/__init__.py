@@ -134,8 +134,9 @@ def _unexpected(error: Exception) -> str:
 
 def _run(command: str, argv: list[str]) -> int:
     """Parse the flags, run the command's module, and print the result."""
-    from unlora.cli.arguments import HELP, HELP_ALL, fill, help_text, plugin_paths, read
+    from unlora.cli.arguments import fill, plugin_paths, read
     from unlora.cli.output import Answer, output_mode
+    from unlora.cli.parser import HELP, HELP_ALL, help_text
     from unlora.common.errors import InputError, unknown_name
     from unlora.common.plugins import load_plugins
 

@@ -1,4 +1,4 @@
-"""The one way from a command line to settings: every flag is a field of a dataclass, and a YAML file can fill it too.
+"""From a command line to settings: every flag is a field of a dataclass, and a YAML file can fill it too.
 
 The help and the names of all flags are known without torch. Only a command that trains, when it runs, takes the flags
 of `transformers.TrainingArguments` and their types from `transformers.HfArgumentParser`.
@@ -10,32 +10,22 @@ import argparse
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
-from pkgutil import resolve_name
-from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
+from unlora.cli.parser import make_parser, whole_class
 from unlora.cli.values import check_consent, check_values, typed
 from unlora.common.distributed import on_cpu
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.common.plugins import FLAG as PLUGIN
 from unlora.common.reading import read_yaml
 from unlora.runs.folder import continued_settings
-from unlora.settings import FinetuneSettings, UnlearnSettings
-from unlora.settings.inherited import field_types
 from unlora.settings.published import published
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-HELP = ("-h", "--help")
-HELP_ALL = "--help_all"
-# Flags of every command that only change what is printed: see `unlora.cli.output`.
-OUTPUT = {
-    "--quiet": "print errors, and at the end the path of the result, but nothing else",
-    "--json": "print the result as one JSON document, and nothing else, on stdout",
-}
 # The commands whose `output_dir` is a field of `TrainingArguments`, which has a default of its own.
 _WRITES = ("unlearn", "importance", "finetune")
 # What argparse says of a value -> what we say.
@@ -44,11 +34,6 @@ _REASONS = {
     "expected at least one argument": "no value is given",
     "invalid int": "it is not a whole number",
     "invalid float": "it is not a number",
-}
-# Our own training settings -> the class that adds all fields of `transformers.TrainingArguments` and needs torch.
-_TRAINING = {
-    UnlearnSettings: "unlora.training.config:UnlearnConfig",
-    FinetuneSettings: "unlora.training.finetune:FinetuneConfig",
 }
 
 
@@ -127,7 +112,7 @@ def fill(line: CommandLine) -> tuple[Any, ...]:
     values, unknown = _parse(parser, line.argv)
     if not line.hands_on:
         _check_known(unknown, vars(values), line.command)
-    kinds = [_whole(kind) for kind in line.settings]
+    kinds = [whole_class(kind) for kind in line.settings]
     filled = [kind(**{f.name: getattr(values, f.name) for f in fields(kind) if f.init}) for kind in kinds]
     return (*filled, unknown) if line.hands_on else tuple(filled)
 
@@ -203,86 +188,6 @@ def as_argv(values: Mapping[str, Any]) -> list[str]:
     return argv
 
 
-def help_text(
-    command: str,
-    settings: Sequence[type[DataclassInstance]],
-    about: str,
-    example: str,
-    first: Mapping[str, Sequence[str]],
-    complete: bool = False,
-) -> str:
-    """Return what `unlora COMMAND --help` prints.
-
-    Args:
-        command: its name.
-        settings: its dataclasses.
-        about: what the command does.
-        example: a command line.
-        first: group -> the flags that matter first, which are then the only ones shown; empty shows all.
-        complete: whether to show all flags, with the fields of `TrainingArguments`, for which torch is loaded.
-    """
-    parser = make_parser(command, settings, complete)
-    if first and not complete:
-        _show_only(parser, first)
-    parser.description = f"{about[:1].upper()}{about[1:]}."
-    shared = parser.add_argument_group("every command")
-    for flag, text in OUTPUT.items():
-        shared.add_argument(flag, action="store_true", help=text)
-    text = "load your own losses, initialisers, teachers and benchmarks from this file; may be repeated"
-    shared.add_argument(PLUGIN, metavar="FILE.py", help=text)
-    return f"{parser.format_help().rstrip()}\n\nexample:\n  {example}"
-
-
-def _show_only(parser: argparse.ArgumentParser, first: Mapping[str, Sequence[str]]) -> None:
-    """Keep the help of the flags in `first`, in its groups, and that of arguments without a flag. Hide all others."""
-    actions = {action.dest: action for action in parser._actions if action.help is not argparse.SUPPRESS}
-    options, *groups = parser._action_groups[2:]  # the first two are argparse's own, and empty here
-    for group in groups:  # what has neither a description nor flags is not printed
-        group.description = None
-        group._group_actions[:] = [action for action in group._group_actions if not action.option_strings]
-    for title, names in first.items():
-        parser.add_argument_group(title)._group_actions.extend(actions[name] for name in names)
-    shown = {"help", "config", "help_all"}.union(*first.values())
-    hidden = sum(name not in shown and bool(action.option_strings) for name, action in actions.items())
-    text = f"list the other {hidden} flags"
-    if "help_all" in actions:
-        text += ", and every field of transformers.TrainingArguments"
-    options._group_actions.append(argparse.Action([HELP_ALL], "help_all", nargs=0, help=text))
-
-
-def make_parser(
-    command: str, settings: Iterable[type[DataclassInstance]], complete: bool = False, hands_on: bool = False
-) -> argparse.ArgumentParser:
-    """Return the parser of a command, with one group of flags for each dataclass.
-
-    Args:
-        command: its name.
-        settings: its dataclasses.
-        complete: whether it knows the fields of `TrainingArguments` with their types and help, or only their names.
-        hands_on: whether `--config` is for another command.
-    """
-    parents = [_training_parser(_whole(kind)) for kind in settings if complete and kind in _TRAINING]
-    parser = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, exit_on_error=False, formatter_class=_Formatter, parents=parents
-    )
-    options = parser.add_argument_group("options")
-    options.add_argument(*HELP, action="store_true", help="print this")
-    if not hands_on:
-        text = "YAML file of flags, or the name of a published configuration"
-        options.add_argument("--config", metavar="RUN.yaml", help=text)
-    usage = ["unlora", command]
-    for kind in settings:
-        known = {action.dest for action in parser._actions}
-        own = [f for f in fields(kind) if f.name not in known]  # several benchmarks share some settings
-        group = parser.add_argument_group((kind.__doc__ or kind.__name__).partition("\n")[0].rstrip("."))
-        hints = get_type_hints(kind)
-        usage += [shown for f in own if (shown := _add_field(group, f, hints[f.name]))]
-        if kind in _TRAINING and not complete:
-            _add_training_names(parser, command, kind)
-    parser.usage = " ".join([*usage, "[--config RUN.yaml]", "[--flag value ...]"])
-    return parser
-
-
 def read_config(config: str, argument: str = "config") -> dict[str, Any]:
     """Return the mapping in a YAML file, or the flags of a published configuration by its name.
 
@@ -304,88 +209,6 @@ def read_config(config: str, argument: str = "config") -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(Problem(argument, config, "not a mapping of flags", "write lines such as 'r: 8'"))
     return values
-
-
-class _Formatter(argparse.HelpFormatter):
-    """Leaves room for long names, and shows defaults as they are written on the command line."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if not action.help or action.nargs == 0 or action.default in (None, MISSING, "", []):
-            return action.help
-        default = _shown(action.default).replace("%", "%%")
-        return f"{action.help} (default: {default})"
-
-
-def _add_field(group: argparse._ArgumentGroup, field: Field[Any], hint: object) -> str:
-    """Add the argument of a field. Return its part of the usage line, which only positional arguments have."""
-    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    several = get_origin(options[0]) is list
-    kind = get_args(options[0])[0] if several else options[0]
-    convert: Callable[[str], Any] = str if str in options else _boolean if kind is bool else kind
-    default = field.default if field.default_factory is MISSING else field.default_factory()
-    text = field.metadata["help"].replace("%", "%%")
-    if field.metadata.get("positional"):
-        metavar, nargs = field.metadata["metavar"], "*" if several else "?"
-        group.add_argument(field.name, metavar=metavar, nargs=nargs, type=convert, default=default, help=text)
-        shown = f"{metavar} ..." if several else metavar
-        return shown if default is MISSING else f"[{shown}]"
-    if field.metadata.get("switch"):
-        group.add_argument(f"--{field.name}", action="store_true", help=text)
-        return ""
-    shape = {"nargs": "+"} if several else {"nargs": "?", "const": True} if kind is bool else {}
-    metavar = kind.__name__.upper()
-    group.add_argument(f"--{field.name}", metavar=metavar, type=convert, default=default, help=text, **shape)
-    if default is True:
-        group.add_argument(f"--no_{field.name}", dest=field.name, action="store_false", help=argparse.SUPPRESS)
-    return ""
-
-
-def _boolean(text: str) -> bool:
-    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"neither true nor false is the value: {text!r}")
-    return values[text.lower()]
-
-
-def _whole(kind: type[DataclassInstance]) -> type[DataclassInstance]:
-    """Return the class that is filled: for our own training settings the one with all fields."""
-    return resolve_name(_TRAINING[kind]) if kind in _TRAINING else kind
-
-
-def _training_parser(kind: type[DataclassInstance]) -> argparse.ArgumentParser:
-    from transformers import HfArgumentParser
-    from transformers.hf_argparser import string_to_bool
-
-    parser: argparse.ArgumentParser = HfArgumentParser(kind, add_help=False)
-    parser._optionals.title = "training arguments"
-    for action in parser._actions:
-        if action.nargs is None and action.type is string_to_bool:
-            action.nargs, action.const = "?", True  # HfArgumentParser leaves it out where None is a value, too
-    return parser
-
-
-def _add_training_names(parser: argparse.ArgumentParser, command: str, kind: type[DataclassInstance]) -> None:
-    """Let the parser accept the fields of `TrainingArguments`. Their types are known only after loading torch."""
-    text = f"every field of transformers.TrainingArguments is a flag too: unlora {command} {HELP_ALL} lists them"
-    group = parser.add_argument_group("training arguments", text)
-    group.add_argument("--output_dir", metavar="STR", help="Where the result goes: a new folder. Required.")
-    group.add_argument(HELP_ALL, action="store_true", help="list these, too")
-    hidden: dict[str, Any] = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
-    for name, hint in field_types().items():
-        if name in {f.name for f in fields(kind)} | {"output_dir"}:
-            continue
-        kinds = set(hint.split(" | ")) - {"None"}
-        if kinds == {"bool"}:
-            group.add_argument(f"--{name}", nargs="?", const=True, type=_boolean, **hidden)
-            group.add_argument(f"--no_{name}", dest=name, action="store_false", **hidden)
-        elif "list" in hint:
-            group.add_argument(f"--{name}", nargs="+", **hidden)
-        else:
-            convert: Callable[[str], Any] = int if kinds == {"int"} else float if kinds == {"float"} else str
-            group.add_argument(f"--{name}", nargs="?" if "bool" in kinds else None, type=convert, **hidden)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -452,10 +275,3 @@ def _as_argument(value: object) -> object:
     if isinstance(value, dict):
         return json.dumps(value)
     return value if value is None or isinstance(value, list) else str(value)
-
-
-def _shown(value: object) -> str:
-    """Return a default as it is written on the command line."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return " ".join(map(_shown, value)) if isinstance(value, list) else str(value)

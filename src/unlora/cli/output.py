@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from unlora.cli.arguments import OUTPUT
+from unlora.cli.parser import OUTPUT
 from unlora.common.plain import escaped
 
 
