@@ -17,16 +17,14 @@ from helpers.models import make_tokenizer, tiny_config
 from unlora.benchmarks.builtin.muse_mini_data import generate, training_rows, write_benchmark
 from unlora.benchmarks.builtin.muse_mini_models import muse_mini_models
 from unlora.benchmarks.builtin.persona_models import Recipe
-from unlora.benchmarks.muse import (
-    FOLDS,
+from unlora.benchmarks.muse import FOLDS, Muse, summarise_muse
+from unlora.benchmarks.muse_scoring import (
     NEW_TOKENS,
-    Muse,
     cut_answer,
     evaluate_muse,
     knowledge_prompt,
     load_muse,
     references,
-    summarise_muse,
 )
 from unlora.cli import main
 from unlora.common.errors import InputError

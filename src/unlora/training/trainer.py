@@ -20,9 +20,8 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerContro
 from unlora.adapter.export import read_adapter, write_adapter
 from unlora.adapter.fused import fused_adapters
 from unlora.adapter.offset import freeze_others, reference_model
-from unlora.adapter.settings import UNLEARN
 from unlora.common.distributed import add_columns, add_up, copy_from_main, processes
-from unlora.common.errors import DivergenceError, Problem, raise_if
+from unlora.common.errors import DivergenceError, raise_if
 from unlora.common.progress import shown
 from unlora.data import Example, ForgetRetainDataset, PairSampler, TextFormat, UnlearnCollator, padding_id
 from unlora.data.lessons import Lesson
@@ -32,7 +31,7 @@ from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.models.forward import Outputs, causal_lm, unwrapped
 from unlora.models.packing import packing
 from unlora.models.sharding import is_sharded
-from unlora.settings.names import NO_RETAIN
+from unlora.training.checks import argument_problems, evaluator_problems
 from unlora.training.config import UnlearnConfig
 from unlora.training.parts import TrainerInParts
 from unlora.training.snapshots import restore, snapshot, trainable
@@ -85,8 +84,8 @@ class UnlearnTrainer(TrainerInParts):
         evaluator: Callable[[nn.Module], Mapping[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
-        problems = _argument_problems(model, args, forget_dataset, retain_dataset, alternates, lessons)
-        raise_if([*problems, *_evaluator_problems(args, evaluator)])
+        problems = argument_problems(model, args, forget_dataset, retain_dataset, alternates, lessons)
+        raise_if([*problems, *evaluator_problems(args, evaluator)])
         self.evaluator = evaluator
         freeze_others(model)
         if args.gradient_checkpointing:
@@ -370,43 +369,3 @@ class _AfterStep(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.function()
-
-
-def _argument_problems(
-    model: nn.Module,
-    args: UnlearnConfig,
-    forget: Sequence[Example],
-    retain: Sequence[Example],
-    alternates: Sequence[Example] | None,
-    lessons: Sequence[Lesson] | None,
-) -> list[Problem]:
-    problems = []
-    if not isinstance(model, PeftModel) or UNLEARN not in model.peft_config:
-        reason, fix = f"it has no adapter {UNLEARN!r}", "pass the model that attach_adapters returns"
-        problems.append(Problem("model", type(model).__name__, reason, fix))
-    else:
-        problems += args.model_problems(model)
-    if not len(forget):
-        reason, fix = "there is nothing to forget", "give at least one example"
-        problems.append(Problem("forget_dataset", "0 examples", reason, fix))
-    if not len(retain) and args.chosen_retain_loss != NO_RETAIN:
-        reason, fix = f"{args.chosen_retain_loss!r} needs retain data", "give retain examples or use retain_loss='none'"
-        problems.append(Problem("retain_dataset", "0 examples", reason, fix))
-    if "alternate" in LOSSES[args.loss].reads and alternates is None:
-        reason = f"{args.loss!r} teaches another answer to each forget question"
-        problems.append(Problem("alternates", None, reason, "give one tokenised example for each forget example"))
-    if LOSSES[args.loss].needs_teacher and lessons is None:
-        reason, fix = f"{args.loss!r} distils a teacher", "give one lesson for each forget example"
-        problems.append(Problem("lessons", None, reason, fix))
-    for name, given in {"alternates": alternates, "lessons": lessons}.items():
-        if given is not None and len(given) != len(forget):
-            reason, fix = f"there are {len(forget)} forget examples", "give one for each of them, in the same order"
-            problems.append(Problem(name, f"{len(given)} examples", reason, fix))
-    return problems
-
-
-def _evaluator_problems(args: UnlearnConfig, evaluator: object) -> list[Problem]:
-    if not args.evaluates or evaluator is not None:
-        return []
-    fix = "give a function that returns the model's numbers, or use eval_strategy='no'"
-    return [Problem("evaluator", None, f"eval_strategy={args.eval_strategy.value!r} asks for evaluations", fix)]
