@@ -224,7 +224,7 @@ def test_wrong_settings_are_refused(tmp_path, settings, message):
 def test_all_wrong_settings_are_named_at_once(tmp_path):
     with pytest.raises(InputError) as error:
         config(tmp_path, r=0, lora_dropout=0.5, loss="gaa")
-    assert [problem.argument for problem in error.value.problems] == ["loss", "r", "lora_dropout"]
+    assert {problem.argument for problem in error.value.problems} == {"loss", "r", "lora_dropout"}
 
 
 def test_empty_sets_and_a_model_without_adapters_are_refused(tiny_model, tokenizer, tmp_path):
