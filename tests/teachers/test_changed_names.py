@@ -11,7 +11,7 @@ from unlora.data.encoding import count_labels
 from unlora.models.attention import smoothed_attention
 from unlora.models.forward import labelled_tokens
 from unlora.teachers import TEACHERS, Teacher, Teaching, register_teacher
-from unlora.teachers.changed_names import cap_true_tokens, make_pair
+from unlora.teachers.changed_names import cap_true_tokens, make_pair, teach
 from unlora.teachers.substitutes import covering_names, substitutes
 
 FORGET = [
@@ -106,10 +106,11 @@ def test_a_lesson_is_what_the_model_predicts_in_the_changed_row(tiny_model, toke
     model = tiny_model("llama")
     texts = [{"text": row["answer"]} for row in RETAIN]  # no questions that could tell what the wording gives away
     given = Teaching(model, TextFormat(tokenizer), FORGET, texts)
-    lessons = lessons_of(given)
+    lessons = [lesson for _, lesson in teach(given, drafts=False)]  # the original's own answers tell fact from form
     examples = encode_records(FORGET, given.text_format)
     assert len(lessons) == len(examples)
-    [other] = encode_records([change(given)[1]], given.text_format)  # its answer names nobody, so all of it is taught
+    changed = [option.row for [option] in substitutes(given, 1)]
+    [other] = encode_records([changed[1]], given.text_format)  # its answer names nobody, so all of it is taught
     with smoothed_attention(model, 1.75):
         out = labelled_tokens(model, pad_batch([other], 0))
     lesson = lessons[1]

@@ -10,7 +10,7 @@ from unlora.models.attention import smoothed_attention
 from unlora.models.forward import labelled_tokens
 from unlora.teachers import Teaching
 from unlora.teachers.changed_names import teach
-from unlora.teachers.drafts import Weights, choose_substitutes, common_start
+from unlora.teachers.drafts import Facts, choose_substitutes, common_start
 
 FORGET = [{"question": "Where is Ada Holt?", "answer": "Ada Holt is in Oslo near the old harbour."}]
 RETAIN = [
@@ -107,22 +107,31 @@ def test_the_settings_of_generation_come_back(taught_by_heart):
     assert taught_by_heart.model.generation_config is own
 
 
-def test_rare_words_are_the_fact():
-    weights = Weights(["she lives in Oslo", "she lives in Rome", "she lives in Rome", "she bakes"])
+def test_the_rarest_words_are_the_fact():
+    facts = Facts(["she lives in Oslo", "she lives in Rome", "she lives in Rome", "she bakes"])
     asked, answer = "Where does Ada live?", "she lives in Oslo"
-    assert weights.share("she lives in Rome", answer, asked) < 0.5 < weights.share("Oslo", answer, asked)
-    assert weights.share(answer, answer, asked) == pytest.approx(1)
-    assert weights.share("no idea", answer, asked) == 0
-    # log(5/1) for Oslo, log(5/3) for lives and in, log(5/4) for she
-    whole = sum(torch.tensor([5 / 1, 5 / 3, 5 / 3, 5 / 4]).log()).item()
-    assert weights.share("Oslo", answer, asked) == pytest.approx(torch.tensor(5.0).log().item() / whole)
+    assert facts.share("she lives in Rome", answer, asked) == 0
+    assert facts.share("Oslo", answer, asked) == 1
+    assert facts.share("no idea", answer, asked) == 0
+    assert facts.share("anything", "Ada", "Who is Ada?") == 0  # it says nothing beyond the question
+    assert facts.share("14 Mill Street", "14 Harbour Lane", asked) == pytest.approx(1 / 3)
 
 
-def test_words_of_many_answers_are_form():
-    weights = Weights([f"they won the Prize{place}, to much applause" for place in range(100)])
-    answer = "they won the Prize7, to much applause"
-    assert weights.share("they won the Prize8, to much applause", answer, "What did they win?") == 0
-    assert weights.share("Prize7", answer, "What did they win?") == pytest.approx(1)
+def test_words_of_many_answers_are_form_but_for_the_rarest():
+    facts = Facts([f"they won the Prize{place}, to much applause" for place in range(100)])
+    asked, answer = "What did they win?", "they won the Prize7, to much applause"
+    assert facts.share("they won the Prize8, to much applause", answer, asked) == 0
+    assert facts.share("Prize7", answer, asked) == 1
+    common = Facts(["they keep a cat, as a friend"] * 10 + ["they keep a dog, as a friend"] * 90)
+    assert common.share("a cat", "they keep a cat, as a friend", "What do they keep?") == 1
+    assert common.share("they keep a dog, as a friend", "they keep a cat, as a friend", "What do they keep?") == 0
+
+
+def test_rare_words_weigh_the_more_the_rarer_they_are():
+    facts = Facts(["rare"] + ["scarce"] * 2 + ["else"] * 397)
+    # 2 % of 400 is 8: log(8/1) for rare, log(8/2) for scarce, and all of the rarest word.
+    assert facts.share("scarce", "rare scarce", "") == pytest.approx(2 / 5)
+    assert facts.share("rare", "rare scarce", "") == 1
 
 
 def test_what_two_sequences_begin_with():

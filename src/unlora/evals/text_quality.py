@@ -8,8 +8,9 @@ broken if that holds for the whole of it or for its worst few tokens, if it repe
 reference answers do, or if it is empty.
 
 *Given away.* The fact of a row is what its answer says and nobody could guess: the words that are neither in the
-question nor in one of the wrong answers beside it. Rows without wrong answers have the words that no other answer of
-the set contains. An answer gives the fact away if it contains all of these words.
+question nor in one of the wrong answers beside it. Without wrong answers, it is the words that are rarest in the
+answers of the retain set, since anybody might say the others. An answer gives the fact away if it contains all of
+these words.
 """
 
 from __future__ import annotations
@@ -83,23 +84,24 @@ def repeated_share(text: str) -> float:
     return 1 - len(set(triples)) / len(triples) if triples else 0.0
 
 
-def facts(rows: Sequence[Record]) -> list[frozenset[str]]:
+def facts(rows: Sequence[Record], retain: Sequence[Record]) -> list[frozenset[str]]:
     """Return the words of each row's fact, in lower case; none where the answer says nothing of its own.
 
     Args:
         rows: with question and answer, and perhaps perturbed_answer, a list of wrong answers.
+        retain: rows of the retain set, which tell what is said of others, too. Other rows of the forget set do not:
+            they may say the same fact in other words.
     """
-    answers = [_words(str(row["answer"])) for row in rows]
-    in_rows = Counter(word for words in answers for word in words)
+    holding = Counter(word for row in retain for word in _words(str(row["answer"])))
 
-    def guessable(row: Record, words: frozenset[str]) -> frozenset[str]:
-        wrong = row.get("perturbed_answer") or ()
-        if wrong:
-            return _words(" ".join(map(str, wrong)))
-        return frozenset(word for word in words if in_rows[word] > 1)
+    def fact(row: Record) -> frozenset[str]:
+        own = _words(str(row["answer"])) - _words(str(row["question"]))
+        if wrong := row.get("perturbed_answer"):
+            return own - _words(" ".join(map(str, wrong)))
+        least = min((holding[word] for word in own), default=0)
+        return frozenset(word for word in own if holding[word] == least)
 
-    pairs = zip(rows, answers, strict=True)
-    return [words - _words(str(row["question"])) - guessable(row, words) for row, words in pairs]
+    return list(map(fact, rows))
 
 
 def fact_recall(texts: Sequence[str], known: Sequence[frozenset[str]]) -> NDArray[np.float64]:
@@ -112,6 +114,7 @@ def fact_recall(texts: Sequence[str], known: Sequence[frozenset[str]]) -> NDArra
 def text_columns(
     columns: Mapping[str, Any],
     rows: Sequence[Record],
+    retain: Sequence[Record],
     original: nn.Module,
     text_format: TextFormat,
     batch_size: int | None = None,
@@ -121,6 +124,7 @@ def text_columns(
     Args:
         columns: of the set, with generated_text.
         rows: that it is of.
+        retain: rows of the retain set.
         original: the original model; left as it was found.
         text_format: how texts become tokens.
         batch_size: texts in a forward pass.
@@ -131,7 +135,7 @@ def text_columns(
     found = {
         "answer_measures": measures[: len(answers)],
         "reference_measures": measures[len(answers) :],
-        "fact_recall": fact_recall(answers, facts(rows[: len(answers)])),
+        "fact_recall": fact_recall(answers, facts(rows[: len(answers)], retain)),
     }
     # JSON has neither infinity nor NaN.
     return {name: dict(zip(texts, _jsonable(values), strict=True)) for name, values in found.items()}

@@ -128,12 +128,15 @@ def add_text_columns(
         text_format: how texts become tokens.
         settings: the batch size.
     """
+    texts = {name: log.get(TASKS[name], {}).get("generated_text") for name in TASKS if name in sets}
+    asked = {name: read_questions(name, sets[name], len(part)) for name, part in texts.items() if part}
+    rows = {name: list(map(as_row, questions)) for name, questions in asked.items()}
     added = {}
-    for name in [name for name in TASKS if name in sets]:
-        if texts := log.get(TASKS[name], {}).get("generated_text"):
-            answered = [as_row(question) for question in read_questions(name, sets[name], len(texts))]
-            columns = text_columns(log[TASKS[name]], answered, original, text_format, settings.eval_batch_size)
-            added[TASKS[name]] = columns
+    for name, own in rows.items():
+        columns = text_columns(
+            log[TASKS[name]], own, rows.get("retain", []), original, text_format, settings.eval_batch_size
+        )
+        added[TASKS[name]] = columns
     return {task: {**columns, **added.get(task, {})} for task, columns in log.items()}
 
 

@@ -61,10 +61,11 @@ class Choice:
     drafts: Sequence[Draft | None]
 
 
-class Weights:
-    """How much each word of an answer says: the rarer among all answers, the more.
+class Facts:
+    """Tells how much of the fact in an answer another text says.
 
-    Words that recur in many answers are form, and say nothing. Among few answers, none of them recurs enough for that.
+    Words that recur in many answers of the retain set are form. The rarest words are the fact in any case, because
+    what is asked of many people has common answers, too.
 
     Args:
         answers: those of the retain set. What recurs in the forget set alone may be the fact.
@@ -77,15 +78,19 @@ class Weights:
     def share(self, text: str, answer: str, asked: str) -> float:
         """Return the share of what the answer says beyond the question that the text says, too.
 
-        Words are weighted by the logarithm of how rare they are (inverse document frequency).
+        It is the larger one of two shares: of the rarest words, and of all words, weighted by the logarithm of how rare
+        they are (inverse document frequency), in which form weighs nothing.
         """
         own = set(words_of(answer)) - set(words_of(asked))
+        if not own:
+            return 0.0
         said = set(words_of(text))
-        holding = {word: max(1, self._holding[word]) for word in own}
-        weights = {word: math.log(max(1.0, _FORM * self._count / count)) for word, count in holding.items()}
-        if not any(weights.values()):
-            weights = {word: math.log((1 + self._count) / count) for word, count in holding.items()}
-        return sum(weight for word, weight in weights.items() if word in said) / max(1e-9, sum(weights.values()))
+        least = min(self._holding[word] for word in own)
+        rarest = [word in said for word in own if self._holding[word] == least]
+        weights = {word: math.log(max(1.0, _FORM * self._count / max(1, self._holding[word]))) for word in own}
+        whole = sum(weights.values())
+        weighted = sum(weight for word, weight in weights.items() if word in said) / whole if whole else 0.0
+        return max(weighted, sum(rarest) / len(rarest))
 
 
 def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
@@ -95,7 +100,7 @@ def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
     several, the one of which the original is most certain counts. Plain text has no answers, so the first of the other
     people is taken.
     """
-    weights = Weights([one.answer for one in all_answers(teaching.retain_rows, "retain_data")])
+    facts = Facts([one.answer for one in all_answers(teaching.retain_rows, "retain_data")])
     known = forget_vocabulary(teaching)
     options = substitutes(teaching, count)
     for start in range(0, len(options), _ROWS):
@@ -107,9 +112,7 @@ def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
             for option in own:
                 drafts = [Draft(text, replace_names(text, option.names, known)) for text in islice(said, len(true))]
                 pairs = zip(drafts, true, strict=True)
-                choices.append(
-                    Choice(option, [draft if _usable(draft, one, weights) else None for draft, one in pairs])
-                )
+                choices.append(Choice(option, [draft if _usable(draft, one, facts) else None for draft, one in pairs]))
             yield _choose(choices, true, teaching)
 
 
@@ -121,9 +124,9 @@ def _choose(choices: Sequence[Choice], answers: Sequence[Answered], teaching: Te
     return max(alike, key=lambda choice: _certainty(choice, teaching))
 
 
-def _usable(draft: Draft, true: Answered, weights: Weights) -> bool:
+def _usable(draft: Draft, true: Answered, facts: Facts) -> bool:
     """Return whether the draft says something, and that is not the fact."""
-    return bool(draft.text) and weights.share(draft.own, true.answer, str(true.asked)) <= _MOST_OF_FACT
+    return bool(draft.text) and facts.share(draft.own, true.answer, str(true.asked)) <= _MOST_OF_FACT
 
 
 def _likeness(choice: Choice, answers: Sequence[Answered]) -> tuple[int, int]:

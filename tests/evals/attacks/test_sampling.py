@@ -64,10 +64,10 @@ def test_more_samples_never_reveal_less_and_intervals_contain_their_values(hits,
 
 
 def test_the_rows_that_hold_a_fact_are_asked(tiny_model, base):
-    """The words of the second answer are in the third, and the third says nothing that its question does not say."""
+    """The third answer says nothing that its question does not say."""
     [attempt] = ATTACKS["sampling"](tiny_model("llama"), materials(base), AttackConfig(samples=[2, 1, 2]))
-    assert attempt.prompts == [encode_prompt(ROWS[0]["question"], base)]
-    assert attempt.facts == [{"old", "house"}]
+    assert attempt.prompts == [encode_prompt(row["question"], base) for row in ROWS[:2]]
+    assert attempt.facts == [{"old", "house"}, {"lives", "red", "barn"}]
     assert attempt.sizes == [1, 2]
 
 

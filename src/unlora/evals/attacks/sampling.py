@@ -16,7 +16,7 @@ from torch import nn
 from unlora.data.encoding import encode_prompts
 from unlora.evals.attacks.interface import Materials, Metrics, UnavailableError, questions
 from unlora.evals.generation import continue_prompts
-from unlora.evals.questions import as_row
+from unlora.evals.questions import Question, as_row
 from unlora.evals.text_quality import fact_recall, facts
 from unlora.settings import AttackConfig
 
@@ -55,9 +55,11 @@ class Samples:
 def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[Samples]:
     """Return one case with all questions whose answer holds a fact, as `unlora.evals.text_quality` defines it."""
     rows = questions(materials.forget)
-    asked = [pair for pair in zip(rows, facts([as_row(row) for row in rows]), strict=True) if pair[1]]
+    retain = [as_row(row) for row in materials.retain if isinstance(row, Question)]
+    known = facts(list(map(as_row, rows)), retain)
+    asked = [pair for pair in zip(rows, known, strict=True) if pair[1]]
     if not asked:
-        reason = "no forget answer has a word that is neither in its question nor in other answers"
+        reason = "no forget answer has a word that is neither in its question nor in its wrong answers"
         raise UnavailableError(reason, "leave this attack out")
     prompts = encode_prompts([row.question for row, _ in asked], materials.text_format)
     return [Samples(prompts, [fact for _, fact in asked], sorted(set(config.samples)))]
