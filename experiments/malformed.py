@@ -247,7 +247,8 @@ class Generator:
         run, out = str(self.folder / "run"), ["--output_dir", str(self.folder / "out")]
         data = ["--forget_data", str(self.folder / "data" / "forget.jsonl")]
         data += ["--retain_data", str(self.folder / "data" / "retain.jsonl")]
-        return [["verify", run], ["export", run, *out], ["compare", run], ["unlearn", "--on", run, *data, *out]]
+        page = ["--output", str(self.folder / "out.html")]
+        return [["verify", run], ["export", run, *out], ["compare", run, *page], ["unlearn", "--on", run, *data, *out]]
 
     def _log(self) -> tuple[str, list[str]]:
         return self._damage(self._log_file), self.random.choice(self._of_log())
