@@ -195,7 +195,6 @@ REFUSED = {
     "an unknown attack": (["RUN", "--attacks", "relern"], "attacks='relern'.*did you mean 'relearn'"),
     "an unknown flag": (["RUN", "--seed", "1"], "flag='seed'.*did you mean 'seeds'"),
     "no seeds": (["RUN", "--seeds", "0"], "seeds=0"),
-    "too large a rank": (["RUN", "--r", "33"], "r=33"),
     "too many shots": (["RUN", "--attacks", "fewshot", "--shots", "6"], "6 of the 6 forget rows.*fewer shots"),
     "no such retrained model": (["RUN", "--retrained", "no/such/model/folder"], "no/such/model/folder"),
 }

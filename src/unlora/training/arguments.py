@@ -146,7 +146,8 @@ def _schedule_problems(args: TrainingArguments) -> list[Problem]:
     name, settings = SchedulerType(args.lr_scheduler_type).value, args.lr_scheduler_kwargs or {}
     given: dict[str, Any] = {"lr_scheduler_kwargs": settings} if settings else {"lr_scheduler_type": name}
     fix = f"write in lr_scheduler_kwargs what the schedule {name!r} takes: transformers' page on schedules lists it"
-    if name in _BY_METRIC or (name.startswith("constant") and not settings):
+    refused_anyway = name in _BY_METRIC or args.learning_rate < 0
+    if refused_anyway or (name.startswith("constant") and not settings):
         return []
     if name.startswith("constant"):
         return [Problem(*given.popitem(), "this schedule has no settings", "leave it out")]
