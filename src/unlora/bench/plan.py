@@ -11,7 +11,7 @@ from unlora.bench.logs import Measurement, References, SharedLogs
 from unlora.benchmarks import Benchmark, Options
 from unlora.common import plugins
 from unlora.common.errors import raise_if, unknown_name
-from unlora.common.files import unwritable_problems
+from unlora.common.files import remove_leftovers, unwritable_problems
 from unlora.pipeline.request import Request
 from unlora.settings import TextConfig, TofuSettings
 
@@ -67,6 +67,7 @@ class Plan:
                 request = Request.of(settings)
                 cell.check_inputs(logs.inputs(request.model, request.data))
             self._prepare(cell, settings, references[place])
+        remove_leftovers(self.options.folder)  # of killed processes: no run is in use, which `Cell.prepare` has checked
         return cells, references
 
     def cells(self) -> list[Cell]:
