@@ -7,8 +7,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from unlora.common.words import words_of
 from unlora.data.sources import Record, has_keys
-from unlora.data.words import words_of
 
 # Share of the words of both rows that they have in common (Jaccard).
 _ALIKE = 0.9

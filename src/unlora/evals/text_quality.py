@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unlora.common.words import rarest
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -98,8 +100,7 @@ def facts(rows: Sequence[Record], retain: Sequence[Record]) -> list[frozenset[st
         own = _words(str(row["answer"])) - _words(str(row["question"]))
         if wrong := row.get("perturbed_answer"):
             return own - _words(" ".join(map(str, wrong)))
-        least = min((holding[word] for word in own), default=0)
-        return frozenset(word for word in own if holding[word] == least)
+        return rarest(own, holding)
 
     return list(map(fact, rows))
 

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 from transformers import GenerationConfig
 
+from unlora.common.words import rarest, words_of
 from unlora.data import answers_of, encode_answers, pad_batch, padding_id
 from unlora.data.conversations import Answered, all_answers
 from unlora.data.encoding import encode_prompts
 from unlora.data.names import replace_names
-from unlora.data.words import words_of
 from unlora.models.forward import labelled_tokens
 from unlora.models.generation import generated_text, generation_config, prompt_example, without_own_settings
 from unlora.teachers.interface import Teaching
@@ -85,12 +85,11 @@ class Facts:
         if not own:
             return 0.0
         said = set(words_of(text))
-        least = min(self._holding[word] for word in own)
-        rarest = [word in said for word in own if self._holding[word] == least]
+        telling = rarest(own, self._holding)
         weights = {word: math.log(max(1.0, _FORM * self._count / max(1, self._holding[word]))) for word in own}
         whole = sum(weights.values())
         weighted = sum(weight for word, weight in weights.items() if word in said) / whole if whole else 0.0
-        return max(weighted, sum(rarest) / len(rarest))
+        return max(weighted, len(telling & said) / len(telling))
 
 
 def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:

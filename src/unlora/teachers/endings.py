@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from unlora.common.words import words_of
 from unlora.data import IGNORE_INDEX, Example, iter_batches, padding_id
 from unlora.data.encoding import count_labels
-from unlora.data.words import words_of
 from unlora.models.forward import labelled_tokens
 from unlora.models.generation import decode
 from unlora.teachers.interface import Teaching

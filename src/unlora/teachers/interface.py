@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from unlora.common.words import words_of
 from unlora.data import Example, TextFormat
 from unlora.data.conversations import all_answers
 from unlora.data.lessons import Lesson, with_others
 from unlora.data.names import Name
 from unlora.data.sources import Record, questions_of
-from unlora.data.words import words_of
 
 # So many of a prediction's likeliest tokens are kept one by one; the others count together.
 _KEPT = 128
