@@ -22,7 +22,7 @@ _TEMPERATURE = 2.0
 def distillation(
     logits: Tensor, logp: Tensor, lesson: Lesson, temperature: float = _TEMPERATURE, excess_weight: float = 0.1
 ) -> Tensor:
-    """mean_t τ²·KL_τ(t ‖ p) + μ·max(0, log p(y_t) − log t(y_t)), at least 0. Tokens that are not taught count as 0.
+    """mean_t (τ²·KL_τ(t ‖ p) + μ·max(0, log p(y_t) − log t(y_t))), at least 0. Tokens that are not taught count as 0.
 
     The second term lowers a true token until it is as unlikely as the teacher finds it, and no further. The KL is over
     the teacher's most likely tokens, each by itself, and all other tokens together.
@@ -75,9 +75,9 @@ def _kl(reference: Tensor, own: Tensor) -> Tensor:
 
 DISTIL = Loss(
     distillation,
-    "mean_t τ²·KL_τ(t ‖ p) + μ·max(0, log p(y_t) − log t(y_t)), t a teacher",
+    "mean_t (τ²·KL_τ(t ‖ p) + μ·max(0, log p(y_t) − log t(y_t)))",
     "Eldan and Russinovich 2023 (arXiv 2310.02238)",
     retain="soft_kl",
     measures={"teacher_kl": teacher_kl, "teacher_excess": teacher_excess},
 )
-SOFT_KL = Loss(softened_kl, "mean_t τ²·KL_τ(ref ‖ π), softened by τ = 2", "Hinton et al. 2015 (arXiv 1503.02531)")
+SOFT_KL = Loss(softened_kl, "mean_t τ²·KL_τ(ref ‖ p) at temperature τ = 2", "Hinton et al. 2015 (arXiv 1503.02531)")

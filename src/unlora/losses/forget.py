@@ -22,7 +22,7 @@ def gradient_ascent(logp: Tensor) -> Tensor:
 
 
 def inverted_hinge(logits: Tensor, targets: Tensor) -> Tensor:
-    """mean_t 1 + p(y_t) − max_{v≠y_t} p(v), in [0, 2] (IHL, Cha et al. 2025, arXiv 2408.06621).
+    """mean_t (1 + p(y_t) − max_{v≠y_t} p(v)), in [0, 2] (IHL, Cha et al. 2025, arXiv 2408.06621).
 
     This lowers the true token's probability to just below that of the runner-up. Unlike ascent, it then stops.
     """
@@ -52,7 +52,7 @@ def saturation_importance(logp: Tensor, beta1: float = 5.0, beta2: float = 1.0) 
 
 
 def cross_entropy_unlearning(logits: Tensor, targets: Tensor, example: Tensor, skip_first: int = 0) -> Tensor:
-    """mean_t −Σ_v q(v)·log p(v), q = softmax(sg(z) with z_y = −∞), at least 0 (CE-U, Yang 2025, arXiv 2503.01224).
+    """mean_t (−Σ_v q(v)·log p(v)), q = softmax(sg(z) with z_y = −∞), at least 0 (CE-U, Yang 2025, arXiv 2503.01224).
 
     This teaches the model its own distribution without the true token. The gradient of the true token's logit is
     p(y), so it fades as the token is forgotten.
@@ -70,7 +70,7 @@ def cross_entropy_unlearning(logits: Tensor, targets: Tensor, example: Tensor, s
 
 
 def adjusted_distillation(logits: Tensor, targets: Tensor, ref_logits: Tensor, beta: float = 10.0) -> Tensor:
-    """mean_t −Σ_v q(v)·log p(v), q = softmax(z_ref − β·1_y), at least 0 (UnDIAL, Dong et al. 2025, arXiv 2402.10052).
+    """mean_t (−Σ_v q(v)·log p(v)), q = softmax(z_ref − β·1_y), at least 0 (UnDIAL, Dong et al. 2025, arXiv 2402.10052).
 
     This distils the original model with the true token's logit lowered by β. The target is fixed, so training settles.
     """
@@ -93,10 +93,10 @@ _TOFU = "Maini et al. 2024 (arXiv 2401.06121)"
 GA = Loss(gradient_ascent, _ASCENT, _TOFU, retain="none")
 GD = Loss(gradient_ascent, _ASCENT, "Liu et al. 2022 (arXiv 2203.12817)")
 KL = Loss(gradient_ascent, _ASCENT, _TOFU, retain="kl")
-IHL = Loss(inverted_hinge, "mean_t 1 + p(y_t) − max_{v≠y_t} p(v)", "Cha et al. 2025 (arXiv 2408.06621)")
+IHL = Loss(inverted_hinge, "mean_t (1 + p(y_t) − max_{v≠y_t} p(v))", "Cha et al. 2025 (arXiv 2408.06621)")
 UNDIAL = Loss(
     adjusted_distillation,
-    "mean_t −Σ_v q(v)·log p(v), q = softmax(z_ref − β·1_{y_t})",
+    "mean_t (−Σ_v q(v)·log p(v)), q = softmax(z_ref − β·1_{y_t})",
     "Dong et al. 2025 (arXiv 2402.10052)",
 )
 WGA = Loss(weighted_ascent, "mean_t sg(p(y_t))^β · log p(y_t)", "Wang et al. 2025 (arXiv 2502.19301)")
@@ -107,7 +107,7 @@ SATIMP = Loss(
 )
 CEU = Loss(
     cross_entropy_unlearning,
-    "mean_t −Σ_v q(v)·log p(v), q = softmax(sg(z) with z_{y_t} = −∞)",
+    "mean_t (−Σ_v q(v)·log p(v)), q = softmax(sg(z) with z_{y_t} = −∞)",
     "Yang 2025 (arXiv 2503.01224)",
     retain="none",
 )

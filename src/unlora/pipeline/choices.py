@@ -23,7 +23,7 @@ _REFERENCES = {
     "ref_logp": "reference: log-probabilities, once",
     "ref_logits": "reference: logits, each step",
     "ref_states": "reference: hidden states, each step",
-    "lesson": "a teacher's lessons, once",
+    "lesson": "a teacher's predictions, once",
 }
 # The direction of a metric in words.
 _BETTER = {"high": "higher is better", "low": "lower is better", "zero": "0 is best", None: ""}
