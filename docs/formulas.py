@@ -14,6 +14,9 @@ from latex2mathml.converter import convert
 
 # Headings of columns that hold formulas.
 _COLUMNS = ("forget loss", "retain loss")
+# Browsers do not break formulas. One with more characters may break before an operator, but not within 1 − p.
+_LONG = 40
+_BREAKS = re.compile(r"(?<=\S)(?<!\(1) (?=[+−·] )")
 _FUNCTIONS = {"mean", "log", "max", "KL", "softmax", "sg", "NLL"}
 # Parentheses, and what ends a formula outside them: a comma, a semicolon or at least two words of text.
 _ENDS = re.compile(r"[()]|[,;]? *\b(?:a|[a-z]{2,})(?: (?!log|mean|max)[a-z]{2,})+ ?|[,;] ")
@@ -52,7 +55,14 @@ def typeset(text: str) -> str:
             parts += [text[start : found.start()], found[0]]
             start = found.end()
     shown = [*parts, text[start:]]
-    return "".join(part if place % 2 or not part else f"${tex(part)}$" for place, part in enumerate(shown))
+    return "".join(part if place % 2 or not part else _dollars(part) for place, part in enumerate(shown))
+
+
+def _dollars(formula: str) -> str:
+    """Return a formula between dollars, or the parts of a long one."""
+    first, *others = _BREAKS.split(formula) if len(formula) > _LONG else [formula]
+    # After an empty group, a plus or minus is not taken for the sign of a number.
+    return " ".join([f"${tex(first)}$", *(f"${{}} {tex(other)}$" for other in others)])
 
 
 def tex(formula: str) -> str:
