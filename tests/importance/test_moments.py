@@ -6,8 +6,9 @@ from transformers.pytorch_utils import Conv1D
 
 from helpers.models import ARCHITECTURES, tiny_config
 from unlora.common.errors import InputError
-from unlora.data import IGNORE_INDEX, TextFormat, encode_records, iter_batches, pad_batch
+from unlora.data import IGNORE_INDEX, TextFormat, encode_records, pad_batch
 from unlora.data.batching import BatchLimit
+from unlora.data.padding import Batches
 from unlora.importance import attach_probe, gradient_moments, moments, shelf
 
 ROWS = [
@@ -336,16 +337,6 @@ def test_whole_weights_are_measured_under_adapters_too(tiny_model, examples):
     assert_moments(gradient_moments(model, batches(examples), weights=[name]), (*expected, tokens))
 
 
-class Again:
-    """Batches that can be iterated again, with as many rows as the limit allows."""
-
-    def __init__(self, examples, limit):
-        self.examples, self.limit = examples, limit
-
-    def __iter__(self):
-        return iter_batches(self.examples, self.limit, 0)
-
-
 @pytest.mark.parametrize("page", [1, 2**18])
 def test_moments_after_an_out_of_memory_error_are_those_of_smaller_batches(
     tiny_model, examples, page, monkeypatch, caplog
@@ -364,7 +355,7 @@ def test_moments_after_an_out_of_memory_error_are_those_of_smaller_batches(
             output.register_hook(fail)
 
     hook = probe.get_base_model().model.layers[0].mlp.down_proj.register_forward_hook(check)
-    found = gradient_moments(probe, Again(examples, limit), limit=limit)
+    found = gradient_moments(probe, Batches(examples, limit, 0), limit=limit)
     hook.remove()
     assert_moments(found, (expected.mean, expected.second, expected.tokens))
     assert 2 <= len(caplog.messages) <= 3  # from four rows to two to one, which for short rows takes one more halving
@@ -380,7 +371,7 @@ def test_a_single_example_that_is_too_large_for_the_memory_is_an_error(tiny_mode
 
     probe.get_base_model().model.layers[0].register_forward_hook(fail)
     with pytest.raises(torch.OutOfMemoryError):
-        gradient_moments(probe, Again(examples, limit), limit=limit)
+        gradient_moments(probe, Batches(examples, limit, 0), limit=limit)
 
 
 def test_products_in_bfloat16_give_nearly_the_same_moments(tiny_model, examples):

@@ -6,6 +6,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
+from helpers.memory import memory_for, told
 from helpers.models import make_tokenizer
 from unlora import InputError, export_adapter, start_adapter
 from unlora.data import TextFormat, encode_records
@@ -75,8 +76,20 @@ def test_trl_trains_the_started_adapter(started, tiny_model, tmp_path):
     check_trained(started, before, tmp_path / "adapter", tiny_model("llama"))
 
 
-def test_an_unknown_start_and_too_few_rows_are_refused(tiny_model):
+def test_a_start_that_is_short_of_memory_is_the_same(tiny_model, caplog):
+    tokenizer = make_tokenizer()
+    expected = trainable(start_adapter(tiny_model("llama"), tokenizer, FORGET, RETAIN))
+    with memory_for(40):
+        found = trainable(start_adapter(tiny_model("llama"), tokenizer, FORGET, RETAIN))
+    assert 1 <= len(told(caplog)) <= 2
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_an_unknown_start_too_few_rows_and_a_batch_without_rows_are_refused(tiny_model):
     with pytest.raises(InputError, match="did you mean 'vila'"):
         start_adapter(tiny_model("llama"), make_tokenizer(), FORGET, RETAIN, init="villa")
     with pytest.raises(InputError, match="retain='1 rows'"):
         start_adapter(tiny_model("llama"), make_tokenizer(), FORGET, RETAIN[:1])
+    with pytest.raises(InputError, match="batch_size=0: .*use at least 1"):
+        start_adapter(tiny_model("llama"), make_tokenizer(), FORGET, RETAIN, batch_size=0)

@@ -1,8 +1,12 @@
 """The original's own answers about somebody else: which one is chosen, and what is taught of it."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
+from helpers.memory import memory_for, told
 from helpers.models import make_tokenizer
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.data.conversations import answers_of
@@ -55,6 +59,18 @@ def test_of_several_people_the_one_is_read_whose_answer_has_the_same_form_and_do
     [draft] = choice.drafts
     assert draft.text == "Mona Falk is by the sea all year round."
     assert draft.own == "Ada Holt is by the sea all year round."
+
+
+def test_a_teacher_that_is_short_of_memory_gives_the_same_lessons(taught_by_heart, caplog):
+    expected = teach(taught_by_heart)
+    with memory_for(60):
+        found = teach(replace(taught_by_heart, model=copy.deepcopy(taught_by_heart.model)))
+    assert 2 <= len(told(caplog)) <= 6  # for reading and for writing, and not for each time
+    assert len(expected) == 2  # the true answer, and what is said of somebody else
+    assert [one.example for one in found] == [one.example for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.lesson.places, other.lesson.places)
+        torch.testing.assert_close(one.lesson.true_logp, other.lesson.true_logp, rtol=1e-3, atol=1e-4)
 
 
 def test_form_is_taught_as_it_is_and_the_fact_as_the_teacher_reads_it(taught_by_heart):

@@ -75,6 +75,18 @@ def iter_batches(
 
 
 @dataclass(frozen=True)
+class Batches:
+    """The batches of `iter_batches`, made anew for each iteration, because the limit may have changed."""
+
+    examples: Sequence[Example]
+    limit: BatchLimit
+    pad_id: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter_batches(self.examples, self.limit, self.pad_id)
+
+
+@dataclass(frozen=True)
 class UnlearnCollator:
     """Collate pairs of a forget and a retain example into one batch: all forget rows, then all retain rows.
 

@@ -17,7 +17,7 @@ from unlora.data.conversations import Asked
 from unlora.data.encoding import IGNORE_INDEX, Example, TextFormat, encode_prompts
 from unlora.data.padding import Batch
 from unlora.evals.progress import Progress
-from unlora.evals.scoring import CPU_ROWS, check_positions, checked_size, evaluating, of_all, run_batches
+from unlora.evals.scoring import CPU_ROWS, check_positions, evaluating, of_all, run_batches
 from unlora.models.generation import generated_text, generation_config, prompt_example, without_own_settings
 from unlora.models.memory import batch_limit
 
@@ -74,7 +74,7 @@ def continue_prompts(
     check_positions(model, examples, max_new_tokens, "max_new_tokens", max_new_tokens)
     config = generation_config(max_new_tokens, text_format, temperature)
     texts: dict[int, str] = {}
-    limit = batch_limit(model, checked_size(batch_size), on_cpu=CPU_ROWS, new_tokens=max_new_tokens)
+    limit = batch_limit(model, batch_size, on_cpu=CPU_ROWS, new_tokens=max_new_tokens)
     with together(), generating(model) as core:
 
         def add(places: list[int], batch: Batch) -> None:

@@ -23,8 +23,9 @@ from unlora.common.errors import InputError, Problem, raise_if
 from unlora.data.batching import BatchLimit
 from unlora.data.conversations import Asked
 from unlora.data.encoding import Example, TextFormat, count_labels, encode_answers
-from unlora.data.padding import Batch, pad_batch, padding_id
+from unlora.data.padding import Batch, padding_id
 from unlora.evals.progress import Progress
+from unlora.models.batches import run_in_batches
 from unlora.models.forward import LabelledTokens, causal_lm, labelled_tokens, unwrapped
 from unlora.models.log_probabilities import upcast
 from unlora.models.memory import batch_limit
@@ -137,7 +138,7 @@ def _score_batches(
 ) -> list[T]:
     """Return what `score` computes for each example from the model's output for a batch."""
     check_examples(model, examples, text_format)
-    limit = batch_limit(model, checked_size(batch_size), on_cpu=CPU_ROWS)
+    limit = batch_limit(model, batch_size, on_cpu=CPU_ROWS)
     scores: dict[int, T] = {}
     with together(), evaluating(model):
 
@@ -185,37 +186,18 @@ def run_batches(
     The longest examples come first, so that a batch that is too large for the memory fails at once. Its examples are
     then run in smaller batches.
     """
-    pad_id = padding_id(text_format.tokenizer)
     order = share(sorted(range(len(examples)), key=lambda place: -len(examples[place]["input_ids"])))
-    lengths, start = [len(examples[place]["input_ids"]) for place in order], 0
-    while start < len(order):
-        places = list(order[start : start + limit.count(lengths, start)])
-        failure = out_of_memory(lambda: run(places, pad_batch([examples[place] for place in places], pad_id, side)))  # noqa: B023 - called at once
-        if failure is not None:
-            limit.halve(failure)
-            continue
-        start += len(places)
+
+    def run_share(places: range, batch: Batch) -> None:
+        run([order[place] for place in places], batch)
+
+    def report(done: int) -> None:
         if progress is not None:
             # This process sees only its own share. The others are about as far with theirs.
-            progress(round(start * len(examples) / len(order)))
+            progress(round(done * len(examples) / len(order)))
 
-
-def out_of_memory(run: Callable[[], None]) -> torch.OutOfMemoryError | None:
-    """Return the error if the memory is too small for what is run, without the frames that hold its tensors."""
-    try:
-        run()
-    except torch.OutOfMemoryError as error:
-        if in_lockstep():  # the other processes have run this batch
-            raise
-        return error.with_traceback(None)
-    return None
-
-
-def checked_size(batch_size: int | None) -> int | None:
-    """Return a number of rows. Raise `InputError` if a batch would have none."""
-    if batch_size is not None and batch_size < 1:
-        raise InputError(Problem("batch_size", batch_size, "a batch has at least one example", "use at least 1"))
-    return batch_size
+    own, pad_id = [examples[place] for place in order], padding_id(text_format.tokenizer)
+    run_in_batches(run_share, own, limit, pad_id, side, report)
 
 
 def check_examples(model: nn.Module, examples: Sequence[Example], text_format: TextFormat) -> None:

@@ -24,6 +24,7 @@ from unlora.common.errors import InputError, Problem, unknown_name
 from unlora.data.batching import BatchLimit
 from unlora.importance.shelf import Shelf, add_moments
 from unlora.importance.taps import Tap, tapped
+from unlora.models.batches import out_of_memory
 from unlora.models.forward import labelled_tokens
 from unlora.settings import GRANULARITIES
 
@@ -142,7 +143,8 @@ def _all_added(
 
     What was added before is of no use then, because the layers that came before the error have counted the batch.
     """
-    try:
+
+    def add() -> None:
         for batch in batches:
             out = labelled_tokens(model, batch)
             counts = out.counts if per == "example" else out.counts.sum()[None]
@@ -154,12 +156,14 @@ def _all_added(
             if shelf is not None:
                 shelf.end_batch()
             # Kept on the device, so that no batch waits for the one before it.
-            counted += torch.stack([counts.sum(), (counts > 0).sum()])
+            counted.add_(torch.stack([counts.sum(), (counts > 0).sum()]))
+
+    if limit is None:
+        add()
         return True
-    except torch.OutOfMemoryError as error:
-        if limit is None:
-            raise
-        failure = error.with_traceback(None)
+    failure = out_of_memory(add)
+    if failure is None:
+        return True
     if shelf is not None:
         shelf.forget_batch()
     limit.halve(failure)

@@ -12,13 +12,16 @@ from unlora.adapter import attach_adapters
 from unlora.adapter.settings import AdapterSettings
 from unlora.common.errors import Problem, raise_if, unknown_name
 from unlora.data.encoding import Example, TextFormat, encode_records
-from unlora.data.padding import Batch, iter_batches, padding_id
+from unlora.data.padding import Batch, Batches, padding_id
 from unlora.data.sources import Record
 from unlora.importance.initialiser import Measurement
 from unlora.importance.ratio import normalised_rows
 from unlora.importance.table import INITIALISERS
+from unlora.models.memory import batch_limit
 from unlora.settings import ImportanceConfig
 
+# The rows of a batch on a CPU, where the user does not say.
+_CPU_ROWS = 8
 # Rank and alpha of the paper.
 _RANK, _ALPHA = 8, 16
 
@@ -30,7 +33,7 @@ def start_adapter(
     retain: Sequence[Record],
     init: str = "vila",
     config: AdapterSettings | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     prompt_format: str = "auto",
 ) -> PeftModel:
     """Measure what the forget set needs, and return the model with a LoRA adapter that starts there.
@@ -45,15 +48,15 @@ def start_adapter(
         init: the initialiser; see `unlora ls initialisers`.
         config: a `peft.LoraConfig` with rank, alpha and target modules; by default rank 8 and alpha 16 on all linear
             layers but the head.
-        batch_size: rows in a backward pass.
+        batch_size: maximum number of rows in a backward pass. None fills the memory of a GPU.
         prompt_format: how questions become prompts.
 
     Returns:
         The model at its unchanged predictions: "unlearn" is trainable, and "offset" cancels its start.
 
     Raises:
-        InputError: an unknown initialiser, fewer than two rows, rows that cannot be tokenised, or adapter settings that
-            would not work.
+        InputError: an unknown initialiser, fewer than two rows, rows that cannot be tokenised, a batch without rows, or
+            adapter settings that would not work.
     """
     text_format = TextFormat(tokenizer, prompt_format)
     sets = {"forget": forget, "retain": retain}
@@ -68,10 +71,11 @@ def start_on(
     retain: Sequence[Example],
     init: str = "vila",
     config: AdapterSettings | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
 ) -> PeftModel:
     """Return the same as `start_adapter`, from tokenised examples."""
     raise_if([] if init in INITIALISERS else [unknown_name("init", init, INITIALISERS)])
+    limit = batch_limit(model, batch_size, on_cpu=_CPU_ROWS, backward=True)
     reason, fix = "the variance of gradients needs at least two rows", "give more rows, or use init='pissa' or 'lora'"
     sets = {"forget": forget, "retain": retain}
     raise_if(
@@ -83,15 +87,16 @@ def start_on(
     settings, pad_id = ImportanceConfig(init=init), padding_id(tokenizer)
 
     def of_retain(part: slice = slice(None)) -> Iterable[Batch]:
-        return iter_batches(retain[part], batch_size, pad_id)
+        return Batches(retain[part], limit, pad_id)
 
     measurement = Measurement(
         model,
         adapter,
         settings,
-        lambda: iter_batches(forget, batch_size, pad_id),
+        lambda: Batches(forget, limit, pad_id),
         of_retain,
         len(retain),
+        limit,
     )
     importance = INITIALISERS[init].row_importance(measurement)
     if importance is not None and settings.normalised:

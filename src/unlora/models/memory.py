@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from unlora.common.distributed import in_lockstep
+from unlora.common.errors import InputError, Problem
 from unlora.data.batching import BatchLimit
 from unlora.models.forward import causal_lm
 
@@ -23,7 +24,13 @@ _known: WeakKeyDictionary[nn.Module, dict[tuple[int | bool | None, ...], BatchLi
 
 
 def batch_limit(
-    model: nn.Module, rows: int | None, *, on_cpu: int, backward: bool = False, new_tokens: int = 0
+    model: nn.Module,
+    rows: int | None,
+    *,
+    on_cpu: int,
+    backward: bool = False,
+    new_tokens: int = 0,
+    reserved: int = 0,
 ) -> BatchLimit:
     """Return the limit of a model's batches. It is the same object for the same arguments, so that it learns.
 
@@ -33,20 +40,28 @@ def batch_limit(
         on_cpu: the number of examples instead of None on a CPU, which is as fast with few and needs less memory.
         backward: whether activations are kept for a backward pass.
         new_tokens: how many tokens are generated after each example.
+        reserved: bytes of the free memory that something else will take.
+
+    Raises:
+        InputError: a batch would have no rows.
     """
+    if rows is not None and rows < 1:
+        raise InputError(Problem("batch_size", rows, "a batch has at least one example", "use at least 1"))
     core = causal_lm(model)
     limits = _known.setdefault(core, {})
     key = (rows, on_cpu, backward, new_tokens)
     if key not in limits:
-        limits[key] = _new_limit(core, rows, on_cpu, backward, new_tokens)
+        limits[key] = _new_limit(core, rows, on_cpu, backward, new_tokens, reserved)
     return limits[key]
 
 
-def _new_limit(core: PreTrainedModel, rows: int | None, on_cpu: int, backward: bool, new_tokens: int) -> BatchLimit:
+def _new_limit(
+    core: PreTrainedModel, rows: int | None, on_cpu: int, backward: bool, new_tokens: int, reserved: int
+) -> BatchLimit:
     if rows is not None or core.device.type != "cuda" or in_lockstep():
         return BatchLimit(rows or (_IN_LOCKSTEP if in_lockstep() else on_cpu), extra=new_tokens)
     held = torch.cuda.memory_reserved(core.device) - torch.cuda.memory_allocated(core.device)
-    free = torch.cuda.mem_get_info(core.device)[0] + held
+    free = torch.cuda.mem_get_info(core.device)[0] + held - reserved
     tokens = int(_SHARE * free / token_bytes(core, backward, generating=new_tokens > 0))
     return BatchLimit(tokens=min(tokens, _MOST_CACHED if new_tokens else _MOST_TOKENS), extra=new_tokens)
 

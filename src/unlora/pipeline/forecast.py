@@ -18,14 +18,15 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from unlora.common.progress import tell
-from unlora.data import Example, TextFormat, iter_batches, pad_batch, padding_id
+from unlora.data import Batch, Example, TextFormat, padding_id
 from unlora.data.duplicates import near_duplicates, row_text
 from unlora.data.encoding import count_labels
 from unlora.evals.questions import read_questions
-from unlora.evals.scoring import CPU_ROWS, evaluating, out_of_memory
+from unlora.evals.scoring import CPU_ROWS, evaluating
 from unlora.evals.tofu import text_count
 from unlora.importance import INITIALISERS
 from unlora.losses.table import LOSSES, RETAIN_LOSSES
+from unlora.models.batches import run_in_batches
 from unlora.models.forward import causal_lm, labelled_tokens
 from unlora.models.memory import batch_limit
 from unlora.pipeline.importance import RETAIN_SHARE
@@ -175,9 +176,8 @@ def finetune_forecast(
     per_update = _pairs_per_update(args)
     steps = math.ceil(args.num_train_epochs * math.ceil(len(examples) / per_update))
     steps = args.max_steps if args.max_steps > 0 else steps
-    batch = next(iter(iter_batches(examples[:_TRIAL], _TRIAL, padding_id(text_format.tokenizer))))
     with evaluating(model):
-        speed = _tokens(examples[:_TRIAL]) / _timed(lambda: labelled_tokens(model, batch), model)
+        speed = _reading_speed(model, examples[:_TRIAL], text_format)
     update = _TRAINED * min(per_update, len(examples)) / args.world_size * _tokens(examples) / len(examples) / speed
     trained = sum(p.numel() for p in model.parameters()) if args.r is None else _adapter_size(model, args.r)
     memory = _weights(model) + trained * _TRAINING_BYTES + _activations(model, examples, args)
@@ -196,27 +196,23 @@ def _trial(job: Job) -> tuple[float, float]:
         model(input_ids=start, attention_mask=torch.ones_like(start))
 
     with evaluating(job.model):
-        speed = _reading_speed(job, examples)
+        speed = _reading_speed(job.model, examples, job.text_format, job.request.evaluation.eval_batch_size)
         step = _timed(generate, job.model)
     return speed, step
 
 
-def _reading_speed(job: Job, examples: Sequence[Example]) -> float:
-    """Return how many tokens the model reads in a second, in a batch of these examples or of as many as fit."""
-    limit = batch_limit(job.model, job.request.evaluation.eval_batch_size, on_cpu=CPU_ROWS)
-    pad_id, seconds = padding_id(job.text_format.tokenizer), math.nan
+def _reading_speed(
+    model: nn.Module, examples: Sequence[Example], text_format: TextFormat, rows: int | None = None
+) -> float:
+    """Return how many tokens the model reads in a second, in batches of at most so many of these examples."""
+    seconds = 0.0
 
-    def read() -> None:
+    def read(places: range, batch: Batch) -> None:
         nonlocal seconds
-        seconds = _timed(lambda: labelled_tokens(job.model, batch), job.model)
+        seconds += _timed(lambda: labelled_tokens(model, batch), model)
 
-    while True:
-        part = examples[: limit.count([len(example["input_ids"]) for example in examples], 0)]
-        batch = pad_batch(part, pad_id)
-        failure = out_of_memory(read)
-        if failure is None:
-            return _tokens(part) / seconds
-        limit.halve(failure)
+    run_in_batches(read, examples, batch_limit(model, rows, on_cpu=CPU_ROWS), padding_id(text_format.tokenizer))
+    return _tokens(examples) / seconds
 
 
 def _timed(function: Callable[[], object], model: nn.Module) -> float:

@@ -37,16 +37,15 @@ import torch
 from torch import Tensor
 
 from unlora.common.progress import bar
-from unlora.data import IGNORE_INDEX, Example, answers_of, encode_answers, encode_records, pad_batch, padding_id
+from unlora.data import IGNORE_INDEX, Example, answers_of, encode_answers, encode_records
 from unlora.data.encoding import count_labels
 from unlora.data.sources import Record, questions_of
 from unlora.models.attention import smoothed_attention
-from unlora.models.forward import labelled_tokens
-from unlora.models.log_probabilities import upcast
 from unlora.teachers.drafts import Choice, choose_substitutes, common_start
 from unlora.teachers.endings import ending_limits
 from unlora.teachers.interface import Questions, Taught, Teacher, Teaching, lesson
 from unlora.teachers.matching import Matches, labels_of, match
+from unlora.teachers.reading import predictions
 from unlora.teachers.substitutes import substitutes, with_questions
 
 # So many similar questions tell whether a row's own question gives its answer away.
@@ -157,7 +156,6 @@ def _continuations(row: Record, choice: Choice, pair: Pair, teaching: Teaching) 
     return found
 
 
-@torch.no_grad()
 def _lessons_of(
     pair: Pair, continuations: Sequence[Continuation | None], teaching: Teaching, temperature: float
 ) -> Iterator[Taught]:
@@ -209,7 +207,6 @@ def _facts(pair: Pair, continuations: Sequence[Continuation | None]) -> list[int
     return found
 
 
-@torch.no_grad()
 def _lessons_of_drafts(
     continuations: Sequence[Continuation | None], pair: Pair, teaching: Teaching
 ) -> Iterator[Taught]:
@@ -247,9 +244,8 @@ def _taught(example: Example, places: Sequence[int], logp: Tensor) -> Taught:
 
 def _predictions(groups: Sequence[Sequence[Example]], teaching: Teaching) -> list[Tensor]:
     """Return the log-probabilities [labels, vocabulary] of each group of examples."""
-    examples = [example for group in groups for example in group]
-    out = labelled_tokens(teaching.model, pad_batch(examples, padding_id(teaching.text_format.tokenizer)))
-    return list(upcast(out.logits).log_softmax(-1).split([count_labels(group) for group in groups]))
+    logp = predictions([example for group in groups for example in group], teaching)
+    return list(logp.split([count_labels(group) for group in groups]))
 
 
 def _tensor(labels: Sequence[int], like: Tensor) -> Tensor:

@@ -17,21 +17,24 @@ import torch
 from transformers import GenerationConfig
 
 from unlora.common.words import rarest, words_of
-from unlora.data import answers_of, encode_answers, pad_batch, padding_id
+from unlora.data import Batch, TextFormat, answers_of, encode_answers, padding_id
+from unlora.data.batching import BatchLimit
 from unlora.data.conversations import Answered, all_answers
 from unlora.data.encoding import encode_prompts
 from unlora.data.names import replace_names
-from unlora.models.forward import labelled_tokens
+from unlora.models.batches import run_in_batches
 from unlora.models.generation import generated_text, generation_config, prompt_example, without_own_settings
+from unlora.models.memory import batch_limit
 from unlora.teachers.interface import Teaching
+from unlora.teachers.reading import likelihoods
 from unlora.teachers.substitutes import Substitute, forget_vocabulary, substitutes
 
 # An answer that says more than this share of the fact is not used.
 _MOST_OF_FACT = 0.5
 # A word that a larger share of the retain set's answers contains is form.
 _FORM = 0.02
-# Rows that are looked at together, and prompts that are continued at the same time.
-_ROWS, _BATCH = 16, 64
+# Rows that are looked at together, and prompts that are continued at the same time on a CPU.
+_ROWS, _CPU_ROWS = 16, 64
 # An answer may be so many times as long as the true one, and at least so many tokens.
 _LONGER, _LEAST_TOKENS = 2, 16
 
@@ -102,10 +105,13 @@ def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
     facts = Facts([one.answer for one in all_answers(teaching.retain_rows, "retain_data")])
     known = forget_vocabulary(teaching)
     options = substitutes(teaching, count)
+    texts = [one.answer for one in all_answers(teaching.rows, "forget_data")]
+    # Planned for the longest answers of all rows, so that rows share what is learned about the memory.
+    limit = batch_limit(teaching.model, None, on_cpu=_CPU_ROWS, new_tokens=_most_tokens(texts, teaching.text_format))
     for start in range(0, len(options), _ROWS):
         part = options[start : start + _ROWS]
         answers = [answers_of(row) for row in teaching.rows[start : start + _ROWS]]
-        said = iter(_own_answers(teaching, part, answers))
+        said = iter(_own_answers(teaching, part, answers, limit))
         for own, true in zip(part, answers, strict=True):
             choices = []
             for option in own:
@@ -140,7 +146,6 @@ def _common_words(one: str, other: str) -> int:
     return sum(block.size for block in matcher.get_matching_blocks())
 
 
-@torch.no_grad()
 def _certainty(choice: Choice, teaching: Teaching) -> float:
     """Return how likely the original finds the drafts: the geometric mean probability of their tokens, to one digit.
 
@@ -149,8 +154,7 @@ def _certainty(choice: Choice, teaching: Teaching) -> float:
     """
     answers = zip(answers_of(choice.substitute.row), choice.drafts, strict=True)
     pairs = [(one.asked, draft.text) for one, draft in answers if draft is not None]
-    batch = pad_batch(encode_answers(pairs, teaching.text_format), padding_id(teaching.text_format.tokenizer))
-    return round(labelled_tokens(teaching.model, batch).logp.mean().exp().item(), 1)
+    return round(likelihoods(encode_answers(pairs, teaching.text_format), teaching).mean().exp().item(), 1)
 
 
 def common_start(one: Sequence[object], other: Sequence[object]) -> int:
@@ -159,7 +163,10 @@ def common_start(one: Sequence[object], other: Sequence[object]) -> int:
 
 
 def _own_answers(
-    teaching: Teaching, options: Sequence[Sequence[Substitute]], answers: Sequence[Sequence[Answered]]
+    teaching: Teaching,
+    options: Sequence[Sequence[Substitute]],
+    answers: Sequence[Sequence[Answered]],
+    limit: BatchLimit,
 ) -> list[str]:
     """Return the original's answers in all versions of some rows; "" where an answer does not come to an end.
 
@@ -167,34 +174,46 @@ def _own_answers(
         teaching: has the original.
         options: [rows][other people].
         answers: [rows][answers], the true ones.
+        limit: how many prompts are continued at the same time.
     """
     text_format = teaching.text_format
     asked = [one.asked for row in options for option in row for one in answers_of(option.row)]
     prompts = encode_prompts(asked, text_format)
     if not prompts:
         return []
-    texts = [one.answer for row in answers for one in row]
-    most_tokens = max(_LEAST_TOKENS, _LONGER * max(map(len, text_format.tokenizer(texts)["input_ids"])))
+    most_tokens = _most_tokens([one.answer for row in answers for one in row], text_format)
     if text_format.positions is not None:
         most_tokens = min(most_tokens, text_format.positions - max(map(len, prompts)))
     if most_tokens < 1:
         return [""] * len(prompts)
     config = generation_config(most_tokens, text_format)
-    said: dict[int, str] = {}
     by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    for start in range(0, len(prompts), _BATCH):
-        places = by_length[start : start + _BATCH]
-        said |= zip(places, _continue(teaching, [prompts[place] for place in places], config), strict=True)
+    texts = _continue(teaching, [prompts[place] for place in by_length], config, limit)
+    said = dict(zip(by_length, texts, strict=True))
     return [said[place] for place in range(len(prompts))]
 
 
+def _most_tokens(answers: Sequence[str], text_format: TextFormat) -> int:
+    """Return how long an answer may be, given the true ones."""
+    lengths = map(len, text_format.tokenizer(list(answers))["input_ids"]) if answers else ()
+    return max(_LEAST_TOKENS, _LONGER * max(lengths, default=0))
+
+
 @torch.no_grad()
-def _continue(teaching: Teaching, prompts: Sequence[list[int]], config: GenerationConfig) -> list[str]:
+def _continue(
+    teaching: Teaching, prompts: Sequence[list[int]], config: GenerationConfig, limit: BatchLimit
+) -> list[str]:
     """Return the greedy continuation of each prompt, "" if it does not end."""
     text_format = teaching.text_format
-    batch = pad_batch(list(map(prompt_example, prompts)), padding_id(text_format.tokenizer), "left")
+    texts: list[str] = []
     with without_own_settings(teaching.model) as core:
-        inputs = {key: batch[key].to(core.device) for key in ("input_ids", "attention_mask")}
-        rows = core.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
-    ended = [not text_format.end_tokens.isdisjoint(row) for row in rows]
-    return [generated_text(row, text_format).strip() if end else "" for row, end in zip(rows, ended, strict=True)]
+
+        def add(places: range, batch: Batch) -> None:
+            inputs = {key: batch[key].to(core.device) for key in ("input_ids", "attention_mask")}
+            rows = core.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
+            for row in rows:
+                ended = not text_format.end_tokens.isdisjoint(row)
+                texts.append(generated_text(row, text_format).strip() if ended else "")
+
+        run_in_batches(add, list(map(prompt_example, prompts)), limit, padding_id(text_format.tokenizer), "left")
+    return texts

@@ -15,17 +15,14 @@ import torch
 from torch import Tensor
 
 from unlora.common.words import words_of
-from unlora.data import IGNORE_INDEX, Example, iter_batches, padding_id
+from unlora.data import IGNORE_INDEX, Example
 from unlora.data.encoding import count_labels
-from unlora.models.forward import labelled_tokens
 from unlora.models.generation import decode
 from unlora.teachers.interface import Teaching
 from unlora.teachers.matching import label_words, labels_of
+from unlora.teachers.reading import likelihoods
 
-_BATCH = 32
 
-
-@torch.no_grad()
 def ending_limits(examples: Sequence[Example], facts: Sequence[int | None], teaching: Teaching) -> Tensor:
     """Return how likely each labelled token is without the beginning of the fact that it belongs to.
 
@@ -46,11 +43,8 @@ def ending_limits(examples: Sequence[Example], facts: Sequence[int | None], teac
             places.append(first + place)
             shortened.append(short)
         first += count_labels([example])
-    pad_id = padding_id(teaching.text_format.tokenizer)
-    for batch in iter_batches(shortened, _BATCH, pad_id, sort=False):
-        logp = labelled_tokens(teaching.model, batch).logp
-        limits[places[: len(logp)]] = logp.to(limits)
-        places = places[len(logp) :]
+    if shortened:
+        limits[places] = likelihoods(shortened, teaching).to(limits)
     return limits
 
 

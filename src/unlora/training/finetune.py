@@ -10,24 +10,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments, set_seed
 from transformers.utils import CONFIG_NAME
 
 from unlora.adapter.targets import is_everything, target_shapes
-from unlora.common.distributed import on_main
+from unlora.common.distributed import add_columns, on_main
 from unlora.common.errors import Problem, raise_if
 from unlora.common.files import flush, new_folder
 from unlora.common.locks import writing_to
 from unlora.data import Example, pad_batch, padding_id
+from unlora.data.encoding import count_labels
 from unlora.models.forward import causal_lm, labelled_tokens, unwrapped
 from unlora.models.hashes import weights_digest
+from unlora.models.log_probabilities import upcast
 from unlora.models.packing import packing
 from unlora.runs.stages import Stages, json_sha256, tokenizer_sha256
 from unlora.settings.training import FinetuneSettings
 from unlora.training.arguments import SafeArguments, batch_problems, changed_arguments
 from unlora.training.checkpoints import SafeTrainer
+from unlora.training.parts import TrainerInParts, items_of
 
 
 @dataclass
@@ -56,24 +60,33 @@ class FinetuneConfig(FinetuneSettings, SafeArguments):
         return [Problem(name, getattr(self, name), reason, fix) for name, is_given in given.items() if is_given]
 
 
-class _FinetuneTrainer(SafeTrainer):
+class _FinetuneTrainer(TrainerInParts):
     """A Trainer that computes logits at labelled positions only, which saves the memory of all the others."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the labels of the update, whatever the model is
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
+        """Return the number of labels in all batches of an update, over all processes."""
+        [labels] = add_columns([[count_labels(items_of(batch))] for batch in batch_samples])
+        return int(labels)
 
     def compute_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: int | None = None,
     ) -> Any:
         """Return the NLL of the batch's labels, divided by the number of labels in all batches of the update."""
-        if self.label_smoother is not None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        out = labelled_tokens(model, inputs)
-        if num_items_in_batch is None:
-            loss = -out.logp.mean()
-        else:  # it counts the labels of all processes, and their gradients will be averaged
-            loss = -out.logp.sum() / num_items_in_batch * self.accelerator.num_processes
+        assert num_items_in_batch is not None
+        out, smoothing = labelled_tokens(model, inputs), self.args.label_smoothing_factor
+        losses = -out.logp
+        if smoothing:  # the label and, with this weight, a token that is drawn from the whole vocabulary
+            losses = losses.lerp(-upcast(out.logits).log_softmax(-1).mean(-1), smoothing)
+        # The number is that of all processes, whose gradients will be averaged.
+        loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
 
 

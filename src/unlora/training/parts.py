@@ -16,34 +16,34 @@ from unlora.models.memory import batch_limit
 from unlora.training.checkpoints import SafeTrainer
 
 Update = list[dict[str, Any]]
-_COLUMNS = ("forget", "alternate", "retain")
 _UNCOLLATED = "uncollated"
 
 
 @dataclass(frozen=True)
-class _Pairs:
-    """The pairs of a batch. They are no list, because what moves a batch to a device would look into it."""
+class _Items:
+    """The items of a batch. They are no list, because what moves a batch to a device would look into it."""
 
-    pairs: list[Any]
+    items: list[Any]
 
 
 @dataclass(frozen=True)
 class _Collator:
-    """Collates pairs as another collator does, and keeps them beside the batch."""
+    """Collates items as another collator does, and keeps them beside the batch."""
 
     collate: Callable[[list[Any]], dict[str, Any]]
 
-    def __call__(self, pairs: list[Any]) -> dict[str, Any]:
-        return {**self.collate(pairs), _UNCOLLATED: _Pairs(pairs)}
+    def __call__(self, items: list[Any]) -> dict[str, Any]:
+        return {**self.collate(items), _UNCOLLATED: _Items(items)}
 
 
 class TrainerInParts(SafeTrainer):
-    """A trainer of pairs that divides an update anew if the memory is too small, or large enough for more.
+    """A trainer that divides an update anew if the memory is too small, or large enough for more.
 
-    The batches of an update are kept until all are there. On a CPU each of them is then a pass. On a GPU as many pairs
-    make up a pass as the memory is expected to hold, unless `per_device_train_batch_size` is not its default: that is
-    then the most. If a pass needs too much memory, the update begins again with passes of half the size. In a job of
-    several processes every batch is a pass, because all processes must make the same number of them.
+    The items that it trains on are examples, or pairs of them. The batches of an update are kept until all are there.
+    On a CPU each of them is then a pass. On a GPU as many items make up a pass as the memory is expected to hold,
+    unless `per_device_train_batch_size` is not its default: that is then the most. If a pass needs too much memory, the
+    update begins again with passes of half the size. In a job of several processes every batch is a pass, because all
+    processes must make the same number of them.
     """
 
     # What a pass adds to, and what must be as before if it fails.
@@ -81,33 +81,45 @@ class TrainerInParts(SafeTrainer):
             for name, value in before.items():
                 setattr(self, name, copy.copy(value))
 
-    def _run(self, model: nn.Module, update: Update, items: Any) -> Tensor:
-        """Add the gradients of all pairs of an update to those of the model, and return the loss."""
-        batches = [batch[_UNCOLLATED].pairs for batch in update]
-        parts = list(self._divided([pair for pairs in batches for pair in pairs]))
+    def _run(self, model: nn.Module, update: Update, num_items: Any) -> Tensor:
+        """Add the gradients of all items of an update to those of the model, and return the loss."""
+        batches = list(map(items_of, update))
+        parts = list(self._divided([item for batch in batches for item in batch]))
         self.passes = len(parts)
         as_they_are = list(map(len, batches)) == list(map(len, parts))
         total = torch.zeros((), device=self.args.device)
         for place, part in enumerate(parts):
-            self._passes_limit().count([_length(pair) for pair in part], 0)  # so that it knows which one failed
-            total += super().training_step(model, update[place] if as_they_are else self.data_collator(part), items)
+            self._passes_limit().count(list(map(self._length, part)), 0)  # so that it knows which one failed
+            total += super().training_step(model, update[place] if as_they_are else self.data_collator(part), num_items)
         return total
 
-    def _divided(self, pairs: list[Any]) -> Iterator[list[Any]]:
-        lengths, start = [_length(pair) for pair in pairs], 0
-        while start < len(pairs):
+    def _divided(self, items: list[Any]) -> Iterator[list[Any]]:
+        lengths, start = list(map(self._length, items)), 0
+        while start < len(items):
             stop = start + self._passes_limit().count(lengths, start)
-            yield pairs[start:stop]
+            yield items[start:stop]
             start = stop
+
+    def _length(self, item: dict[str, Any]) -> int:
+        """Return the number of tokens of an item."""
+        return len(item["input_ids"])
 
     def _passes_limit(self) -> BatchLimit:
         if self._limit is None:
             size = self.args.per_device_train_batch_size
             chosen = size != type(self.args).per_device_train_batch_size
-            self._limit = batch_limit(self.model, size if chosen else None, on_cpu=size, backward=True)
+            rows, reserved = size if chosen else None, self._bytes_of_optimiser()
+            self._limit = batch_limit(self.model, rows, on_cpu=size, backward=True, reserved=reserved)
         return self._limit
 
+    def _bytes_of_optimiser(self) -> int:
+        """Return about how many bytes the gradients and the moments of AdamW will take that are not there yet."""
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        missing = 2 * (not self.optimizer.state)
+        return sum(weight.nbytes * (missing + (weight.grad is None)) for weight in trained)
 
-def _length(pair: dict[str, Any]) -> int:
-    """Return the number of tokens of a pair. They are packed, so there is no padding beside them."""
-    return sum(len(pair[column]["input_ids"]) for column in _COLUMNS if pair[column])
+
+def items_of(batch: dict[str, Any]) -> list[Any]:
+    """Return the items that a batch of `TrainerInParts` was collated from."""
+    items: list[Any] = batch[_UNCOLLATED].items
+    return items

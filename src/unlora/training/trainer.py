@@ -37,6 +37,8 @@ from unlora.training.parts import TrainerInParts
 from unlora.training.snapshots import restore, snapshot, trainable
 from unlora.training.taught import StopWhenTaught
 
+# The examples of a pair.
+_COLUMNS = ("forget", "alternate", "retain")
 # What the log, the limit of the retain loss, and the return to the last good adapter depend on.
 _PROGRESS = ("retain_weight", "_retain_limit", "_logged_sums", "_logged_updates", "_good_adapter")
 
@@ -157,6 +159,10 @@ class UnlearnTrainer(TrainerInParts):
         ):
             nll, _ = example_nll(self.model, examples, text_format, size, progress)
         return (-nll).tolist()
+
+    def _length(self, item: dict[str, Any]) -> int:
+        """Return the number of tokens of a pair. They are packed, so there is no padding beside them."""
+        return sum(len(item[column]["input_ids"]) for column in _COLUMNS if item[column])
 
     # Loss
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+from helpers.memory import memory_for, told
 from helpers.models import with_lora
 from unlora.data import IGNORE_INDEX, encode_records, encode_turns, pad_batch
 from unlora.data.encoding import encode_prompt
@@ -305,6 +306,16 @@ def test_the_attacker_trains_an_adapter_of_its_own_and_takes_it_off(tiny_model, 
         assert all(value.any() for value in trained)
     assert same(before, state(model))
     assert not any(module.training for module in model.modules())
+
+
+def test_relearning_that_is_short_of_memory_trains_the_same(tiny_model, base, caplog):
+    examples, found = encode_rows(QUESTIONS[:4], base), []
+    for tokens in (10**6, 100):
+        with memory_for(tokens), relearned_on(tiny_model("llama"), examples, relearn_steps=3) as attacked:
+            found.append({name: value.clone() for name, value in state(attacked).items() if ".lora_" in name})
+    assert 1 <= len(told(caplog)) <= 3
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-2, atol=1e-4)
 
 
 def test_the_same_seed_relearns_the_same(tiny_model, base):

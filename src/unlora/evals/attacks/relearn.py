@@ -16,10 +16,13 @@ from torch import nn
 
 from unlora.adapter import attach_adapters, check_adapter_settings, detach_adapters
 from unlora.common.errors import raise_if
-from unlora.data import Example, pad_batch, padding_id
+from unlora.data import Example, iter_batches, padding_id
+from unlora.data.batching import BatchLimit
+from unlora.data.encoding import count_labels
 from unlora.evals.attacks.interface import Case, Materials, UnavailableError, encode_rows, probe, split
-from unlora.losses.retain import nll
+from unlora.models.batches import out_of_memory
 from unlora.models.forward import labelled_tokens
+from unlora.models.memory import batch_limit
 from unlora.settings import AttackConfig
 
 
@@ -71,9 +74,19 @@ def _train(model: nn.Module, examples: Sequence[Example], config: AttackConfig, 
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0.0)
     drawn, size = random.Random(seed), min(config.per_device_train_batch_size, len(examples))
+    limit = batch_limit(model, size, on_cpu=size, backward=True)
     model.train()
     for _ in range(config.relearn_steps):
-        batch = pad_batch(drawn.sample(examples, size), pad_id)
-        nll(labelled_tokens(model, batch).logp).backward()
+        batch = drawn.sample(examples, size)
+        while (failure := out_of_memory(partial(_add_gradients, model, batch, limit, pad_id))) is not None:
+            limit.halve(failure)
+            optimiser.zero_grad()
         optimiser.step()
         optimiser.zero_grad()
+
+
+def _add_gradients(model: nn.Module, examples: Sequence[Example], limit: BatchLimit, pad_id: int) -> None:
+    """Add the gradients of the mean NLL of all labels, in as many passes as the limit asks for."""
+    labels = count_labels(examples)
+    for batch in iter_batches(examples, limit, pad_id, sort=False):
+        (-labelled_tokens(model, batch).logp.sum() / labels).backward()

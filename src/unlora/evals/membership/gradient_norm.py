@@ -22,7 +22,7 @@ from unlora.data.batching import BatchLimit
 from unlora.data.encoding import Example, TextFormat
 from unlora.data.padding import Batch
 from unlora.evals.progress import Progress
-from unlora.evals.scoring import CPU_ROWS, check_examples, checked_size, of_all, run_batches, without_dropout
+from unlora.evals.scoring import CPU_ROWS, check_examples, of_all, run_batches, without_dropout
 from unlora.importance.taps import Tap, tapped
 from unlora.models.forward import causal_lm, labelled_tokens
 from unlora.models.memory import batch_limit
@@ -58,7 +58,7 @@ def gradient_norms(
     names = list(target_shapes(model, "all-linear")) if modules is None else modules
     taps = {name: NormTap(linear[name], name) for name in names}
     norms: dict[int, float] = {}
-    limit = batch_limit(model, checked_size(batch_size), on_cpu=CPU_ROWS, backward=True)
+    limit = batch_limit(model, batch_size, on_cpu=CPU_ROWS, backward=True)
     with together(), tapped(model, taps.values()):
 
         def add(places: list[int], batch: Batch) -> None:
