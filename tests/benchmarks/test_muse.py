@@ -262,10 +262,16 @@ def test_only_the_first_rows_are_evaluated_and_all_pairs_are_shown(command, fold
     assert few["texts"]["forget_qa"] == every["texts"]["forget_qa"][:2]
 
 
-def test_texts_longer_than_the_model_are_cut_with_a_warning(tiny_model, tokenizer, folder, caplog):
+def test_texts_longer_than_the_model_are_cut_with_a_warning_and_texts_stand_at_their_rows(tiny_model, tokenizer, folder, caplog):
     sets = load_muse(str(folder / "data"))
     sets["forget"] = [{"text": "people " * 400}, *sets["forget"]]
-    evaluate_muse(tiny_model("llama"), sets, tokenizer)
+    model = tiny_model("llama")
+    _, texts = evaluate_muse(model, sets, tokenizer)
+    for name in ("forget_qa", "retain_qa"):  # they share their batches, and every text still stands at its own row
+        for row, (said, right) in zip(sets[name], texts[name], strict=True):
+            ids = encode_text(knowledge_prompt(row["question"], sets[f"{name}_icl"]), tokenizer)
+            [alone] = continue_prompts(model, [ids], TextFormat(tokenizer, "base"), NEW_TOKENS[name])
+            assert [said, right] == [cut_answer(alone), row["answer"]]
     assert "privleak.forget: 1 of 5 texts were cut to the model's 256 positions" in caplog.text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from unlora.common.errors import Problem, raise_if
@@ -15,7 +16,7 @@ from unlora.evals.progress import Progress, continued
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from unlora.data import Example
+    from unlora.data import Example, TextFormat
     from unlora.data.sources import Record
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,6 @@ def evaluate_muse(
     """
     from unlora.data import TextFormat
     from unlora.data.encoding import encode_text
-    from unlora.evals.generation import continue_prompts
     from unlora.evals.scoring import check_positions, position_limit
     from unlora.models.generation import prompt_example
 
@@ -120,19 +120,37 @@ def evaluate_muse(
         check_positions(model, [prompt_example(ids) for ids in prompts[name]], new, argument, len(prompts[name]))
     scores: Scores = {}
     texts = {}
-    done = 0
-    for name, new in NEW_TOKENS.items():
-        generated = continue_prompts(model, prompts[name], text_format, new, batch_size, continued(progress, done))
+    for name, generated in _generate(model, prompts, text_format, batch_size, progress).items():
         if name != "verbmem":
             generated = [cut_answer(text) for text in generated]
         right = references(name, sets, tokenizer)
         warn_of_wordless(name, right)
         texts[name] = [list(pair) for pair in zip(generated, right, strict=True)]
         scores[name] = {"rougeL": [rouge_l_f1(said, right) for said, right in texts[name]]}
-        done += len(generated)
     private = {name: _encode_whole(name, sets[name], tokenizer, limit) for name in ("forget", "holdout")}
-    scores |= leakage_scores(model, private, text_format, batch_size, progress=continued(progress, done))
+    later = continued(progress, sum(map(len, texts.values())))
+    scores |= leakage_scores(model, private, text_format, batch_size, progress=later)
     return scores, texts
+
+
+def _generate(
+    model: PreTrainedModel,
+    prompts: Mapping[str, Sequence[list[int]]],
+    text_format: TextFormat,
+    batch_size: int,
+    progress: Progress | None,
+) -> dict[str, list[str]]:
+    """Return the continuation of each prompt by set. Sets whose continuations are equally long share their batches."""
+    from unlora.evals.generation import continue_prompts
+
+    generated: dict[str, list[str]] = {}
+    for new in dict.fromkeys(NEW_TOKENS.values()):
+        names = [name for name, own in NEW_TOKENS.items() if own == new]
+        whole = [ids for name in names for ids in prompts[name]]
+        later = continued(progress, sum(map(len, generated.values())))
+        texts = iter(continue_prompts(model, whole, text_format, new, batch_size, later))
+        generated |= {name: list(islice(texts, len(prompts[name]))) for name in names}
+    return generated
 
 
 def text_count(sets: Sets) -> int:
