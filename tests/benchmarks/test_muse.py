@@ -262,7 +262,7 @@ def test_only_the_first_rows_are_evaluated_and_all_pairs_are_shown(command, fold
     assert few["texts"]["forget_qa"] == every["texts"]["forget_qa"][:2]
 
 
-def test_texts_longer_than_the_model_are_cut_with_a_warning_and_texts_stand_at_their_rows(tiny_model, tokenizer, folder, caplog):
+def test_long_texts_are_cut_with_a_warning_and_texts_stand_at_their_rows(tiny_model, tokenizer, folder, caplog):
     sets = load_muse(str(folder / "data"))
     sets["forget"] = [{"text": "people " * 400}, *sets["forget"]]
     model = tiny_model("llama")

@@ -91,5 +91,5 @@ def test_an_unknown_start_too_few_rows_and_a_batch_without_rows_are_refused(tiny
         start_adapter(tiny_model("llama"), make_tokenizer(), FORGET, RETAIN, init="villa")
     with pytest.raises(InputError, match="retain='1 rows'"):
         start_adapter(tiny_model("llama"), make_tokenizer(), FORGET, RETAIN[:1])
-    with pytest.raises(InputError, match="batch_size=0: .*use at least 1"):
+    with pytest.raises(InputError, match=r"batch_size=0: .*use at least 1"):
         start_adapter(tiny_model("llama"), make_tokenizer(), FORGET, RETAIN, batch_size=0)
