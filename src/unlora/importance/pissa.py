@@ -16,5 +16,7 @@ def row_importance(measurement: Measurement) -> dict[str, Tensor]:
 
 
 PISSA = Initialiser(
-    row_importance, "all rows alike: the first r singular vectors of W", "Meng et al., NeurIPS 2024 (arXiv 2404.02948)"
+    row_importance,
+    "the same for all rows, so that the start is the first r singular vectors of W",
+    "Meng et al., NeurIPS 2024 (arXiv 2404.02948)",
 )

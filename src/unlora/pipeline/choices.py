@@ -111,7 +111,11 @@ def _needs_of_start(start: Initialiser) -> str:
     """Return what data an initialiser looks at."""
     if not start.uses_data:
         return _NOTHING
-    return "forget and retain set; two gradients of each" if start.centred else "forget and retain set"
+    return (
+        "forget and retain set, at least two examples (or batches) of each"
+        if start.centred
+        else "forget and retain set"
+    )
 
 
 def _needs_of_loss(loss: Loss) -> str:
