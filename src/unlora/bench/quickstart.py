@@ -41,14 +41,19 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, 
         folder: a new folder for data, adapter, logs and metrics.
         seed: of the people, of the models and of the training.
         say: called with a line about each step.
-        recipe: of the two models; the standard one for this seed if not given.
+        recipe: of the two models; `quick_recipe` if not given.
 
     Raises:
         InputError: the folder is not empty.
     """
     with writing_to(folder), _one_thread():
         check_unused(folder, "output_dir")
-        return _quickstart(folder, seed, say, recipe or Recipe(seed=seed))
+        return _quickstart(folder, seed, say, recipe or quick_recipe(seed))
+
+
+def quick_recipe(seed: int) -> Recipe:
+    """Return a recipe that takes two thirds of the standard one's time, and learns nearly as much by heart."""
+    return Recipe(seed=seed, epochs=24, learning_rate=4e-3)
 
 
 @contextmanager

@@ -13,14 +13,12 @@ from unlora.report.unseen import rows_that_settle
 from unlora.runs.command import repeat_command, shown_folder
 from unlora.runs.folder import saved_settings
 from unlora.settings import UnlearnSettings
-from unlora.settings.training import PUSHING
+from unlora.settings.training import AGREEMENT, PUSHING
 
 # A run forgot hardly anything if more than this share of what should be gone is still there.
 _MOST = 0.75
 # Less than this is not counted as something that should be gone.
 _LEAST_DIFFERENCE = 0.1
-# The model agrees with its teacher if the forget answers are at most so much likelier, in nats per token.
-_AGREEMENT = 0.05
 # How much faster to train if one run was too short.
 _FASTER = 3
 
@@ -121,7 +119,7 @@ def _slow_training(run: Run) -> tuple[str, str]:
     rate = float(run.settings.get("learning_rate") or PUSHING["learning_rate"])
     faster = f"--learning_rate {_FASTER * rate:.2g}"
     excess = [row["teacher_excess"] for row in run.train if "teacher_excess" in row]
-    if excess and excess[-1] <= _AGREEMENT:
+    if excess and excess[-1] <= AGREEMENT:
         reason = "The model agrees with its teacher, so the teacher finds these answers likely, too."
         return f"{reason} Name everybody whom the rows are about, in place of NAME.", "--forget_names NAME"
     if excess:

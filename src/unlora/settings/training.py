@@ -52,6 +52,9 @@ PUSHING: dict[str, Any] = {
     "retain_weight": 1.0,
     "gradient_accumulation_steps": 4,
 }
+# A model agrees with its teacher if both means are at most so many nats per labelled token: KL(teacher ‖ model), and
+# how much likelier a true token is than the teacher finds it.
+AGREEMENT = 0.1
 _LEARNING_RATE = "The initial learning rate of AdamW."
 _WEIGHT_DECAY = "Weight decay of AdamW."
 _ALPHA = "LoRA alpha. The adapter is scaled by alpha / r."

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from unlora.common.progress import tell
+from unlora.settings.training import AGREEMENT
 from unlora.training.tensor_files import load_state, save_state
 
 logger = logging.getLogger(__name__)
 _STATE = "taught.safetensors"
-# The goal, in nats per labelled token: KL(teacher ‖ model), and how much likelier a true token is than to the teacher.
-_GOAL = {"teacher_kl": 0.05, "teacher_excess": 0.05}
+# The means that must be at most `AGREEMENT`.
+_MEASURES = ("teacher_kl", "teacher_excess")
 # Means are over so many updates, or over a pass over the forget set if that is longer.
 _WINDOW = 8
 _LEAST_UPDATES = 20
@@ -93,7 +94,7 @@ class StopWhenTaught(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note the means of the update, and stop once the learning rate has fallen to 0."""
         means, self.trainer.update_means = self.trainer.update_means, {}
-        self.values.append([means[name] for name in _GOAL])
+        self.values.append([means[name] for name in _MEASURES])
         # At half of the steps the goal is given up, because the learning rate needs the other half to fall.
         if self.reached is None and (self._agrees(state) or 2 * state.global_step >= state.max_steps):
             self.reached = state.global_step
@@ -104,13 +105,13 @@ class StopWhenTaught(TrainerCallback):
     def _agrees(self, state: TrainerState) -> bool:
         if state.global_step < max(_LEAST_UPDATES, self.values.maxlen or 0):
             return False
-        return all(mean <= goal for mean, goal in zip(self._means(), _GOAL.values(), strict=True))
+        return max(self._means()) <= AGREEMENT
 
     def _means(self) -> list[float]:
         return [sum(column) / len(self.values) for column in zip(*self.values, strict=True)]
 
     def _report(self, state: TrainerState) -> None:
-        words = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(_GOAL, self._means(), strict=True))
+        words = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(_MEASURES, self._means(), strict=True))
         if self._agrees(state):
             tell(f"the model agrees with its teacher after {state.global_step} updates ({words})")
         else:
