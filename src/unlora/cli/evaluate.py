@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any
 from unlora.cli.arguments import check_some
 from unlora.cli.bench import flags
 from unlora.cli.output import Answer
-from unlora.common.errors import InputError, Problem, from_elsewhere, raise_if
-from unlora.settings import BenchmarkSettings, EvaluateConfig, ModelConfig, OwnSetsSettings, TaskSettings, TextConfig
-from unlora.settings.checks import missing
+from unlora.common.errors import from_elsewhere, raise_if
+from unlora.settings import (
+    BenchmarkSettings,
+    EvaluateConfig,
+    LogConfig,
+    ModelConfig,
+    OwnSetsSettings,
+    TaskSettings,
+    TextConfig,
+)
 from unlora.settings.evaluation import file_problems
 
 if TYPE_CHECKING:
@@ -30,7 +37,7 @@ SETTINGS = (ModelConfig, EvaluateConfig, TextConfig, OwnSetsSettings, BenchmarkS
 def settings_for(argv: Sequence[str]) -> tuple[Any, ...]:
     """Return the settings of the benchmark that is named; without a model only what reads an existing log."""
     if not {"--model_name_or_path", "--on", "--config"} & {part.partition("=")[0] for part in argv}:
-        return (EvaluateConfig,)
+        return (LogConfig,)
     check_some(SETTINGS, flags(list(argv)))  # before the benchmarks load torch
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--benchmark")
@@ -51,7 +58,7 @@ def run(*settings: Any) -> Answer:
     return Answer(summary, lambda: _show(benchmark, reading, summary), target.log)
 
 
-def _summarise_log(config: EvaluateConfig) -> Answer:
+def _summarise_log(config: LogConfig) -> Answer:
     """Show the numbers of an existing log, without a model.
 
     Raises:
@@ -60,9 +67,6 @@ def _summarise_log(config: EvaluateConfig) -> Answer:
     from unlora.cli.tables import print_numbers
     from unlora.evals.log_format import KEPT
 
-    raise_if(missing(config, ("log",), fix="name an existing log, or a model and a new file"))
-    if config.adapter is not None:
-        raise InputError(Problem("adapter", config.adapter, "no model is named", "add --model_name_or_path"))
     benchmark = _benchmark(config.benchmark)
     log = benchmark.read_log(config.log)
     retrained = None if config.retrained is None else benchmark.read_log(config.retrained, "retrained")

@@ -196,6 +196,19 @@ class EvaluateConfig(ReportedConfig):
         return log_problems(self.retrained)
 
 
+class LogConfig(EvaluateConfig):
+    """An existing log whose numbers are shown, without a model."""
+
+    def problems(self) -> list[Problem]:
+        """Check that a log is named, and that there is nothing which needs a model."""
+        problems = missing(self, ("log",), fix="name an existing log, or a model and a new file")
+        if self.log and not Path(self.log).is_file():
+            problems.append(Problem("log", self.log, "there is no such file", "check the path"))
+        if self.adapter is not None:
+            problems.append(Problem("adapter", self.adapter, "no model is named", "add --model_name_or_path"))
+        return [*problems, *self.retrained_problems(), *super().problems()]
+
+
 @dataclass
 class BenchmarkSettings(SampleSettings):
     """Data of a benchmark, and how much of it is evaluated."""
