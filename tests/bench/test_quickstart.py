@@ -74,7 +74,7 @@ def course(cache, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said:
         patch.setenv("UNLORA_CACHE", str(cache))
-        patch.setattr("unlora.bench.quickstart.Recipe", lambda seed: replace(TINY, seed=seed))
+        patch.setattr("unlora.bench.quickstart.quick_recipe", lambda seed: replace(TINY, seed=seed))
         patch.setattr("unlora.bench.quickstart.quickstart", noted)
         try:
             answer = run(QuickstartConfig(output_dir=folder))

@@ -52,8 +52,8 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, 
 
 
 def quick_recipe(seed: int) -> Recipe:
-    """Return a recipe that takes two thirds of the standard one's time, and learns nearly as much by heart."""
-    return Recipe(seed=seed, epochs=24, learning_rate=4e-3)
+    """Return the recipe of models with a layer less than persona's, which saves a quarter of the time."""
+    return Recipe(seed=seed, layers=3)
 
 
 @contextmanager
