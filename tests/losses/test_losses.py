@@ -278,7 +278,7 @@ def slow_divergence(reference, own, temperature=2.0):
     return temperature**2 * sum(a * math.log(a / b) for a, b in pairs)
 
 
-def slow_distil(out, at, temperature=2.0, excess_weight=0.3):
+def slow_distil(out, at, temperature=2.0, excess_weight=0.5):
     rows, total = array(out.logits), 0.0
     taught = (out.lesson.places, out.lesson.ids, out.lesson.logp, out.lesson.true_logp)
     for place, ids, logp, true in zip(*(part.tolist() for part in taught), strict=True):

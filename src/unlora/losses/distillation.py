@@ -20,7 +20,7 @@ _TEMPERATURE = 2.0
 
 
 def distillation(
-    logits: Tensor, logp: Tensor, lesson: Lesson, temperature: float = _TEMPERATURE, excess_weight: float = 0.3
+    logits: Tensor, logp: Tensor, lesson: Lesson, temperature: float = _TEMPERATURE, excess_weight: float = 0.5
 ) -> Tensor:
     """mean_t (τ²·KL_τ(t ‖ p) + μ·max(0, log p(y_t) − log t(y_t))), at least 0. Tokens that are not taught count as 0.
 

@@ -22,7 +22,7 @@ from unlora.evals.questions import Question, read_questions
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.evaluation import warn_of_texts
 from unlora.pipeline.loading import comparable_model
-from unlora.runs.folder import ADAPTER, DIFFERENCE, check_adapter, checked_settings, saved_model, saved_settings
+from unlora.runs.folder import ADAPTER, DIFFERENCE, check_adapter, checked_settings, saved_model, located_settings
 from unlora.runs.folder import ATTACKS as ATTACKS_FILE
 from unlora.settings import AttackConfig, DataConfig, EvalConfig, ModelConfig
 from unlora.settings.training import PUSHING
@@ -100,7 +100,7 @@ def read_run(run: str, trust_remote_code: bool = False) -> Target:
     """
     check_adapter(run)
     # The exported adapter contains those of earlier requests, and belongs on the base alone.
-    model, values = saved_model(run, "RUN", trust_remote_code), saved_settings(run, "RUN")
+    model, values = saved_model(run, "RUN", trust_remote_code), located_settings(run, "RUN")
     values["retrained"] = None  # nothing here reads that log, which may be somewhere else by now
     rate = {"learning_rate": values.get("learning_rate") or PUSHING["learning_rate"]}
     return Target(

@@ -6,6 +6,7 @@ Three models appear in the files of a run: the "original" model before unlearnin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -76,6 +77,9 @@ _GOES_WITH = (
     ({"retain_samples", "retain_convergence"}, {"retain_samples", "retain_convergence"}),
 )
 _STOPPING = {"stop_every", "stop_statistic", "stop_auc"}
+# Settings that can name a file or a folder.
+_PLACES = {"model_name_or_path", "tokenizer_name_or_path", "on", "importance_file", "original_log", "retrained"}
+_PLACES |= {"forget_data", "retain_data", "holdout_data", "eval_data"}
 
 
 def is_finished(run: str | Path) -> bool:
@@ -102,6 +106,30 @@ def saved_settings(run: str | Path, argument: str = "on") -> dict[str, Any]:
         return dict(read_yaml(Path(run) / CONFIG))
 
 
+def located_settings(run: str | Path, argument: str = "on") -> dict[str, Any]:
+    """Return all settings of a run, with the paths in them as they are from the current folder.
+
+    A run names its files from the folder in which it was started. The current folder may be another one. What is here
+    under such a name comes first, because the folders may have been moved together.
+    """
+    values = saved_settings(run, argument)
+    started_in = _started_in(Path(run), values)
+    for name in _PLACES & values.keys():
+        value = values[name]
+        if isinstance(value, str) and started_in and not Path(value).exists() and (started_in / value).exists():
+            values[name] = os.path.relpath(started_in / value)
+    return values
+
+
+def _started_in(run: Path, values: Mapping[str, Any]) -> Path | None:
+    """Return the folder in which a run was started: that from which its `output_dir` leads to the run."""
+    output = Path(str(values.get("output_dir")))
+    place = run.resolve()
+    if output.is_absolute() or ".." in output.parts or place.parts[-len(output.parts) :] != output.parts:
+        return None
+    return place.parents[len(output.parts) - 1]
+
+
 def saved_model(run: str | Path, argument: str = "RUN", trust_remote_code: bool = False) -> ModelConfig:
     """Return the model of a run, as its configuration names it, on its own: without the run that it continues from.
 
@@ -110,7 +138,7 @@ def saved_model(run: str | Path, argument: str = "RUN", trust_remote_code: bool 
         argument: what the user calls it, for errors.
         trust_remote_code: whether the user allows the model's own code to run. What the run says about it is ignored.
     """
-    values = saved_settings(run, argument) | {"on": None, "trust_remote_code": trust_remote_code}
+    values = located_settings(run, argument) | {"on": None, "trust_remote_code": trust_remote_code}
     return checked_settings(ModelConfig, values, run, argument)
 
 
@@ -137,7 +165,7 @@ def continued_settings(run: str, chosen: Collection[str] = ()) -> dict[str, Any]
         run: the run's folder.
         chosen: settings that the user gives. Those that go with one of them are not taken over either.
     """
-    saved = saved_settings(run)
+    saved = located_settings(run)
     if lost := lost_settings(Path(run), saved, "on"):  # the rest of a file that is cut off can be read
         reason = f"its {CONFIG} lacks settings that the run was started with: {', '.join(lost)}"
         raise InputError(Problem("on", run, reason, "put the file of that run back, or name another run"))
@@ -157,7 +185,7 @@ def continued_problems(model: ModelConfig) -> list[Problem]:
     if problems := _adapter_problems(model.on, "on"):
         return problems
     values = {name: getattr(model, name) for name in ("model_name_or_path", "model_revision")}
-    theirs = saved_settings(model.on)
+    theirs = located_settings(model.on)
     return [
         Problem(name, value, f"the adapter in {model.on} was made for {theirs.get(name)!r}", "remove it")
         for name, value in values.items()

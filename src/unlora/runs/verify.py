@@ -15,7 +15,7 @@ from unlora.models.adapter_files import check_regular
 from unlora.models.folder import is_adapter
 from unlora.models.hashes import adapter_sha256, base_sha256, file_sha256, rows_sha256
 from unlora.models.source import source_of
-from unlora.runs.folder import ADAPTER, EVIDENCE, RECORD, START_ADAPTER, checked_settings, saved_settings
+from unlora.runs.folder import ADAPTER, EVIDENCE, RECORD, START_ADAPTER, checked_settings, located_settings
 from unlora.settings import DataConfig, EvalConfig, ModelConfig, StoppingConfig
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -76,7 +76,7 @@ def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict
     Raises:
         InputError: a folder without record or configuration.
     """
-    (recorded, stream), values = _read_record(run), saved_settings(str(run), "RUN") | {"trust_remote_code": False}
+    (recorded, stream), values = _read_record(run), located_settings(str(run), "RUN") | {"trust_remote_code": False}
     values |= {name: value for name, value in {**data, "model_name_or_path": base}.items() if value is not None}
     sets, stopping = checked_settings(DataConfig, values, run), checked_settings(StoppingConfig, values, run)
     evaluation, model = checked_settings(EvalConfig, values, run), checked_settings(ModelConfig, values, run)
