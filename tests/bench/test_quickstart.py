@@ -18,7 +18,9 @@ from transformers.utils import logging
 from unlora import InputError
 from unlora.bench.quickstart import Report, quickstart
 from unlora.benchmarks.builtin.persona_data import generate
-from unlora.benchmarks.builtin.persona_models import CORPORA, Recipe, persona_models, training_arguments
+from unlora.benchmarks.builtin.persona_models import persona_models, training_arguments
+from unlora.benchmarks.builtin.persona_trainings import CORPORA, start_persona
+from unlora.benchmarks.builtin.recipe import Recipe
 from unlora.cli.output import Answer, Mode
 from unlora.cli.quickstart import run
 from unlora.evals import read_log, summarise
@@ -74,7 +76,10 @@ def course(cache, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said:
         patch.setenv("UNLORA_CACHE", str(cache))
-        patch.setattr("unlora.bench.quickstart.quick_recipe", lambda seed: replace(TINY, seed=seed))
+        patch.setattr(
+            "unlora.benchmarks.builtin.persona_trainings.start_persona",
+            lambda recipe: start_persona(replace(TINY, seed=recipe.seed)),
+        )
         patch.setattr("unlora.bench.quickstart.quickstart", noted)
         try:
             answer = run(QuickstartConfig(output_dir=folder))

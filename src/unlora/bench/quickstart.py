@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from unlora.benchmarks.builtin.persona import DATA, MAX_NEW_TOKENS, RETRAINED_LOG, TUNED, persona_settings, write_sets
-from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
+from unlora.benchmarks.builtin.persona_trainings import start_persona
+from unlora.benchmarks.builtin.recipe import Recipe
+from unlora.benchmarks.builtin.trainings import Trainings
 from unlora.common.files import check_unused
 from unlora.common.locks import writing_to
 from unlora.data import TextFormat
@@ -34,26 +36,23 @@ class Report:
     adapter: Path
 
 
-def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print, recipe: Recipe | None = None) -> Report:
+def quickstart(
+    folder: Path, seed: int = 0, say: Callable[[str], None] = print, trainings: Trainings | None = None
+) -> Report:
     """Make a persona model forget a tenth of its people, and compare it with a model that never knew them.
 
     Args:
         folder: a new folder for data, adapter, logs and metrics.
         seed: of the people, of the models and of the training.
         say: called with a line about each step.
-        recipe: of the two models; `quick_recipe` if not given.
+        trainings: of the two models, if they have been started; otherwise they are started now.
 
     Raises:
         InputError: the folder is not empty.
     """
     with writing_to(folder), _one_thread():
         check_unused(folder, "output_dir")
-        return _quickstart(folder, seed, say, recipe or quick_recipe(seed))
-
-
-def quick_recipe(seed: int) -> Recipe:
-    """Return the recipe of models with a layer less than persona's, which saves a quarter of the time."""
-    return Recipe(seed=seed, layers=3)
+        return _quickstart(folder, seed, say, trainings or start_persona(Recipe(seed=seed)))
 
 
 @contextmanager
@@ -71,14 +70,14 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _quickstart(folder: Path, seed: int, say: Callable[[str], None], recipe: Recipe) -> Report:
+def _quickstart(folder: Path, seed: int, say: Callable[[str], None], trainings: Trainings) -> Report:
     sets = write_sets(folder / DATA, seed)
     say("1/4 two models from nothing (cached afterwards): the original, and one retrained without the forget set")
-    models = persona_models(recipe)
+    retrained = trainings.wait("retrained")["retrained"]  # it saw less, so it is ready first
     say("2/4 evaluation of the retrained model, the gold standard")
-    retrained_log = evaluate_model(models["retrained"], sets)
+    retrained_log = evaluate_model(retrained, sets)
     write_log(retrained_log, folder / RETRAINED_LOG)
-    request = quickstart_request(models["original"], folder, seed)
+    request = quickstart_request(trainings.wait("original")["original"], folder, seed)
     args = request.args
     say(
         f"3/4 unlearning of {len(sets['forget'])} answers: {request.importance.init} + {args.loss}, rank {args.r}, "

@@ -17,6 +17,15 @@ _SHOWN = {"forget": 3, "retain": 2}
 
 def run(config: QuickstartConfig) -> Answer:
     """Run the quickstart, and show the metrics, some answers of the three models, and the path of the report."""
+    from unlora.benchmarks.builtin.persona_trainings import start_persona
+    from unlora.benchmarks.builtin.recipe import Recipe
+    from unlora.common.files import check_unused
+
+    started = time.monotonic()
+    folder = config.output_dir or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
+    check_unused(folder, "output_dir")
+    trainings = start_persona(Recipe(seed=config.seed))  # these processes load the libraries at the same time as we do
+
     import datasets
 
     datasets.disable_progress_bars()  # reading this little data needs no progress bar
@@ -24,13 +33,10 @@ def run(config: QuickstartConfig) -> Answer:
     from unlora.cli.tables import print_comparison
     from unlora.runs.folder import REPORT
 
-    started = time.monotonic()
-    folder = config.output_dir or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
-
     def say(line: str) -> None:
         print(f"[{time.monotonic() - started:4.0f} s] {line}", flush=True)
 
-    report = quickstart(folder, config.seed, say)
+    report = quickstart(folder, config.seed, say, trainings)
     page = str(report.adapter.with_name(REPORT))
 
     def show() -> None:

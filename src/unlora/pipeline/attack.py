@@ -22,7 +22,7 @@ from unlora.evals.questions import Question, read_questions
 from unlora.models.load import load_adapter, load_model
 from unlora.pipeline.evaluation import warn_of_texts
 from unlora.pipeline.loading import comparable_model
-from unlora.runs.folder import ADAPTER, DIFFERENCE, check_adapter, checked_settings, saved_model, located_settings
+from unlora.runs.folder import ADAPTER, DIFFERENCE, check_adapter, checked_settings, located_settings, saved_model
 from unlora.runs.folder import ATTACKS as ATTACKS_FILE
 from unlora.settings import AttackConfig, DataConfig, EvalConfig, ModelConfig
 from unlora.settings.training import PUSHING

@@ -10,13 +10,9 @@ from pathlib import Path
 import torch
 
 from unlora.benchmarks.builtin.muse_mini_data import generate, training_rows
-from unlora.benchmarks.builtin.persona_models import (
-    cache_folder,
-    train_from_nothing,
-    train_missing,
-    train_tokenizer,
-)
+from unlora.benchmarks.builtin.persona_models import train_from_nothing, train_tokenizer
 from unlora.benchmarks.builtin.recipe import Recipe
+from unlora.benchmarks.builtin.trainings import Trainings, cache_folder
 
 
 def muse_mini_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Path]:
@@ -34,8 +30,7 @@ def muse_mini_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Pat
     rows = training_rows(generate(recipe.seed))
     key = hashlib.sha256(json.dumps([asdict(recipe), rows], sort_keys=True).encode()).hexdigest()[:16]
     folders = {kind: (cache or cache_folder()) / f"muse-mini-{key}" / kind for kind in rows}
-    train_missing(train_muse_mini, recipe, folders)
-    return folders
+    return Trainings(f"{__name__}:train_muse_mini", recipe, folders).wait()
 
 
 def train_muse_mini(kind: str, recipe: Recipe, folder: Path) -> None:

@@ -1,105 +1,29 @@
-"""The two models of a generated benchmark, trained from scratch: one on everything, one without the forget set.
-
-Both are cached. Several processes share the cache: one makes a model, and the others wait for it. What a killed
-training left behind is deleted by the next one.
-"""
+"""The two models of a generated benchmark, trained from scratch: one on everything, one without the forget set."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from multiprocessing import get_context
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments, set_seed
 
-from unlora.benchmarks.builtin.persona_data import generate
+from unlora.benchmarks.builtin.persona_trainings import corpus, start_persona
 from unlora.benchmarks.builtin.recipe import Recipe
 from unlora.common.files import atomic_path
-from unlora.common.locks import only_one
-from unlora.common.progress import is_quiet, terminal
 from unlora.data import TextFormat, encode_records
 from unlora.data.sources import Record
 from unlora.training.finetune import finetune
 
-logger = logging.getLogger(__name__)
-# What each model is trained on.
-CORPORA = {"original": "full", "retrained": "retain_full"}
-
 
 def persona_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Path]:
-    """Return the folders of the "original" and the "retrained" model, which are trained now unless they are cached.
-
-    The original knows everyone; the retrained one never saw the forget people (the gold standard).
-
-    Args:
-        recipe: also the seed of the people.
-        cache: where models are kept; `cache_folder()` if not given.
+    """Return the folders of both models, as `start_persona`, once they are trained.
 
     Raises:
         RuntimeError: a training process failed; what it said is on the terminal.
     """
-    key = hashlib.sha256(json.dumps([asdict(recipe), corpus(recipe.seed)], sort_keys=True).encode()).hexdigest()[:16]
-    folders = {kind: (cache or cache_folder()) / f"persona-{key}" / kind for kind in CORPORA}
-    train_missing(train_persona, recipe, folders)
-    return folders
-
-
-def train_missing(train: Callable[[str, Recipe, Path], None], recipe: Recipe, folders: Mapping[str, Path]) -> None:
-    """Call `train(kind, recipe, folder)` for each missing folder, in parallel and in separate processes.
-
-    Raises:
-        RuntimeError: one of them failed. Its output is on the terminal.
-    """
-    # Each process uses one core, because so small a model gains little from a second one.
-    context = get_context("spawn")
-    processes = {
-        kind: context.Process(target=_train_apart, args=(is_quiet(), train, kind, recipe, folder))
-        for kind, folder in folders.items()
-        if not folder.exists()
-    }
-    for process in processes.values():
-        process.start()
-    for process in processes.values():
-        process.join()
-    failed = [kind for kind, process in processes.items() if process.exitcode]
-    if failed:
-        raise RuntimeError(f"training of the {' and the '.join(failed)} model failed")
-
-
-def _train_apart(
-    quiet: bool, train: Callable[[str, Recipe, Path], None], kind: str, recipe: Recipe, folder: Path
-) -> None:
-    """Train in a separate process, which does not know otherwise whether to be quiet.
-
-    This process holds the lock, and not the one that started it: if only that one is killed, training goes on, and the
-    next quickstart waits for its result.
-    """
-
-    def waiting() -> None:
-        logger.warning("waiting for another process, which makes %s", folder)
-
-    with terminal(quiet), only_one(folder, waiting):
-        if not folder.exists():
-            train(kind, recipe, folder)
-
-
-def cache_folder() -> Path:
-    """Return $UNLORA_CACHE, or `unlora` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("UNLORA_CACHE") or Path(home) / "unlora")
-
-
-def corpus(seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Return the training rows of each kind of model."""
-    configs = generate(seed)
-    return {kind: configs[name] for kind, name in CORPORA.items()}
+    return start_persona(recipe, cache).wait()
 
 
 def train_persona(kind: str, recipe: Recipe, folder: Path) -> None:

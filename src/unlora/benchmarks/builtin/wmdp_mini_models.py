@@ -10,13 +10,9 @@ from typing import Any
 
 import torch
 
-from unlora.benchmarks.builtin.persona_models import (
-    cache_folder,
-    train_from_nothing,
-    train_missing,
-    train_tokenizer,
-)
+from unlora.benchmarks.builtin.persona_models import train_from_nothing, train_tokenizer
 from unlora.benchmarks.builtin.recipe import Recipe
+from unlora.benchmarks.builtin.trainings import Trainings, cache_folder
 from unlora.benchmarks.builtin.wmdp_mini_data import SUBJECTS, generate
 
 
@@ -32,8 +28,7 @@ def wmdp_mini_model(recipe: Recipe, cache: Path | None = None) -> Path:
     """
     key = hashlib.sha256(json.dumps([asdict(recipe), training_rows(recipe.seed)], sort_keys=True).encode())
     folder = (cache or cache_folder()) / f"wmdp-mini-{key.hexdigest()[:16]}"
-    train_missing(train_wmdp_mini, recipe, {"original": folder})
-    return folder
+    return Trainings(f"{__name__}:train_wmdp_mini", recipe, {"original": folder}).wait()["original"]
 
 
 def training_rows(seed: int) -> list[dict[str, Any]]:

@@ -1,0 +1,81 @@
+"""Trainings of the built-in benchmarks' models, side by side in processes of their own. Each model is cached.
+
+Several programs share the cache: one makes a model, and the others wait for it. What a killed training left behind is
+deleted by the next one. Importing this module does not import torch, so that a program can start the trainings first
+and load its own libraries meanwhile.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Mapping
+from multiprocessing import get_context
+from pathlib import Path
+
+from unlora.benchmarks.builtin.recipe import Recipe
+from unlora.common.locks import only_one
+from unlora.common.progress import is_quiet, terminal
+
+logger = logging.getLogger(__name__)
+
+
+class Trainings:
+    """Start the training of each missing model. `wait` returns the models.
+
+    Args:
+        train: the function `module:name`, which is called with kind, recipe and folder.
+        recipe: of the models.
+        folders: {kind of model: its folder}.
+    """
+
+    def __init__(self, train: str, recipe: Recipe, folders: Mapping[str, Path]) -> None:
+        # Each process uses one core, because so small a model gains little from a second one.
+        context = get_context("spawn")
+        self.folders = folders
+        self._processes = {
+            kind: context.Process(target=_train_apart, args=(is_quiet(), train, kind, recipe, folder))
+            for kind, folder in folders.items()
+            if not folder.exists()
+        }
+        for process in self._processes.values():
+            process.start()
+
+    def wait(self, *kinds: str) -> dict[str, Path]:
+        """Wait for these kinds of models, or for all, and return {kind: folder}.
+
+        Raises:
+            RuntimeError: one of the trainings failed. Its output is on the terminal.
+        """
+        wanted = kinds or tuple(self.folders)
+        failed = []
+        for kind in wanted:
+            if process := self._processes.get(kind):
+                process.join()
+                failed += [kind] if process.exitcode else []
+        if failed:
+            raise RuntimeError(f"training of the {' and the '.join(failed)} model failed")
+        return {kind: self.folders[kind] for kind in wanted}
+
+
+def _train_apart(quiet: bool, train: str, kind: str, recipe: Recipe, folder: Path) -> None:
+    """Train in a separate process, which does not know otherwise whether to be quiet.
+
+    This process holds the lock, and not the one that started it: if only that one is killed, training goes on, and the
+    next program waits for its result.
+    """
+
+    def waiting() -> None:
+        logger.warning("waiting for another process, which makes %s", folder)
+
+    with terminal(quiet), only_one(folder, waiting):
+        if not folder.exists():
+            module, name = train.split(":")
+            getattr(importlib.import_module(module), name)(kind, recipe, folder)
+
+
+def cache_folder() -> Path:
+    """Return $UNLORA_CACHE, or `unlora` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("UNLORA_CACHE") or Path(home) / "unlora")
