@@ -15,18 +15,18 @@ from unlora.pipeline.prepare import split_aside
 
 
 def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(model_folder, data, tmp_path, capsys):
-    settings = {"loss": "distil", "init": "lora", "forget_names": "Ada", "until_taught": "true", "max_steps": 40}
+    settings = {"loss": "distil", "init": "lora", "forget_names": "Ada", "until_taught": "true", "max_steps": 100}
     argv = ["unlearn", *flags(model_folder, data, tmp_path / "run", **settings), "--dry_run"]
     assert main([*argv, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["rows"] == {"forget": 4, "retain": 6, "evaluated forget": 4, "evaluated retain": 6}
-    assert told["updates"] == [30, 40]
+    assert told["updates"] == [80, 100]
     assert told["names"] == ["Ada"]
     assert set(told["seconds"]) == {"evaluation", "training"}
-    assert told["seconds"]["training"][1] == pytest.approx(told["seconds"]["training"][0] * 40 / 30)
+    assert told["seconds"]["training"][1] == pytest.approx(told["seconds"]["training"][0] * 100 / 80)
     assert told["memory_bytes"] > (model_folder / "model.safetensors").stat().st_size
     assert main(argv) == 0
-    assert "updates: 30 to 40" in capsys.readouterr().out
+    assert "updates: 80 to 100" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
@@ -46,7 +46,7 @@ def test_a_row_of_another_set_of_wrong_answers_is_refused_before_anything_is_wri
         ({"num_train_epochs": 3.0}, False, (9, 9)),
         ({"num_train_epochs": 3.0}, True, (5, 9)),
         ({"max_steps": 4}, True, (4, 4)),
-        ({"until_taught": True}, False, (30, 400)),
+        ({"until_taught": True}, False, (80, 400)),
         ({"until_taught": True, "max_steps": 20}, False, (20, 20)),
     ],
 )

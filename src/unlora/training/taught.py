@@ -19,7 +19,8 @@ _STATE = "taught.safetensors"
 _MEASURES = ("teacher_kl", "teacher_excess")
 # Means are over so many updates, or over a pass over the forget set if that is longer.
 _WINDOW = 8
-_LEAST_UPDATES = 20
+# With few rows, the loss reaches the goal before each of the teacher's answers is learned to its end.
+_LEAST_UPDATES = 40
 _WARMUP = 10
 # The learning rate falls over as many updates as it took to reach the goal, and over no fewer than this.
 _LEAST_DECAY = 10
@@ -27,8 +28,8 @@ _LEAST_DECAY = 10
 MOST_UPDATES, MOST_PASSES = 200, 10
 
 
-# The training is at least this long.
-LEAST_STEPS = _LEAST_UPDATES + _LEAST_DECAY
+# The training is at least this long, unless max_steps ends it.
+LEAST_STEPS = 2 * _LEAST_UPDATES
 
 
 def most_steps(per_pass: int) -> int:
