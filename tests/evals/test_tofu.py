@@ -270,7 +270,7 @@ def test_a_missing_retain_log_is_named(tmp_path, capsys):
     write_log({TASKS["forget"]: _task([2], [1], [2], [[4]])}, log)
     assert main(["evaluate", "--benchmark", "tofu", "--log", str(log), "--retrained", missing]) == 2
     assert "retrained=" in (error := capsys.readouterr().err)
-    assert "No such file" in error
+    assert "there is no such file" in error
     # Without one there is no forget quality, and the JSON says so.
     assert main(["evaluate", "--benchmark", "tofu", "--log", str(log), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["forget_quality"] is None

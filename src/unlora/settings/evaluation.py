@@ -201,12 +201,12 @@ class LogConfig(EvaluateConfig):
 
     def problems(self) -> list[Problem]:
         """Check that a log is named, and that there is nothing which needs a model."""
-        problems = missing(self, ("log",), fix="name an existing log, or a model and a new file")
+        problems = super().problems() + missing(self, ("log",), fix="name an existing log, or a model and a new file")
         if self.log and not Path(self.log).is_file():
             problems.append(Problem("log", self.log, "there is no such file", "check the path"))
         if self.adapter is not None:
             problems.append(Problem("adapter", self.adapter, "no model is named", "add --model_name_or_path"))
-        return [*problems, *self.retrained_problems(), *super().problems()]
+        return [*problems, *self.retrained_problems()]
 
 
 @dataclass
