@@ -16,6 +16,7 @@ def run(tmp_path):
     folder = tmp_path / "there" / "runs" / "one"
     folder.mkdir(parents=True)
     settings = {"output_dir": "runs/one", "forget_data": "f.jsonl", "eval_data": "org/sets", "model_name_or_path": "m"}
+    settings["retain_data"] = "x" * 5000  # no file can have this name
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "there" / "f.jsonl").touch()
     (tmp_path / "there" / "m").mkdir()
@@ -30,6 +31,7 @@ def test_paths_lead_to_the_files_from_any_folder(run, tmp_path, monkeypatch):
     assert not Path(found["forget_data"]).is_absolute()  # it may be shown, and must not reveal the machine
     assert found["model_name_or_path"] == "m"  # what is here comes first
     assert found["eval_data"] == "org/sets"  # no such folder: a dataset on the Hub
+    assert found["retain_data"] == "x" * 5000
 
 
 def test_paths_stay_as_they_are_where_the_run_was_started_and_in_a_run_that_was_moved(run, tmp_path, monkeypatch):

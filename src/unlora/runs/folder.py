@@ -116,7 +116,7 @@ def located_settings(run: str | Path, argument: str = "on") -> dict[str, Any]:
     started_in = _started_in(Path(run), values)
     for name in _PLACES & values.keys():
         value = values[name]
-        if isinstance(value, str) and started_in and not Path(value).exists() and (started_in / value).exists():
+        if isinstance(value, str) and started_in and not os.path.exists(value) and os.path.exists(started_in / value):
             values[name] = os.path.relpath(started_in / value)
     return values
 
