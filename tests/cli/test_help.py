@@ -41,7 +41,7 @@ from unlora.cli import main
 bench = ["bench", "persona", "--methods", "vila+ihl", "--output_dir", "bench"]
 wrong = [[*bench, "--config", "nothing"], [*bench, "--settings", "nothing"]]
 wrong += [[command, "nothing"] for command in ("attack", "chat", "report", "verify")]
-wrong += [["evaluate", "--log", "nothing"]]
+wrong += [["evaluate", "--log", "nothing"], ["evaluate", "--log", "x" * 5000], ["report", "x" * 5000]]
 for argv in (*wrong, ["export", "nothing", "--output_dir", "there"], ["unlearn", "--config", "nothing"]):
     assert main(argv) == 2, argv
     assert "torch" not in sys.modules, argv
@@ -105,7 +105,9 @@ def test_an_unknown_flag_is_reported_before_torch_is_loaded():
 
 def test_a_file_or_run_that_is_not_there_is_reported_before_torch_is_loaded():
     done = subprocess.run([sys.executable, "-c", NO_FILE], check=True, capture_output=True, text=True)
-    assert done.stderr.count("='nothing': ") == done.stderr.count("error: ") == 9
+    assert done.stderr.count("error: ") == 11
+    assert done.stderr.count("='nothing': ") == 9
+    assert done.stderr.count("xx': there is no such") == 2  # also for a name that is too long for a file
 
 
 @pytest.mark.parametrize("command", COMMANDS)

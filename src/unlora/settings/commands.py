@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import MISSING, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ class RunConfig:
 
     def problems(self) -> list[Problem]:
         """Return what is wrong, before anything is loaded: there must be such a folder."""
-        if Path(self.run).is_dir():
+        if os.path.isdir(self.run):
             return value_problems(self)
         return [Problem("RUN", self.run, "there is no such folder", "name the folder of a finished `unlora unlearn`")]
 
@@ -77,7 +78,7 @@ class CompareConfig:
     def problems(self) -> list[Problem]:
         """Check that all runs are there."""
         fix = "name the folder of a finished `unlora unlearn`, or a log"
-        absent = [run for run in self.runs if not Path(run).exists()]
+        absent = [run for run in self.runs if not os.path.exists(run)]
         return [Problem("RUN", run, "there is no such file or folder", fix) for run in absent]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def summary_file(log: str) -> str | None:
 def file_problems(argument: str, log: str) -> list[Problem]:
     """Return the problem of a new log that would replace a file, be it its own or that of its aggregated values."""
     files = [log, *filter(None, [summary_file(log)])]
-    used = [file for file in files if Path(file).exists()]
+    used = [file for file in files if os.path.exists(file)]
     return [Problem(argument, file, "it is already in use", "name a new file") for file in used]
 
 
@@ -44,7 +45,7 @@ def is_log(name: str) -> bool:
 
 def log_problems(retrained: str | None) -> list[Problem]:
     """Return what is wrong with the name of a retrained model or of its log."""
-    if retrained is None or not is_log(retrained) or Path(retrained).is_file():
+    if retrained is None or not is_log(retrained) or os.path.isfile(retrained):
         return []
     return [Problem("retrained", retrained, "there is no such file", "name a log (.json), or the retrained model")]
 
@@ -202,7 +203,7 @@ class LogConfig(EvaluateConfig):
     def problems(self) -> list[Problem]:
         """Check that a log is named, and that there is nothing which needs a model."""
         problems = super().problems() + missing(self, ("log",), fix="name an existing log, or a model and a new file")
-        if self.log and not Path(self.log).is_file():
+        if self.log and not os.path.isfile(self.log):
             problems.append(Problem("log", self.log, "there is no such file", "check the path"))
         if self.adapter is not None:
             problems.append(Problem("adapter", self.adapter, "no model is named", "add --model_name_or_path"))
@@ -239,7 +240,7 @@ class TaskSettings:
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""
         problems = missing(self, ("tasks",))
-        if self.include_path is not None and not Path(self.include_path).is_dir():
+        if self.include_path is not None and not os.path.isdir(self.include_path):
             problems.append(Problem("include_path", self.include_path, "there is no such folder", "check the path"))
         return [*problems, *value_problems(self, _RANGES)]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from unlora.common.errors import Problem
@@ -98,7 +98,7 @@ class ImportanceConfig:
         return problems
 
     def _file_problems(self) -> list[Problem]:
-        if self.importance_file and not Path(self.importance_file).is_file():
+        if self.importance_file and not os.path.isfile(self.importance_file):
             return [Problem("importance_file", self.importance_file, "there is no such file", "check the path")]
         return []
 
