@@ -93,6 +93,13 @@ def test_settings_that_are_none_of_peft_are_refused(adapter, tiny_model, text):
     assert len(str(caught.value)) < 1000
 
 
+def test_an_adapter_that_applies_to_some_tokens_only_is_refused(adapter, tiny_model):
+    settings = json.loads((adapter / SETTINGS).read_text())
+    (adapter / SETTINGS).write_text(json.dumps({**settings, "alora_invocation_tokens": [3, 4]}))
+    with pytest.raises(InputError, match="only applies after certain tokens"):
+        load_adapter(tiny_model("llama"), str(adapter))
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\xff" * 8 + b"{}", b"weights"])
 def test_weights_that_are_no_safetensors_are_refused(adapter, tiny_model, content):
     (adapter / WEIGHTS).write_bytes(content)

@@ -101,6 +101,15 @@ WRONG = {
         content("tokenizer_config.json", b'{"pad_tok'),
         "tokenizer_config.json is cut off",
     ),
+    "settings of generation cut off": (
+        content("generation_config.json", b'{"eos'),
+        "generation_config.json is cut off",
+    ),
+    "a list of settings": (content("generation_config.json", b"[]"), "generation_config.json is cut off"),
+    "an end that is no token": (
+        content("generation_config.json", b'{"eos_token_id": "</s>"}'),
+        "eos_token_id in its generation_config.json is '</s>', not the id of a token",
+    ),
     "a pointer for a tokenizer": (content("tokenizer.json", POINTER), "tokenizer.json is a pointer of git-lfs"),
     "a copy that was cut off": (cut, "model.safetensors is cut off or broken"),
     "an empty file": (content("model.safetensors", b""), "model.safetensors is cut off or broken"),
@@ -109,6 +118,9 @@ WRONG = {
     "pickled weights": (pickled, "pickled .pytorch_model.bin.*safetensors only.*model.save_pretrained"),
     "no configuration": (content("config.json", None), "the folder has no config.json"),
     "a broken configuration": (content("config.json", b'{"a":'), "transformers cannot load it"),
+    "a setting of another type": (settings(attention_dropout="x"), "cannot load it.*'attention_dropout'.*got str"),
+    "no names of classes": (settings(architectures=0), "cannot load it.*'architectures'.*got int"),
+    "a size that is no number": (settings(vocab_size="x"), "cannot load it.*'vocab_size'"),
     "another kind": (settings(model_type="nonsense"), "transformers cannot load it"),
     "code of its own": (
         settings(model_type="own", auto_map={"AutoConfig": "a.B", "AutoModelForCausalLM": "a.C"}),

@@ -86,7 +86,7 @@ class Context:
 
     def shown(self) -> list[list[str]]:
         """Return role and text of each turn, for people to read; calls of tools are part of the text."""
-        return [[turn["role"], "\n".join(_texts_of(turn))] for turn in self.turns]
+        return [[turn["role"], "\n".join(texts_of(turn))] for turn in self.turns]
 
     def __str__(self) -> str:
         return "\n".join(turn["content"] for turn in self.turns)
@@ -182,7 +182,8 @@ def taught(messages: Any, where: str = "row") -> list[Turn]:
     return [{key: turn[key] for key in _TAUGHT if key in turn} for turn in read_turns(messages, where)]
 
 
-def _texts_of(turn: Turn) -> list[str]:
+def texts_of(turn: Turn) -> list[str]:
+    """Return what a turn says: its content, and the tools that it calls with their arguments."""
     calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.get("tool_calls", ())]
     return [turn["content"], *calls] if turn["content"] or not calls else calls
 

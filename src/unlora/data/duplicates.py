@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from unlora.common.words import words_of
-from unlora.data.sources import Record, has_keys
+from unlora.data.sources import Record, row_text
 
 # Share of the words of both rows that they have in common (Jaccard).
 _ALIKE = 0.9
@@ -47,10 +46,3 @@ def _share(one: frozenset[str], other: frozenset[str]) -> float:
 
 def _words(row: Record) -> frozenset[str]:
     return frozenset(words_of(row_text(row)))
-
-
-def row_text(row: Record) -> str:
-    """Return all that a row teaches, as one text."""
-    keys = ("question", "answer") if has_keys(row, "question", "answer") else ("messages", "text")
-    parts = [row[key] for key in keys if row.get(key) is not None]
-    return "\n".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts)

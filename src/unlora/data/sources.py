@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.common.errors import InputError, Problem, raise_if, short
-from unlora.data.conversations import answers_of, half_character, read_turns, taught
+from unlora.data.conversations import answers_of, half_character, read_turns, taught, texts_of
 from unlora.data.files import READERS, Row, is_saved_dataset, iter_rows
 from unlora.data.folders import WHOLE, find_table
 from unlora.settings.data import ForgetData, HoldoutData, RetainData, TrainDataConfig
@@ -267,6 +267,13 @@ def questions_of(rows: Iterable[Record]) -> list[str]:
     said = [turn["content"] for turn in turns if turn["role"] == "user"]
     asked = [row["question"] for row in rows if has_keys(row, "question")]
     return list(dict.fromkeys(str(question) for question in [*asked, *said] if question))
+
+
+def row_text(row: Record) -> str:
+    """Return all that a row says, as one text."""
+    turns = read_turns(row["messages"]) if has_keys(row, "messages") else []
+    texts = [str(row[key]) for key in ("question", "answer", "text") if has_keys(row, key)]
+    return "\n".join(texts or [text for turn in turns for text in texts_of(turn)])
 
 
 def is_text(row: Record) -> bool:

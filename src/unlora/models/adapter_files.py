@@ -31,7 +31,11 @@ def adapter_folder(path: str, argument: str) -> Path:
         reason = f"{_PICKLE} is a pickle, which can run code" if pickled else f"it has no {ADAPTER_WEIGHTS}"
         raise InputError(Problem(argument, path, reason, _FIX))
     with from_elsewhere(argument, path, f"its {ADAPTER_SETTINGS} is not one of PEFT", _FIX):
-        kind = read_json(folder / ADAPTER_SETTINGS)["peft_type"]
+        settings = read_json(folder / ADAPTER_SETTINGS)
+        kind = settings["peft_type"]
+        if settings.get("alora_invocation_tokens") is not None:  # several rows are packed into one sequence
+            reason = "it only applies after certain tokens (activated LoRA), which is not supported"
+            raise InputError(Problem(argument, path, reason, "use one that applies to all tokens"))
         if kind == "XLORA":
             raise InputError(Problem(argument, path, "it loads other adapters, wherever they are", "use a plain one"))
         if issubclass(PEFT_TYPE_TO_CONFIG_MAPPING[kind], PromptLearningConfig):

@@ -21,7 +21,7 @@ _CONVERT = (
     "`model.save_pretrained(NEW_FOLDER)`, which writes safetensors"
 )
 _AGAIN = "copy or download it again"
-_TOKENIZER_SETTINGS = "tokenizer_config.json"
+_TOKENIZER_SETTINGS, _GENERATION_SETTINGS = "tokenizer_config.json", "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", _TOKENIZER_SETTINGS)
 
 
@@ -41,7 +41,8 @@ def model_problems(folder: Path, argument: str) -> list[Problem]:
     files = _weight_files(folder)
     if not files:
         return [_without_weights(folder, argument)]
-    return [problem for file in files for problem in _file_problems(file, argument)]
+    broken = [problem for file in files for problem in _file_problems(file, argument)]
+    return [*broken, *_settings_problems(folder / _GENERATION_SETTINGS, argument)]
 
 
 def adapter_problems(folder: Path, argument: str) -> list[Problem]:
@@ -52,21 +53,24 @@ def adapter_problems(folder: Path, argument: str) -> list[Problem]:
 
 
 def tokenizer_problems(folder: Path, argument: str) -> list[Problem]:
-    """Return the files of a tokenizer that are pointers of git-lfs, and settings that transformers would ignore."""
+    """Return the files of a tokenizer that are pointers of git-lfs, or broken settings."""
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if found := [_pointer(file, argument) for file in files if is_lfs_pointer(file)]:
         return found
-    settings = folder / _TOKENIZER_SETTINGS
-    if not settings.is_file() or _is_mapping(settings):
+    return _settings_problems(folder / _TOKENIZER_SETTINGS, argument)
+
+
+def _settings_problems(file: Path, argument: str) -> list[Problem]:
+    """Return what is wrong with a file of settings that transformers would ignore if it were broken."""
+    if not file.is_file():
         return []
-    return [Problem(argument, str(folder), f"{settings.name} is cut off or broken: it is no JSON object", _AGAIN)]
-
-
-def _is_mapping(file: Path) -> bool:
     try:
-        return isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        return False
+        settings = None
+    if isinstance(settings, dict):
+        return []
+    return [Problem(argument, str(file.parent), f"{file.name} is cut off or broken: it is no JSON object", _AGAIN)]
 
 
 def _weight_files(folder: Path) -> list[Path]:

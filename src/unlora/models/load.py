@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import (
@@ -40,9 +41,13 @@ logger = logging.getLogger(__name__)
 # The name of the adapter that a model carries from the start, if an adapter was named as the model.
 START = "start"
 # What `from_pretrained` raises for files, settings and packages that it cannot use.
-_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError)
+_ERRORS = (
+    *(OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError),
+    *(SafetensorError, StrictDataclassError),
+)
 _ARGUMENT = "model_name_or_path"
 _SHOWN = 3
+_CORRECT = "correct its generation_config.json, or remove this file"
 
 
 def load_model(config: ModelConfig) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
@@ -128,9 +133,10 @@ def _embeddings(config: ModelConfig) -> int | None:
     """Return the number of embeddings in the saved configuration, for which no code of the model is needed."""
     try:
         found, _ = PreTrainedConfig.get_config_dict(config.model_name_or_path, revision=config.model_revision)
+        size = (found.get("text_config") or found).get("vocab_size")
     except _ERRORS as error:
         raise _cannot_load(config, error) from error
-    return (found.get("text_config") or found).get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 def _pad_within(tokenizer: PreTrainedTokenizerFast, embeddings: int | None) -> None:
@@ -239,18 +245,32 @@ def _some(names: Collection[str]) -> str:
 
 def _check_generation_settings(config: ModelConfig) -> None:
     """Raise `InputError` for generation settings that transformers cannot read."""
+    name = config.model_name_or_path
     try:
-        GenerationConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision)
+        found = GenerationConfig.from_pretrained(name, revision=config.model_revision)
     except OSError:
         return  # it has none, which transformers replaces
     except ValueError as error:
         raise _contradictory(config, str(error)) from error
+    except (TypeError, AttributeError, LookupError) as error:
+        reason = f"its generation_config.json is not one of transformers ({_first_line(error)})"
+        raise InputError(Problem(_ARGUMENT, name, reason, _CORRECT)) from error
+    tokens = {key: getattr(found, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    raise_if(
+        Problem(_ARGUMENT, name, f"{key} in its generation_config.json is {value!r}, not the id of a token", _CORRECT)
+        for key, value in tokens.items()
+        if not _are_ids(value)
+    )
+
+
+def _are_ids(value: Any) -> bool:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    return all(isinstance(one, int) and not isinstance(one, bool) for one in ids)
 
 
 def _contradictory(config: ModelConfig, reason: str) -> InputError:
     reason = f"its generation settings contradict each other ({' '.join(reason.split())})"
-    fix = "correct its generation_config.json, or remove this file"
-    return InputError(Problem(_ARGUMENT, config.model_name_or_path, reason, fix))
+    return InputError(Problem(_ARGUMENT, config.model_name_or_path, reason, _CORRECT))
 
 
 def _mend_generation_settings(model: PreTrainedModel, config: ModelConfig) -> None:
@@ -313,6 +333,8 @@ def _process_device() -> torch.device:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, StrictDataclassFieldValidationError):  # its second line says what is wrong
+        return " ".join(str(error).split())
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from unlora.common.progress import tell
 from unlora.data import Batch, Example, TextFormat, padding_id
-from unlora.data.duplicates import near_duplicates, row_text
+from unlora.data.duplicates import near_duplicates
 from unlora.data.encoding import count_labels
+from unlora.data.sources import row_text
 from unlora.evals.questions import read_questions
 from unlora.evals.scoring import CPU_ROWS, evaluating
 from unlora.evals.tofu import text_count

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from unlora.common.errors import InputError, Problem
 from unlora.data.conversations import read_turns
 from unlora.data.names import Name, Vocabulary, detect_names, invent_names, replace_names
-from unlora.data.sources import Record, fingerprint, has_keys, questions_of
+from unlora.data.sources import Record, fingerprint, has_keys, questions_of, row_text
 from unlora.teachers.interface import Questions, Teaching
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def substitutes(teaching: Teaching, count: int) -> list[list[Substitute]]:
     Raises:
         InputError: rows that name nobody and have no question. They would not change, and so teach what they say.
     """
-    texts, others = (list(map(_row_text, rows)) for rows in (teaching.rows, teaching.retain_rows))
+    texts, others = (list(map(row_text, rows)) for rows in (teaching.rows, teaching.retain_rows))
     names = teaching.names or _detected(texts, others)
     known = Vocabulary.of(others)
     people = covering_names(others, [name for name in detect_names(others, texts, _RECURRING) if len(name) > 1])
@@ -103,16 +103,9 @@ def names_of(texts: Sequence[str], others: Sequence[str]) -> list[Name]:
     return covering_names(texts, detect_names(texts, others))
 
 
-def _row_text(row: Record) -> str:
-    """All that a row says."""
-    if has_keys(row, "messages"):
-        return "\n".join(turn["content"] for turn in read_turns(row["messages"]))
-    return "\n".join(str(row[key]) for key in ("question", "answer", "text") if has_keys(row, key))
-
-
 def forget_vocabulary(teaching: Teaching) -> Vocabulary:
     """Return the vocabulary of the forget rows."""
-    return Vocabulary.of(map(_row_text, teaching.rows))
+    return Vocabulary.of(map(row_text, teaching.rows))
 
 
 def covering_names(texts: Sequence[str], names: Sequence[Name]) -> list[Name]:
