@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +18,28 @@ from unlora.bench.quickstart import quickstart_request
 from unlora.benchmarks.builtin.persona import DATA, write_sets
 from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
 from unlora.data.sources import Record
+from unlora.evals import Log, summarise
 from unlora.pipeline.request import Request
 
 # Seed 3 is the one that settings are tuned on.
 TUNING_SEED, SEEDS = 3, (0, 1, 2, 4, 5)
 
+# The measures of a request, and how a table shows them.
+MEASURES = {
+    "updates": ".0f",
+    "log10 FQ": ".2f",
+    "utility kept, %": ".1f",
+    "probability": ".3f",
+    "probability, retrained": ".3f",
+    "ROUGE-L": ".3f",
+    "ROUGE-L, retrained": ".3f",
+    "given away": ".1f",
+    "broken": ".1f",
+}
+
 
 class Persona:
-    """The people, the models and the request of one seed, with the settings that were tuned for vila and ihl.
+    """The people, the models and the request of one seed, as in the quickstart.
 
     Args:
         folder: where the data and the runs are written.
@@ -35,7 +50,7 @@ class Persona:
         self.folder, self.seed = folder, seed
         self.sets: Mapping[str, Sequence[Record]] = write_sets(folder / DATA, seed)
         self.models = persona_models(Recipe(seed=seed))
-        request = quickstart_request(self.models["original"], folder, seed, "vila", "ihl")
+        request = quickstart_request(self.models["original"], folder, seed)
         # The experiments evaluate the retrained model themselves, on fewer rows.
         self.request: Request = replace(request, evaluation=replace(request.evaluation, retrained=None))
 
@@ -54,6 +69,29 @@ def mean_error(values: Sequence[float]) -> str:
     if len(values) < 2:
         return "-"
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.3f}"
+
+
+def measures_of(metrics: Mapping[str, Any], retrained_log: Log) -> dict[str, float]:
+    """Return the measures of a run, given its metrics and the retrained model's log."""
+    unlearned, forget = metrics["unlearned"], metrics["unlearned"]["sets"]["forget"]
+    retrained = summarise(retrained_log, retrained_log)["sets"]["forget"]
+    values = (
+        max(entry.get("step", 0) for entry in metrics["train"]),
+        unlearned["log10_forget_quality"],
+        100 * unlearned["model_utility"] / metrics["original"]["model_utility"],
+        *(part[measure] for measure in ("probability", "rougeL_recall") for part in (forget, retrained)),
+        forget["given_away"],
+        forget["broken"],
+    )
+    return dict(zip(MEASURES, values, strict=True))
+
+
+def add_measures(table: Table, name: str, found: Mapping[int, Mapping[str, float]]) -> None:
+    """Print the measures of each seed, and add a row with their means ± standard errors to the table."""
+    for seed, measures in found.items():
+        words = ", ".join(f"{measure} {measures[measure]:{form}}" for measure, form in MEASURES.items())
+        print(f"{name}, seed {seed}: {words}", flush=True)
+    table.add_row(name, *(mean_error([measures[measure] for measures in found.values()]) for measure in MEASURES))
 
 
 def show(table: Table) -> None:

@@ -108,6 +108,7 @@ def test_every_number_of_transformers_has_a_range_and_every_enumeration_its_valu
         *(("logging_steps", "1.5"), ("label_smoothing_factor", "5"), ("max_steps", "9" * 20), ("seed", "-1")),
         *(("log_level", "x"), ("train_sampling_strategy", "x")),
         *(("optim", "adamw_apex_fused"), ("lr_scheduler_kwargs", "3"), ("r", "0"), ("dtype", "int8")),
+        *(("output_dir", "a\0"), ("retain_data", "a\0"), ("target_modules", '["a\0"]'), ("forget_names", "a\0")),
     ],
 )
 def test_a_wrong_flag_is_refused_by_name(tmp_path, flag, value):
@@ -125,6 +126,7 @@ def test_a_wrong_flag_is_refused_by_name(tmp_path, flag, value):
         *(["attack", "OUT", *wrong] for wrong in (["--seeds", "-1"], ["--relearn_percent", "nan"], ["--r", "x"])),
         *(["chat", "OUT", *wrong] for wrong in (["--port", "-1"], ["--max_seconds", "inf"], ["--max_tokens", "0"])),
         *([command, "OUT"] for command in ("attack", "verify", "report", "compare")),
+        *([command, "a\0"] for command in ("attack", "verify", "report", "compare", "unlearn", "validate", "chat")),
         *([command, "\ud800"] for command in ("attack", "verify", "report", "unlearn", "\ud800", "ls")),
         ["export", "OUT", "--output_dir", "OUT2"],
         ["evaluate", "--log", "OUT"],

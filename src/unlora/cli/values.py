@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlora.common.errors import InputError, Problem, raise_if
+from unlora.common.errors import InputError, Problem, raise_if, short
 from unlora.settings import FinetuneSettings, UnlearnSettings
 from unlora.settings.checks import value_problems
 from unlora.settings.inherited import field_types, inherited_problems
@@ -112,6 +113,7 @@ def check_values(
         missing: by name the problems of values that are required and not given.
         some: whether other values will be added, so that only problems of these are problems.
     """
+    raise_if(_null_problems(values))
     problems = []
     for kind in settings:
         required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
@@ -125,6 +127,14 @@ def check_values(
     told = {*absent, *(problem.argument for problem in absent.values())}
     rest = [problem for problem in different.values() if problem.argument not in told]
     raise_if([*absent.values(), *(problem for problem in rest if not some or problem.argument in values)])
+
+
+def _null_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield the texts with a null character, which a YAML file can have. No path and no name can."""
+    for name, value in values.items():
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str | Path) and "\0" in str(text) for text in texts):
+            yield Problem(name, short(value), "it has a null character", "remove this character")
 
 
 def _problems(settings: Any) -> list[Problem]:

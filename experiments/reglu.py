@@ -1,0 +1,133 @@
+"""Start the adapter as ReGLU does, and distil on persona from there (arXiv 2604.17396).
+
+Each adapted weight W gets B₀ = the first eigenvectors of (1 − β)·Cov_forget − β·Cov_retain, the covariances of its
+outputs, and A₀ = B₀ᵀW. So the adapter starts at the part of W that writes to the directions in which the forget set
+varies and the retain set does not. Only this start is measured, without the paper's penalty on the retain set's
+directions.
+
+python -m experiments.reglu --seeds 100 --learning_rates 5e-4 1e-3 2e-3
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from rich.table import Table
+from torch import Tensor, nn
+
+from experiments._persona import MEASURES, Persona, add_measures, make_parser, measures_of, show
+from unlora.adapter import attach_factors
+from unlora.adapter.settings import AdapterSettings
+from unlora.adapter.targets import target_shapes
+from unlora.bench.quickstart import evaluate_model, quickstart_request
+from unlora.benchmarks.builtin.persona import RETRAINED_LOG
+from unlora.data import Batch, TextFormat, encode_records, iter_batches, padding_id
+from unlora.data.sources import Record
+from unlora.evals import write_log
+from unlora.models.load import load_tokenizer
+from unlora.pipeline import unlearn as pipeline
+from unlora.settings import ModelConfig
+
+# The weight of the retain set's covariance.
+_BETA = 0.5
+_ROWS = 32
+
+
+class Covariance:
+    """The covariance of the outputs of some modules over all tokens that are not padding."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.count = 0
+        self.sums: dict[str, Tensor] = {}
+        self.squares: dict[str, Tensor] = {}
+        self.names = list(names)
+
+    @torch.no_grad()
+    def add(self, model: nn.Module, batch: Batch) -> None:
+        """Run the model on a batch."""
+        real = batch["attention_mask"].bool()
+        self.count += int(real.sum())
+
+        def note(name: str, output: Tensor) -> None:
+            values = output[real].double()
+            self.sums[name] = self.sums.get(name, 0) + values.sum(0)
+            self.squares[name] = self.squares.get(name, 0) + values.T @ values
+
+        modules = dict(model.named_modules())
+        hooks = [
+            modules[name].register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
+            for name in self.names
+        ]
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        for hook in hooks:
+            hook.remove()
+
+    def of(self, name: str) -> Tensor:
+        """Return the covariance [out, out] of a module's output."""
+        mean = self.sums[name] / self.count
+        return self.squares[name] / self.count - torch.outer(mean, mean)
+
+
+def attach_at_subspaces(
+    base: nn.Module, config: AdapterSettings, sets: Sequence[Sequence[Record]], text_format: TextFormat
+) -> PeftModel:
+    """Return the model with the adapter at ReGLU's start, and the offset that cancels it.
+
+    Args:
+        base: the original model.
+        config: rank, scaling and target modules of the adapter.
+        sets: the forget and the retain set.
+        text_format: how rows become tokens.
+    """
+    found = []
+    for rows in sets:
+        covariance = Covariance(target_shapes(base, config.target_modules))
+        for batch in iter_batches(encode_records(rows, text_format), _ROWS, padding_id(text_format.tokenizer)):
+            covariance.add(base, batch)
+        found.append(covariance)
+
+    def start(name: str, layer: LoraLayer) -> tuple[Tensor, Tensor]:
+        of_forget, of_retain = (covariance.of(name) for covariance in found)
+        values, vectors = torch.linalg.eigh((1 - _BETA) * of_forget - _BETA * of_retain)
+        weight, scaling = layer.get_base_layer().weight, layer.scaling["unlearn"]
+        first = vectors[:, values.argsort(descending=True)[: config.r]].to(weight.dtype)
+        return first.T @ weight.detach() / scaling, first
+
+    return attach_factors(base, config, start, offset=True)
+
+
+def run(seed: int, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
+    """Return the measures of one run, which is written to `folder`."""
+    persona = Persona(folder, seed)
+    log = evaluate_model(persona.models["retrained"], persona.sets)
+    write_log(log, folder / RETRAINED_LOG)
+    request = quickstart_request(persona.models["original"], folder, seed)
+    request = replace(request, args=replace(request.args, disable_tqdm=True, **settings))
+    text_format = TextFormat(load_tokenizer(ModelConfig(str(persona.models["original"]))))
+    sets = [persona.sets[name] for name in ("forget", "retain")]
+    # The pipeline starts an adapter at row importances, which cannot say this start.
+    pipeline.attach_adapters = lambda base, config, importance: attach_at_subspaces(base, config, sets, text_format)
+    return measures_of(pipeline.unlearn(request, persona.sets).metrics, log)
+
+
+def main() -> None:
+    """Print the measures of each run, then a table of their means ± standard errors over the seeds."""
+    parser = make_parser("reglu", __doc__)
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[1e-3])
+    args = parser.parse_args()
+    table = Table("learning rate", *MEASURES)
+    for rate in args.learning_rates:
+        found = {seed: run(seed, Path(tempfile.mkdtemp()), {"learning_rate": rate}) for seed in args.seeds}
+        add_measures(table, f"{rate:g}", found)
+    show(table)
+
+
+if __name__ == "__main__":
+    main()
