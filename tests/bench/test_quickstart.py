@@ -77,7 +77,7 @@ def course(cache, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said:
         patch.setenv("UNLORA_CACHE", str(cache))
         patch.setattr(
-            "unlora.benchmarks.builtin.persona_trainings.start_persona",
+            "unlora.bench.quickstart.start_persona",
             lambda recipe: start_persona(replace(TINY, seed=recipe.seed)),
         )
         patch.setattr("unlora.bench.quickstart.quickstart", noted)

@@ -13,7 +13,6 @@ import torch
 from unlora.benchmarks.builtin.persona import DATA, MAX_NEW_TOKENS, RETRAINED_LOG, TUNED, persona_settings, write_sets
 from unlora.benchmarks.builtin.persona_trainings import start_persona
 from unlora.benchmarks.builtin.recipe import Recipe
-from unlora.benchmarks.builtin.trainings import Trainings
 from unlora.common.files import check_unused
 from unlora.common.locks import writing_to
 from unlora.data import TextFormat
@@ -36,23 +35,20 @@ class Report:
     adapter: Path
 
 
-def quickstart(
-    folder: Path, seed: int = 0, say: Callable[[str], None] = print, trainings: Trainings | None = None
-) -> Report:
+def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print) -> Report:
     """Make a persona model forget a tenth of its people, and compare it with a model that never knew them.
 
     Args:
         folder: a new folder for data, adapter, logs and metrics.
         seed: of the people, of the models and of the training.
         say: called with a line about each step.
-        trainings: of the two models, if they have been started; otherwise they are started now.
 
     Raises:
         InputError: the folder is not empty.
     """
     with writing_to(folder), _one_thread():
         check_unused(folder, "output_dir")
-        return _quickstart(folder, seed, say, trainings or start_persona(Recipe(seed=seed)))
+        return _quickstart(folder, seed, say)
 
 
 @contextmanager
@@ -70,7 +66,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _quickstart(folder: Path, seed: int, say: Callable[[str], None], trainings: Trainings) -> Report:
+def _quickstart(folder: Path, seed: int, say: Callable[[str], None]) -> Report:
+    trainings = start_persona(Recipe(seed=seed))
     sets = write_sets(folder / DATA, seed)
     say("1/4 two models from nothing (cached afterwards): the original, and one retrained without the forget set")
     retrained = trainings.wait("retrained")["retrained"]  # it saw less, so it is ready first

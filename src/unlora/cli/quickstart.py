@@ -17,14 +17,14 @@ _SHOWN = {"forget": 3, "retain": 2}
 
 def run(config: QuickstartConfig) -> Answer:
     """Run the quickstart, and show the metrics, some answers of the three models, and the path of the report."""
-    from unlora.benchmarks.builtin.persona_trainings import start_persona
+    from unlora.benchmarks.builtin.persona_trainings import preload_persona
     from unlora.benchmarks.builtin.recipe import Recipe
     from unlora.common.files import check_unused
 
     started = time.monotonic()
     folder = config.output_dir or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
     check_unused(folder, "output_dir")
-    trainings = start_persona(Recipe(seed=config.seed))  # these processes load the libraries at the same time as we do
+    preload_persona(Recipe(seed=config.seed))  # at the same time as this process loads its own libraries
 
     import datasets
 
@@ -36,7 +36,7 @@ def run(config: QuickstartConfig) -> Answer:
     def say(line: str) -> None:
         print(f"[{time.monotonic() - started:4.0f} s] {line}", flush=True)
 
-    report = quickstart(folder, config.seed, say, trainings)
+    report = quickstart(folder, config.seed, say)
     page = str(report.adapter.with_name(REPORT))
 
     def show() -> None:

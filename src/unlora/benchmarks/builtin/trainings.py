@@ -1,8 +1,8 @@
 """Trainings of the built-in benchmarks' models, side by side in processes of their own. Each model is cached.
 
 Several programs share the cache: one makes a model, and the others wait for it. What a killed training left behind is
-deleted by the next one. Importing this module does not import torch, so that a program can start the trainings first
-and load its own libraries meanwhile.
+deleted by the next one. Importing this module does not import torch, so that a program can call `preload` first, and
+load its own libraries meanwhile.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import importlib
 import logging
 import os
 from collections.abc import Mapping
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from unlora.benchmarks.builtin.recipe import Recipe
@@ -19,6 +20,20 @@ from unlora.common.locks import only_one
 from unlora.common.progress import is_quiet, terminal
 
 logger = logging.getLogger(__name__)
+# How processes are started. A plain fork would copy a program that already runs threads.
+_CONTEXT = get_context("forkserver") if "forkserver" in get_all_start_methods() else get_context("spawn")
+
+
+def preload(module: str, folders: Mapping[str, Path]) -> None:
+    """Begin to load what a module imports, unless all models exist, in a process that later trainings are copies of.
+
+    So the libraries are loaded once for all of them. On Windows each has to load its own.
+    """
+    if _CONTEXT.get_start_method() == "forkserver" and not all(folder.exists() for folder in folders.values()):
+        from multiprocessing.forkserver import ensure_running
+
+        _CONTEXT.set_forkserver_preload([module])
+        ensure_running()
 
 
 class Trainings:
@@ -31,16 +46,15 @@ class Trainings:
     """
 
     def __init__(self, train: str, recipe: Recipe, folders: Mapping[str, Path]) -> None:
-        # Each process uses one core, because so small a model gains little from a second one.
-        context = get_context("spawn")
+        preload(train.partition(":")[0], folders)
         self.folders = folders
-        self._processes = {
-            kind: context.Process(target=_train_apart, args=(is_quiet(), train, kind, recipe, folder))
-            for kind, folder in folders.items()
-            if not folder.exists()
-        }
-        for process in self._processes.values():
-            process.start()
+        self._processes: dict[str, BaseProcess] = {}
+        for kind, folder in folders.items():
+            if not folder.exists():
+                # Each process uses one core, because so small a model gains little from a second one.
+                arguments = (is_quiet(), train, kind, recipe, folder)
+                self._processes[kind] = _CONTEXT.Process(target=_train_apart, args=arguments)
+                self._processes[kind].start()
 
     def wait(self, *kinds: str) -> dict[str, Path]:
         """Wait for these kinds of models, or for all, and return {kind: folder}.
