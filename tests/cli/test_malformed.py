@@ -108,6 +108,7 @@ def test_every_number_of_transformers_has_a_range_and_every_enumeration_its_valu
         *(("logging_steps", "1.5"), ("label_smoothing_factor", "5"), ("max_steps", "9" * 20), ("seed", "-1")),
         *(("log_level", "x"), ("train_sampling_strategy", "x")),
         *(("optim", "adamw_apex_fused"), ("lr_scheduler_kwargs", "3"), ("r", "0"), ("dtype", "int8")),
+        *((name, "x" * 5000) for name in ("output_dir", "model_name_or_path", "on", "plugin")),
         *(("output_dir", "a\0"), ("retain_data", "a\0"), ("target_modules", '["a\0"]'), ("forget_names", "a\0")),
     ],
 )
@@ -132,6 +133,8 @@ def test_a_wrong_flag_is_refused_by_name(tmp_path, flag, value):
         ["evaluate", "--log", "OUT"],
         *(["evaluate", "--model_name_or_path", "m", *wrong] for wrong in (["--ds_size", "0"], ["--max_length", "x"])),
         ["evaluate", "--log", "OUT", "--benchmark", "x" * 5000],
+        *([*command, "--output_dir", "x" * 5000] for command in (["quickstart"], ["bench", "persona"])),
+        ["finetune", "--model_name_or_path", "x" * 5000, "--train_data", "OUT", "--output_dir", "OUT"],
         ["unlearn", "--config", "/"],
         ["unlearn", *["--nothing"] * 500],
     ],

@@ -7,6 +7,7 @@ flags, those that `--help` shows, in groups; and `run`, which takes one instance
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import shlex
@@ -15,6 +16,11 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unlora.common.errors import Problem
 
 COMMANDS = {
     "quickstart": "do the whole job on a generated benchmark, from scratch, on a laptop CPU",
@@ -106,7 +112,7 @@ def _execute(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        problem, unwritable = problem_in(error), why_unwritable(error)
+        problem, unwritable = problem_in(error) or _too_long(error, arguments), why_unwritable(error)
         if unwritable and not problem:
             print(
                 f"stopped: a file could not be written or read ({unwritable}). Make room or give access, then:\n"
@@ -116,6 +122,18 @@ def _execute(argv: Sequence[str] | None) -> int:
             return _EXIT_STOPPED
         print(f"error: {problem}" if problem else _unexpected(error), file=sys.stderr)
         return _EXIT_INPUT if problem else _EXIT_STOPPED
+
+
+def _too_long(error: Exception, arguments: Sequence[str]) -> Problem | None:
+    """Return what is wrong if a path is too long for the system, with the flag that named it if one did."""
+    from unlora.common.errors import Problem
+
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
+        return None
+    name = str(error.filename)
+    flags = [(len(value), flag) for flag, value in pairwise(arguments) if flag.startswith("--") and value in name]
+    argument = max(flags)[1].lstrip("-") if flags else "path"
+    return Problem(argument, name, "it is too long for a path", "use a shorter one")
 
 
 def _unexpected(error: Exception) -> str:
