@@ -9,6 +9,7 @@ import pytest
 
 from unlora.common.errors import InputError
 from unlora.data import Stream, check_overlap, load_records, without_short_texts
+from unlora.data.sources import row_text
 
 ROWS = [{"question": f"Who is number {i}?", "answer": f"Nobody, {i}"} for i in range(5)]
 
@@ -171,3 +172,11 @@ def test_only_plain_texts_can_be_too_short():
 def test_texts_that_are_all_too_short_are_refused():
     with pytest.raises(InputError, match="min_characters=9: none of the 2 texts in retain_data has so many characters"):
         without_short_texts([{"text": "One."}, {"text": "= Two ="}], 9, "retain_data")
+
+
+def test_the_text_of_a_row_is_what_a_model_reads_of_it():
+    call = {"function": {"name": "find", "arguments": {"who": "Ada"}}}
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert row_text({"question": "Who?", "answer": "Ada", "text": "unread"}) == "Who?\nAda"
+    assert row_text({"messages": turns, "text": "unread", "answer": None}) == f"Who?\n{json.dumps(call['function'])}"
+    assert row_text({"text": "read", "question": None}) == "read"

@@ -270,10 +270,12 @@ def questions_of(rows: Iterable[Record]) -> list[str]:
 
 
 def row_text(row: Record) -> str:
-    """Return all that a row says, as one text."""
-    turns = read_turns(row["messages"]) if has_keys(row, "messages") else []
-    texts = [str(row[key]) for key in ("question", "answer", "text") if has_keys(row, key)]
-    return "\n".join(texts or [text for turn in turns for text in texts_of(turn)])
+    """Return all that a model reads of a row, as one text."""
+    if has_keys(row, "question", "answer"):
+        return f"{row['question']}\n{row['answer']}"
+    if has_keys(row, "messages"):
+        return "\n".join(text for turn in read_turns(row["messages"]) for text in texts_of(turn))
+    return str(row["text"])
 
 
 def is_text(row: Record) -> bool:

@@ -14,8 +14,6 @@ from unlora.benchmarks.builtin.trainings import Trainings, cache_folder, preload
 
 # What each model is trained on.
 CORPORA = {"original": "full", "retrained": "retain_full"}
-
-
 _MODULE = "unlora.benchmarks.builtin.persona_models"
 
 

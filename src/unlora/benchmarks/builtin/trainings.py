@@ -25,9 +25,10 @@ _CONTEXT = get_context("forkserver") if "forkserver" in get_all_start_methods() 
 
 
 def preload(module: str, folders: Mapping[str, Path]) -> None:
-    """Begin to load what a module imports, unless all models exist, in a process that later trainings are copies of.
+    """Start a process that imports a module in the background, unless all models exist.
 
-    So the libraries are loaded once for all of them. On Windows each has to load its own.
+    The trainings are forked from it, so that the libraries are loaded only once. Windows cannot fork, and each training
+    loads them there.
     """
     if _CONTEXT.get_start_method() == "forkserver" and not all(folder.exists() for folder in folders.values()):
         from multiprocessing.forkserver import ensure_running
