@@ -13,7 +13,8 @@ from experiments.ablation import GRID, METHODS, Cell, Results, chosen
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import enable_progress_bar
 
-from experiments import _speed, extraction, gpu, operations, training
+from experiments import _speed, extraction, gpu, operations, reglu, repselect, sizes, training
+from unlora.benchmarks.builtin.persona_data import generate
 from unlora.common.files import write_jsonl
 from unlora.settings import ImportanceConfig
 
@@ -170,3 +171,29 @@ def test_what_computes_nothing_is_no_operation():
     a, b = torch.ones(4, 8), torch.ones(8, 2)
     found = operations.counted(lambda: (a @ b).T.reshape(-1).add_(1).view(2, 4))
     assert found == operations.Operations(calls=3, bytes=2 * 4 * 2 * 4)
+
+
+def test_a_request_of_some_rows_keeps_all_others():
+    configs = sizes.configs_of(0, 6)
+    assert configs["forget"] == generate(0)["forget"][:6]
+    assert len(configs["retain"]) + 6 == 640
+    assert len(configs["full"]) - len(configs["retain_full"]) == 6
+    assert len(sizes.configs_of(0, 66)["forget"]) == 66  # about more than the eight people of persona
+
+
+def test_the_covariance_of_outputs_leaves_out_padding(tiny_model):
+    model, name = tiny_model("llama"), "model.layers.0.mlp.up_proj"
+    ids, outputs = torch.tensor([[5, 6, 7], [8, 9, 0]]), []
+    covariance = reglu.Covariance([name])
+    covariance.add(model, {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])})
+    for row in ([5, 6, 7], [8, 9]):
+        with model.get_submodule(name).register_forward_hook(lambda module, inputs, output: outputs.append(output[0])):
+            model(input_ids=torch.tensor([row]))
+    expected = torch.cov(torch.cat(outputs).double().T, correction=0)
+    torch.testing.assert_close(covariance.of(name), expected, rtol=1e-3, atol=1e-7)
+
+
+def test_a_matrix_without_its_first_component_is_the_rest_of_its_decomposition():
+    matrix = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    torch.testing.assert_close(repselect.without_first(matrix, 1), torch.tensor([[0.0, 0.0], [0.0, 2.0]]))
+    torch.testing.assert_close(repselect.without_first(matrix, 0), matrix)
