@@ -39,7 +39,7 @@ MEASURES = {
 
 
 class Persona:
-    """The people, the models and the request of one seed, as in the quickstart.
+    """The people, the models and the request of one seed, with the settings that were tuned for vila and ihl.
 
     Args:
         folder: where the data and the runs are written.
@@ -50,7 +50,7 @@ class Persona:
         self.folder, self.seed = folder, seed
         self.sets: Mapping[str, Sequence[Record]] = write_sets(folder / DATA, seed)
         self.models = persona_models(Recipe(seed=seed))
-        request = quickstart_request(self.models["original"], folder, seed)
+        request = quickstart_request(self.models["original"], folder, seed, "vila", "ihl")
         # The experiments evaluate the retrained model themselves, on fewer rows.
         self.request: Request = replace(request, evaluation=replace(request.evaluation, retrained=None))
 
