@@ -7,7 +7,9 @@ flags, those that `--help` shows, in groups; and `run`, which takes one instance
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import importlib
 import os
 import shlex
@@ -39,6 +41,9 @@ COMMANDS = {
     "validate": "list every problem of a configuration at once, before anything is loaded",
     "ls": "list losses, initialisers, benchmarks and published configurations",
 }
+# When Python ends, it looks for garbage among all objects several times, which takes more than a second once torch and
+# transformers are loaded. The system frees them anyway.
+atexit.register(gc.freeze)
 # Former names of commands, and what they stand for now.
 _ALIASES = {
     "evaluate-muse": ["evaluate", "--benchmark", "muse"],
