@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 from helpers.runs import FORGET, RETAIN, flags, write_rows
 from unlora.cli import main
 from unlora.data import TextFormat, encode_records, pad_batch
+from unlora.runs.stages import STAGES
 from unlora.training.checkpoints import SafeTrainer
 
 
@@ -73,11 +74,15 @@ def test_a_second_interrupt_stops_at_once(tiny_model, tokenizer, tmp_path):
 
 
 def interrupted_when_there_is(file, argv):
-    """Runs the command in a process of its own, which is interrupted as soon as the file is there."""
+    """Runs the command in a process of its own, which is interrupted as soon as a folder or a stage's file is there."""
+
+    def is_there():
+        return file.exists() and (file.is_dir() or f'"{file.name}"' in (file.parent / STAGES).read_text())
+
     command = [sys.executable, "-m", "unlora", *argv]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not is_there() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=120)
