@@ -14,11 +14,11 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from unlora.bench.quickstart import quickstart_request
-from unlora.benchmarks.builtin.persona import DATA, write_sets
+from unlora.bench.quickstart import evaluate_model, quickstart_request
+from unlora.benchmarks.builtin.persona import DATA, RETRAINED_LOG, write_sets
 from unlora.benchmarks.builtin.persona_models import Recipe, persona_models
 from unlora.data.sources import Record
-from unlora.evals import Log, summarise
+from unlora.evals import Log, summarise, write_log
 from unlora.pipeline.request import Request
 
 # Seed 3 is the one that settings are tuned on.
@@ -69,6 +69,24 @@ def mean_error(values: Sequence[float]) -> str:
     if len(values) < 2:
         return "-"
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.3f}"
+
+
+def compared_request(
+    models: Mapping[str, Path], sets: Mapping[str, Sequence[Record]], folder: Path, seed: int, **settings: Any
+) -> tuple[Request, Log]:
+    """Evaluate the retrained model, and return the quickstart's request that is compared with it, and its log.
+
+    Args:
+        models: the "original" and the "retrained" model.
+        sets: what is evaluated.
+        folder: where data and runs are written.
+        seed: of the run.
+        **settings: of the training, in place of the quickstart's.
+    """
+    log = evaluate_model(models["retrained"], sets)
+    write_log(log, folder / RETRAINED_LOG)
+    request = quickstart_request(models["original"], folder, seed)
+    return replace(request, args=replace(request.args, disable_tqdm=True, **settings)), log
 
 
 def measures_of(metrics: Mapping[str, Any], retrained_log: Log) -> dict[str, float]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,12 @@ from peft.tuners.lora import LoraLayer
 from rich.table import Table
 from torch import Tensor, nn
 
-from experiments._persona import MEASURES, Persona, add_measures, make_parser, measures_of, show
+from experiments._persona import MEASURES, Persona, add_measures, compared_request, make_parser, measures_of, show
 from unlora.adapter import attach_factors
 from unlora.adapter.settings import AdapterSettings
 from unlora.adapter.targets import target_shapes
-from unlora.bench.quickstart import evaluate_model, quickstart_request
-from unlora.benchmarks.builtin.persona import RETRAINED_LOG
 from unlora.data import Batch, TextFormat, encode_records, iter_batches, padding_id
 from unlora.data.sources import Record
-from unlora.evals import write_log
 from unlora.models.load import load_tokenizer
 from unlora.pipeline import unlearn as pipeline
 from unlora.settings import ModelConfig
@@ -106,10 +102,7 @@ def attach_at_subspaces(
 def run(seed: int, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
     """Return the measures of one run, which is written to `folder`."""
     persona = Persona(folder, seed)
-    log = evaluate_model(persona.models["retrained"], persona.sets)
-    write_log(log, folder / RETRAINED_LOG)
-    request = quickstart_request(persona.models["original"], folder, seed)
-    request = replace(request, args=replace(request.args, disable_tqdm=True, **settings))
+    request, log = compared_request(persona.models, persona.sets, folder, seed, **settings)
     text_format = TextFormat(load_tokenizer(ModelConfig(str(persona.models["original"]))))
     sets = [persona.sets[name] for name in ("forget", "retain")]
     # The pipeline starts an adapter at row importances, which cannot say this start.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,8 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from experiments._persona import MEASURES, Persona, add_measures, make_parser, measures_of, show
-from unlora.bench.quickstart import evaluate_model, quickstart_request
-from unlora.benchmarks.builtin.persona import RETRAINED_LOG
+from experiments._persona import MEASURES, Persona, add_measures, compared_request, make_parser, measures_of, show
 from unlora.cli import main as unlora
-from unlora.evals import write_log
 from unlora.pipeline import unlearn as pipeline
 from unlora.runs.folder import ATTACKS
 from unlora.training.trainer import UnlearnTrainer
@@ -69,10 +65,7 @@ class Selective(UnlearnTrainer):
 def run(seed: int, components: int, folder: Path) -> tuple[dict[str, float], list[float]]:
     """Return the measures of one run, and the forget probability of both models after relearning."""
     persona = Persona(folder, seed)
-    log = evaluate_model(persona.models["retrained"], persona.sets)
-    write_log(log, folder / RETRAINED_LOG)
-    request = quickstart_request(persona.models["original"], folder, seed)
-    request = replace(request, args=replace(request.args, disable_tqdm=True))
+    request, log = compared_request(persona.models, persona.sets, folder, seed)
     pipeline.UnlearnTrainer = partial(Selective, components=components)
     result = pipeline.unlearn(request, persona.sets)
     flags = [part for name, value in _ATTACK.items() for part in (f"--{name}", value)]

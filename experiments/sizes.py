@@ -12,22 +12,19 @@ docs/results.md has the tables. Models are cached.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from experiments._persona import MEASURES, add_measures, make_parser, measures_of, show
-from unlora.bench.quickstart import evaluate_model, quickstart_request
-from unlora.benchmarks.builtin.persona import DATA, RETRAINED_LOG, TUNED
+from experiments._persona import MEASURES, add_measures, compared_request, make_parser, measures_of, show
+from unlora.benchmarks.builtin.persona import DATA, TUNED
 from unlora.benchmarks.builtin.persona_data import FORGET_SHARE, PEOPLE, generate
 from unlora.benchmarks.builtin.persona_models import train_from_nothing, train_tokenizer
 from unlora.benchmarks.builtin.recipe import Recipe
 from unlora.benchmarks.builtin.trainings import cache_folder
 from unlora.common.files import write_jsonl
 from unlora.data.sources import Record, fingerprint
-from unlora.evals import write_log
 from unlora.pipeline.unlearn import unlearn
 
 _QUESTIONS = 8  # about each person
@@ -63,11 +60,8 @@ def run(seed: int, rows: int, folder: Path, settings: dict[str, Any]) -> dict[st
         write_jsonl(folder / DATA / f"{name}.jsonl", config)
     models = models_of(seed, rows, configs)
     sets = {"forget": configs["forget"], "retain": configs["retain"], "world_facts": configs["facts"]}
-    log = evaluate_model(models["retrained"], sets)
-    write_log(log, folder / RETRAINED_LOG)
-    request = quickstart_request(models["original"], folder, seed)
-    metrics = unlearn(replace(request, args=replace(request.args, disable_tqdm=True, **settings)), sets).metrics
-    return measures_of(metrics, log)
+    request, log = compared_request(models, sets, folder, seed, **settings)
+    return measures_of(unlearn(request, sets).metrics, log)
 
 
 def main() -> None:
