@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from helpers.runs import RECORDED_FORGET as FORGET
 from helpers.runs import RETAIN, UNSEEN, change_weights, flags, recorded_settings, write_rows
@@ -193,6 +194,15 @@ def test_what_is_gone_is_named_and_what_moved_can_be_pointed_at(work, capsys):
     now = ["--base", str(work / "moved"), "--retain_data", str(work / "sets" / "retain.jsonl")]
     now += ["--holdout_data", str(work / "unseen.jsonl"), "--forget_data", str(work / "sets")]
     assert statuses(capsys, work / "run", *now, "--eval_data", str(work / "sets")) == (0, SAME)
+
+
+def test_recorded_sets_without_eval_data_in_the_configuration_are_not_found(work):
+    config = work / "run" / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump({**values, "eval_data": None}))
+    parts = verify(work / "run")
+    assert {parts[name]["status"] for name in ("eval_forget", "eval_retain")} == {"not found"}
+    assert parts["eval_forget"]["reason"].endswith("has no eval_data; say where it is now with --eval_data")
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}", '{"data": 1, "base": {}, "adapter": {}}'])

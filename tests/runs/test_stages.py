@@ -60,7 +60,7 @@ def test_a_finished_stage_may_be_gone(folder):
     [
         ({"learning_rate": 1e-3}, {}, r"learning_rate=0.001: the run in .* was started with 0.0001"),
         ({"loss": "npo", "r": 3}, {}, r"(?s)loss='npo'.*'ihl'.*r=3: .* with the default"),
-        ({}, {"forget_data": "other rows"}, "forget_data='a.jsonl': its content is not that"),
+        ({}, {"forget_data": "other rows"}, "forget_data='a.jsonl': its content is not the one"),
         ({}, {"on": "hash of an adapter"}, "on='hash of an adapter'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A run on disk: the name of every file in its folder, its settings, and which of its stages are finished.
+"""A run on disk: the names of the files in its folder, and its settings.
 
 Three models appear in the files of a run: the "original" model before unlearning, the "unlearned" model, and the
 "retrained" model, which was trained without the forget set.
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 MODELS = ("original", "unlearned", "retrained")
-# In the results of attacks and in tables of models: the difference of the last two.
+# In attack results and tables of models, the key of the difference between the last two models.
 DIFFERENCE = "unlearned_minus_retrained"
 
-# What `unlora unlearn` writes.
+# The files that `unlora unlearn` writes.
 CONFIG = "config.yaml"
 IMPORTANCE = "importance.safetensors"
 ADAPTER = "adapter"
@@ -43,22 +43,23 @@ EVALUATIONS = {model: f"eval_{model}.json" for model in MODELS}
 # The files of `unlora unlearn` whose hashes are in the record, besides the adapter.
 EVIDENCE = (*EVALUATIONS.values(), METRICS, SAMPLES, FORGOTTEN)
 
-# What later commands add. Model -> its log of a benchmark that `unlora unlearn` does not evaluate (MUSE, WMDP).
+# The files that later commands add. Model -> its log of a benchmark that `unlora unlearn` does not evaluate (MUSE,
+# WMDP).
 SCORES = {model: f"scores_{model}.json" for model in MODELS}
-# In `unlora bench`, the unlearned model's log of such a benchmark is beside the run, in the folder of the cell.
+# `unlora bench` writes the unlearned model's log of such a benchmark next to the run, in the folder of the cell.
 CELL_SCORES = "scores.json"
 MEMBERSHIP = "membership.json"
 ATTACKS = "attacks.json"
 
-# In the record, the adapter that the model had before the run, if an adapter was named as the model.
+# In the record, the key of the adapter that the run started from, if an adapter was named as the model.
 START_ADAPTER = "start_adapter"
 
-# Settings of a run that a later request does not take over: what names its data and its place, and what the user
-# allowed it.
-_OWN = {name for kind in (ForgetData, RetainData, HoldoutData) for name in kind.__dataclass_fields__}
-_OWN |= {name for name in EvalConfig.__dataclass_fields__ if name == "eval_data" or name.endswith("_name")}
-_OWN |= {"on", "forget_names", "importance_file", "original_log", "retrained", "trust_remote_code", "report_to"}
-_OWN |= {
+# Settings that a request does not inherit from the run it continues: its data, its paths, and what the user permitted.
+_NOT_INHERITED = {name for kind in (ForgetData, RetainData, HoldoutData) for name in kind.__dataclass_fields__}
+_NOT_INHERITED |= {name for name in EvalConfig.__dataclass_fields__ if name == "eval_data" or name.endswith("_name")}
+_NOT_INHERITED |= {"on", "forget_names", "importance_file", "original_log", "retrained", "trust_remote_code"}
+_NOT_INHERITED |= {
+    "report_to",
     "plugin",
     "output_dir",
     "logging_dir",
@@ -68,22 +69,22 @@ _OWN |= {
     "hub_token",
     "hub_model_id",
 }
-# Settings that only suit the first ones: another loss has other settings and defaults, and one length of the
-# training rules.
+# (settings, their dependents): a request that gives one of the settings inherits none of the dependents. Another loss
+# has other settings and defaults, and only one setting of the training length applies.
 _LENGTH = {"num_train_epochs", "max_steps", "until_taught"}
-_GOES_WITH = (
+_DEPENDENTS = (
     ({"loss"}, {"loss_kwargs", "retain_loss", "alternate_key", "teacher", *DISTILLING, *_LENGTH}),
     (_LENGTH, _LENGTH),
     ({"retain_samples", "retain_convergence"}, {"retain_samples", "retain_convergence"}),
 )
 _STOPPING = {"stop_every", "stop_statistic", "stop_auc"}
-# Settings that can name a file or a folder.
-_PLACES = {"model_name_or_path", "tokenizer_name_or_path", "on", "importance_file", "original_log", "retrained"}
-_PLACES |= {"forget_data", "retain_data", "holdout_data", "eval_data"}
+# Settings that can be the path of a file or a folder.
+_PATHS = {"model_name_or_path", "tokenizer_name_or_path", "on", "importance_file", "original_log", "retrained"}
+_PATHS |= {"forget_data", "retain_data", "holdout_data", "eval_data"}
 
 
 def is_finished(run: str | Path) -> bool:
-    """Return whether the run is finished: its metrics are written after everything that they are computed from."""
+    """Return whether the run is finished. The metrics are written after everything they are computed from."""
     return (Path(run) / METRICS).is_file()
 
 
@@ -100,21 +101,21 @@ def _adapter_problems(run: str | Path, argument: str) -> list[Problem]:
 
 
 def saved_settings(run: str | Path, argument: str = "on") -> dict[str, Any]:
-    """Return all settings of a run, as one flat mapping of flags."""
+    """Return all settings of a run as a flat mapping of flags to values."""
     fix = "name the folder of an earlier `unlora unlearn`"
     with from_elsewhere(argument, str(run), f"its {CONFIG} cannot be read", fix):
         return dict(read_yaml(Path(run) / CONFIG))
 
 
 def located_settings(run: str | Path, argument: str = "on") -> dict[str, Any]:
-    """Return all settings of a run, with the paths in them as they are from the current folder.
+    """Return all settings of a run, with relative paths resolved from the current folder.
 
-    A run names its files from the folder in which it was started. The current folder may be another one. What is here
-    under such a name comes first, because the folders may have been moved together.
+    The paths in the settings are relative to the folder in which the run was started, which may not be the current one.
+    A path that exists from the current folder is kept, because the run and its files may have been moved together.
     """
     values = saved_settings(run, argument)
     started_in = _started_in(Path(run), values)
-    for name in _PLACES & values.keys():
+    for name in _PATHS & values.keys():
         value = values[name]
         if isinstance(value, str) and started_in and not os.path.exists(value) and os.path.exists(started_in / value):
             values[name] = os.path.relpath(started_in / value)
@@ -122,31 +123,31 @@ def located_settings(run: str | Path, argument: str = "on") -> dict[str, Any]:
 
 
 def _started_in(run: Path, values: Mapping[str, Any]) -> Path | None:
-    """Return the folder in which a run was started: that from which its `output_dir` leads to the run."""
+    """Return the folder in which a run was started, or None if its `output_dir` does not tell."""
     output = Path(str(values.get("output_dir")))
-    place = run.resolve()
-    if output.is_absolute() or ".." in output.parts or place.parts[-len(output.parts) :] != output.parts:
+    path = run.resolve()
+    if output.is_absolute() or ".." in output.parts or path.parts[-len(output.parts) :] != output.parts:
         return None
-    return place.parents[len(output.parts) - 1]
+    return path.parents[len(output.parts) - 1]
 
 
 def saved_model(run: str | Path, argument: str = "RUN", trust_remote_code: bool = False) -> ModelConfig:
-    """Return the model of a run, as its configuration names it, on its own: without the run that it continues from.
+    """Return the model in a run's configuration, without the adapter of the run that it continues.
 
     Args:
-        run: its folder, which may be a stranger's.
-        argument: what the user calls it, for errors.
-        trust_remote_code: whether the user allows the model's own code to run. What the run says about it is ignored.
+        run: the run's folder, which may come from somebody else.
+        argument: the argument that names the run, for error messages.
+        trust_remote_code: whether the user allows the model's own code to run. The run's own setting is ignored.
     """
     values = located_settings(run, argument) | {"on": None, "trust_remote_code": trust_remote_code}
     return checked_settings(ModelConfig, values, run, argument)
 
 
 def checked_settings(kind: type[T], values: Mapping[str, Any], run: str | Path, argument: str = "RUN") -> T:
-    """Return one of the settings dataclasses, filled from a run's configuration.
+    """Return the settings dataclass `kind`, filled from a run's configuration and checked.
 
     Raises:
-        InputError: a setting is missing, or has a value that no run could have had.
+        InputError: a setting is missing or has an invalid value.
     """
     path = str(Path(run) / CONFIG)
     fix = "put the file of that run back, or name another run"
@@ -159,27 +160,28 @@ def checked_settings(kind: type[T], values: Mapping[str, Any], run: str | Path, 
 
 
 def continued_settings(run: str, chosen: Collection[str] = ()) -> dict[str, Any]:
-    """Return the settings that a request takes over from the run it continues: all but those of its own data and place.
+    """Return the settings that a request inherits from the run it continues, without those of its data and paths.
 
     Args:
         run: the run's folder.
-        chosen: settings that the user gives. Those that go with one of them are not taken over either.
+        chosen: names of the settings that the user gives. Settings that depend on one of them are not inherited either.
     """
     saved = located_settings(run)
-    if lost := lost_settings(Path(run), saved, "on"):  # the rest of a file that is cut off can be read
+    if lost := lost_settings(Path(run), saved, "on"):  # a YAML file that was cut off may still be valid
         reason = f"its {CONFIG} lacks settings that the run was started with: {', '.join(lost)}"
         raise InputError(Problem("on", run, reason, "put the file of that run back, or name another run"))
-    left_out = {*_OWN, *chosen, *(name for first, names in _GOES_WITH if first & {*chosen} for name in names)}
+    left_out = {*_NOT_INHERITED, *chosen}
+    left_out |= {name for settings, dependents in _DEPENDENTS if settings & {*chosen} for name in dependents}
     if "holdout_data" not in chosen:
         left_out |= _STOPPING
-    # A benchmark may have another default than the evaluation in a run, such as a smaller batch for its longer texts.
-    usual = {name: field.default for name, field in EvalConfig.__dataclass_fields__.items()}
-    left_out |= {name for name, value in usual.items() if saved.get(name) == value}
+    # Defaults are left out, because those of a benchmark may differ, such as a smaller batch size for longer texts.
+    defaults = {name: field.default for name, field in EvalConfig.__dataclass_fields__.items()}
+    left_out |= {name for name, value in defaults.items() if saved.get(name) == value}
     return {name: value for name, value in saved.items() if name not in left_out}
 
 
 def continued_problems(model: ModelConfig) -> list[Problem]:
-    """Check the run that `model.on` names: it needs an adapter, and the adapter must be for the same model."""
+    """Return the problems of the run `model.on`: it must have an adapter, which was made for the same model."""
     if model.on is None:
         return []
     if problems := _adapter_problems(model.on, "on"):
@@ -194,7 +196,7 @@ def continued_problems(model: ModelConfig) -> list[Problem]:
 
 
 def settings_of(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Return one of the settings dataclasses, filled with those of `values` that belong to it."""
+    """Return the settings dataclass `kind`, filled with those of the `values` that are fields of it."""
     return kind(**{name: values[name] for name in kind.__dataclass_fields__ if name in values})
 
 

@@ -1,6 +1,6 @@
-"""forgotten.json: the rows that a run and the requests before it had to forget, so that none is taught again later.
+"""forgotten.json: the rows that a run and the requests before it had to forget, so that no later request teaches them.
 
-It contains only hashes. They do not keep the rows secret: whoever can guess a row can check that it is among them.
+It contains only hashes. They do not keep the rows secret: anyone who can guess a row can check whether it is listed.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ logger = logging.getLogger(__name__)
 
 
 def _row_hashes(rows: Iterable[Record]) -> list[str]:
-    """Return the SHA-256 of what each distinct row teaches. They are sorted, which hides the order of the rows."""
+    """Return the SHA-256 of each distinct row's content. The hashes are sorted, which hides the order of the rows."""
     return sorted({hashlib.sha256(fingerprint(row).encode()).hexdigest() for row in rows})
 
 
 def write_forgotten(folder: Path, rows: Iterable[Record], on: str | None) -> None:
-    """Write what the earlier requests had to forget, followed by what this one has to.
+    """Write the rows that the earlier requests had to forget, followed by those of this run.
 
     Args:
         folder: the run's folder.
         rows: its forget rows.
-        on: folder of the run that it continues from, if any.
+        on: the folder of the run that it continues, if any.
     """
     write_json(folder / FORGOTTEN, [*forgotten(on), {"run": folder.resolve().name, "rows": _row_hashes(rows)}])
 
 
 def forgotten(run: str | None) -> list[dict[str, Any]]:
-    """Return what a run and the requests before it had to forget, the first request first; nothing without a run.
+    """Return the rows that a run and the requests before it had to forget, the first request first; [] without a run.
 
     Returns:
-        [{"run": name of its folder, "rows": hashes, or None for a run of a version that did not write them}].
+        [{"run": name of its folder, "rows": hashes, or None if an early version of unlora made the run}].
 
     Raises:
-        InputError: a file that cannot be read.
+        InputError: the file cannot be read.
     """
     if run is None:
         return []
@@ -62,7 +62,7 @@ def forgotten(run: str | None) -> list[dict[str, Any]]:
 def check_not_taught_again(retain: Sequence[Record], on: str | None) -> None:
     """Raise `InputError` if the retain set contains rows that earlier requests had to forget.
 
-    A run of an early version did not write them down. Then there is only a warning.
+    Early versions did not write these rows to the run's folder. Their runs only cause a warning.
     """
     earlier = forgotten(on)
     hashes = set(_row_hashes(retain)) if earlier else set()

@@ -1,7 +1,7 @@
-"""record.json: what a run was made from, with what software and hardware, and what came out.
+"""record.json: the inputs of a run, the software and hardware that it ran on, and its results.
 
-It contains no secret, no user name, no path on the machine and no name of a local dataset. Of the base's path only the
-last part is kept. `unlora.runs.verify` checks whether a run is still what its record says.
+It contains no secrets, no user names, no paths on the machine and no names of local datasets. Only the last part of the
+base model's path is kept. `unlora.runs.verify` checks a run against its record.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from unlora.settings import DataConfig, EvalConfig, ModelConfig, StoppingConfig
 T = TypeVar("T")
 P = ParamSpec("P")
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
-# The parts of metrics.json that are recorded. The log of every training step is not.
+# The parts of metrics.json that are recorded. The log of the training steps is left out.
 _METRICS = ("original", "unlearned", "compression")
 
 
 class Clock:
-    """The seconds that each stage took, by its name."""
+    """Measure the duration of each stage. `seconds` has the durations by the name of the stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def time(self, stage: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call the function as a stage, and return its result."""
+        """Call the function, record its duration as that of the stage, and return its result."""
         started = time.monotonic()
         result = function(*args, **kwargs)
         self.seconds[stage] = round(time.monotonic() - started, 3)
@@ -58,14 +58,14 @@ def describe_inputs(
     evaluated: Mapping[str, Sequence[Record]],
     stream: Stream | None = None,
 ) -> dict[str, Any]:
-    """Return the hashes of everything that a run works on. They are taken before it starts, of what it has read.
+    """Return names and hashes of the datasets and the model of a run. The datasets are hashed as the run has read them.
 
     Args:
         model, data, stopping, evaluation: the run's settings.
         forget: the forget set.
-        retain: the retain set, as far as it was read.
+        retain: the rows of the retain set that were read.
         evaluated: the evaluated rows of `eval_data`, by set.
-        stream: how the rows of a streamed retain set were drawn. The hash is of the drawn rows.
+        stream: how the rows of a streamed retain set were drawn. The hash is that of the drawn rows.
     """
     parts = {"forget": _described_set(data, "forget", forget), "retain": _described_set(data, "retain", retain)}
     if stream is not None:
@@ -91,10 +91,10 @@ def _described_set(settings: DataConfig | StoppingConfig, name: str, rows: Seque
 
 
 def _described(path: str, name: str | None, split: str | None, rows: Sequence[Record]) -> dict[str, Any]:
-    """Return where on the Hub a set is from, how many rows it has, and their hash.
+    """Return the source of a dataset on the Hub, its number of rows, and their hash.
 
-    A local set is not named, and neither are its configuration and split, because they are file names, too: the name
-    of a person who asks to be forgotten may be part of them. The hash identifies the set.
+    A local dataset is identified by its hash alone. Its path, configuration and split are file names, which may contain
+    the name of the person who asked to be forgotten.
     """
     names = ("a local file", None, None) if Path(path).exists() else (path, name, split)
     return {
@@ -105,7 +105,7 @@ def _described(path: str, name: str | None, split: str | None, rows: Sequence[Re
 
 
 def shown_name(path: str) -> str:
-    """Return a model's name on the Hub, or only the last part of a path, so that it reveals nothing of the machine."""
+    """Return a model's name on the Hub, or the last part of a local path, which reveals nothing about the machine."""
     local = Path(path)
     return local.resolve().name if local.exists() or local.is_absolute() else path
 
@@ -126,11 +126,11 @@ def write_record(
     Args:
         folder: the run's folder.
         inputs: from `describe_inputs`.
-        times: seconds of each stage in this process. Those of a resumed run are only of its last part.
+        times: duration of each stage in this process, in seconds. A resumed run has those after its last start.
         metrics: as in metrics.json.
         seeds: by name.
-        device: kind of device.
-        processes: how many processes shared the work.
+        device: the type of device, such as "cuda".
+        processes: number of processes.
         resumed: whether the run was resumed.
     """
     record = {
@@ -154,7 +154,7 @@ def write_record(
 
 
 def _hardware(device: str, processes: int) -> dict[str, Any]:
-    """Return what the run ran on: kinds and sizes, but not the name of the machine."""
+    """Return the hardware that the run used, without the name of the machine."""
     import psutil
     import torch
 
@@ -170,7 +170,7 @@ def _hardware(device: str, processes: int) -> dict[str, Any]:
 
 
 def _peak_memory() -> dict[str, int]:
-    """Return the peak memory of this process in bytes: of the machine, if the system tells, and of each device."""
+    """Return the peak memory of this process in bytes: main memory (not on Windows) and each CUDA device's memory."""
     import torch
 
     peaks = {f"cuda:{place}": torch.cuda.max_memory_allocated(place) for place in range(torch.cuda.device_count())}

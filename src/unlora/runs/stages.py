@@ -1,9 +1,9 @@
-"""Which stages of a folder are finished, and everything that they were made from.
+"""The finished stages of a folder, and the inputs that they were made from.
 
 A folder that is written to in several stages has a file stages.json: {"settings", "contents", "stages"}. The first two
-are the key of all stages: the settings that can change a result, and the hashes of the model and the data. "stages" has
-the hash of what each finished stage wrote. A resumed run reuses a stage only if settings and contents are those that it
-was made from and what it wrote is unchanged. With any other setting it is refused before anything is written.
+describe the inputs of all stages: the settings that can change a result, and the hashes of the model and the data.
+"stages" has the hash of each finished stage's output. A resumed run reuses a stage if its output is unchanged. If a
+setting or an input has changed, the run is refused before anything is written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 STAGES = "stages.json"
-# Settings that change neither a model nor a number: where things are, and how much is shown and saved.
+# Settings that do not change results: paths, logging, and how often something is saved.
 _NEUTRAL = {
     *("output_dir", "resume_from_checkpoint", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id"),
     *("trackio_bucket_id", "trackio_static_space_id", "log_level", "log_level_replica", "log_on_each_node"),
@@ -36,7 +36,7 @@ _NEUTRAL = {
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_timeout", "local_rank", "do_train"),
     *("do_eval", "do_predict", "trust_remote_code"),
 }
-# Settings whose contents are compared instead, because the same model or rows may have moved.
+# Settings that name a model or data. The contents are compared instead, because the files may have been moved.
 _NAMES = {
     *("model_name_or_path", "model_revision", "on", "original_log", "retrained", "importance_file", "eval_data"),
     *(f"{name}_{part}" for name in ("forget", "retain", "holdout", "train") for part in ("data", "name", "split")),
@@ -70,21 +70,21 @@ class Stages:
         self._finished: dict[str, str] = {} if stored is None else stored["stages"]
 
     def start(self) -> None:
-        """Write down the key, and delete what a killed process left unfinished."""
+        """Write settings and contents, and delete the unfinished files of a killed process."""
         remove_leftovers(self.folder)
         self._write()
 
     def is_finished(self, name: str) -> bool:
-        """Return whether the stage that writes the file or folder `name` is finished, and what it wrote unchanged."""
+        """Return whether the stage that writes the file or folder `name` is finished and its output unchanged."""
         path = self.folder / name
         return path.exists() and self._finished.get(name) == _sha256(path)
 
     def are_finished(self, last: str) -> bool:
-        """Return whether the stage that writes `last` is finished, and everything that was written unchanged."""
+        """Return whether the stage that writes `last` is finished and the output of every finished stage unchanged."""
         return last in self._finished and all(map(self.is_finished, self._finished))
 
     def finish(self, *names: str) -> None:
-        """Note that the files or folders `name` are what the stage was to write."""
+        """Mark a stage as finished, whose output is the files or folders `names`."""
         self._finished |= {name: _sha256(self.folder / name) for name in names}
         self._write()
 
@@ -93,7 +93,7 @@ class Stages:
 
 
 def check_start(folder: Path, settings: Mapping[str, Any], resume: str | bool | None) -> None:
-    """Check, before anything is loaded, that a run may start in this folder or go on with what is there.
+    """Check, before anything is loaded, that a run can be started or resumed in this folder.
 
     Args:
         folder: the folder of the run.
@@ -104,7 +104,7 @@ def check_start(folder: Path, settings: Mapping[str, Any], resume: str | bool | 
         InputError: the folder is in use, another process is writing to it, it was started with other settings, or the
             checkpoint is not in it.
     """
-    if is_main():  # the others would only meet its lock
+    if is_main():  # the other processes would find the lock of the main one
         check_free(folder)
     _check_folder(folder, settings, resume)
 
@@ -115,13 +115,13 @@ def _check_folder(folder: Path, settings: Mapping[str, Any], resume: str | bool 
         check_unused(folder, "output_dir")
         return
     if choice.lower() != "true" and Path(choice).resolve().parent != folder.resolve():
-        reason, fix = f"it is not in {folder}", "use true for the last checkpoint there, or name one of that folder"
+        reason, fix = f"it is not in {folder}", "use true for the last checkpoint there, or name a checkpoint there"
         raise InputError(Problem("resume_from_checkpoint", choice, reason, fix))
     stored = _read(folder)
     if stored is not None:
         raise_if(_different_settings(stored["settings"], settings, folder))
     elif in_use(folder):
-        reason = f"it has no {STAGES}, so nothing says what it was made from"
+        reason = f"it has no {STAGES}, so it is unknown what its files were made from"
         raise InputError(Problem("output_dir", str(folder), reason, "name a new folder"))
 
 
@@ -138,13 +138,13 @@ def _different_contents(
     old: Mapping[str, Any], new: Mapping[str, Any], settings: Mapping[str, Any], folder: Path
 ) -> list[Problem]:
     names = [name for name in dict.fromkeys([*new, *old]) if old.get(name) != new.get(name)]
-    reason = f"its content is not that which the run in {folder} was started with"
-    fix = "put the former content back, or name a new folder"
+    reason = f"its content is not the one that the run in {folder} was started with"
+    fix = "restore the earlier content, or name a new folder"
     return [Problem(name, settings.get(name, new.get(name)), reason, fix) for name in names]
 
 
 def _read(folder: Path, argument: str = "output_dir") -> dict[str, Any] | None:
-    """Return the content of the folder's file, or None if there is none. The argument is what names the folder."""
+    """Return the content of the folder's stages.json, or None without one. `argument` names the folder in errors."""
     try:
         found = read_json(folder / STAGES)
         return {name: dict(found[name]) for name in ("settings", "contents", "stages")}
@@ -168,7 +168,7 @@ def recorded_contents(folder: Path) -> dict[str, Any]:
 
 
 def lost_settings(folder: Path, settings: Mapping[str, Any], argument: str) -> list[str]:
-    """Return the names of settings that the stages of a folder were made with, and that are not among `settings`."""
+    """Return the names of the settings that the stages of a folder were made with and that `settings` lacks."""
     stored = _read(folder, argument)
     return [] if stored is None else sorted(stored["settings"].keys() - settings.keys())
 
@@ -178,7 +178,7 @@ def _relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON gives it back."""
+    """Return the value as it is after writing it to JSON and reading it back. Types that JSON lacks become text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
@@ -189,7 +189,7 @@ def _plain(value: Any) -> Any:
 
 
 def _sha256(path: Path) -> str:
-    """Return the hash of a file, or of the names and hashes of all files in a folder."""
+    """Return the hash of a file, or the hash of the names and hashes of all files in a folder."""
     if path.is_file():
         return file_sha256(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -197,10 +197,10 @@ def _sha256(path: Path) -> str:
 
 
 def json_sha256(value: Any) -> str:
-    """Return the hash of a value as JSON with sorted keys. What JSON does not have becomes text."""
+    """Return the hash of a value as JSON with sorted keys. Types that JSON lacks become text."""
     return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the hash of everything about a tokenizer that changes tokens."""
+    """Return the hash of everything in a tokenizer that can change the tokens of a text."""
     return json_sha256([tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map])

@@ -1,4 +1,4 @@
-"""Whether the data, the base, the adapter and the logs of a run are still those that its record.json describes."""
+"""Check whether the data, the base model, the adapter and the logs of a run still match its record.json."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ UNCHANGED, _CHANGED, _NOT_FOUND = "unchanged", "changed", "not found"
 
 
 def recorded_hashes(run: str | Path) -> dict[str, str | None]:
-    """Return the hashes in a run's record: of its sets, "base", "adapter", and each file of `EVIDENCE`.
+    """Return the hashes in a run's record, by part: the name of a dataset, "base", "adapter", or a file of `EVIDENCE`.
 
     Raises:
-        InputError: there is no record, or the file is something else.
+        InputError: the record is missing or invalid.
     """
     return _read_record(run)[0]
 
@@ -45,7 +45,7 @@ def _read_record(run: str | Path) -> tuple[dict[str, str | None], Stream | None]
 
 
 def _check_hashes(hashes: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for parts that no run has, and for hashes that are none."""
+    """Raise `ValueError` for unknown parts and for values that are not SHA-256 hashes."""
     evaluated = [name.removesuffix("_name") for name in EvalConfig.__dataclass_fields__ if name.endswith("_name")]
     for name, value in hashes.items():
         if name not in ("forget", "retain", "holdout", *evaluated, "base", START_ADAPTER, "adapter", *EVIDENCE):
@@ -55,7 +55,7 @@ def _check_hashes(hashes: Mapping[str, Any]) -> None:
 
 
 def _stream(values: Mapping[str, Any]) -> Stream:
-    """Return how rows were drawn. The numbers are checked, because so many rows are read."""
+    """Return how the rows of a stream were drawn. The values are checked, since they set how many rows are read."""
     if any(type(value) is not int or value < 0 for value in values.values()):
         raise ValueError(f"{values!r} does not say how rows were drawn")
     return Stream(**values)
@@ -65,16 +65,16 @@ def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict
     """Compute a run's hashes again, and compare them with its record.
 
     Args:
-        run: its folder.
-        base: where the base model is now, if it is not where the run's configuration says.
-        data: the same for `forget_data`, `retain_data`, `holdout_data` and `eval_data`.
+        run: the run's folder.
+        base: the current path of the base model, if it differs from the run's configuration.
+        data: the current paths of `forget_data`, `retain_data`, `holdout_data` and `eval_data`, if they differ.
 
     Returns:
         {part: {"status", "recorded" and "found" hash, and the "reason" if it was not found}}. The parts are those of
         `recorded_hashes`.
 
     Raises:
-        InputError: a folder without record or configuration.
+        InputError: the run has no record or no configuration.
     """
     (recorded, stream), values = _read_record(run), located_settings(str(run), "RUN") | {"trust_remote_code": False}
     values |= {name: value for name, value in {**data, "model_name_or_path": base}.items() if value is not None}
@@ -87,14 +87,15 @@ def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict
         if part == START_ADAPTER:
             folder = source_of(model).adapter
             if folder is None:
-                raise FileNotFoundError(f"{model.model_name_or_path} is no adapter")
+                raise FileNotFoundError(f"{model.model_name_or_path} is not an adapter")
             return adapter_sha256(folder)
         if part == "adapter":
             return adapter_sha256(Path(run) / ADAPTER)
         if part in EVIDENCE:
             return file_sha256(Path(run) / part)
         if part.startswith("eval_"):
-            assert evaluation.eval_data is not None  # otherwise the record has no such part
+            if evaluation.eval_data is None:
+                raise FileNotFoundError("the run's configuration has no eval_data")
             configuration = getattr(evaluation, f"{part}_name")
             return rows_sha256(load_records(evaluation.eval_data, configuration, argument="eval_data"))
         settings = stopping if part == "holdout" else sets
@@ -104,17 +105,17 @@ def verify(run: str | Path, base: str | None = None, **data: str | None) -> dict
 
 
 def _flag(part: str) -> str | None:
-    """Return the flag that says where a part is now. The adapter and the logs are always in the run's folder."""
+    """Return the flag for the current path of a part, or None. Files in the run's folder need no flag."""
     if part in ("adapter", START_ADAPTER, *EVIDENCE):
         return None
     return "--base" if part == "base" else "--eval_data" if part.startswith("eval_") else f"--{part}_data"
 
 
 def _present_base(model: ModelConfig) -> str:
-    """Return the hash of the base's weights.
+    """Return the hash of the base model's weights.
 
     Raises:
-        OSError: there are none.
+        OSError: the model was not found, or has no safetensors.
     """
     base = source_of(model).base if is_adapter(Path(model.model_name_or_path)) else model
     name = base.model_name_or_path
@@ -139,9 +140,9 @@ def _compared(recorded: str | None, compute: Callable[[], str], flag: str | None
 
 
 def check_recorded_adapter(run: str) -> None:
-    """Raise `InputError` unless the run's adapter is the one in its record, in files of its own.
+    """Raise `InputError` unless the run's adapter is the recorded one and consists of regular files.
 
-    Whoever publishes it would otherwise publish what was not measured, or files that a link in the folder leads to.
+    Otherwise an adapter could be published that was never evaluated, or files outside the folder that links point to.
     """
     from safetensors import SafetensorError
 
@@ -157,21 +158,16 @@ def check_recorded_adapter(run: str) -> None:
         raise InputError(Problem("RUN", str(folder), f"it is not the adapter in the run's {RECORD}", fix))
 
 
-def _base_hash(model: ModelConfig) -> str | None:
-    base = source_of(model).base
-    return base_sha256(base.model_name_or_path, base.model_revision)
-
-
 def check_base(run: str, model: ModelConfig, argument: str) -> None:
-    """Raise `InputError` if the base's weights are not those that the run's adapter was made for.
+    """Raise `InputError` if the run's adapter was made for a base model with other weights.
 
-    Names and shapes cannot show this, and PEFT loads the adapter of another model without a warning. Runs of earlier
-    versions have no record, and cannot be checked.
+    Names and shapes cannot show this, and PEFT loads the adapter of another model without a warning. Runs of early
+    versions have no record and cannot be checked.
     """
     if not (Path(run) / RECORD).exists():
         return
-    recorded = recorded_hashes(run)["base"]
-    if recorded is not None and _base_hash(model) != recorded:
+    recorded, base = recorded_hashes(run)["base"], source_of(model).base
+    if recorded is not None and base_sha256(base.model_name_or_path, base.model_revision) != recorded:
         reason = f"its weights are not those that the adapter in {run} was made for"
         fix = "name the model of that run; `unlora verify` says what has changed"
         raise InputError(Problem(argument, model.model_name_or_path, reason, fix))
