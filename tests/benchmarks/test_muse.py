@@ -339,7 +339,7 @@ def test_a_retrained_log_of_as_many_other_rows_is_refused(command, folder, tmp_p
     write_jsonl(tmp_path / "data" / "knowmem" / "retain_qa_icl.jsonl", PAIRS[1:])
     again = {"retrained": tmp_path / "retrained.json", "model_name_or_path": folder / "no weights"}
     assert command(data=tmp_path / "data", **again) == 2
-    assert "its rows of retain_qa_icl are other rows than here" in capsys.readouterr().err
+    assert "its rows of retain_qa_icl differ from the rows here" in capsys.readouterr().err
 
 
 # The miniature.

@@ -197,7 +197,7 @@ def test_tokens_that_a_model_rules_out_count_nothing(tiny_model, base):
     ("examples", "message"),
     [
         ([], "examples='0 examples'"),
-        ([{"input_ids": [5, 6], "labels": [5, IGNORE_INDEX]}], r"examples\[0\]='2 tokens': no label"),
+        ([{"input_ids": [5, 6], "labels": [5, IGNORE_INDEX]}], r"examples\[0\]='2 tokens': it has no predicted label"),
         ([{"input_ids": [5] * 300, "labels": [5] * 300}], "max_length=512.*256 positions"),
     ],
 )

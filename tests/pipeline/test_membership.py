@@ -168,4 +168,4 @@ def test_a_retrained_log_of_as_many_other_rows_is_refused(command, folder, tmp_p
     write_rows(folder / "data" / "changed.jsonl", [{"question": "Who keeps dog 9?", "answer": "Eve."}, *HOLDOUT[1:]])
     again = {"retrained": tmp_path / "retrained.json", "model_name_or_path": folder / "no weights"}
     assert command(holdout_name="changed", **again) == 2
-    assert "its rows of holdout are other rows than here" in capsys.readouterr().err
+    assert "its rows of holdout differ from the rows here" in capsys.readouterr().err

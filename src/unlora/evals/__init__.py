@@ -1,4 +1,4 @@
-"""How well a model has forgotten, and what it still knows. Importing this loads no torch: logs are read without it."""
+"""Measure what a model has forgotten and what it still knows. Importing this does not import torch."""
 
 from unlora.evals.log_format import Log
 from unlora.evals.logs import read_log, write_log

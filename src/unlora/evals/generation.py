@@ -1,6 +1,6 @@
-"""A model's own answers, greedy or sampled: batched by length, in the order of the input.
+"""Generate a model's answers, greedily or by sampling. Prompts are batched by length, and results are in input order.
 
-As in `scoring`, the model is left as it was found, and all processes of a job must call these functions.
+As in `scoring`, the model is left as it was found, and all processes of a distributed job must call these functions.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def generate_answers(
     Args:
         model: a causal LM, with or without adapters.
         questions: [questions], each a text or the turns of a conversation before an answer.
-        text_format: the prompt. It is exactly the one after which answers are scored.
-        max_new_tokens: the maximum length of an answer. It ends earlier at one of the `end_tokens` of the format.
+        text_format: how questions become prompts. Answers are scored after the same prompts.
+        max_new_tokens: the maximum length of an answer. Generation stops earlier at one of the format's `end_tokens`.
         batch_size: maximum number of questions in a batch. None fills the memory of a GPU.
         progress: called after each batch with the number of questions answered so far.
 
@@ -62,7 +62,7 @@ def continue_prompts(
 ) -> list[str]:
     """Return the model's continuation of each tokenised prompt, without special tokens but with whitespace.
 
-    It is greedy, or sampled from all tokens if the `temperature` is above 0. The other arguments are those of
+    Decoding is greedy, or samples from all tokens if the `temperature` is above 0. The other arguments are those of
     `generate_answers`.
     """
     if max_new_tokens < 1:
@@ -82,15 +82,15 @@ def continue_prompts(
             rows = core.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
             texts.update({place: generated_text(row, text_format) for place, row in zip(places, rows, strict=True)})
 
-        # Padding on the left, so that all answers of a batch begin in the same column.
+        # Prompts are padded on the left, so that all answers of a batch begin at the same position.
         run_batches(add, examples, limit, text_format, "left", progress)
     return of_all(texts)
 
 
 def labelled_texts(example: Example, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Return the text that each predicted label adds, including special tokens. Joined, they are the labelled text.
+    """Return the text of each predicted label, including special tokens. Joined, these are the labelled text.
 
-    A character that consists of several tokens belongs to the last of them.
+    A character that spans several tokens belongs to the last of them.
     """
     labels = [label for label in example["labels"][1:] if label != IGNORE_INDEX]
     texts, shown = [], ""
@@ -104,6 +104,6 @@ def labelled_texts(example: Example, tokenizer: PreTrainedTokenizerFast) -> list
 
 @contextmanager
 def generating(model: nn.Module) -> Iterator[PreTrainedModel]:
-    """Switch gradients, dropout and the model's own generation settings off; yield the module that can generate."""
+    """Disable gradients, dropout and the model's own generation settings; yield the module that can generate."""
     with without_own_settings(model) as core, evaluating(model):
         yield core

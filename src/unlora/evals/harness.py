@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness (Gao et al., https://github.com/EleutherAI/lm-evaluation-harness) on a loaded model.
+"""Evaluate a loaded model on tasks of lm-evaluation-harness (Gao et al.).
 
 WMDP (Li et al. 2024, arXiv 2403.03218) and MMLU are multiple choice: the model's answer is the choice whose letter is
-most likely.
+most likely. Source: https://github.com/EleutherAI/lm-evaluation-harness
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# The harness names metrics "metric,filter" after a filter of the answers. This filter leaves the answers as they are.
+# The harness names metrics "metric,filter", where the filter post-processes the answers. "none" leaves them unchanged.
 _NO_FILTER = ",none"
 
 
@@ -34,7 +34,7 @@ class Tasks:
     Args:
         manager: the harness's task manager.
         items: the tasks and groups that the user named.
-        single: every task by name, including those of groups.
+        single: all single tasks by name, including those of groups.
     """
 
     manager: Any
@@ -64,16 +64,16 @@ def load_tasks(settings: TaskSettings) -> Tasks:
 
 
 def _loaded(make_manager: Callable[..., Any], settings: TaskSettings) -> tuple[Any, dict[str, Any]]:
-    """Return the harness's task manager, and what it loads for the names in the settings."""
+    """Return the harness's task manager, and the tasks and groups that it loads for the names in the settings."""
     names = list(dict.fromkeys(settings.tasks))
-    # Reading the harness's own task files takes seconds, because there are thousands. The tasks may need none.
+    # The harness has thousands of task files, which take seconds to read. The user's own tasks may not need them.
     manager = make_manager(include_path=settings.include_path, include_defaults=False)
     groups = [name for name in names if name in manager.all_groups]
-    whole = set(names) <= set(manager.all_tasks)
-    if whole and groups:
-        with suppress(Exception):  # a group may contain tasks of the harness
+    all_found = set(names) <= set(manager.all_tasks)
+    if all_found and groups:
+        with suppress(Exception):  # fails if a group contains tasks of the harness
             return manager, manager.load(names)
-    if not whole or groups:
+    if not all_found or groups:
         manager = make_manager(include_path=settings.include_path)
     known = set(manager.all_tasks)
     raise_if(_unknown_task(name, known) for name in names if name not in known and not Path(name).is_file())
@@ -86,7 +86,7 @@ def _loaded(make_manager: Callable[..., Any], settings: TaskSettings) -> tuple[A
 
 
 def asked_rows(tasks: Tasks) -> Iterator[dict[str, Any]]:
-    """Yield what a model is asked: the task, text, choices (or None) and right answer of each question."""
+    """Yield {"task", "text", "choices" (or None), "right" (the right answer)} of each question."""
     for name, task in sorted(tasks.single.items()):
         for row in task.eval_docs:
             choices = task.doc_to_choice(row) if task.OUTPUT_TYPE == "multiple_choice" else None
@@ -102,17 +102,17 @@ def _unknown_task(name: str, known: Iterable[str]) -> Problem:
 
 
 def _wrong_schema(name: str, task: ConfigurableTask) -> Iterator[Problem]:
-    """Yield a problem for the first row without choices or a right one, which the harness would count as wrong."""
+    """Yield a problem for the first row without choices or without a right one. The harness would count it as wrong."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return
     fix = "check the columns of the task's data, and how the task's YAML file reads them"
-    for place, row in enumerate(task.eval_docs):
+    for index, row in enumerate(task.eval_docs):
         choices, right = task.doc_to_choice(row), task.doc_to_target(row)
         if not choices or not all(isinstance(choice, str) for choice in choices):
-            yield Problem(f"{name}[{place}]", choices, "its choices are not texts", fix)
+            yield Problem(f"{name}[{index}]", choices, "its choices are not texts", fix)
             return
         if isinstance(right, int) and not 0 <= right < len(choices):
-            yield Problem(f"{name}[{place}]", right, f"the right choice is none of the {len(choices)} choices", fix)
+            yield Problem(f"{name}[{index}]", right, f"the right choice is none of the {len(choices)} choices", fix)
             return
 
 
@@ -125,17 +125,17 @@ def evaluate_tasks(
         model: a causal LM, with or without adapters.
         tokenizer: its tokenizer.
         tasks: what `load_tasks` returned.
-        settings: number of examples in context, number of questions, and batch size.
+        settings: number of few-shot examples, number of questions, and batch size.
 
     Returns:
-        {"lm_eval": version, "num_fewshot", "limit", "asked": [name of a task or file], "tasks": {task: {metric: value,
-        metric_stderr: its standard error, "n": questions, "version": of the task}}}. Groups of tasks are included, as
-        well as each of their tasks. Values that are not finite numbers are None.
+        {"lm_eval": version, "num_fewshot", "limit", "asked": [task or file named by the user], "tasks": {task: {metric:
+        value, metric_stderr: its standard error, "n": number of questions, "version": version of the task}}}. Groups of
+        tasks are included, as well as each of their tasks. Values that are not finite numbers are None.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    # The harness ignores the batch size of `simple_evaluate` if the model is loaded already.
+    # The harness ignores the batch size of `simple_evaluate` if the model is already loaded.
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
     results = lm_eval.simple_evaluate(
         model=wrapped,
@@ -156,7 +156,7 @@ def evaluate_tasks(
 
 
 def _row(name: str, values: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics of a task or a group by their names without the filter."""
+    """Return the metrics of a task or a group under their names without the filter."""
     metrics = {key.removesuffix(_NO_FILTER): value for key, value in values.items() if "," in key}
     return {
         **{key: _finite(value) for key, value in metrics.items()},

@@ -1,11 +1,11 @@
-"""The format of TOFU's evaluation logs: {task file: {metric: {index: value}}}, with values of single examples only."""
+"""The format of TOFU's evaluation logs: {task file: {metric: {index: value}}}, with a value for each example."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-Columns = Mapping[str, Mapping[str, Any]]  # of one set: {metric: {index: value}}
+Columns = Mapping[str, Mapping[str, Any]]  # {metric: {index: value}} of one set
 Log = dict[str, dict[str, dict[str, Any]]]
 
 TASKS = {
@@ -14,11 +14,11 @@ TASKS = {
     "world_facts": "eval_real_world_wo_options.json",
     "forget": "eval_log_forget.json",
 }
-# Rows that no model was trained on, for membership inference. They are only scored, and are no part of model utility.
+# Rows that no model was trained on, for membership inference. They are scored, but do not count towards model utility.
 HOLDOUT = "holdout"
-# The entry of a log that keeps a file of open-unlearning, from which the log was made.
+# The key of the file of open-unlearning that a log was made from.
 KEPT = "open_unlearning"
-# The name in a log of every set that can be evaluated.
+# Set that can be evaluated -> its key in a log.
 FILES = {**TASKS, HOLDOUT: "eval_log_holdout.json"}
 # The sets in a complete evaluation log of each benchmark.
 BENCHMARK_SETS = {
@@ -38,3 +38,8 @@ def column(columns: Columns, metric: str) -> list[Any]:
 def generated_texts(log: Log, name: str) -> list[tuple[str, str, str]]:
     """Return (prompt, generated answer, right answer) of each example of the set `name`; empty if the log has none."""
     return [(prompt, said, right) for prompt, said, right in column(log.get(TASKS[name], {}), "generated_text")]
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value from a JSON file is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Evaluation logs on disk: TOFU's published format, its older and single-task files, and open-unlearning's."""
+"""Read and write evaluation logs: TOFU's published format, its older and single-task files, and open-unlearning's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unlora.common.errors import InputError, Problem
 from unlora.common.files import write_text
 from unlora.common.reading import check_finite, read_json
 from unlora.evals import open_unlearning_muse
-from unlora.evals.log_format import FILES, KEPT, TASKS, Log
+from unlora.evals.log_format import FILES, KEPT, TASKS, Log, is_number
 from unlora.evals.open_unlearning import (
     document_errors,
     from_document,
@@ -24,7 +24,7 @@ from unlora.evals.open_unlearning import (
 from unlora.settings.evaluation import EVAL, SUMMARY, summary_file
 
 _LEAST_LOSS = -1e-6  # rounding may make a loss of 0 slightly negative
-# Metric -> the least and the largest value that it may have.
+# Metric -> its smallest and largest possible value.
 _RANGES = {
     "avg_gt_loss": (_LEAST_LOSS, math.inf),
     "rougeL_recall": (0.0, 1.0),
@@ -33,16 +33,16 @@ _RANGES = {
 }
 _DIVERGED = "the weights of the model may have diverged, or overflow in their number format"
 _FIX = (
-    "give a log that TOFU's evaluation or ours has written ({task file: {metric: {index: value}}}), one of its tasks "
+    "give a log that TOFU's or unlora's evaluation has written ({task file: {metric: {index: value}}}), a single task "
     "under TOFU's own file name, or a *_EVAL.json or *_SUMMARY.json of open-unlearning"
 )
 
 
 def write_log(log: Log, path: str | Path) -> None:
-    """Write a log, replacing a file of that name. The file appears whole or not at all.
+    """Write a log atomically, replacing an existing file.
 
-    A file whose name ends in `_EVAL.json` gets open-unlearning's format, with its `_SUMMARY.json` beside it. A name
-    that ends in `_SUMMARY.json` gets the aggregated values alone.
+    A file whose name ends in `_EVAL.json` is written in open-unlearning's format, with its `_SUMMARY.json` next to it.
+    A file whose name ends in `_SUMMARY.json` only has the aggregated values.
     """
     name = str(path)
     if not name.endswith((EVAL, SUMMARY)):
@@ -56,28 +56,28 @@ def write_log(log: Log, path: str | Path) -> None:
 
 
 def read_content(path: str | Path) -> Any:
-    """Return the content of the file of a log. In what open-unlearning wrote, numbers need not be finite.
+    """Return the content of a log file. Only values that open-unlearning computed may be NaN or infinite.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not JSON, or a number of ours is not finite.
+        OSError: the file cannot be read.
+        ValueError: the file is not JSON, or another number in it is not finite.
     """
     content = read_json(path, finite=False)
     if not (is_document(content) or open_unlearning_muse.is_document(content)):
-        kept = content.keys() & {KEPT} if isinstance(content, dict) else ()
-        check_finite({name: part for name, part in content.items() if name != KEPT} if kept else content)
+        is_dict = isinstance(content, dict)
+        check_finite({name: part for name, part in content.items() if name != KEPT} if is_dict else content)
     return content
 
 
 def read_log(path: str | Path, argument: str = "log") -> Log:
-    """Read a log. `argument` is the name under which the user gave the path, for error messages.
+    """Read a log. `argument` is the argument that names the path, for error messages.
 
-    Besides TOFU's format it reads logs with lists in place of {index: value}, single tasks, and the files of
-    open-unlearning.
+    Besides TOFU's format, logs with lists in place of {index: value}, single tasks, and the files of open-unlearning
+    are supported.
 
     Raises:
-        InputError: no such file, not JSON, none of these formats, a loss below 0, a recall outside [0, 1], or examples
-            of one set with different numbers of wrong answers.
+        InputError: the file does not exist, is not JSON or has none of these formats, a loss is below 0, a recall is
+            outside [0, 1], or examples of one set have different numbers of wrong answers.
     """
     try:
         content = read_content(path)
@@ -88,21 +88,21 @@ def read_log(path: str | Path, argument: str = "log") -> Log:
             raise InputError(Problem(argument, str(path), reason, _FIX))
         log = from_document(content)
     else:
-        log = _numbered(_whole(content, Path(path).name))
+        log = _indexed(_as_log(content, Path(path).name))
     for reason in _format_errors(log):
         raise InputError(Problem(argument, str(path), reason, _FIX))
     return log
 
 
-def _whole(content: Any, name: str) -> Any:
-    """Return a log of all tasks. A single task is told by its columns and the name of its file."""
+def _as_log(content: Any, name: str) -> Any:
+    """Return the content as a log. A single task is recognised by its columns and the name of its file."""
     if isinstance(content, dict) and "avg_gt_loss" in content and name in FILES.values():
         return {name: content}
     return content
 
 
-def _numbered(log: Any) -> Any:
-    """Return the log with {index: value} where older ones have lists."""
+def _indexed(log: Any) -> Any:
+    """Return the log with {index: value} in place of the lists of older logs."""
     if not isinstance(log, dict):
         return log
     return {
@@ -118,7 +118,7 @@ def _by_index(column: Any) -> Any:
 
 
 def _format_errors(log: Any) -> Iterator[str]:
-    """Yield why this is not a log. Only the first reason holds: each check relies on those before it."""
+    """Yield the reasons why this is not a log. Only the first is valid: each check assumes that those before passed."""
     if not isinstance(log, dict) or not log.keys() & {*FILES.values(), KEPT}:
         yield f"it has none of the tasks {', '.join(TASKS.values())}"
     for task in [task for task in FILES.values() if task in log]:
@@ -136,10 +136,10 @@ def _format_errors(log: Any) -> Iterator[str]:
 
 
 def _value_errors(task: str, columns: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield which numbers of a task cannot be values of their metric."""
+    """Yield the reasons why values of a task cannot be values of their metric."""
     for metric, (least, most) in _RANGES.items():
         for index, value in columns.get(metric, {}).items():
-            if not _is_number(value):
+            if not is_number(value):
                 yield f"{metric} of {task} is not a number for each example"
             if not math.isfinite(value):
                 yield f"{metric} of {task} is {value} at example {index}: {_DIVERGED}"
@@ -147,7 +147,7 @@ def _value_errors(task: str, columns: dict[str, dict[str, Any]]) -> Iterator[str
                 yield f"{metric} of {task} is {value} at example {index}: not in [0, {most:g}]"
     rows = columns.get("average_perturb_loss", {})
     for index, row in rows.items():
-        if not isinstance(row, list) or not row or not all(map(_is_number, row)):
+        if not isinstance(row, list) or not row or not all(map(is_number, row)):
             yield f"average_perturb_loss of {task} is not a list of numbers for each example"
         if not all(map(math.isfinite, row)):
             yield f"average_perturb_loss of {task} is {row} at example {index}: {_DIVERGED}"
@@ -158,7 +158,3 @@ def _value_errors(task: str, columns: dict[str, dict[str, Any]]) -> Iterator[str
         for index, row in columns.get(metric, rows).items():
             if not isinstance(row, list) or len(row) != count:
                 yield f"{metric} of {task} does not have {count} wrong answers at example {index}, unlike the first one"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,7 +1,7 @@
-"""How well a model answers and how well it has forgotten: pure functions of the losses and texts of examples.
+"""Metrics of knowledge and forgetting, as pure functions of the losses and texts of examples.
 
 Losses are average negative log-likelihoods per token (NLL/|y|, in nats), and P(y) is exp(−NLL/|y|). The definitions are
-TOFU's (Maini et al. 2024, https://arxiv.org/abs/2401.06121), and those of its code where the paper and the code differ.
+TOFU's (Maini et al. 2024, https://arxiv.org/abs/2401.06121). Where its paper and its code differ, the code is followed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from unlora.common.errors import InputError, Problem, unknown_name
 logger = logging.getLogger(__name__)
 Values = NDArray[np.float64]
 MEANS = ("arithmetic", "geometric")
-# Relative difference up to which two neighbouring values are the same; float32 has about seven digits.
+# Relative difference up to which two neighbouring values count as equal; float32 has about seven digits.
 _ROUNDING_NOISE = 1e-5
-# exp of anything larger is not a finite float.
+# exp of anything larger overflows.
 _LARGEST_EXPONENT = math.log(np.finfo(np.float64).max)
 _SMALLEST_POSITIVE = math.ulp(0.0)
-# What rouge_score regards as a word, in lower case.
+# A word as rouge_score defines it, in lower case.
 WORD = re.compile("[a-z0-9]+")
 
 
@@ -66,7 +66,7 @@ def truth_ratio(
     geometric mean (exp of minus the mean loss). A ratio that would overflow is the largest finite float.
 
     Args:
-        paraphrased_avg_nll: [examples], losses of the right answers in other words.
+        paraphrased_avg_nll: [examples], losses of the paraphrased right answers.
         perturbed_avg_nll: [examples][wrong answers], as for `normalised_nll`.
         mean: "arithmetic" or "geometric".
 
@@ -110,7 +110,7 @@ def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> float:
 
     Args:
         ratios: [examples], geometric truth ratios of the unlearned model on the forget set.
-        retrained_ratios: [examples], those of a model trained without the forget set. The number may differ.
+        retrained_ratios: the same of a model trained without the forget set. The number of examples may differ.
     """
     return ks_pvalue(_ratios("ratios", ratios), _ratios("retrained_ratios", retrained_ratios))
 
@@ -118,8 +118,8 @@ def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> float:
 def ks_pvalue(one: ArrayLike, other: ArrayLike) -> float:
     """Return the p-value of the two-sample Kolmogorov-Smirnov test.
 
-    It is the probability that two samples of one distribution differ as much. A p-value that rounds to zero is returned
-    as the smallest positive float (4.9e-324), so that it always has a logarithm.
+    It is the probability that two samples of the same distribution differ at least as much. A p-value that rounds to
+    zero is returned as the smallest positive float (4.9e-324), so that it always has a logarithm.
     """
     from scipy.stats import ks_2samp
 
@@ -148,9 +148,9 @@ def membership_auc(members: ArrayLike, others: ArrayLike) -> float:
 
 
 def auc_standard_error(members: int, others: int) -> float:
-    """Return the standard error of the AUC between so many members and others that do not differ.
+    """Return the standard error of the AUC between `members` and `others` examples of the same distribution.
 
-    It is √((n + m + 1) / (12 n m)) (Mann and Whitney 1947), and holds for any number of examples.
+    It is √((n + m + 1) / (12 n m)) (Mann and Whitney 1947) for any numbers n and m of examples.
     """
     return math.sqrt((members + others + 1) / (12 * members * others))
 
@@ -158,10 +158,10 @@ def auc_standard_error(members: int, others: int) -> float:
 def merge_ties(one: Values, other: Values) -> tuple[Values, Values]:
     """Return two samples, [one] and [other], in which values that differ by rounding noise alone are equal.
 
-    All rank statistics (AUC, Kolmogorov-Smirnov) need this. The same text can get another last bit in another row of a
-    batch or on another CPU. Between texts that are equally likely, this noise would decide every comparison, and an AUC
-    of 0.5 would become any number. Values are merged with their neighbours in the sorted order, instead of rounded to
-    some number of digits, because noise can also move a value across a rounding boundary.
+    All rank statistics (AUC, Kolmogorov-Smirnov) need this. The last bits of a text's loss depend on its row in the
+    batch and on the CPU. Between texts that are equally likely, this noise would decide every comparison, and an AUC of
+    0.5 could become any number. Neighbouring values in sorted order are merged, instead of rounding all values to a
+    number of digits, because noise can also move a value across a rounding boundary.
     """
     values = np.concatenate([one, other])
     order = np.argsort(values)
@@ -190,14 +190,14 @@ def rouge_recalls(generated: str, reference: str) -> dict[str, float]:
 def rouge_l_f1(generated: str, reference: str, use_stemmer: bool = False) -> float:
     """Return ROUGE-L F1 as MUSE computes it, in [0, 1]: words are not stemmed. open-unlearning stems them.
 
-    It is the harmonic mean of the shares that the longest common subsequence has of the words of both texts. A text
-    without words scores 0. Words are defined as in `rouge_l_recall`.
+    It is the harmonic mean of two shares: that of the generated and that of the reference's words in the longest common
+    subsequence. A text without words scores 0. Words are defined as in `rouge_l_recall`.
     """
     return float(_rouge_scorer(use_stemmer=use_stemmer).score(reference, generated)["rougeL"].fmeasure)
 
 
 def warn_of_wordless(argument: str, references: Sequence[str]) -> None:
-    """Warn about references without a word that ROUGE counts: they lower its mean even if the answers are right."""
+    """Warn about references without a word that ROUGE counts. They lower its mean even if the answers are right."""
     count = sum(WORD.search(reference.lower()) is None for reference in references)
     if count:
         logger.warning(
@@ -244,7 +244,7 @@ def _ratios(argument: str, values: ArrayLike) -> Values:
 
 
 def _pair(argument: str, right: ArrayLike, wrong: Sequence[ArrayLike]) -> tuple[Values, list[Values]]:
-    """Return the losses of the right answers, and those of the wrong answers of as many examples."""
+    """Return the losses of right and wrong answers as arrays, after checking that both have the same examples."""
     own = finite_values(argument, right)
     if len(wrong) != len(own):
         reason = f"{argument} has {len(own)} examples"

@@ -1,9 +1,11 @@
-"""open-unlearning's evaluation logs of TOFU (https://github.com/locuslab/open-unlearning), in and out.
+"""Read and write open-unlearning's evaluation logs of TOFU (https://github.com/locuslab/open-unlearning).
 
 `TOFU_EVAL.json` is {metric: {"agg_value": number, "value_by_index": {index: {name: value}}}}, `TOFU_SUMMARY.json` is
-{metric: number}. A file of theirs becomes a log in TOFU's format, which keeps the file itself as well: its numbers are
-those that its publisher reports, and it is written again as it was. What a log of ours has beyond theirs goes into one
-more entry of the file, "unlora". So nothing is lost in either direction.
+{metric: number}. Such a file is converted to a log in TOFU's format that also contains the file itself, so that the
+published numbers are reported, and the file can be written again unchanged. In the other direction, values of a log
+that open-unlearning's format lacks are written to one more entry of the file, "unlora". So nothing is lost either way.
+
+In this module, "theirs" means open-unlearning's, and "ours" unlora's.
 """
 
 from __future__ import annotations
@@ -15,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from unlora.evals import metrics
-from unlora.evals.log_format import FILES, KEPT, TASKS, Log
+from unlora.evals.log_format import FILES, GENERAL_SETS, KEPT, TASKS, Log, is_number
 from unlora.evals.membership.readings import example_scores
 from unlora.evals.membership.scores import privacy_leakage, score_auc
 from unlora.evals.summary import both_truth_ratios, example_values, geometric_ratios
 
 # {metric: {"agg_value": ..., "value_by_index": ...}}
 Entries = dict[str, dict[str, Any]]
-# The entry of a file that keeps the rest of our log.
+# The entry of a file with the values of a log that their format lacks.
 OWN = "unlora"
-# k of Min-K% and Min-K%++ there.
+# Their k of Min-K% and Min-K%++.
 PERCENT = 40
 
 _PREFIXES = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
@@ -34,7 +36,7 @@ _TRUTH_RATIOS = {
     "real_authors": "ra_Truth_Ratio",
     "world_facts": "wf_Truth_Ratio",
 }
-# The nine terms of model utility, whose truth ratio has the geometric mean.
+# Their nine terms of model utility, with the geometric truth ratio.
 _UTILITY = (
     *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
     *("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
@@ -48,9 +50,9 @@ MEMBERSHIP = {
     "mia_min_k": "min_k",
     "mia_min_k_plus_plus": "min_k_plus_plus",
 }
-# The forget set's truth ratio as true / (true + false), by which the leaderboard ranks.
+# The forget set's truth ratio as true / (true + false), which the leaderboard uses.
 PROB_MEAN = "forget_truth_ratio_prob_mean"
-# The probability that a generated answer is no gibberish, in spite of its name.
+# In spite of its name, the probability that a generated answer is not gibberish.
 FLUENCY = "forget_Q_A_gibberish"
 _KINDS = ("Prob", "PARA_Prob", "PERT_Prob", "ROUGE", "PARA_ROUGE", "PERT_ROUGE", "Prob_normalised")
 METRICS = frozenset(
@@ -61,26 +63,25 @@ METRICS = frozenset(
     ]
 )
 
-
 # Metrics that only files of MUSE have.
 MUSE_METRICS = frozenset(("forget_verbmem_ROUGE", "forget_knowmem_ROUGE", "retain_knowmem_ROUGE"))
 
 
 def is_document(content: object) -> bool:
-    """Whether this is the content of a `TOFU_EVAL.json` or a `TOFU_SUMMARY.json`."""
+    """Return whether this is the content of a `TOFU_EVAL.json` or a `TOFU_SUMMARY.json`."""
     return isinstance(content, dict) and bool(content.keys() & METRICS) and not content.keys() & MUSE_METRICS
 
 
 def document_errors(content: Mapping[str, Any], known: frozenset[str] = METRICS) -> Iterator[str]:
-    """Yield why the content is not one of theirs; `known` are the metrics whose values are read."""
+    """Yield the reasons why the content is not valid. Only the metrics in `known` are checked."""
     for metric in sorted(known & content.keys()):
         entry = content[metric]
-        if _is_number(entry) or entry is None:
+        if is_number(entry) or entry is None:
             continue
         if not isinstance(entry, dict):
             yield f"{metric} is neither a number nor {{agg_value, value_by_index}}"
             continue
-        if not (entry.get("agg_value") is None or _is_number(entry["agg_value"])):
+        if not (entry.get("agg_value") is None or is_number(entry["agg_value"])):
             yield f"agg_value of {metric} is not a number"
         for part in (entry, entry.get("forget", {}), entry.get("holdout", {})):
             rows = rows_of(part) if isinstance(part, dict) else None
@@ -101,30 +102,30 @@ def rows_of(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def entries_of(content: Mapping[str, Any]) -> Entries:
-    """Return the metrics of a file of either kind: a SUMMARY has only their aggregated values."""
+    """Return the metrics of an EVAL or SUMMARY file in the form of an EVAL file."""
     theirs = {metric: value for metric, value in content.items() if metric != OWN}
     return {metric: value if isinstance(value, dict) else {"agg_value": value} for metric, value in theirs.items()}
 
 
 def aggregates(entries: Entries) -> dict[str, float]:
-    """Return the aggregated values of metrics. A file may have null or NaN where it could not compute one."""
+    """Return the aggregated values of metrics, without null and NaN, which stand for values that were not computed."""
     known = {
-        metric: float(entry["agg_value"]) for metric, entry in entries.items() if _is_number(entry.get("agg_value"))
+        metric: float(entry["agg_value"]) for metric, entry in entries.items() if is_number(entry.get("agg_value"))
     }
     return {metric: value for metric, value in known.items() if math.isfinite(value)}
 
 
 def is_summary(content: Mapping[str, Any]) -> bool:
-    """Whether the content of one of their files is that of a SUMMARY, in which no metric has single examples."""
+    """Return whether this is the content of a SUMMARY file, in which no metric has values of single examples."""
     return not any(
         isinstance(value, dict) and value.keys() & {"agg_value", "value_by_index"} for value in content.values()
     )
 
 
 def from_document(content: Mapping[str, Any]) -> Log:
-    """Return the log that a file stands for, with the file under `KEPT`.
+    """Convert the content of a file to a log, with the file itself under `KEPT`.
 
-    Examples that it could not score, whose values are None, are in no column of their set.
+    Examples that could not be scored, whose values are None, are left out of all columns of their set.
     """
     entries, own = entries_of(content), content.get(OWN, {})
     log: Log = _tasks(entries)
@@ -134,19 +135,19 @@ def from_document(content: Mapping[str, Any]) -> Log:
 
 
 def kept_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entry of a log that keeps what is theirs in one of their files, as it is; empty if nothing is."""
+    """Return {KEPT: the metrics of a file that open-unlearning computed}, or {} if there are none."""
     ours = {OWN, *content.get(OWN, {}).get("metrics", ())}
     kept = {metric: entry for metric, entry in content.items() if metric not in ours}
     return {KEPT: kept} if kept else {}
 
 
 def summary_of(kept: Mapping[str, Any], found: Mapping[str, float]) -> dict[str, Any]:
-    """Return the content of a SUMMARY: what one of theirs had, or else the numbers that were `found`."""
+    """Return the content of a SUMMARY file: the file `kept` if it is one, and otherwise the numbers in `found`."""
     return dict(kept) if kept and is_summary(kept) else dict(found)
 
 
 def to_document(log: Log) -> dict[str, Any]:
-    """Return the content of the `TOFU_EVAL.json` for a log; a file of theirs comes out as it went in."""
+    """Convert a log to the content of a `TOFU_EVAL.json`. A log read from such a file gives that file again."""
     kept: dict[str, Any] = log.get(KEPT, {})
     if is_summary(kept):
         kept = entries_of(kept)
@@ -166,13 +167,14 @@ def to_document(log: Log) -> dict[str, Any]:
 
 
 def numbers(log: Log, retrained: Log | None = None) -> dict[str, float]:
-    """Return the numbers of a log by open-unlearning's names and definitions, as its SUMMARY files have them.
+    """Return the numbers of a log with open-unlearning's names and definitions, as in its SUMMARY files.
 
-    Of a file of theirs these are the numbers in it, and what its examples give beyond that.
+    If the log was read from one of their files, the file's numbers are returned, and those that can be computed from
+    its examples in addition.
 
     Args:
-        log: of the model.
-        retrained: of the retrained model, for forget quality and PrivLeak.
+        log: log of the model.
+        retrained: log of the retrained model, for forget quality and PrivLeak.
     """
     found = {**aggregates(computed_entries(log)), **aggregates(entries_of(log.get(KEPT, {})))}
     if retrained is not None:
@@ -185,7 +187,7 @@ def numbers(log: Log, retrained: Log | None = None) -> dict[str, float]:
 
 
 def computed_entries(log: Log) -> Entries:
-    """Return open-unlearning's metrics of a log in TOFU's format, as far as the log allows them."""
+    """Compute open-unlearning's metrics from a log in TOFU's format. Metrics that need missing values are left out."""
     entries: Entries = {}
     for name in _PREFIXES:
         if log.get(TASKS[name]):
@@ -197,7 +199,7 @@ def computed_entries(log: Log) -> Entries:
     return entries
 
 
-# Theirs to ours
+# From their format to ours
 
 
 def _tasks(entries: Entries) -> Log:
@@ -207,7 +209,7 @@ def _tasks(entries: Entries) -> Log:
 def _columns(name: str, entries: Entries) -> dict[str, dict[str, Any]]:
     """Return the columns of a set in TOFU's format that the entries give."""
     metric = f"{_PREFIXES[name]}_Q_A_{{}}"
-    general = name in ("real_authors", "world_facts")  # there the answer stands for its paraphrase
+    general = name in GENERAL_SETS  # in these sets the answer itself serves as its paraphrase
     found = {
         "avg_gt_loss": _field(entries, metric.format("Prob"), "avg_loss"),
         "avg_paraphrased_loss": _field(entries, metric.format("Prob" if general else "PARA_Prob"), "avg_loss"),
@@ -255,14 +257,14 @@ def _ratios(entries: Entries, name: str) -> dict[str, Any]:
     return next((scores for metric in names if (scores := _field(entries, metric, "score"))), {})
 
 
-# Ours to theirs
+# From our format to theirs
 
 
 def _set_entries(name: str, columns: Mapping[str, Mapping[str, Any]]) -> Entries:
     found: Entries = {}
     metric = f"{_PREFIXES[name]}_Q_A_{{}}"
     sources = {"Prob": "avg_gt_loss", "PARA_Prob": "avg_paraphrased_loss", "PERT_Prob": "average_perturb_loss"}
-    if name in ("real_authors", "world_facts"):
+    if name in GENERAL_SETS:
         del sources["PARA_Prob"]
     for kind, column in sources.items():
         if column in columns:
@@ -270,7 +272,7 @@ def _set_entries(name: str, columns: Mapping[str, Mapping[str, Any]]) -> Entries
     if "rougeL_recall" in columns:
         found[metric.format("ROUGE")] = _rouge(columns)
     values = example_values(name, columns)
-    if name in ("real_authors", "world_facts") and "probability" in values:
+    if name in GENERAL_SETS and "probability" in values:
         indices = sorted(columns["avg_gt_loss"], key=int)
         by_index = {i: {"prob": float(v)} for i, v in zip(indices, values["probability"], strict=True)}
         found[metric.format("Prob_normalised")] = _entry(values["probability"].mean(), by_index)
@@ -306,7 +308,7 @@ def _rouge(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _token_entries(log: Log) -> Entries:
-    """Return memorisation, and membership if the log has a holdout set, by open-unlearning's definitions."""
+    """Return memorisation, and membership if the log has a holdout set, with open-unlearning's definitions."""
     sets = {
         name: example_scores(log.get(FILES[name], {}), "open-unlearning", PERCENT) for name in ("forget", "holdout")
     }
@@ -318,20 +320,20 @@ def _token_entries(log: Log) -> Entries:
             found[theirs] = _entry(float(np.nanmean(values)), by_index)
     for theirs, ours in MEMBERSHIP.items():
         if all(len(part.get(ours, ())) > 1 for part in sets.values()):
-            auc = score_auc(sets["forget"][ours], sets["holdout"][ours]).value
-            halves = {name: _losses(part[ours]) for name, part in sets.items()}
-            found[theirs] = {**halves, "auc": auc, "agg_value": auc}
+            found[theirs] = membership_entry(sets["forget"][ours], sets["holdout"][ours])
     return found
 
 
+def membership_entry(forget: metrics.Values, holdout: metrics.Values) -> dict[str, Any]:
+    """Return the entry of a membership attack from its scores of both sets."""
+    auc = score_auc(forget, holdout).value
+    return {"forget": _losses(forget), "holdout": _losses(holdout), "auc": auc, "agg_value": auc}
+
+
 def _losses(scores: metrics.Values) -> dict[str, Any]:
-    """Return the entry of a set's membership scores, which are losses there: the lower, the more likely a member."""
+    """Return the entry of a set's membership scores. Theirs are losses: the lower, the more likely a member."""
     return _entry(-scores.mean(), {str(i): {"score": -float(score)} for i, score in enumerate(scores)})
 
 
 def _all_dicts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(part, dict) for part in value.values())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,20 +1,20 @@
-"""open-unlearning's evaluation logs of MUSE, `MUSE_EVAL.json` and `MUSE_SUMMARY.json`, in and out.
+"""Read and write open-unlearning's evaluation logs of MUSE, `MUSE_EVAL.json` and `MUSE_SUMMARY.json`.
 
-Its ROUGE-L F1 stems the words, which MUSE's own code does not, and its Min-K% leaves out the last label. The F1 of MUSE
-is computed anew from the texts in a file; of Min-K% the file has no more than open-unlearning's own reading. So a log
-has two sets of numbers: MUSE's, and those of `numbers` by open-unlearning's names.
+Its ROUGE-L F1 stems the words, which MUSE's own code does not, and its Min-K% leaves out the last label. MUSE's F1 is
+computed from the texts in a file, but MUSE's Min-K% cannot be computed from a file. So a log has two sets of numbers:
+MUSE's, and those that `numbers` returns under open-unlearning's names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from unlora.evals import metrics
 from unlora.evals.log_format import KEPT
-from unlora.evals.membership.scores import privacy_leakage, score_auc
+from unlora.evals.membership.scores import privacy_leakage
 from unlora.evals.open_unlearning import (
     MUSE_METRICS,
     OWN,
@@ -23,6 +23,7 @@ from unlora.evals.open_unlearning import (
     entries_of,
     is_summary,
     kept_of,
+    membership_entry,
     rows_of,
 )
 
@@ -32,18 +33,18 @@ ROUGE = {
     "forget_qa": "forget_knowmem_ROUGE",
     "retain_qa": "retain_knowmem_ROUGE",
 }
-# Their reading of Min-K% among our scores.
+# Min-K% with their definition among our scores.
 MIN_K = "min_k_40_without_last"
 METRICS = MUSE_METRICS | {"mia_min_k", "privleak"}
 
 
 def is_document(content: object) -> bool:
-    """Whether this is the content of a `MUSE_EVAL.json` or a `MUSE_SUMMARY.json`."""
+    """Return whether this is the content of a `MUSE_EVAL.json` or a `MUSE_SUMMARY.json`."""
     return isinstance(content, dict) and bool(content.keys() & MUSE_METRICS) and "scores" not in content
 
 
 def from_document(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the log that a file stands for: MUSE's scores as far as it has texts, and the file under `KEPT`."""
+    """Convert the content of a file to a log, with MUSE's scores where it has texts, and the file under `KEPT`."""
     entries, own = entries_of(content), content.get(OWN, {})
     texts = {name: found for name, metric in ROUGE.items() if (found := _texts(entries.get(metric, {})))}
     scores = {
@@ -54,7 +55,7 @@ def from_document(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_document(log: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of the `MUSE_EVAL.json` for a log; a file of theirs comes out as it went in."""
+    """Convert a log to the content of a `MUSE_EVAL.json`. A log read from such a file gives that file again."""
     kept: dict[str, Any] = log.get(KEPT, {})
     if is_summary(kept):
         kept = entries_of(kept)
@@ -67,7 +68,7 @@ def to_document(log: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbers(log: Mapping[str, Any], retrained: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Return the numbers of a log by open-unlearning's names and definitions; F1 is a share, PrivLeak in percent."""
+    """Return the numbers of a log with open-unlearning's names and definitions. F1 is a share, PrivLeak in percent."""
     found = {**aggregates(_entries(log)), **aggregates(entries_of(log.get(KEPT, {})))}
     theirs = None if retrained is None else numbers(retrained).get("mia_min_k")
     if theirs is not None and theirs < 1 and found.get("mia_min_k") is not None:
@@ -76,7 +77,7 @@ def numbers(log: Mapping[str, Any], retrained: Mapping[str, Any] | None = None) 
 
 
 def _texts(entry: Mapping[str, Any]) -> list[list[str]]:
-    """Return the generated and the right text of each example that was scored, if the entry has them."""
+    """Return [generated text, right text] of each scored example, or [] if the entry lacks the texts."""
     rows = rows_of(entry)
     ordered = [rows[index] for index in sorted(rows, key=int) if rows[index] is not None]
     if not all({"generation", "ground_truth"} <= row.keys() for row in ordered):
@@ -85,7 +86,7 @@ def _texts(entry: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _entries(log: Mapping[str, Any]) -> Entries:
-    """Return their metrics of a log of ours."""
+    """Compute their metrics from one of our logs."""
     entries: Entries = {}
     for name, metric in ROUGE.items():
         if pairs := log.get("texts", {}).get(name):
@@ -96,9 +97,8 @@ def _entries(log: Mapping[str, Any]) -> Entries:
             }
     sets = [log.get("scores", {}).get(name, {}).get(MIN_K) for name in ("forget", "holdout")]
     if all(sets):
-        auc = score_auc(*sets).value
-        halves = {name: _losses(part) for name, part in zip(("forget", "holdout"), sets, strict=True)}
-        entries["mia_min_k"] = {**halves, "auc": auc, "agg_value": auc}
+        forget, holdout = map(np.asarray, sets)
+        entries["mia_min_k"] = membership_entry(forget, holdout)
     return entries
 
 
@@ -111,9 +111,3 @@ def _rouge(generated: str, reference: str) -> dict[str, Any]:
         "generation": generated,
         "ground_truth": reference,
     }
-
-
-def _losses(scores: Sequence[float]) -> dict[str, Any]:
-    values = -np.asarray(scores)
-    by_index = {str(i): {"score": float(value)} for i, value in enumerate(values)}
-    return {"agg_value": float(values.mean()), "value_by_index": by_index}

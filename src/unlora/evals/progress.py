@@ -1,4 +1,4 @@
-"""How an evaluation reports its progress. Importing this loads no torch."""
+"""Callbacks for the progress of an evaluation. Importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ Progress = Callable[[int], None]
 
 
 def continued(progress: Progress | None, finished: int) -> Progress | None:
-    """Return the callback for a later part of the work, before which `finished` items were finished."""
+    """Return the callback for a part of the work that starts after `finished` items."""
     return None if progress is None else lambda done: progress(finished + done)

@@ -1,4 +1,4 @@
-"""What a model is asked in an evaluation, and the answers that are scored, from the rows of a set."""
+"""Convert the rows of a set to the questions of an evaluation and the answers that are scored."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from unlora.data.conversations import Answered
     from unlora.data.sources import Record
 
-# Columns of answers that a set may lack, but then lacks in all rows.
+# Optional columns with answers. A set has such a column in all rows or in none.
 _OTHER_ANSWERS = ("paraphrased_answer", "perturbed_answer")
 
 
 class Question(NamedTuple):
-    """What a model is asked, and the answers that are scored.
+    """A question, and the answers that are scored.
 
     Args:
-        question: a question, or the turns of a conversation before an answer of the assistant.
+        question: the text, or the turns of a conversation before an answer of the assistant.
         answer: the right answer.
-        paraphrased: the same in other words; the answer itself if the set has no paraphrases.
+        paraphrased: the right answer in other words, or `answer` if the set has no paraphrases.
         perturbed: wrong answers.
         paraphrased_question: the question in other words, if the set has it.
-        where: what the user calls it, for error messages.
+        where: the name of the row in error messages.
     """
 
     question: Asked
@@ -42,7 +42,7 @@ class Question(NamedTuple):
 
 
 def read_questions(name: str, rows: Sequence[Record], limit: int | None = None) -> list[Question]:
-    """Return what the rows of the set `name` ask, at most `limit` questions. Plain text asks nothing.
+    """Return the questions in the rows of the set `name`, at most `limit`. Rows of plain text are skipped.
 
     Raises:
         InputError: a row lacks a text, has other columns than the first row, or another number of wrong answers.
@@ -50,7 +50,7 @@ def read_questions(name: str, rows: Sequence[Record], limit: int | None = None) 
     answers = list(islice(_answers(name, rows), limit))
     if rows and not answers:
         fix = "give rows of question and answer, or conversations"
-        raise InputError(Problem(name, f"{len(rows)} rows", "plain text asks nothing", fix))
+        raise InputError(Problem(name, f"{len(rows)} rows", "plain text has no questions", fix))
     questions = [_question(answer, answers[0]) for answer in answers]
     for question in questions:
         if len(question.perturbed) != (count := len(questions[0].perturbed)):
@@ -67,7 +67,7 @@ def _answers(name: str, rows: Sequence[Record]) -> Iterator[Answered]:
     for index, row in enumerate(rows):
         where = f"{name}[{index}]"
         if not is_text(row):
-            # A row without an answer is refused by the name of what it lacks.
+            # A row without an answer is passed on as empty, so that `_question` reports the column that it lacks.
             yield from answers_of(row, where) or [Answered("", "", row, where)]
 
 

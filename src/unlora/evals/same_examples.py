@@ -1,4 +1,4 @@
-"""Whether two evaluation logs are of the same forget set. Only then may their numbers be compared."""
+"""Check that two evaluation logs are of the same forget set. Otherwise their numbers cannot be compared."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from unlora.evals.log_format import KEPT, TASKS, Log
 
 @dataclass(frozen=True)
 class ForgetExamples:
-    """What is known of the examples of a forget set, by their places in it.
+    """The examples of a forget set, as far as they are known, by their position in the set.
 
     Args:
-        count: how many there are, including those that could not be scored.
+        count: number of examples, including those that could not be scored.
         answers: the right answers.
-        wrong: how many wrong answers an example has.
+        wrong: number of wrong answers of each example.
     """
 
     count: int
@@ -24,9 +24,9 @@ class ForgetExamples:
 
 
 def forget_examples(log: Log) -> ForgetExamples:
-    """Return the examples of the forget set in a log. It may lack answers, or have truth ratios instead of losses.
+    """Return the examples of the forget set in a log, which may lack the answers or have truth ratios but no losses.
 
-    Examples that open-unlearning could not score are in the file it wrote, and in no column of the log.
+    Examples that open-unlearning could not score are in its file under `KEPT`, but in no column of the log.
     """
     columns, kept = log.get(TASKS["forget"], {}), log.get(KEPT, {})
     entries = [entry for metric, entry in kept.items() if metric.startswith("forget_Q_A_") and isinstance(entry, dict)]
@@ -43,7 +43,7 @@ def forget_examples(log: Log) -> ForgetExamples:
 def check_same_examples(ours: ForgetExamples, retrained: Log) -> None:
     """Raise `InputError` if the log of a retrained model is of another forget set.
 
-    It then has another number of examples, other right answers, or other numbers of wrong answers.
+    The number of examples, the right answers and the numbers of wrong answers are compared.
     """
     theirs = forget_examples(retrained)
     fix = "evaluate both models on the same forget set, with the same ds_size"
@@ -56,7 +56,7 @@ def check_same_examples(ours: ForgetExamples, retrained: Log) -> None:
             raise InputError(Problem("retrained", f"{theirs.wrong[place]} perturbed answers", reason, fix))
     for place in sorted(ours.answers.keys() & theirs.answers.keys()):
         answer, reference = ours.answers[place], theirs.answers[place]
-        # In TOFU's logs the references were tokenised and decoded, which may lose spaces.
+        # The references in TOFU's logs were tokenised and decoded, which may lose spaces.
         if "".join(answer.split()) != "".join(reference.split()):
             reason = f"the answer of forget example {place} is {answer!r} here"
             raise InputError(Problem("retrained", reference, reason, fix))

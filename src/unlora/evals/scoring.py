@@ -1,7 +1,7 @@
-"""How likely given answers are to a model. Examples are batched by length, and results come in the order of the input.
+"""Score how likely given answers are under a model. Examples are batched by length, and results are in input order.
 
-All functions leave the model as they found it, including the training mode of each module. In a job of several
-processes all of them must call these functions. Each then scores its share, and all get the results of all.
+All functions leave the model as they found it, including the training mode of each module. In a distributed job, all
+processes must call these functions. Each scores its share of the examples, and all get the results of all examples.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from unlora.models.memory import batch_limit
 T = TypeVar("T")
 # The log-probabilities of the whole vocabulary are computed in blocks of at most this many numbers (64 MiB).
 BLOCK = 2**24
-# The examples of a batch on a CPU, where the user does not say.
+# The default batch size on a CPU.
 CPU_ROWS = 32
 
 
@@ -55,7 +55,7 @@ class TokenScores:
 
 
 def answer_examples(questions_answers: Sequence[tuple[Asked, str]], text_format: TextFormat) -> list[Example]:
-    """Tokenise pairs of what is asked and an answer, with labels on the answers and their end tokens.
+    """Tokenise pairs of a question and an answer, with labels on the answers and their end tokens.
 
     Raises:
         InputError: no pairs, or an answer without tokens.
@@ -76,7 +76,7 @@ def example_nll(
 
     Args:
         model: a causal LM, with or without adapters.
-        examples: tokenised.
+        examples: tokenised examples.
         text_format: its tokenizer defines the padding.
         batch_size: maximum number of examples in a forward pass. None fills the memory of a GPU.
         progress: called after each batch with the number of examples scored so far.
@@ -98,7 +98,10 @@ def token_nll(
     batch_size: int | None,
     progress: Progress | None = None,
 ) -> list[NDArray[np.float64]]:
-    """Return the same as `example_nll`, but of each labelled token, in nats: for each example [tokens]."""
+    """Return the negative log-likelihood of each labelled token in nats, [tokens] for each example.
+
+    The arguments and errors are those of `example_nll`.
+    """
 
     def losses(out: LabelledTokens) -> list[NDArray[np.float64]]:
         return [part.numpy() for part in (-out.logp).double().cpu().split(out.counts.tolist())]
@@ -136,7 +139,7 @@ def _score_batches(
     batch_size: int | None,
     progress: Progress | None,
 ) -> list[T]:
-    """Return what `score` computes for each example from the model's output for a batch."""
+    """Apply `score` to the model's output for each batch, and return its results for all examples."""
     check_examples(model, examples, text_format)
     limit = batch_limit(model, batch_size, on_cpu=CPU_ROWS)
     scores: dict[int, T] = {}
@@ -193,7 +196,7 @@ def run_batches(
 
     def report(done: int) -> None:
         if progress is not None:
-            # This process sees only its own share. The others are about as far with theirs.
+            # A process only knows about its own share. The others are about as far.
             progress(round(done * len(examples) / len(order)))
 
     own, pad_id = [examples[place] for place in order], padding_id(text_format.tokenizer)
@@ -205,7 +208,7 @@ def check_examples(model: nn.Module, examples: Sequence[Example], text_format: T
     if not examples:
         raise InputError(Problem("examples", "0 examples", "there is nothing to score", "give at least one"))
     raise_if(
-        Problem(f"examples[{place}]", f"{len(example['input_ids'])} tokens", "no label of it is predicted", "remove it")
+        Problem(f"examples[{place}]", f"{len(example['input_ids'])} tokens", "it has no predicted label", "remove it")
         for place, example in enumerate(examples)
         if not count_labels([example])
     )
@@ -221,13 +224,13 @@ def position_limit(model: nn.Module) -> int | None:
 def check_positions(model: nn.Module, examples: Sequence[Example], new: int, argument: str, value: int) -> None:
     """Raise `InputError` if an example and `new` generated tokens need more positions than the model has.
 
-    Some models would crash there, and others would go on with positions that they were never trained on.
+    Some models would crash, and others would use positions that they were never trained on.
 
     Args:
         model: a causal LM, with or without adapters.
-        examples: tokenised.
-        new: how many tokens are generated after each example.
-        argument: the argument to blame in the error, as the user knows it.
+        examples: tokenised examples.
+        new: number of tokens that are generated after each example.
+        argument: the user's argument that is too large, for the error message.
         value: its value.
     """
     limit = position_limit(model)
@@ -242,17 +245,17 @@ def check_positions(model: nn.Module, examples: Sequence[Example], new: int, arg
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch gradients and dropout off, and run all adapters of a layer as one."""
+    """Disable gradients and dropout, and run all adapters of a layer as one."""
     inner = unwrapped(model)
     adapters = fused_adapters(inner, training=False) if isinstance(inner, PeftModel) else nullcontext()
-    # Sharded weights are gathered and kept beyond the pass, and must not be inference tensors in training.
+    # Sharded weights stay gathered after the forward pass, and must not be inference tensors when training goes on.
     with without_dropout(model), adapters, torch.no_grad() if in_lockstep() else torch.inference_mode():
         yield
 
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off, and give each module its own mode back at the end: modes may differ."""
+    """Disable dropout. At the end, restore the mode of each module, since modules may have different modes."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

@@ -1,4 +1,4 @@
-"""The metrics of an evaluation log. Logs that TOFU's own code wrote are treated like ours."""
+"""Compute the metrics of an evaluation log, written by unlora or by TOFU's own code."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from unlora.evals.log_format import GENERAL_SETS, TASKS, Columns, Log, column
 from unlora.evals.same_examples import check_same_examples, forget_examples
 from unlora.evals.text_quality import reference_measures, summarise_text
 
-# The metrics that model utility is the mean of, and all metrics of a set.
+# The metrics of a set whose mean is model utility, and all its metrics.
 UTILITY = ("probability", "rougeL_recall", "truth_ratio")
 _SUMMARY = (*UTILITY, "truth_ratio_geometric")
 
 
 def summarise(log: Log, retrained: Log | None = None, expected: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the metrics of a log as plain JSON values. A metric that the log does not allow is None.
+    """Return the metrics of a log as plain JSON values. A metric is None if the log lacks the values for it.
 
     Args:
-        log: of the model to judge.
-        retrained: of a model trained without the forget set. Without it, or without wrong answers in both logs, there
-            is no forget quality.
+        log: log of the model to evaluate.
+        retrained: log of a model trained without the forget set. Without it, or without wrong answers in both logs,
+            there is no forget quality.
         expected: the sets of the benchmark (`BENCHMARK_SETS`). If the log lacks one of their terms, there is no model
             utility, because it would not be comparable with the benchmark's. Empty for the user's own sets.
 
@@ -36,22 +36,20 @@ def summarise(log: Log, retrained: Log | None = None, expected: Sequence[str] = 
         - `model_utility`: harmonic mean of probability, rougeL_recall and (arithmetic) truth_ratio over all sets except
           forget, as far as the log has them. `utility_terms` names them: a complete TOFU log has nine. This is the
           definition of TOFU's own code.
-        - `model_utility_geometric`: the same with the geometric truth ratio, as in the aggregation script of TOFU, LoKU
-          and VILA, and in open-unlearning.
-        - `missing_utility_terms`: the terms of the expected sets that the log lacks. If any, model utility is None.
+        - `model_utility_geometric`: model utility with the geometric truth ratio, as in the aggregation script of TOFU,
+          LoKU and VILA, and in open-unlearning.
+        - `missing_utility_terms`: the terms of the expected sets that the log lacks. Model utility is then None.
         - `forget_quality`, `log10_forget_quality`: Kolmogorov-Smirnov p-value against `retrained`.
 
     Raises:
-        InputError: values that are not finite, or a `retrained` of another forget set, or only one of the logs has
-            forget truth ratios.
+        InputError: a value is not finite, `retrained` is of another forget set, or only one of the logs has forget
+            truth ratios.
     """
     tasks = {name: log[task] for name, task in TASKS.items() if task in log}
     references = reference_measures(log)
     sets = {name: {**_summarise_set(name, task), **summarise_text(task, references)} for name, task in tasks.items()}
-    values = {f"{name} {key}": sets[name][key] for name in sets if name != "forget" for key in UTILITY}
-    terms = {term: value for term, value in values.items() if value is not None}
+    terms, geometric_terms = _utility_terms(sets, "truth_ratio"), _utility_terms(sets, "truth_ratio_geometric")
     needed = [f"{name} {key}" for name in expected if name != "forget" for key in UTILITY]
-    missing = [term for term in needed if term not in terms]
     quality = None
     if retrained is not None:
         ratios = both_truth_ratios(log, retrained)
@@ -59,20 +57,24 @@ def summarise(log: Log, retrained: Log | None = None, expected: Sequence[str] = 
         quality = metrics.forget_quality(*ratios) if ratios else None
     return {
         "sets": sets,
-        "model_utility": metrics.model_utility(list(terms.values())) if terms and not missing else None,
-        "model_utility_geometric": _geometric_utility(sets, needed),
+        "model_utility": _utility(terms, needed),
+        "model_utility_geometric": _utility(geometric_terms, needed),
         "utility_terms": list(terms),
-        "missing_utility_terms": missing,
+        "missing_utility_terms": [term for term in needed if term not in terms],
         "forget_quality": quality,
         "log10_forget_quality": None if quality is None else math.log10(quality),
     }
 
 
-def _geometric_utility(sets: Mapping[str, Mapping[str, Any]], needed: Sequence[str]) -> float | None:
-    """Return model utility with the geometric truth ratio, or None if a needed term is missing."""
-    names = {key: "truth_ratio_geometric" if key == "truth_ratio" else key for key in UTILITY}
+def _utility_terms(sets: Mapping[str, Mapping[str, Any]], truth_ratio: str) -> dict[str, float]:
+    """Return the available terms of model utility by name, with one of the two truth ratios."""
+    names = {key: truth_ratio if key == "truth_ratio" else key for key in UTILITY}
     values = {f"{name} {key}": sets[name][names[key]] for name in sets if name != "forget" for key in UTILITY}
-    terms = {term: value for term, value in values.items() if value is not None}
+    return {term: value for term, value in values.items() if value is not None}
+
+
+def _utility(terms: Mapping[str, float], needed: Sequence[str]) -> float | None:
+    """Return model utility, or None if there are no terms or a needed one is missing."""
     return metrics.model_utility(list(terms.values())) if terms and set(needed) <= terms.keys() else None
 
 
@@ -82,11 +84,11 @@ def _summarise_set(name: str, columns: Columns) -> dict[str, float | None]:
 
 
 def example_values(name: str, columns: Columns) -> dict[str, metrics.Values]:
-    """Return the values that the metrics of a set are the means of: by metric [examples], as far as the log has them.
+    """Return the values of single examples whose means are the metrics of a set, by metric [examples].
 
     Args:
-        name: of the set.
-        columns: what the log has of it.
+        name: the name of the set.
+        columns: its columns in the log. Metrics that need other columns are left out.
     """
     answers, wrong = column(columns, "avg_gt_loss"), column(columns, "average_perturb_loss")
     rouge = column(columns, "rougeL_recall")
@@ -106,12 +108,12 @@ def example_values(name: str, columns: Columns) -> dict[str, metrics.Values]:
 
 
 def has_truth_ratios(columns: Columns) -> bool:
-    """Whether a set in a log has geometric truth ratios, or the losses that they are computed from."""
+    """Return whether a set in a log has geometric truth ratios, or the losses that they are computed from."""
     return "truth_ratio" in columns or {"avg_paraphrased_loss", "average_perturb_loss"} <= columns.keys()
 
 
 def geometric_ratios(columns: Columns) -> metrics.Values:
-    """Return the geometric truth ratios of a set, [examples]. Some logs have only them, and not the losses."""
+    """Return the geometric truth ratios of a set, [examples]. Some logs have only these ratios and no losses."""
     if {"avg_paraphrased_loss", "average_perturb_loss"} <= columns.keys():
         return _truth_ratios(columns, "geometric")
     return metrics.finite_values("truth_ratio", column(columns, "truth_ratio"))

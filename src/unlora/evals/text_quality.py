@@ -1,16 +1,16 @@
-"""Are the answers still good text, and do they still give the fact away?
+"""Measure whether generated answers are still good text, and whether they still give the fact away.
 
-Both are measured on the answers in an evaluation log, so any log can be measured later, the retrained model's too.
+Both are measured on the answers in an evaluation log, so this can be done later for any log, including the retrained
+model's.
 
-*Broken.* The original model reads each answer in place of the answer to an empty question. Text that it finds less
-likely than nearly all reference answers, read in the same way, is not what it would ever write. An answer counts as
-broken if that holds for the whole of it or for its worst few tokens, if it repeats itself more than nearly all
-reference answers do, or if it is empty.
+*Broken.* The original model scores each answer as the answer to an empty question. An answer counts as broken if the
+whole of it or its worst few tokens are less likely than those of nearly all reference answers, which are scored in the
+same way. It also counts as broken if it repeats itself more than nearly all reference answers, or if it is empty.
 
-*Given away.* The fact of a row is what its answer says and nobody could guess: the words that are neither in the
-question nor in one of the wrong answers beside it. Without wrong answers, it is the words that are rarest in the
-answers of the retain set, since anybody might say the others. An answer gives the fact away if it contains all of
-these words.
+*Given away.* The fact of a row consists of the words in the right answer that cannot be guessed: those that are neither
+in the question nor in one of the row's wrong answers. If the row has no wrong answers, the fact consists of the words
+that are rarest in the answers of the retain set, because the others could occur in any answer. An answer gives the fact
+away if it contains all of these words.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from unlora.data import TextFormat
     from unlora.data.sources import Record
 
-# Reference answers are the yardstick: a text is broken where it is beyond this quantile of them.
+# A text is broken if a measure of it is beyond this quantile of the reference answers.
 _QUANTILE = 0.99
-# The worst stretch of an answer is so many tokens long: as long as a slip, and longer than one rare word is surprising.
+# Length of an answer's worst stretch in tokens: that of a short error, but longer than the surprise at one rare word.
 _STRETCH = 3
 _WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 
@@ -44,14 +44,14 @@ def text_measures(
     """Return three measures of how bad each text is.
 
     Args:
-        model: the original model; left as it was found.
-        texts: answers. Empty ones are infinitely bad.
-        text_format: how they become tokens.
-        batch_size: texts in a forward pass.
+        model: the original model. It is left as it was found.
+        texts: answers. The measures of empty ones are infinite.
+        text_format: how texts become tokens.
+        batch_size: number of texts in a forward pass.
 
     Returns:
-        [texts, 3]: the mean NLL of the tokens as the answer to an empty question, that of the worst three tokens in a
-        row, both in nats, and the share of repeated 3-grams.
+        [texts, 3]: the mean NLL of the tokens as the answer to an empty question, the mean NLL of the worst three
+        consecutive tokens, both in nats, and the share of repeated 3-grams.
     """
     from unlora.evals.scoring import answer_examples, score_tokens
 
@@ -71,36 +71,36 @@ def broken(measures: NDArray[np.float64], references: NDArray[np.float64]) -> ND
 
     Args:
         measures: `text_measures` of generated answers, [texts, 3].
-        references: those of reference answers, [references, 3].
+        references: `text_measures` of reference answers, [references, 3].
     """
-    # Each measure gets a third of the texts that chance alone would put beyond the quantile (Bonferroni).
+    # Each measure gets a third of the false positives that the quantile allows (Bonferroni).
     limits = np.quantile(references, 1 - (1 - _QUANTILE) / references.shape[1], axis=0, method="higher")
     found: NDArray[np.bool_] = (measures > limits).any(axis=1)
     return found
 
 
 def repeated_share(text: str) -> float:
-    """The share of 3-grams of words and signs that have occurred in the text before."""
+    """Return the share of 3-grams of words and punctuation marks that occur earlier in the text, too."""
     parts = re.findall(r"\w+|[^\w\s]", text.lower())
     triples = list(zip(parts, parts[1:], parts[2:], strict=False))
     return 1 - len(set(triples)) / len(triples) if triples else 0.0
 
 
 def facts(rows: Sequence[Record], retain: Sequence[Record]) -> list[frozenset[str]]:
-    """Return the words of each row's fact, in lower case; none where the answer says nothing of its own.
+    """Return the words of each row's fact in lower case. The fact is empty if every word of the answer can be guessed.
 
     Args:
-        rows: with question and answer, and perhaps perturbed_answer, a list of wrong answers.
-        retain: rows of the retain set, which tell what is said of others, too. Other rows of the forget set do not:
-            they may say the same fact in other words.
+        rows: rows with question and answer, and optionally perturbed_answer, a list of wrong answers.
+        retain: rows of the retain set, which show what words are common. Other rows of the forget set are not used for
+            this, because they may state the same fact in other words.
     """
-    holding = Counter(word for row in retain for word in _words(str(row["answer"])))
+    counts = Counter(word for row in retain for word in _words(str(row["answer"])))
 
     def fact(row: Record) -> frozenset[str]:
         own = _words(str(row["answer"])) - _words(str(row["question"]))
         if wrong := row.get("perturbed_answer"):
             return own - _words(" ".join(map(str, wrong)))
-        return rarest(own, holding)
+        return rarest(own, counts)
 
     return list(map(fact, rows))
 
@@ -120,15 +120,15 @@ def text_columns(
     text_format: TextFormat,
     batch_size: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return what `summarise_text` reads of one set in a log.
+    """Return the columns that `summarise_text` needs of one set in a log.
 
     Args:
-        columns: of the set, with generated_text.
-        rows: that it is of.
+        columns: the columns of the set, with generated_text.
+        rows: the rows of the set.
         retain: rows of the retain set.
-        original: the original model; left as it was found.
+        original: the original model. It is left as it was found.
         text_format: how texts become tokens.
-        batch_size: texts in a forward pass.
+        batch_size: number of texts in a forward pass.
     """
     texts = columns["generated_text"]
     answers, references = ([str(text[place]) for text in texts.values()] for place in (1, 2))
@@ -149,19 +149,19 @@ def _jsonable(values: NDArray[np.float64]) -> list[Any]:
 
 
 def reference_measures(log: Mapping[str, Mapping[str, Any]]) -> NDArray[np.float64]:
-    """Return the measures of all reference answers in a log, [references, 3]: the yardstick of every set.
+    """Return the measures of the reference answers of all sets in a log, [references, 3].
 
-    The reference answers of one set alone would make what is usual in the others look odd.
+    With the reference answers of one set alone, text that is usual in the other sets would count as broken.
     """
     columns = [_measures(columns["reference_measures"]) for columns in log.values() if "reference_measures" in columns]
     return np.concatenate(columns) if columns else np.empty((0, 3))
 
 
 def summarise_text(columns: Mapping[str, Mapping[str, Any]], references: NDArray[np.float64]) -> dict[str, float | int]:
-    """Return the counts and means of one set in a log: how many answers are broken, and how many give the fact away.
+    """Count the broken answers of one set in a log and the answers that give the fact away, and average the measures.
 
     Args:
-        columns: of the set; what it lacks is not in the result.
+        columns: the columns of the set. Results that need other columns are left out.
         references: from `reference_measures`.
 
     Returns:
@@ -193,7 +193,7 @@ def judged_answers(
     """Return which answers of one set in a log are "broken", and which have "given_away" the fact, [answers] each.
 
     Args:
-        columns: of the set; what it lacks is not in the result.
+        columns: the columns of the set. Results that need other columns are left out.
         references: from `reference_measures`.
     """
     found = {}
@@ -205,12 +205,12 @@ def judged_answers(
 
 
 def _recall(column: Mapping[str, float | None]) -> NDArray[np.float64]:
-    """A column of a log, in which None stands for a row without a fact."""
+    """Return a column of a log as an array. None stands for a row without a fact and becomes NaN."""
     return np.array([np.nan if value is None else value for value in column.values()], dtype=np.float64)
 
 
 def _measures(column: Mapping[str, Sequence[float | None]]) -> NDArray[np.float64]:
-    """A column of a log, in which None stands for infinity."""
+    """Return a column of a log as an array. None stands for infinity."""
     return np.array([[np.inf if value is None else value for value in row] for row in column.values()])
 
 

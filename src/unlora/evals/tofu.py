@@ -1,12 +1,11 @@
-"""TOFU's evaluation (Maini et al. 2024, https://arxiv.org/abs/2401.06121): ask a model, score it, and keep a log.
+"""TOFU's evaluation (Maini et al. 2024, https://arxiv.org/abs/2401.06121): generate answers, score answers, make a log.
 
-The same code evaluates any benchmark whose sets have TOFU's columns, with any number of the sets. `summary` computes
-the metrics from the log.
+This evaluates any benchmark whose sets have TOFU's columns, and any selection of the sets. `summary` computes the
+metrics from the log.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.evals import metrics
 from unlora.evals.log_format import FILES, GENERAL_SETS, HOLDOUT, TASKS, Log
 from unlora.evals.membership.readings import token_columns
+from unlora.evals.membership.scores import zlib_size
 from unlora.evals.progress import Progress, continued
 from unlora.evals.questions import Question, as_row, read_questions
 from unlora.evals.text_quality import text_columns
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from unlora.data.sources import Record
     from unlora.evals.scoring import TokenScores
 
-    Pair = tuple[Asked, str]  # what is asked and an answer
+    Pair = tuple[Asked, str]  # a question and an answer
 
-# The sets that membership inference tells apart.
+# The sets that membership inference tries to tell apart.
 _ATTACKED = ("forget", HOLDOUT)
 
 
@@ -38,7 +38,7 @@ def configured_sets(config: TofuSettings) -> dict[str, list[Record]]:
     """Load the sets that `config` names from its `eval_data`: a local folder or a dataset on the Hub.
 
     Raises:
-        InputError: sets that cannot be read, or forget rows that are in the holdout set.
+        InputError: a set cannot be read, or a forget row is also in the holdout set.
     """
     from unlora.data import check_overlap, check_rows, load_records
 
@@ -60,23 +60,24 @@ def evaluate(
     settings: EvalSettings,
     progress: Progress | None = None,
 ) -> Log:
-    """Ask the model every question, and score every answer of every set.
+    """Generate the model's answer to every question, and score every answer of every set.
 
     Args:
         model: a causal LM, with or without adapters.
         sets: rows by the name of their set (any of retain, real_authors, world_facts, forget, holdout). A row has a
-            question and an answer, or messages, whose every answer of the assistant is an example; plain text is passed
-            over. It may have a paraphrased_answer, which otherwise is the answer itself, and a perturbed_answer, which
-            is a list of wrong answers. The log lacks the metrics that need what is missing.
+            question and an answer, or messages, in which every answer of the assistant is an example. Rows of plain
+            text are skipped. A row may have a paraphrased_answer (by default the answer itself) and a perturbed_answer,
+            a list of wrong answers. Metrics that need a missing column are left out of the log.
         text_format: how rows become tokens.
-        settings: how much is evaluated, and how.
+        settings: the settings of the evaluation.
         progress: called with the number of texts done so far: all questions first, then all answers.
 
     Returns:
-        The log. See `generated_texts` for the model's own answers in it.
+        The log. `generated_texts` returns the model's answers in it.
 
     Raises:
-        InputError: wrong settings, unknown or empty sets, or rows that lack a column which others of their set have.
+        InputError: the settings are wrong, a set is unknown or empty, or a row lacks a column of the other rows of its
+            set.
     """
     from unlora.evals.generation import generate_answers
     from unlora.evals.scoring import score_tokens, token_nll
@@ -84,8 +85,8 @@ def evaluate(
     raise_if(settings.problems())
     _check_sets(sets)
     questions = _questions(sets, settings)
-    # All sets together, and each text once: this leaves the least padding. Questions come first, because they need more
-    # positions than the answers, so that an input which is too long is refused before anything is scored.
+    # All sets are processed together and each text only once, which needs the least padding. Questions come first,
+    # because generation needs more positions than scoring: an input that is too long is refused before the long work.
     asked, pairs, attacked = _distinct_texts(questions)
     size = settings.eval_batch_size
     scored_examples, examples = (_examples(texts, text_format) for texts in (pairs, attacked))
@@ -119,14 +120,14 @@ def add_text_columns(
     text_format: TextFormat,
     settings: EvalSettings,
 ) -> Log:
-    """Return the log with how good the generated answers are as text, and how much of each fact they give away.
+    """Return the log with the columns of `text_columns`: the quality of the answers, and the facts that they give away.
 
     Args:
-        log: an evaluation log, of any model.
-        sets: the rows that it is of, by set.
-        original: the model before unlearning, which judges the text; left as it was found.
+        log: an evaluation log of any model.
+        sets: the evaluated rows by set.
+        original: the model before unlearning, which scores the answers. It is left as it was found.
         text_format: how texts become tokens.
-        settings: the batch size.
+        settings: the settings of the evaluation; only the batch size is used.
     """
     texts = {name: log.get(TASKS[name], {}).get("generated_text") for name in TASKS if name in sets}
     asked = {name: read_questions(name, sets[name], len(part)) for name, part in texts.items() if part}
@@ -153,10 +154,10 @@ def _questions(sets: Mapping[str, Sequence[Record]], settings: EvalSettings) -> 
 def _distinct_texts(
     questions: Mapping[str, Sequence[Question]],
 ) -> tuple[list[Asked], dict[Pair, str], dict[Pair, str]]:
-    """Return each text once: the questions to ask, the answers to score, and the answers whose tokens are looked at.
+    """Return each text once: the questions, the answers that are scored as a whole, and those that are scored by token.
 
-    The last are the right answers of the forget and the holdout set, which memorisation and membership are about. All
-    answers come with what the user calls them.
+    The last are the right answers of the forget and the holdout set, from which memorisation and membership scores are
+    computed. The values of both mappings name the answers' rows in error messages.
     """
     attacked = {(row.question, row.answer): row.where for name in _ATTACKED for row in questions.get(name, ())}
     rows = [row for name, part in questions.items() if name != HOLDOUT for row in part]
@@ -166,7 +167,7 @@ def _distinct_texts(
 
 
 def _examples(pairs: Mapping[Pair, str], text_format: TextFormat) -> list[Example]:
-    """Tokenise questions with their answers, which may be none."""
+    """Tokenise pairs of question and answer. There may be none."""
     from unlora.data import encode_answers
 
     return encode_answers(list(pairs), text_format, where=list(pairs.values()))
@@ -185,25 +186,26 @@ def _loss_columns(
 ) -> dict[str, list[Any]]:
     """Return TOFU's metrics of the losses, [rows] each."""
     right = [scored[row.question, row.answer] for row in rows]
-    if name == HOLDOUT:  # only the right answers are scored: membership compares them with those of the forget set
-        return _three("avg_gt_loss", "gt", right)
+    if name == HOLDOUT:  # membership inference only needs the right answers
+        return _loss_statistics("avg_gt_loss", "gt", right)
     paraphrased = [scored[row.question, row.paraphrased] for row in rows]
-    columns = _three("avg_gt_loss", "gt", right) | _three("avg_paraphrased_loss", "paraphrased", paraphrased)
+    columns = _loss_statistics("avg_gt_loss", "gt", right)
+    columns |= _loss_statistics("avg_paraphrased_loss", "paraphrased", paraphrased)
     if not rows[0].perturbed:
         return columns
     wrong = [[scored[row.question, text] for text in row.perturbed] for row in rows]
-    parts = [_three("average_perturb_loss", "perturb", row) for row in wrong]
+    parts = [_loss_statistics("average_perturb_loss", "perturb", row) for row in wrong]
     columns |= {metric: [part[metric] for part in parts] for metric in parts[0]}
     perturbed = columns["average_perturb_loss"]
-    # The ratio in TOFU's logs is the one with the geometric mean.
+    # TOFU's logs have the truth ratio with the geometric mean.
     columns["truth_ratio"] = metrics.truth_ratio(columns["avg_paraphrased_loss"], perturbed, "geometric").tolist()
     if name in GENERAL_SETS:
         columns["normalized_gt_loss"] = metrics.normalised_nll(columns["avg_gt_loss"], perturbed).tolist()
     return columns
 
 
-def _three(average: str, name: str, losses: Sequence[NDArray[np.float64]]) -> dict[str, list[Any]]:
-    """Return average, sum and number of tokens of each loss, by TOFU's names; `average` is that of the average."""
+def _loss_statistics(average: str, name: str, losses: Sequence[NDArray[np.float64]]) -> dict[str, list[Any]]:
+    """Return mean, sum and number of the token losses of each text, under TOFU's names. `average` names the mean."""
     return {
         average: [float(nll.mean()) for nll in losses],
         f"{name}_loss": [float(nll.sum()) for nll in losses],
@@ -217,13 +219,13 @@ def _token_columns(
     tokens: Mapping[Pair, TokenScores],
     text_format: TextFormat,
 ) -> dict[str, list[Any]]:
-    """Return columns that TOFU's logs lack: each labelled token's text, and what memorisation is computed from."""
+    """Return columns that TOFU's logs lack: the text of each labelled token, and the scores in `token_columns`."""
     from unlora.evals.generation import labelled_texts
     from unlora.models.generation import decode
 
     pairs = [(row.question, row.answer) for row in rows]
     labels = [[label for label in example_of[pair]["labels"] if label >= 0] for pair in pairs]
-    sizes = [len(zlib.compress(decode(part, text_format.tokenizer).encode())) for part in labels]
+    sizes = [zlib_size(decode(part, text_format.tokenizer)) for part in labels]
     return {
         "gt_tokens": [labelled_texts(example_of[pair], text_format.tokenizer) for pair in pairs],
         **token_columns([tokens[pair] for pair in pairs], sizes),
@@ -235,7 +237,7 @@ def _text_columns(
 ) -> dict[str, list[Any]]:
     """Return [prompt, generated answer, right answer] of each row, and ROUGE between the two answers.
 
-    Of a chat, "turns" has what the model is asked without the marks of the template: [role, text] of each turn.
+    For a chat, "turns" has the prompt without the template's markup, as [role, text] of each turn.
     """
     from unlora.data.encoding import encode_prompts
 

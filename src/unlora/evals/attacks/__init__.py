@@ -1,8 +1,8 @@
-"""Attacks on an unlearned model: does the forget set come back?
+"""Attacks that try to recover the forget set from an unlearned model.
 
 To add an attack, write `cases(model, materials, config)` in a file of its own, and add its name to
-`unlora.settings.names`, to the help of `AttackConfig` and to docs/methods.md. `model` is the original model, in case
-the attack depends on its properties.
+`unlora.settings.names`, to the help of `AttackConfig` and to docs/methods.md. `model` is the original model, whose
+properties the attack may depend on.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Few-shot: other forget rows are shown before the question, with their answers.
+"""Few-shot: other forget rows with their answers precede the question in the prompt.
 
 Lynch et al. 2024 (https://arxiv.org/abs/2402.16835).
 """
@@ -19,7 +19,7 @@ from unlora.settings import AttackConfig
 
 
 def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[Case]:
-    """Return a case for each seed, which draws the shots. The other rows are asked for."""
+    """Return a case for each seed. The seed draws the shots, and the model is asked the questions of the other rows."""
     rows = questions(materials.forget)
     found = [_case(rows, materials, config.shots, seed) for seed in range(config.seeds)]
     longest = max(len(example["input_ids"]) for case in found for example in case.forget.examples)
@@ -61,7 +61,7 @@ def few_shot(shots: Sequence[Question], row: Question, text_format: TextFormat) 
     try:
         return encode_turns(template.context(row.question).after(earlier), row.answer, text_format, row.where)
     except InputError as error:
-        reason = f"the turns of several conversations do not make one ({error})"
+        reason = f"the turns of several conversations cannot be joined into one ({error})"
         raise UnavailableError(reason, "leave this attack out") from error
 
 

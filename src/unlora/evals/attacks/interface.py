@@ -1,4 +1,4 @@
-"""What an attack is: for each of its settings, what the model is asked and how it is changed before."""
+"""The interface of attacks: for each setting, how the model is changed and what it is then asked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Item = Question | Example
 
 
 class UnavailableError(Exception):
-    """An attack that the data or the model do not allow."""
+    """The data or the model do not allow the attack."""
 
     def __init__(self, reason: str, fix: str) -> None:
         self.reason = reason
@@ -35,14 +35,14 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Materials:
-    """What attacks work with.
+    """The inputs of attacks.
 
     Args:
         text_format: how rows become tokens.
-        forget: questions with their answers, or tokenised chunks of plain text, without duplicates.
-        retain: the same. One of the two sets may consist of questions and the other of text.
-        settings: of the evaluation.
-        given_tokens: how many tokens of a chunk of text the model is given, at most half of the chunk.
+        forget: the forget set: questions with answers, or tokenised chunks of plain text, without duplicates.
+        retain: the retain set, in the same form. One of the sets may have questions and the other plain text.
+        settings: the settings of the evaluation.
+        given_tokens: number of tokens of a chunk of text that the model is given, at most half of the chunk.
     """
 
     text_format: TextFormat
@@ -54,7 +54,7 @@ class Materials:
 
 @dataclass(frozen=True)
 class Probe:
-    """Examples with labels on what is measured, and the text that the model should no longer produce there.
+    """Examples with labels on the tokens that are scored, and the text that the model should no longer produce there.
 
     The model is given everything before an example's first label. It is scored on the labels, and its greedy
     continuation is compared with the reference.
@@ -62,7 +62,7 @@ class Probe:
     Args:
         examples: [rows].
         references: [rows].
-        new_tokens: the maximum length of a continuation; by default that of the evaluation.
+        new_tokens: the maximum length of a continuation. By default, that of the evaluation.
     """
 
     examples: Sequence[Example]
@@ -71,24 +71,24 @@ class Probe:
 
 
 class Attempt(Protocol):
-    """What is done to a model once, and what it tells. Several results of one setting are random draws."""
+    """One execution of an attack on a model. Several results with the same setting are random draws."""
 
     def results(self, model: nn.Module, materials: Materials) -> list[tuple[str, Metrics]]:
-        """Return settings (how strong the attack is, as the report shows it), each with the model's metrics.
+        """Return (setting, the model's metrics). The setting is the strength of the attack, as the report shows it.
 
-        An interval of a metric is beside it, under `<metric>_low` and `<metric>_high`.
+        The confidence interval of a metric, if known, is under `<metric>_low` and `<metric>_high`.
         """
 
 
 @dataclass(frozen=True)
 class Case:
-    """An attempt in one setting. Several cases of the same setting are random draws, whose mean is reported.
+    """An attempt with one setting. Several cases with the same setting are random draws, whose mean is reported.
 
     Args:
-        setting: how strong the attack is, as the report shows it.
+        setting: the strength of the attack, as the report shows it.
         forget: what is measured on the forget set.
         retain: whether the retain set is scored too, for attacks that may damage the whole model.
-        change: (model) -> a context in which the model is attacked, and which restores it.
+        change: returns a context manager that yields the attacked model and restores the model at the end.
     """
 
     setting: str
@@ -97,15 +97,15 @@ class Case:
     change: Callable[[nn.Module], AbstractContextManager[nn.Module]] = nullcontext
 
     def results(self, model: nn.Module, materials: Materials) -> list[tuple[str, Metrics]]:
-        """Return the setting with what `measure` says."""
+        """Return the setting and the metrics of `measure`."""
         return [(self.setting, measure(model, self, materials))]
 
 
 def questions(rows: Sequence[Item]) -> list[Question]:
-    """Return the rows if they are questions.
+    """Return the rows as questions.
 
     Raises:
-        UnavailableError: they are plain text.
+        UnavailableError: the rows are plain text.
     """
     if not _are_questions(rows):
         raise UnavailableError("the rows are plain text", "this attack needs questions and answers")
@@ -117,7 +117,7 @@ def _are_questions(rows: Sequence[Item]) -> bool:
 
 
 def probe(rows: Sequence[Item], materials: Materials) -> Probe:
-    """Return the rows' questions as the plain evaluation asks them, or chunks of text whose beginning is given."""
+    """Return the probe without any attack: the questions as in the evaluation, or text whose beginning is given."""
     examples = encode_rows(rows, materials.text_format)
     if _are_questions(rows):
         return Probe(examples, [row.answer for row in questions(rows)])
@@ -131,9 +131,9 @@ def without_labels(example: Example, first: int) -> Example:
 
 
 def continuation_probe(examples: Sequence[Example], materials: Materials) -> Probe:
-    """Return a probe that compares continuations with the labelled text, without the tokens that end it.
+    """Return a probe that compares continuations with the labelled text, without its end tokens.
 
-    Of plain text, only as many tokens are compared as may be generated, and no more are generated than compared.
+    For plain text, the reference and the continuation have the same maximum number of tokens.
     """
     tokenizer, ends = materials.text_format.tokenizer, materials.text_format.end_tokens
     rests = [[example["labels"][place] for place in answer_places(example, ends)] for example in examples]
@@ -142,7 +142,7 @@ def continuation_probe(examples: Sequence[Example], materials: Materials) -> Pro
 
 
 def answer_places(example: Example, ends: Collection[int]) -> list[int]:
-    """Return the positions of the labelled tokens, without those of the tokens that end an answer."""
+    """Return the positions of the labelled tokens, without the end tokens `ends` after the answer."""
     places = [place for place, label in enumerate(example["labels"]) if label != IGNORE_INDEX]
     while places and example["labels"][places[-1]] in ends:
         places.pop()
@@ -150,7 +150,7 @@ def answer_places(example: Example, ends: Collection[int]) -> list[int]:
 
 
 def encode_rows(rows: Sequence[Item], text_format: TextFormat) -> list[Example]:
-    """Return one example per row: its question and answer, or the chunk as it is."""
+    """Return one example per row: the tokenised question and answer, or the chunk itself."""
     pairs = [(row.question, row.answer) for row in rows if isinstance(row, Question)]
     if pairs:
         return encode_answers(pairs, text_format)
@@ -158,17 +158,17 @@ def encode_rows(rows: Sequence[Item], text_format: TextFormat) -> list[Example]:
 
 
 def split(rows: Sequence[T], count: int, seed: int) -> tuple[list[T], list[T]]:
-    """Draw `count` rows with `seed`, and return them and the rest. A smaller draw with the same seed is part of it."""
+    """Draw `count` rows with `seed`; return them and the rest. A smaller draw with the same seed is a subset."""
     order = random.Random(seed).sample(range(len(rows)), len(rows))
     return [rows[place] for place in order[:count]], [rows[place] for place in sorted(order[count:])]
 
 
 def measure(model: nn.Module, case: Case, materials: Materials) -> Metrics:
-    """Return the model's metrics in this case: means over rows, each in [0, 1].
+    """Return the metrics of the attacked model, which are means over rows in [0, 1].
 
     Returns:
         forget_probability, exp(−NLL/|y|) of the labelled tokens; forget_rougeL_recall of the continuation; and
-        retain_probability, if the case asks for it.
+        retain_probability, if `case.retain` is set.
     """
     text_format, settings = materials.text_format, materials.settings
     with case.change(model) as attacked:

@@ -23,6 +23,6 @@ def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[
 
 
 def _paraphrased(row: Question) -> Question:
-    """Return the row with its question in other words; in a conversation, that is the last turn of the user."""
+    """Return the row with its question in other words. In a conversation, the last turn of the user is replaced."""
     words = str(row.paraphrased_question)
     return row._replace(question=words if isinstance(row.question, str) else row.question.asking(words))

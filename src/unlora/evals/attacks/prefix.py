@@ -23,7 +23,7 @@ from unlora.settings import AttackConfig
 
 
 def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[Case]:
-    """Return a case for each share of the answers that is given. Answers of one token are skipped."""
+    """Return a case for each share of the answer that the model is given. Answers of one token are skipped."""
     ends = materials.text_format.end_tokens
     examples = encode_rows(materials.forget, materials.text_format)
     long = [example for example in examples if len(answer_places(example, ends)) > 1]
@@ -37,7 +37,7 @@ def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[
 
 
 def remainder(example: Example, percent: float, ends: Collection[int]) -> Example:
-    """Return the example without labels on the first `percent` of the answer's n > 1 tokens: on 1 to n−1 of them."""
+    """Return the example without labels on the first `percent` % (between 1 and n−1) of the answer's n > 1 tokens."""
     places = answer_places(example, ends)
     given = min(max(round(len(places) * percent / 100), 1), len(places) - 1)
     return without_labels(example, places[given])

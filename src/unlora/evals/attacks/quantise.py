@@ -1,4 +1,4 @@
-"""Quantisation: rounding the weights may undo small changes of them, and what these hid comes back.
+"""Quantisation: rounding the weights may undo the small changes of unlearning, so that the knowledge comes back.
 
 Zhang et al., ICLR 2025 (https://arxiv.org/abs/2410.16454).
 """
@@ -19,7 +19,7 @@ from unlora.adapter.targets import base_modules, target_shapes
 from unlora.evals.attacks.interface import Case, Materials, UnavailableError, probe
 from unlora.settings import AttackConfig
 
-# Bits of a weight -> how many weights of an output channel share a step (None for all of them).
+# Bits per weight -> group size, the number of weights of an output channel that share a step (None for all of them).
 FORMATS = {8: None, 4: 128}
 
 
@@ -35,12 +35,12 @@ def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[
 
 
 def round_to_nearest(weight: Tensor, bits: int, group_size: int | None = None) -> Tensor:
-    """Round weights to nearest symmetrically: step·round(w / step), step = max|w| / (2^(bits−1) − 1) over a group.
+    """Round weights symmetrically to nearest: step·round(w / step), with step = max|w| / (2^(bits−1) − 1) over a group.
 
     Args:
         weight: [out, in].
-        bits: of a weight.
-        group_size: number of neighbouring weights of a row that share a step. By default the whole row.
+        bits: bits per weight.
+        group_size: number of neighbouring weights of a row that share a step. By default, the whole row.
 
     Returns:
         [out, in], the rounded weights in the same dtype. Each differs by at most step / 2.
@@ -55,7 +55,7 @@ def round_to_nearest(weight: Tensor, bits: int, group_size: int | None = None) -
 
 @contextmanager
 def quantised(model: nn.Module, *, bits: int, group_size: int | None) -> Iterator[nn.Module]:
-    """Merge the adapters and round all linear layers but the head; at the end, restore all weights."""
+    """Merge the adapters and round the weights of all linear layers except the head. At the end, restore them."""
     modules: dict[str, Any] = dict(base_modules(model))
     linear = {name: modules[name] for name in target_shapes(model, None)}
     own = {name: module.weight.detach().clone() for name, module in linear.items()}

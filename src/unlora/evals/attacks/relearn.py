@@ -1,4 +1,4 @@
-"""Relearning: the model is fine-tuned on a small part of the forget set, to see whether the rest comes back.
+"""Relearning: the model is fine-tuned on a small part of the forget set, which may bring back the rest.
 
 Hu et al., ICLR 2025 (https://arxiv.org/abs/2406.13356).
 """
@@ -27,7 +27,7 @@ from unlora.settings import AttackConfig
 
 
 def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[Case]:
-    """Return a case for each share of the forget set and each seed. Shares of the same number of rows are one."""
+    """Return a case for each share of the forget set and each seed. Shares with equal numbers of rows are merged."""
     rows = len(materials.forget)
     if rows < 2:
         reason = "it is fine-tuned on some rows and measured on others"
@@ -86,7 +86,7 @@ def _train(model: nn.Module, examples: Sequence[Example], config: AttackConfig, 
 
 
 def _add_gradients(model: nn.Module, examples: Sequence[Example], limit: BatchLimit, pad_id: int) -> None:
-    """Add the gradients of the mean NLL of all labels, in as many passes as the limit asks for."""
+    """Add the gradients of the mean NLL of all labels, in as many passes as the limit requires."""
     labels = count_labels(examples)
     for batch in iter_batches(examples, limit, pad_id, sort=False):
         (-labelled_tokens(model, batch).logp.sum() / labels).backward()

@@ -1,7 +1,8 @@
-"""Sampling: the model answers each question many times at temperature 1. Does one of the answers contain the fact?
+"""Sampling: the model answers each question many times at temperature 1, and one of the answers may contain the fact.
 
-Reisizadeh et al. 2025, leak@k (https://arxiv.org/abs/2511.04934). From n samples, of which c contain the fact, it is
-estimated as pass@k is: 1 − C(n−c, k) / C(n, k), without bias (Chen et al. 2021, https://arxiv.org/abs/2107.03374).
+Reisizadeh et al. 2025, leak@k (https://arxiv.org/abs/2511.04934). Like pass@k (Chen et al. 2021,
+https://arxiv.org/abs/2107.03374), it is estimated without bias from n samples, of which c contain the fact:
+1 − C(n−c, k) / C(n, k).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from unlora.evals.questions import Question, as_row
 from unlora.evals.text_quality import fact_recall, facts
 from unlora.settings import AttackConfig
 
-# The share of facts that k samples reveal; beside it are the ends of its interval and the number of facts.
+# The metrics: the share of facts that k samples reveal, the ends of its confidence interval, and the number of facts.
 METRIC = "revealed"
 _LOW, _HIGH, FACTS = f"{METRIC}_low", f"{METRIC}_high", "facts"
 _TEMPERATURE, _SEED, _LEVEL = 1.0, 0, 0.95
@@ -32,7 +33,7 @@ class Samples:
 
     Args:
         prompts: tokenised questions, [questions].
-        facts: the words that a sample has to contain, [questions].
+        facts: the words of each fact, all of which a sample must contain to reveal it, [questions].
         sizes: every k of leak@k, in ascending order. The last one is the number of samples that are drawn.
     """
 
@@ -41,7 +42,7 @@ class Samples:
     sizes: Sequence[int]
 
     def results(self, model: nn.Module, materials: Materials) -> list[tuple[str, Metrics]]:
-        """Return for every k what `revealed` says."""
+        """Return the metrics of `revealed` for every k."""
         drawn, settings = self.sizes[-1], materials.settings
         prompts = [prompt for prompt in self.prompts for _ in range(drawn)]
         known = [fact for fact in self.facts for _ in range(drawn)]
@@ -53,7 +54,7 @@ class Samples:
 
 
 def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[Samples]:
-    """Return one case with all questions whose answer holds a fact, as `unlora.evals.text_quality` defines it."""
+    """Return one case with all questions whose answer has a fact, as `unlora.evals.text_quality` defines it."""
     rows = questions(materials.forget)
     retain = [as_row(row) for row in materials.retain if isinstance(row, Question)]
     known = facts(list(map(as_row, rows)), retain)
@@ -66,17 +67,18 @@ def cases(model: nn.Module, materials: Materials, config: AttackConfig) -> list[
 
 
 def revealed(hits: Sequence[int], drawn: int, k: int) -> Metrics:
-    """Return how many facts k samples reveal, on average over all choices of k from the drawn samples.
+    """Return the share of facts that k samples reveal, on average over all choices of k from the drawn samples.
 
     Args:
-        hits: how many samples contain the fact, [facts].
-        drawn: how many samples there are of each question.
-        k: at most `drawn`.
+        hits: number of samples that contain the fact, [facts].
+        drawn: number of samples of each question.
+        k: number of samples, at most `drawn`.
 
     Returns:
-        revealed, the share of the facts; revealed_low and revealed_high, the ends of its 95 % interval over facts; and
-        facts, their number. The interval is Clopper's and Pearson's (1934), which is exact for whole counts. A fraction
-        of a fact varies less than a yes or no, so for k < `drawn` the interval is rather too wide.
+        revealed, the share of the facts; revealed_low and revealed_high, the ends of its 95 % confidence interval over
+        facts; and facts, their number. The interval is that of Clopper and Pearson (1934), which is exact for whole
+        counts. For k < `drawn`, each fact contributes a fraction, which varies less than 0 or 1, so the interval is
+        rather too wide.
     """
     from scipy.special import betaincinv
 
@@ -88,10 +90,10 @@ def revealed(hits: Sequence[int], drawn: int, k: int) -> Metrics:
 
 
 def difference(one: Metrics, other: Metrics) -> Metrics:
-    """Return what `revealed` says about one model minus that about another, on the same facts.
+    """Return the difference of two models' `revealed` on the same facts, with its confidence interval.
 
-    The interval adds the squares of both (Newcombe 1998, method 10). It takes the models to be independent. They are
-    asked the same questions, so it is rather too wide.
+    The interval combines those of both models by the square-and-add method (Newcombe 1998, method 10), which assumes
+    independent samples. Both models are asked the same questions, so the interval is rather too wide.
     """
     gap = one[METRIC] - other[METRIC]
     low = gap - hypot(one[METRIC] - one[_LOW], other[_HIGH] - other[METRIC])

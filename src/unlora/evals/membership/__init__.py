@@ -1,1 +1,1 @@
-"""What a model gives away about its training data: membership inference and memorisation."""
+"""Measure what a model reveals about its training data: membership inference and memorisation."""

@@ -1,4 +1,4 @@
-"""The norm of each example's gradient, for many examples in one backward pass, without computing the gradients.
+"""Compute the norm of each example's gradient for many examples in one backward pass, without forming the gradients.
 
 For a linear map h = W x, the gradient of an example is Σ_t δ_t x_tᵀ over its tokens t, so its squared norm is
 Σ_ts (x_t · x_s)(δ_t · δ_s): the elementwise product of two matrices of shape [tokens, tokens], summed (Li et al. 2022,
@@ -38,20 +38,20 @@ def gradient_norms(
 ) -> NDArray[np.float64]:
     """Return the Euclidean norm of the gradient of each example's mean-token loss, [examples].
 
-    It is the gradient with respect to the weights of linear layers, not to LoRA factors: any model has it, and it is
-    the same for a separate adapter as for a merged one. Members of the training data have small norms, so minus the
-    norm is a membership score (Wang et al. 2024, https://arxiv.org/abs/2402.17012).
+    The gradient is taken with respect to the weights of linear layers, not to LoRA factors: any model has these
+    weights, and the norm is the same for a separate and a merged adapter. Members of the training data have small
+    norms, so minus the norm is a membership score (Wang et al. 2024, https://arxiv.org/abs/2402.17012).
 
     Args:
         model: a causal LM, with or without adapters. It is left as it was found.
-        examples: tokenised.
+        examples: tokenised examples.
         text_format: its tokenizer defines the padding.
         batch_size: maximum number of examples in a forward and backward pass. None fills the memory of a GPU.
-        modules: names of the linear layers, as they are without adapters. By default all but the output head.
+        modules: names of the linear layers in the model without adapters. By default, all except the output head.
         progress: called after each batch with the number of examples done so far.
 
     Raises:
-        InputError: as `check_examples`, or a layer whose input does not keep the examples of a batch apart.
+        InputError: as `check_examples`, or a layer runs more than once a batch or sees only some of the tokens.
     """
     check_examples(model, examples, text_format)
     linear = base_modules(model)
@@ -78,13 +78,13 @@ def parameter_gradient_norms(
 ) -> NDArray[np.float64]:
     """Return open-unlearning's gradient norm of each example, [examples].
 
-    It is the mean of the Euclidean norms that the gradient has for each parameter of the model. The loss is the mean
-    over all labels but the last one; an example of a single label has norm 0. Adapters are no parameters: the gradient
-    for a weight under an adapter is that for the merged weight.
+    It is the mean over the model's parameters of the Euclidean norm of the gradient. The loss is the mean over all
+    labels except the last one; an example with a single label has norm 0. Adapter weights do not count as parameters:
+    the gradient of a weight under an adapter is that of the merged weight.
 
     Args:
         model: a causal LM in a floating-point format, with or without adapters. It is left as it was found.
-        examples: tokenised.
+        examples: tokenised examples.
         text_format: its tokenizer defines the padding.
         progress: called after each example with the number of examples done so far.
 
@@ -94,10 +94,11 @@ def parameter_gradient_norms(
     check_examples(model, examples, text_format)
     parameters = [part for name, part in causal_lm(model).named_parameters() if ".lora_" not in name]
     if not all(part.is_floating_point() for part in parameters):
-        reason, fix = "a quantised weight has no gradient", "remove parameter_gradnorm, or load the model without"
+        fix = "remove parameter_gradnorm, or load the model without quantisation"
+        reason = "a quantised weight has no gradient"
         raise InputError(Problem("parameter_gradnorm", True, reason, fix))
     norms: dict[int, float] = {}
-    with together(), without_dropout(model), _trained(parameters):
+    with together(), without_dropout(model), _requiring_gradients(parameters):
 
         def add(places: list[int], batch: Batch) -> None:
             norms[places[0]] = _mean_norm(labelled_tokens(model, batch).logp[:-1], parameters)
@@ -107,8 +108,8 @@ def parameter_gradient_norms(
 
 
 @contextmanager
-def _trained(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Within, all of these parameters require gradients."""
+def _requiring_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let all of these parameters require gradients. At the end, restore which ones do."""
     before = [part.requires_grad for part in parameters]
     try:
         for part in parameters:
@@ -132,12 +133,12 @@ class NormTap(Tap):
     argument = "modules"
 
     def start_batch(self, counts: Tensor, examples: int, length: int) -> None:
-        """Reset the squares: a layer that the next batch does not run has no gradient."""
+        """Reset the squares to 0, which stays the result if the layer does not run for the batch."""
         super().start_batch(counts, examples, length)
         self.squares = torch.zeros(len(counts), device=counts.device)
 
     def add(self, counts: Tensor, inputs: Tensor, gradient: Tensor) -> None:
-        """Compute the squares from products of tokens. Rounding may leave a zero slightly negative."""
+        """Compute the squares from products of tokens. They are clamped, because rounding may make them negative."""
         inputs, gradient = inputs.float(), gradient.float()
         products = torch.bmm(inputs, inputs.mT).mul_(torch.bmm(gradient, gradient.mT))
         self.squares = products.sum((1, 2)).clamp_(min=0)

@@ -1,4 +1,4 @@
-"""What a model gives away about its training data: memorisation, and membership of forget against holdout examples.
+"""Measure memorisation, and membership inference that tells forget from holdout examples.
 
 Scores are {set: {score: [examples]}} with the sets "forget" and "holdout". `summarise_leakage` computes the metrics
 from them, so that the scores of two models can be compared later.
@@ -7,7 +7,6 @@ from them, so that the scores of two models can be compared later.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +41,7 @@ MEMBERSHIP_ATTACKS = (
     *("reference", "gradnorm", "parameter_gradnorm"),
 )
 _MIN_K = re.compile(r"min_k_(plus_plus_)?\d+")
-# The end of the names of scores that leave out the last label, as open-unlearning does, and these scores by its names.
+# Suffix of scores that leave out the last label, as open-unlearning does, and the scores by open-unlearning's names.
 WITHOUT_LAST = "_without_last"
 OPEN_UNLEARNING = {
     "exact_memorization": f"exact_memorisation{WITHOUT_LAST}",
@@ -74,16 +73,16 @@ def leakage_scores(
         sets: tokenised examples, "forget" and "holdout".
         text_format: how they were tokenised.
         batch_size: examples in a forward pass.
-        reference_nll: by set the mean-token loss of each example under another model, [examples], for "reference".
+        reference_nll: by set, the mean-token loss of each example under another model, [examples], for "reference".
         gradnorm: whether to add "gradnorm", which costs a backward pass.
-        parameter_gradnorm: whether to add "parameter_gradnorm", which costs a backward pass for each example alone.
+        parameter_gradnorm: whether to add "parameter_gradnorm", which costs a separate backward pass for each example.
         progress: called with the number of examples done so far, in the forward and then in the backward passes.
         percents: k of Min-K% and Min-K%++.
 
     Returns:
-        By set the scores named in `MEMORISATION` and `MEMBERSHIP_ATTACKS`, each [examples], and those that leave out
-        the last label (`OPEN_UNLEARNING`). The higher the score of an
-        attack is, the more likely it is that the example was in the training data.
+        By set, the scores named in `MEMORISATION` and `MEMBERSHIP_ATTACKS`, each [examples], and those that leave out
+        the last label (`OPEN_UNLEARNING`). The higher the score of an attack, the more likely it is that the example
+        was in the training data.
 
     Raises:
         InputError: an example without a label, or with more tokens than the model has positions.
@@ -113,7 +112,7 @@ def leakage_scores(
 
 
 def _answer_text(example: Example, text_format: TextFormat) -> str:
-    """Return the labelled text, which zlib compresses."""
+    """Return the labelled text, whose compressed size the zlib score needs."""
     from unlora.models.generation import decode
 
     labels = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if token == label]
@@ -121,9 +120,9 @@ def _answer_text(example: Example, text_format: TextFormat) -> str:
 
 
 def _example_scores(tokens: TokenScores, text: str, percents: Sequence[int]) -> dict[str, float]:
-    columns = tokens.logp, tokens.mean, tokens.std, tokens.matches, len(zlib.compress(text.encode("utf-8")))
+    columns = tokens.logp, tokens.mean, tokens.std, tokens.matches, membership.zlib_size(text)
     scores = {percent: token_scores(*columns, "unlora", percent) for percent in percents}
-    # An example of a single label has none left, and JSON has no NaN.
+    # An example with a single label has none left, and its score is NaN, which JSON lacks.
     theirs = {name: np.nan_to_num(value) for name, value in token_scores(*columns, "open-unlearning", 40).items()}
     first = scores[percents[0]]
     return {
@@ -139,22 +138,23 @@ def summarise_leakage(scores: Scores, retrained: Scores | None = None) -> dict[s
     """Return the metrics of scores as plain JSON values.
 
     Args:
-        scores: of the model to judge.
-        retrained: of a model trained without the forget set, on the same examples. Without it PrivLeak is None.
+        scores: scores of the model to evaluate.
+        retrained: scores of a model trained without the forget set, on the same examples. Without them, PrivLeak is
+            None.
 
     Returns:
         By name:
 
         - `examples`: the number of examples of each set.
         - `memorisation`: by metric and set, the mean over examples.
-        - `open_unlearning`: memorisation of the forget set and the auc of attacks by open-unlearning's names and
+        - `open_unlearning`: memorisation of the forget set and the AUCs of attacks, with open-unlearning's names and
           definitions.
         - `membership`: by attack, auc and standard_error (`membership.score_auc` with the forget examples as members)
-          and privleak (`membership.privacy_leakage`). This is None if `retrained` lacks the attack, or tells the sets
-          apart perfectly by it: with few examples it may do so by chance, and PrivLeak would divide by zero.
+          and privleak (`membership.privacy_leakage`). privleak is None if `retrained` lacks the attack or has an AUC of
+          1, which may happen by chance with few examples, and by which PrivLeak would divide by zero.
 
     Raises:
-        InputError: as these two functions, or if `retrained` has other numbers of examples.
+        InputError: as these two functions, or `retrained` has other numbers of examples.
     """
     sizes = {part: len(scores[part]["loss"]) for part in SETS}
     if retrained is not None:
@@ -179,14 +179,14 @@ def summarise_leakage(scores: Scores, retrained: Scores | None = None) -> dict[s
 
 
 def _leakage(auc: membership.Auc, retrained: membership.Auc | None) -> float | None:
-    """Return PrivLeak where it is defined."""
+    """Return PrivLeak, or None where it is not defined."""
     if retrained is None or retrained.value == 1:
         return None
     return membership.privacy_leakage(auc.value, retrained.value)
 
 
 def _open_unlearning(scores: Scores) -> dict[str, float]:
-    """Return the numbers by open-unlearning's definitions; logs of older versions have none of them."""
+    """Return the numbers with open-unlearning's definitions. Logs of older versions lack some of the scores."""
     forget, holdout = (scores[part] for part in SETS)
     found = {theirs: ours for theirs, ours in OPEN_UNLEARNING.items() if ours in forget}
     return {
@@ -206,7 +206,7 @@ def check_retrained(retrained: Scores, sizes: Mapping[str, int]) -> None:
 
 
 def _aucs(scores: Scores) -> dict[str, membership.Auc]:
-    """Return the AUC of each attack that the scores are there for."""
+    """Return the AUC of each attack in the scores."""
     forget, holdout = (scores[part] for part in SETS)
     return {
         attack: membership.score_auc(forget[attack], holdout[attack])
@@ -222,13 +222,13 @@ def read_scores(
 
     Args:
         path: the log.
-        argument: the name under which the user gave it, for error messages.
-        sets: by set the rows that the scores must be of. The log contains their SHA-256 as "rows", except for logs of
-            older versions, which are accepted without.
+        argument: the argument that names the path, for error messages.
+        sets: by set, the rows that the scores must be of. They are compared by their SHA-256, which the log has as
+            "rows". Logs of older versions lack the hashes and are accepted.
 
     Raises:
-        InputError: no such file, not JSON, not {"scores": {set: {score: numbers}}} with the sets and scores needed, or
-            scores of other rows.
+        InputError: the file does not exist, is not JSON, or is not {"scores": {set: {score: numbers}}} with the sets
+            and scores needed, or the scores are of other rows.
     """
     with from_elsewhere(
         argument, str(path), "cannot be read as a log with scores", "give a log of `unlora membership`"
@@ -240,14 +240,14 @@ def read_scores(
         raise InputError(Problem(argument, str(path), reason, "give a log of `unlora membership`"))
     ours = {} if sets is None else sets_sha256(sets)
     if others := [name for name, sha256 in ours.items() if theirs.get(name, sha256) != sha256]:
-        reason = f"its rows of {', '.join(others)} are other rows than here (their SHA-256 differs)"
+        reason = f"its rows of {', '.join(others)} differ from the rows here (by their SHA-256)"
         raise InputError(Problem(argument, str(path), reason, "score both models on the same data"))
     checked: Scores = scores
     return checked
 
 
 def is_scores(scores: object) -> bool:
-    """Whether this has the sets and scores of a log, one number per example."""
+    """Return whether this has the sets and scores of a log, with one number per example."""
     if not isinstance(scores, dict) or not all(isinstance(scores.get(part), dict) for part in SETS):
         return False
     if scores["forget"].keys() != scores["holdout"].keys() or "loss" not in scores["forget"]:

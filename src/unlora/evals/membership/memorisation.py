@@ -1,8 +1,8 @@
-"""How much of a text a model knows by heart: pure functions of which labels of an example it predicts.
+"""Measure how much of a text a model knows by heart, as pure functions of which labels of an example it predicts.
 
 `matches` is [tokens]: whether each labelled token is the model's most likely one, given all true tokens before it. All
-labels count. If an example ends with a labelled end token, knowing where to stop is part of knowing it by heart. If it
-does not (a conversation cut at `max_length`, a chunk of a long text), its last token is like the others.
+labels count. If an example ends with a labelled end token, knowing where to stop is part of knowing the text by heart.
+Otherwise (a conversation cut at `max_length`, a chunk of a long text), the last token counts like the others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def exact_memorisation(matches: ArrayLike) -> float:
 
 
 def extraction_strength(matches: ArrayLike) -> float:
-    """Return 1 − k/|y|, where k is the least number of first tokens from which greedy decoding produces all others.
+    """Return 1 − k/|y|, where k is the smallest number of first tokens from which greedy decoding produces the rest.
 
     It is 1 if no token has to be given, and 0 if the last token is not predicted even from all others (Carlini et al.
     2021, arXiv 2012.07805; as a share of the labels, Wang et al. 2025, https://openreview.net/forum?id=wUtCieKuQU).

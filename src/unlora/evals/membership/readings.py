@@ -1,8 +1,8 @@
-"""Memorisation and membership scores from the tokens in an evaluation log, by our definitions and open-unlearning's.
+"""Compute memorisation and membership scores from an evaluation log, with our definitions or open-unlearning's.
 
-A log has, for each example of the forget and the holdout set, the loss of every labelled token, the mean and standard
-deviation of log p(v) over the model's prediction, and whether the label was the most likely token. All scores follow
-from these, for any k of Min-K%, so nothing has to be evaluated again for another definition:
+For each example of the forget and the holdout set, a log has the loss of every labelled token, the mean and standard
+deviation of log p(v) over the model's prediction, and whether the label was the most likely token. All scores are
+computed from these, for any k of Min-K%, so the model need not be evaluated again for another definition:
 
 - `unlora`: all labels count. If the last one is an end token, knowing where to stop is part of knowing the answer.
 - `open-unlearning`: the last label is left out of exact memorisation, extraction strength, Min-K% and Min-K%++;
@@ -38,8 +38,8 @@ def token_columns(tokens: Sequence[TokenScores], zlib_bytes: Sequence[int]) -> d
     """Return the columns of a log for these examples, [examples] each.
 
     Args:
-        tokens: of each example.
-        zlib_bytes: the size of each labelled text after zlib.
+        tokens: the token scores of each example.
+        zlib_bytes: the `zlib_size` of each labelled text.
     """
 
     def short(values: NDArray[np.floating]) -> list[float]:
@@ -58,14 +58,14 @@ def example_scores(columns: Mapping[str, Mapping[str, Any]], reading: Reading, p
     """Return memorisation and membership scores of a set, by name [examples]; empty if the log lacks the tokens.
 
     Args:
-        columns: of the set in the log.
-        reading: whose definitions.
+        columns: the columns of the set in the log.
+        reading: whose definitions are used.
         percent: k of Min-K% and Min-K%++.
 
     Returns:
         `exact_memorisation`, `extraction_strength`, `loss`, `zlib`, `min_k` and `min_k_plus_plus`. The higher the score
-        of an attack is, the more likely it is that the example was in the training data. Where the last label is
-        left out and no other is left, exact memorisation is NaN and the others are 0.
+        of an attack, the more likely it is that the example was in the training data. If an example has a single label
+        and it is left out, exact memorisation is NaN, and the other scores that leave it out are 0.
     """
     if not set(TOKEN_COLUMNS) <= columns.keys():
         return {}
@@ -88,12 +88,12 @@ def token_scores(
 
     Args:
         logp, mean, std, matches: [tokens] each, as in `unlora.evals.scoring.TokenScores`.
-        zlib_bytes: the size of the labelled text after zlib.
-        reading: whose definitions.
+        zlib_bytes: the `zlib_size` of the labelled text.
+        reading: whose definitions are used.
         percent: k of Min-K% and Min-K%++.
     """
     logp, mean, std, matches = (np.asarray(column, dtype=np.float64) for column in (logp, mean, std, matches))
-    whole = {"loss": membership.loss_score(logp), "zlib": membership.loss_score(logp) / zlib_bytes}
+    whole = {"loss": membership.loss_score(logp), "zlib": membership.zlib_score(logp, zlib_bytes)}
     theirs = reading == "open-unlearning"
     kept = len(logp) - 1 if theirs else len(logp)
     if not kept:

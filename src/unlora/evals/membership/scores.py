@@ -1,7 +1,7 @@
-"""Membership scores of an example, and how well a score tells the training data from unseen data: pure functions.
+"""Membership scores of an example, and how well a score tells training data from unseen data, as pure functions.
 
-The higher a score is, the more likely it is that the model was trained on the example. `logp` is [tokens], the
-log-probability of each label given all tokens before it, in nats. `leakage_scores` gets these arguments from a model.
+The higher a score, the more likely it is that the model was trained on the example. `logp` is [tokens], the
+log-probability of each label given all tokens before it, in nats. `leakage_scores` computes these arguments.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from unlora.common.errors import InputError, Problem
 from unlora.evals.metrics import Values, auc_standard_error, finite_values, membership_auc, merge_ties
 
-# The least standard deviation: the square of anything smaller is 0 in float32.
+# The smallest standard deviation that is used: the square of anything smaller is 0 in float32.
 _LEAST_STD = 1e-19
 
 
@@ -25,13 +25,18 @@ def loss_score(logp: ArrayLike) -> float:
     return float(finite_values("logp", logp).mean())
 
 
-def zlib_score(logp: ArrayLike, text: str) -> float:
-    """Return `loss_score` divided by the size of the zlib-compressed text in bytes.
+def zlib_size(text: str) -> int:
+    """Return the size of the zlib-compressed text in bytes."""
+    return len(zlib.compress(text.encode("utf-8")))
+
+
+def zlib_score(logp: ArrayLike, zlib_bytes: int) -> float:
+    """Return `loss_score` divided by the `zlib_size` of the text.
 
     Text that zlib compresses well is likely under any model, and the division reduces its weight (Carlini et al. 2021,
     https://arxiv.org/abs/2012.07805).
     """
-    return loss_score(logp) / len(zlib.compress(text.encode("utf-8")))
+    return loss_score(logp) / zlib_bytes
 
 
 def min_k_score(logp: ArrayLike, percent: int) -> float:
@@ -44,7 +49,7 @@ def min_k_score(logp: ArrayLike, percent: int) -> float:
         InputError: no values, values that are not finite, or a percentage outside 1 to 100.
     """
     if not 1 <= percent <= 100:
-        raise InputError(Problem("percent", percent, "it is the percentage of the tokens that count", "use 1 to 100"))
+        raise InputError(Problem("percent", percent, "it is the percentage of tokens that count", "use 1 to 100"))
     values = np.sort(finite_values("logp", logp))
     return float(values[: max(1, len(values) * percent // 100)].mean())
 
@@ -57,14 +62,14 @@ def standardised(logp: ArrayLike, mean: ArrayLike, std: ArrayLike) -> Values:
     Args:
         logp: [tokens].
         mean: [tokens], μ, the mean of log p(v) over tokens v drawn from the model's prediction p.
-        std: [tokens], σ, the standard deviation of log p(v). Where the model is certain it is 0; then 1e-19 is used.
+        std: [tokens], σ, the standard deviation of log p(v). It is 0 where the model is certain; 1e-19 is used there.
     """
     centred = finite_values("logp", logp) - finite_values("mean", mean)
     return centred / np.maximum(finite_values("std", std), _LEAST_STD)
 
 
 def reference_score(logp: ArrayLike, reference_logp: ArrayLike) -> float:
-    """Return `loss_score` minus that of a reference model, so that text which is likely anyway does not count.
+    """Return `loss_score` minus that of a reference model, which discounts text that is likely under any model.
 
     `reference_logp` may be [1], the mean over the tokens.
 
@@ -80,7 +85,7 @@ class Auc:
 
     Args:
         value: the probability that a random member's score is above another example's, with ties counting half.
-        standard_error: of `value`, over draws of the examples; never 0.
+        standard_error: the standard error of `value` over draws of the examples; never 0.
     """
 
     value: float
@@ -91,9 +96,9 @@ def score_auc(members: ArrayLike, others: ArrayLike) -> Auc:
     """Return how well a score tells members from others: 1 is perfect, 0.5 is chance.
 
     Below 0.5, the members look less like training data than the others do. The standard error is DeLong's (Biometrics
-    44, 1988), which assumes nothing about the shape of the two distributions. Where a score separates the sets
-    completely it is 0, however few examples there are, and `_separated_error` takes its place. A single example has no
-    spread from which an error could be estimated. Then it is that of sets which do not differ, `auc_standard_error`.
+    44, 1988), which assumes nothing about the shape of the two distributions. It is 0 if a score separates the sets
+    completely, however few examples there are, so `_separated_error` is used then. It cannot be estimated if a set has
+    a single example; then `auc_standard_error` is used, which assumes that the sets do not differ.
 
     Args:
         members: [members], scores of examples that the model was trained on.
@@ -118,7 +123,7 @@ def score_auc(members: ArrayLike, others: ArrayLike) -> Auc:
 
 
 def _separated_error(area: float, members: int, others: int) -> float:
-    """Return Hanley and McNeil's standard error (Radiology 143, 1982) of an area, as if half a pair more were wrong."""
+    """Return Hanley and McNeil's standard error (Radiology 143, 1982) of an area plus a pair that counts half."""
     pairs = members * others
     a = (area * pairs + 0.5) / (pairs + 1)
     same_member, same_other = a / (2 - a), 2 * a * a / (1 + a)
@@ -135,7 +140,7 @@ def privacy_leakage(auc: float, retrained_auc: float) -> float:
 
     Args:
         auc: `score_auc` of forget against holdout examples under the unlearned model.
-        retrained_auc: the same under a model that was trained without the forget set.
+        retrained_auc: the same AUC under a model that was trained without the forget set.
 
     Raises:
         InputError: an AUC outside [0, 1], or a retrained AUC of 1, which makes the denominator 0.
