@@ -102,7 +102,7 @@ FAULTS = {
     ),
     "a program": (
         "import sys\nfrom unlora.cli import main\nsys.exit(main(['ls', 'losses']))\n",
-        "it ends the program. Fix: put what it does as a program under `if __name__ == '__main__':`",
+        "it ends the program. Fix: move code that runs as a program under `if __name__ == '__main__':`",
     ),
 }
 
@@ -154,7 +154,7 @@ def test_a_configuration_cannot_name_a_plugin(write, capsys):
 def test_an_unknown_choice_says_how_to_name_an_own_one(write, capsys):
     needed = "--model_name_or_path m --forget_data f --retain_data r --output_dir o --loss capped"
     assert main(["validate", *needed.split()]) == 2
-    assert "your own needs --plugin FILE.py" in capsys.readouterr().err
+    assert "for one of your own, add --plugin FILE.py" in capsys.readouterr().err
 
 
 def test_an_installed_package_is_found_by_its_entry_point(write, tmp_path, monkeypatch, capsys):

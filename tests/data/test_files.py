@@ -87,12 +87,12 @@ BROKEN = {
     "two columns of one name": ("csv", b"answer,answer\na,b\n", "several columns are called 'answer'"),
     "another encoding": ("csv", "question,answer\nWho?,Voß\n".encode("latin-1"), "in UTF-8"),
     "a broken line": ("jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
-    "a key that is there twice": (
+    "a key that occurs twice": (
         "jsonl",
         b'{"text": "a"}\n{"text": "b", "text": "c"}\n',
-        "line 2.*'text' is there twice",
+        "line 2.*'text' occurs twice",
     ),
-    "a key that is twice in a list": ("json", b'[{"text": "b", "text": "c"}]', "'text' is there twice"),
+    "a key that is twice in a list": ("json", b'[{"text": "b", "text": "c"}]', "'text' occurs twice"),
     "a list per line": ("jsonl", b'["a", "b"]\n', "line 1 is of type list"),
     "a list of texts": ("json", b'["a", "b"]', "element 0 is of type str"),
     "a pointer": ("parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),

@@ -1,1 +1,1 @@
-"""What all other packages may use: errors, files, progress, and several processes on one job."""
+"""Shared utilities that every other package may use: errors, files, progress bars, distributed processes."""

@@ -1,4 +1,4 @@
-"""Tables and lines on a terminal, in which text from elsewhere is neither markup nor a command to the terminal."""
+"""Print tables and lines to a terminal, without interpreting untrusted text as markup or as control sequences."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rich.text import Text
 
 from unlora.common.plain import direct, plain
 
-_UNLIMITED = 100_000  # characters of a line
+_UNLIMITED = 100_000  # characters per line: wider than any table
 
 
 class PlainConsole(Console):
-    """A console on stdout that shows all text as it is. Only its own styles become colours."""
+    """A console on stdout that prints text literally: only its own styles produce colours."""
 
     def __init__(self) -> None:
         super().__init__(file=direct(sys.stdout), markup=False, highlight=False, emoji=False)
 
     def print(self, *objects: Any, **settings: Any) -> None:
-        """Print, and give a table more than the terminal's width rather than cut off a word."""
+        """Print, and let a table exceed the terminal's width if it would have to cut off a word otherwise."""
         width, tables = self.width, [one for one in objects if isinstance(one, Table)]
         for table in tables:
             if self._extent(table).maximum > width:
@@ -38,17 +38,17 @@ class PlainConsole(Console):
         return Measurement.get(self, self.options.update(max_width=_UNLIMITED), table)
 
     def render_str(self, text: str, **settings: Any) -> Text:
-        """Return a text of a table or a line, plain before its width is measured."""
+        """Return the text of a cell or a line. It is made plain before rich measures its width."""
         return super().render_str(plain(text), **settings)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Return the segments of something to show, with plain text in them."""
+        """Yield the segments of a renderable, with their text made plain."""
         for part in super().render(renderable, options):
             yield part if part.control else Segment(plain(part.text), part.style)
 
 
 def _keep_words(table: Table) -> None:
-    """Let a narrow table wrap its headings and its texts, but not its names and numbers, which rich would cut."""
+    """Wrap the headings and prose of a table that is too wide, but not its names and numbers, which rich would cut."""
     for column in table.columns:
         column.overflow = "fold"
         cells, heading = [str(cell) for cell in column.cells], str(column.header)

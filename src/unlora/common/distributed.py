@@ -1,7 +1,7 @@
-"""Several processes that work on one job, as `accelerate launch` starts them.
+"""Helpers for a job that runs in several processes, as started by `accelerate launch`.
 
-Every process runs the same code. In a single process all functions here are trivial. Some functions have to be called
-by all processes: they wait for the others, so a call in only some of them would never return.
+Every process runs the same code. With a single process, all functions here are trivial. Collective functions must be
+called by all processes: they wait for the others, so a call in only some processes would never return.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ V = TypeVar("V")
 
 
 def is_main() -> bool:
-    """Return whether this process is the one that writes and prints. It is known before torch is loaded."""
+    """Return whether this process is the one that writes and prints. Does not load torch."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def on_cpu() -> bool:
-    """Return whether the job runs on the CPU, because the user asked for it or there is no other device.
+    """Return whether the job runs on the CPU, because the user requested it or there is no accelerator.
 
-    Without a device, accelerate would take each process for the only one. Its environment variable prevents that.
+    On a machine without an accelerator, accelerate treats every process as the only one unless its environment variable
+    for CPU runs is set. This function sets it for processes of `accelerate launch`.
     """
     if "LOCAL_RANK" in os.environ:
         import torch
@@ -52,22 +53,22 @@ _lockstep = False
 
 
 def in_lockstep() -> bool:
-    """Return whether no process may run the model without the others.
+    """Return whether all processes have to run the model together.
 
     If the model is sharded over the processes (`unlora.models.sharding`), each forward pass needs all of them. Work
-    that they could share is then done by all of them alike.
+    that could be divided among them is then repeated in every process instead.
     """
     return _lockstep
 
 
 def keep_in_step() -> None:
-    """Make `in_lockstep` return True from now on."""
+    """Make `in_lockstep` return True for the rest of this process."""
     global _lockstep
     _lockstep = True
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """Return this process's share of the items: every n-th of n processes, or all items in lockstep."""
+    """Return this process's share of the items: every n-th item with n processes, or all items in lockstep."""
     index, count = (0, 1) if in_lockstep() else processes()
     return items[index::count]
 
@@ -94,7 +95,7 @@ def add_columns(rows: Sequence[Sequence[float]]) -> list[Any]:
 
 
 def copy_from_main(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by that of the main process. All processes must call this."""
+    """Overwrite each tensor with the main process's values. All processes must call this."""
     import torch.distributed as dist
 
     for tensor in tensors:
@@ -102,7 +103,7 @@ def copy_from_main(tensors: Iterable[Tensor]) -> None:
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes. All must call this, with tensors of the same shapes."""
+    """Replace each tensor by its sum over all processes. All processes must call this with the same shapes."""
     import torch.distributed as dist
 
     if processes()[1] > 1:
@@ -112,10 +113,10 @@ def add_up(tensors: Iterable[Tensor]) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Raise an error of one process in all of them, and let none continue before all have finished the block.
+    """Raise an error of one process in all of them, and wait at the end of the block until all have finished it.
 
-    Without this, the others would wait forever for the process that failed. All processes must enter the block, and
-    nothing inside may wait for other processes.
+    Without this, the other processes would wait forever for one that failed. All processes must enter the block, and
+    nothing inside it may wait for other processes.
     """
     error: Exception | None = None
     try:
@@ -131,14 +132,14 @@ def together() -> Iterator[None]:
 
 
 def _sendable(error: Exception | None) -> Exception | None:
-    """Return the error that the other processes raise. Most errors cannot be pickled, so they become a text."""
+    """Return the error for the other processes to raise. Many errors cannot be pickled, so only their text is sent."""
     if error is None or isinstance(error, InputError):
         return error
     return RuntimeError(f"process {processes()[0]} failed: {type(error).__name__}: {error}")
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Call `function` in the main process only, and return its result in all. All processes must call this."""
+    """Call `function` in the main process only, and return its result in every process. All must call this."""
     result: Any = None
     with together():
         if processes()[0] == 0:
@@ -147,7 +148,7 @@ def on_main(function: Callable[[], T]) -> T:
 
 
 def main_only(function: Callable[P, T]) -> Callable[P, T]:
-    """Let only the main process run the function, as `on_main`; a decorator."""
+    """Decorate a function so that it runs in the main process only, through `on_main`."""
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:

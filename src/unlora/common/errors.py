@@ -1,4 +1,4 @@
-"""Errors that a user can act on. Each names the argument, its value, the reason and the fix."""
+"""Errors that a user can act on. Each one names the argument, its value, the reason and the fix."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from enum import Enum
 
 from unlora.common.plain import plain
 
-# Characters of each part of a message, and of a whole one. What is longer was pasted in, and hides the rest.
+# Maximum number of characters of each part of a message, and of the whole message. Anything longer, such as a pasted
+# text, would hide the other parts.
 _ARGUMENT, _VALUE, _REASON, _FIX, _MESSAGE = 60, 200, 360, 300, 980
-# The key in results that replaces a number which cannot be computed. Its value is the reason.
+# Key in results that stands in for a number that cannot be computed. Its value is the reason.
 NOT_AVAILABLE = "not available"
-# How many characters of a value an error shows, if it may have any length.
+# Number of characters that `short` keeps of a value of any length.
 _LONG = 120
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with the user's input.
+    """One problem with the user's input.
 
     Args:
         argument: the argument's name, as the user writes it.
         value: the given value.
-        reason: why it cannot work.
+        reason: why the value cannot work.
         fix: what the user can do about it.
     """
 
@@ -43,15 +44,15 @@ class Problem:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return the text on one line, without its middle if it is longer than `most`."""
+    """Return the text on one line, with its middle elided if it has more than `most` characters."""
     text = plain(" ".join(text.splitlines()))
     return text if len(text) <= most else f"{text[: most - 60]} ... {text[-50:]}"
 
 
 class InputError(ValueError):
-    """Wrong input, found before long work starts. `problems` lists everything that is wrong.
+    """Invalid input, found before long work starts. `problems` lists everything that is wrong.
 
-    The message has one line for each problem, and stays below 1,000 characters.
+    The message has one line per problem and fewer than 1,000 characters.
     """
 
     def __init__(self, *problems: Problem) -> None:
@@ -64,7 +65,7 @@ class InputError(ValueError):
 
 
 def _listed(lines: list[str]) -> str:
-    """Return the lines, or as many as a message has room for, and how many there are more."""
+    """Join the lines. If a message has no room for all, the last line gives the number of those left out."""
     kept = len(lines)
     while kept > 1 and sum(len(line) + 1 for line in lines[:kept]) + 30 > _MESSAGE:
         kept -= 1
@@ -76,15 +77,15 @@ class DivergenceError(RuntimeError):
 
 
 def short(value: object) -> object:
-    """Return the value as an error shows it: a long one as the beginning of its text."""
+    """Return the value for an error message: a long value is replaced by the beginning of its text."""
     return value if len(repr(value)) <= _LONG else f"{str(value)[:_LONG]}…"
 
 
 @contextmanager
 def from_elsewhere(argument: str, value: object, reason: str, fix: str) -> Iterator[None]:
-    """Turn whatever goes wrong with the contents of a file into `InputError`: anybody may have written them.
+    """Turn errors caused by the contents of an untrusted file into `InputError`.
 
-    A full or read-only disk is something else.
+    Errors of a full or read-only disk are raised unchanged.
     """
     try:
         yield
@@ -104,7 +105,7 @@ def raise_if(problems: Iterable[Problem]) -> None:
 
 
 def unknown_name(argument: str, value: object, options: Iterable[str]) -> Problem:
-    """Return the problem of a name that is not among `options`, with the nearest one as a suggestion."""
+    """Return the problem of a name that is not among `options`, and suggest the closest match."""
     options = sorted(map(str, options))
     close = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
     fix = f"did you mean {close[0]!r}? Known: {', '.join(options)}" if close else f"use one of {', '.join(options)}"

@@ -15,35 +15,36 @@ from pathlib import Path
 
 from unlora.common.errors import InputError, Problem, raise_if
 
-# The file in a folder that the process which writes to the folder holds locked.
+# Lock file in a folder, held by the process that writes to the folder.
 LOCK = ".lock"
-# How the names of unfinished files and folders begin and end.
+# Prefix and suffix of the names of unfinished files and folders.
 _HIDDEN, _UNFINISHED = ".", ".partial"
-# The system's errors for a disk or a folder that cannot be written to.
+# Error numbers of a disk or a folder that cannot be written to.
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-# What a pointer of git-lfs begins with, and how to get what it stands for.
+# First bytes of a git-lfs pointer, and how to get the file that it points to.
 _LFS = b"version https://git-lfs.github.com/spec/"
 LFS_FIX = "run `git lfs pull` in the repository, or download it with `hf download`"
 
 
 def is_lfs_pointer(path: str | Path) -> bool:
-    """Return whether the file is what a clone without git-lfs has in place of a large file."""
+    """Return whether the file is a git-lfs pointer, which a clone without git-lfs has in place of a large file."""
     with Path(path).open("rb") as file:
         return file.read(len(_LFS)) == _LFS
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path near `path` for a file or a folder, and rename it to `path` if the block succeeds.
+    """Yield a temporary path next to `path` for a file or a folder, and rename it to `path` if the block succeeds.
 
-    It is renamed only once the disk has it, so that it is whole after a power cut, too. An existing file is replaced. A
-    folder that is not empty raises `OSError`. What killed processes left of the same file or folder is deleted.
+    Everything is flushed to disk before the rename, so the result is complete even after a power failure. An existing
+    file is replaced; a folder that is not empty raises `OSError`. Partial files that killed processes left behind for
+    the same path are deleted.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers_of(target)
     private = unfinished(target)
-    private.mkdir(mode=0o700)  # fails if anything is there, so no link that somebody put there is followed
+    private.mkdir(mode=0o700)  # fails if the path exists, so a link planted there is never followed
     try:
         yield private / target.name
         flush(private / target.name)
@@ -54,13 +55,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def new_folder(path: Path) -> None:
-    """Make a folder that only this user can write to, in the place of whatever is there."""
+    """Create a folder that only this user can access, and replace whatever is at its path."""
     remove(path)
     path.mkdir(mode=0o700)
 
 
 def flush(path: Path) -> None:
-    """Wait until the disk has a file, or a folder and everything in it."""
+    """Flush a file, or a folder and everything in it, to disk."""
     for part in (*path.rglob("*"), path):
         _flush_one(part)
 
@@ -76,14 +77,14 @@ def _flush_one(path: Path) -> None:
 def unfinished(target: Path) -> Path:
     """Return the path of the hidden folder in which this process prepares a file or a folder.
 
-    It is in the same folder, because a rename is only atomic within one file system. The process id keeps several
-    processes that write the same file apart.
+    It is next to the target, because a rename is only atomic within one file system. Its name contains the process id,
+    so that processes that write the same file do not collide.
     """
     return target.with_name(f"{_HIDDEN}{target.name}.{os.getpid()}{_UNFINISHED}")
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Move a finished folder to its place. An earlier one is moved away first, so it is never half deleted."""
+    """Move a finished folder to its place. An earlier one is moved away first, so it is never left half deleted."""
     old = unfinished(target)
     if target.exists():
         os.replace(target, old)
@@ -93,7 +94,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if there is one."""
+    """Delete a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -107,7 +108,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _remove_leftovers_of(target: Path) -> None:
-    """Delete what processes that are no longer running, or an earlier process of this number, left of one file."""
+    """Delete partial files of `target` whose process has ended, or had the same process id as this one."""
     import psutil
 
     for path in target.parent.glob(f"{_HIDDEN}{glob.escape(target.name)}.*{_UNFINISHED}"):
@@ -128,22 +129,22 @@ def write_jsonl(path: str | Path, rows: Iterable[object]) -> None:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write JSON atomically. NaN and infinity raise `ValueError`, because JSON does not have them."""
+    """Write JSON atomically. NaN and infinity raise `ValueError`, because JSON cannot represent them."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def why_unwritable(error: BaseException) -> str | None:
-    """Return why a file could not be written, if an error means that: a full disk, or one without write access."""
+    """Return why a file could not be written (a full disk, no permission, ...), or None for any other error."""
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-    # The library that writes safetensors has the system's error in its text only.
+    # The safetensors library reports the error number of the system in the text of its errors only.
     found = re.search(r"\(os error (\d+)\)", str(error))
     number = int(found[1]) if found else None
     return os.strerror(number) if number in _UNWRITABLE else None
 
 
 def in_use(folder: Path) -> bool:
-    """Return whether `folder` is a file, or has anything in it besides what a killed process left unfinished."""
+    """Return whether `folder` is a file, or contains anything besides the leftovers of killed processes."""
     return folder.exists() and (not folder.is_dir() or any(not _is_leftover(path) for path in folder.iterdir()))
 
 
@@ -152,17 +153,17 @@ def _is_leftover(path: Path) -> bool:
 
 
 def check_unused(folder: Path, argument: str) -> None:
-    """Raise `InputError` if `folder` is in use."""
+    """Raise `InputError` if `folder` is in use or cannot be written to."""
     if in_use(folder):
         raise InputError(Problem(argument, str(folder), "it is already in use", "name a new folder or empty this one"))
     raise_if(unwritable_problems(folder, argument))
 
 
 def unwritable_problems(path: Path, argument: str, fix: str = "name a place that you may write to") -> list[Problem]:
-    """Return the problem of a place where no file or folder can be made. The folders above it may be missing."""
+    """Return a problem if no file or folder can be created at `path`. Its parent folders may be missing."""
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     folder = existing.parent if existing == path and existing.is_file() else existing
-    try:  # nothing else tells for certain: the user may be root, and the file system read-only
+    try:  # permission bits are not enough: the user may be root, or the file system read-only
         with tempfile.TemporaryDirectory(prefix=_HIDDEN, suffix=_UNFINISHED, dir=folder):
             return []
     except OSError as error:

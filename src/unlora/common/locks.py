@@ -1,4 +1,4 @@
-"""Locks on folders. The system releases a lock when the process that holds it ends, however it ends."""
+"""Locks on folders. The operating system releases a lock when its process ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from unlora.common.files import LOCK
 
 @contextmanager
 def writing_to(folder: Path, argument: str = "output_dir") -> Iterator[None]:
-    """Be the only process that writes to a folder, which is created if necessary.
+    """Hold the lock on writing to a folder, which is created if necessary.
 
-    Afterwards the folder is deleted again if it is still empty, so that refused input leaves nothing.
+    Folders that were created here and are still empty at the end are deleted, so that refused input leaves no trace.
 
     Raises:
         InputError: another process is writing to the folder, or it cannot be created.
@@ -33,21 +33,21 @@ def writing_to(folder: Path, argument: str = "output_dir") -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # of a disk that has become read-only
-            (folder / LOCK).unlink()  # while it is held: whoever waits for this file finds that it has no name anymore
+        with suppress(OSError):  # the disk may have become read-only
+            (folder / LOCK).unlink()  # before the release: afterwards it may be the lock of another process
         lock.release()
         for path in created:
-            with suppress(OSError):  # it is not empty
+            with suppress(OSError):  # raised if it is not empty
                 path.rmdir()
 
 
 @contextmanager
 def only_one(target: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Be the only process that makes a file or a folder. Wait as long as another process makes it.
+    """Hold the lock on creating a file or a folder, and wait for another process that holds it.
 
     Args:
-        target: what is made. The lock is a hidden file beside it.
-        waiting: called once if another process holds the lock.
+        target: the file or folder to create. The lock is a hidden file next to it.
+        waiting: called once, before waiting, if another process holds the lock.
     """
     from filelock import FileLock, Timeout
 
@@ -74,7 +74,7 @@ def check_free(folder: Path, argument: str = "output_dir") -> None:
 
 
 def _create(folder: Path, argument: str) -> list[Path]:
-    """Create the folder, and return those that were missing, the innermost first."""
+    """Create the folder, and return the folders that were missing, innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Messages that other libraries log when they are imported and that help nobody, which are kept out of all output."""
+"""Hide messages that other libraries log at import and that are of no use to the user."""
 
 from __future__ import annotations
 
 import logging
 
-# Logger -> how a message begins that says only what is normal on a machine without a GPU.
+# Logger -> beginning of a message that only states what is normal on a machine without a GPU.
 _NOISE = {
     "DeepSpeed": "Setting accelerator to CPU.",
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
@@ -16,7 +16,7 @@ def _wanted(record: logging.LogRecord) -> bool:
 
 
 def leave_out_noise() -> None:
-    """Drop these messages. Everything else that the libraries log is still shown, and nothing is imported."""
+    """Drop these messages and no others. The libraries are not imported."""
     for name in _NOISE:
         logger = logging.getLogger(name)
         if _wanted not in logger.filters:

@@ -1,19 +1,19 @@
-"""Text that does nothing to a terminal, whatever a model, a file or a stranger has written."""
+"""Make untrusted text, such as the output of a model, safe to print on a terminal."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, TextIO
 
-# Control characters other than the end of a line and the tab, characters that turn the direction of text around, and
-# halves of characters, which no terminal can show.
+# Control characters other than newline and tab, characters that change the direction of text, and lone surrogates,
+# which cannot be encoded.
 _ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# What progress bars write to draw a line again.
+# What progress bars write to redraw a line.
 _BARS = re.compile(r"(\r|\x1b\[A)")
 
 
 def plain(text: str) -> str:
-    """Return the text with a visible mark in the place of each character that could act on a terminal."""
+    """Replace each character that could affect a terminal by a visible symbol."""
     return _ACTIVE.sub(_mark, text)
 
 
@@ -25,16 +25,16 @@ def _mark(found: re.Match[str]) -> str:
 
 
 def escaped(json_text: str) -> str:
-    """Return JSON of the same value in which these characters are escaped."""
+    """Escape the characters of a JSON text that could affect a terminal. Its value stays the same."""
     return _ACTIVE.sub(lambda found: f"\\u{ord(found[0]):04x}", json_text)
 
 
 class PlainStream:
-    """A stream that passes on plain text only.
+    """A stream that makes all text plain before it writes it to another stream.
 
     Args:
-        stream: where the text goes. Whoever writes to it directly answers for what is written.
-        bars: whether to let pass what progress bars write, too.
+        stream: where the text goes. Text that is written to it directly is not checked.
+        bars: whether to pass on the control sequences with which progress bars redraw a line.
     """
 
     def __init__(self, stream: TextIO, bars: bool = False) -> None:
@@ -43,9 +43,9 @@ class PlainStream:
 
     def write(self, text: str) -> int:
         """Write the text, made plain."""
-        parts = _BARS.split(text) if self._bars else [text]  # at odd places, what bars write
+        parts = _BARS.split(text) if self._bars else [text]  # odd indices: control sequences of bars
         shown = "".join(part if place % 2 else plain(part) for place, part in enumerate(parts))
-        encoding = getattr(self.stream, "encoding", None) or "utf-8"  # not every terminal has all characters
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"  # not every terminal can show all characters
         self.stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
@@ -54,5 +54,5 @@ class PlainStream:
 
 
 def direct(stream: Any) -> Any:
-    """Return the stream that a `PlainStream` writes to, or the stream itself if it is another one."""
+    """Return the stream below a `PlainStream`, or any other stream itself."""
     return stream.stream if isinstance(stream, PlainStream) else stream

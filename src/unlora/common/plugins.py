@@ -1,8 +1,8 @@
-"""The user's own code: losses, initialisers, teachers and benchmarks from a file or an installed package.
+"""Plugins: the user's own losses, initialisers, teachers and benchmarks, from a file or an installed package.
 
-A plugin is a Python file that the command line names (`--plugin FILE.py`), or a module that an installed package names
-as an entry point of the group `unlora.plugins`. It registers what it defines while it is loaded. No configuration and
-no run folder can name one, because these may come from somebody else, and loading a plugin runs its code.
+A plugin is a Python file given on the command line (`--plugin FILE.py`), or a module that an installed package declares
+as an entry point of the group `unlora.plugins`. It registers its definitions while it is loaded. Configurations and run
+folders cannot name plugins, because they may come from somebody else, and loading a plugin runs its code.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from unlora.common.errors import InputError, Problem, unknown_name
 T = TypeVar("T")
 FLAG = "--plugin"
 GROUP = "unlora.plugins"
-_AS_A_PROGRAM = "put what it does as a program under `if __name__ == '__main__':`"
+_AS_A_PROGRAM = "move code that runs as a program under `if __name__ == '__main__':`"
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin in this process.
+    """A plugin that was loaded in this process.
 
     Args:
-        name: what the user calls it: the path of the file, or the entry point with its package and version.
+        name: its name in messages: the path of the file, or the entry point with its package and version.
         root: the file, or the folder of the package.
-        is_file: whether the command line named it.
-        files: {file: SHA-256} of its code: the file itself and the modules beside it that it imports.
+        is_file: whether it is a file from the command line, and not an entry point.
+        files: {file: SHA-256} of its code: the file itself and the modules next to it that it imports.
     """
 
     name: str
@@ -51,23 +51,23 @@ class Plugin:
 
 # The plugins of this process by file, or by entry point.
 LOADED: dict[Any, Plugin] = {}
-# (kind, name) of everything that was registered, and the plugin that did it; None for the program itself.
+# (kind, name) of each registered entry -> the plugin that registered it, or None for the program itself.
 ORIGINS: dict[tuple[str, str], Plugin | None] = {}
-# The plugin that is being loaded, if any, is the last one.
+# Plugins that are being loaded, innermost last.
 _loading: list[Plugin] = []
 
 
 def register(kind: str, table: MutableMapping[str, T], name: str, entry: T) -> None:
-    """Add an entry to one of the tables of choices, and note which plugin it is from.
+    """Add an entry to one of the tables of choices, and record the plugin that it comes from.
 
     Args:
-        kind: what it is, such as "loss".
+        kind: the kind of entry, such as "loss".
         table: the table of this kind.
-        name: under which the user chooses it.
-        entry: what the name stands for.
+        name: the name by which the user chooses the entry.
+        entry: the entry itself.
 
     Raises:
-        InputError: the name is taken, or has characters that flags and folder names cannot have.
+        InputError: the name is taken, or contains characters that are not allowed in flags and folder names.
     """
     if name in table:
         raise InputError(Problem("name", name, f"another {kind} has this name", "choose another name"))
@@ -79,16 +79,16 @@ def register(kind: str, table: MutableMapping[str, T], name: str, entry: T) -> N
 
 
 def unknown_choice(argument: str, value: object, options: Iterable[str]) -> Problem:
-    """Return the problem of a name that is in none of the tables of choices, to which a plugin could add it."""
+    """Return the problem of an unknown name in a table of choices. The fix mentions that plugins can add names."""
     problem = unknown_name(argument, value, options)
-    return Problem(argument, value, problem.reason, f"{problem.fix}; your own needs {FLAG} FILE.py")
+    return Problem(argument, value, problem.reason, f"{problem.fix}; for one of your own, add {FLAG} FILE.py")
 
 
 def load_plugins(paths: Sequence[str] = ()) -> None:
-    """Load the installed plugins and these files, each once in a process.
+    """Load the installed plugins and the given files, each once per process.
 
     Raises:
-        InputError: a file that cannot be read, or whose code fails.
+        InputError: a file cannot be read, or the code of a plugin fails.
     """
     if _loading:
         reason = "it starts a command of unlora while it is loaded"
@@ -101,7 +101,7 @@ def load_plugins(paths: Sequence[str] = ()) -> None:
 
 
 def _load_file(path: str) -> None:
-    """Run the file as a module of its own."""
+    """Import the file as a module with a unique name."""
     file = Path(path).resolve()
     try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -116,9 +116,9 @@ def _load_file(path: str) -> None:
     if spec is None or spec.loader is None:
         raise InputError(Problem("plugin", path, "it is not a Python file", "name a file that ends in .py"))
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module there
     if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))  # last, so that a file beside the plugin hides no library
+        sys.path.append(str(file.parent))  # last, so that a file next to the plugin shadows no library
     before = set(sys.modules)
     plugin = Plugin(path, file, True, {file: digest})
     LOADED[file] = plugin
@@ -127,16 +127,16 @@ def _load_file(path: str) -> None:
 
 
 def _modules_beside(file: Path, names: set[str]) -> dict[Path, str]:
-    """Return {file: SHA-256} of those modules that lie in the folder of a plugin and belong to no installed package."""
+    """Return {file: SHA-256} of the modules in a plugin's folder that do not belong to an installed package."""
     found = (getattr(sys.modules[name], "__file__", None) for name in names if name.partition(".")[0] != "unlora")
-    # Modules that are made in memory, such as torch's, name a file without a folder.
+    # Modules that are created in memory, such as some of torch's, have a file name without a folder.
     files = [Path(path).resolve() for path in found if path and Path(path).is_absolute()]
     own = [path for path in files if path.is_relative_to(file.parent) and "site-packages" not in path.parts]
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in own}
 
 
 def _load_entry_point(point: metadata.EntryPoint) -> None:
-    """Import what an installed package names, and call it if it is a function."""
+    """Import the object of an entry point, and call it if it is callable."""
     spec = importlib.util.find_spec(point.module.partition(".")[0])
     root = Path(spec.origin or ".").resolve() if spec else Path(point.module)
     package = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
@@ -154,7 +154,7 @@ def _load_entry_point(point: metadata.EntryPoint) -> None:
 
 
 def _run(plugin: Plugin, load: Callable[[], object]) -> None:
-    """Run the code of a plugin, and turn what goes wrong in it into an `InputError` with its file and line."""
+    """Run the code of a plugin, and turn an error in it into an `InputError` with file and line."""
     _loading.append(plugin)
     try:
         load()
@@ -168,7 +168,7 @@ def _run(plugin: Plugin, load: Callable[[], object]) -> None:
 
 
 def problem_in(error: Exception) -> Problem | None:
-    """Return what went wrong in the code of a plugin, with file and line; None if none of it was running."""
+    """Return an error in the code of a plugin as a problem with file and line, or None if no plugin was running."""
     frames = traceback.extract_tb(error.__traceback__)
     places = [(frame.filename, frame.lineno, frame.name) for frame in frames]
     if isinstance(error, SyntaxError) and error.filename:
@@ -182,7 +182,7 @@ def problem_in(error: Exception) -> Problem | None:
 
 
 def _problem(plugin: Plugin, place: str, error: Exception) -> Problem:
-    if isinstance(error, InputError):  # what it registers is refused
+    if isinstance(error, InputError):  # an entry that the plugin registers was refused
         own = error.problems[0]
         return Problem("plugin", plugin.name, f"{place}{own.argument}={own.value!r}: {own.reason}", own.fix)
     what = error.msg if isinstance(error, SyntaxError) else str(error)
@@ -190,18 +190,18 @@ def _problem(plugin: Plugin, place: str, error: Exception) -> Problem:
 
 
 def flags() -> list[str]:
-    """Return the flags with which another process loads the same plugins. It finds installed ones by itself."""
+    """Return the flags that make another process load the same files. It finds installed plugins by itself."""
     return [part for plugin in LOADED.values() if plugin.is_file for part in (FLAG, plugin.name)]
 
 
 def shown_flags() -> list[str]:
-    """Return these flags without any path of this machine."""
+    """Return the same flags without absolute paths of this machine."""
     files = [plugin.root for plugin in LOADED.values() if plugin.is_file]
     return [part for file in files for part in (FLAG, _shown(file))]
 
 
 def described() -> list[dict[str, str]]:
-    """Return the names and hashes of the code of all plugins, as the record of a run has them."""
+    """Return name and hash of each file of plugin code, for the record of a run."""
     return [
         {"file": _shown(file), "sha256": digest, "plugin": _shown(plugin.root) if plugin.is_file else plugin.name}
         for plugin in LOADED.values()
@@ -210,13 +210,13 @@ def described() -> list[dict[str, str]]:
 
 
 def hashes_of(choices: Mapping[str, str]) -> list[str]:
-    """Return the hashes of the plugins' code that some choices, {kind: name}, come from."""
+    """Return the hashes of the code of the plugins that registered some choices, {kind: name}."""
     origins = [ORIGINS.get(choice) for choice in choices.items()]
     return sorted({digest for plugin in origins if plugin for digest in plugin.files.values()})
 
 
 def unshared_problems(choices: Mapping[str, str]) -> list[Problem]:
-    """Return which of some choices, {kind: name}, another process would not know: those of the program itself."""
+    """Return a problem for each choice, {kind: name}, that the program itself registered: other processes lack it."""
     reason = "the program itself has registered it, and the processes that it starts would not know it"
     fix = f"put it into a file, and add {FLAG} FILE.py"
     return [
@@ -227,6 +227,6 @@ def unshared_problems(choices: Mapping[str, str]) -> list[Problem]:
 
 
 def _shown(file: Path) -> str:
-    """Return the path relative to the current folder, or only the name of a file elsewhere."""
+    """Return the path relative to the current folder, or the file name alone if the file is elsewhere."""
     file, here = file.resolve(), Path.cwd()
     return file.relative_to(here).as_posix() if file.is_relative_to(here) else file.name

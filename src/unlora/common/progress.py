@@ -1,4 +1,4 @@
-"""Progress with the time left: bars on a terminal, a line now and then elsewhere, or nothing if the user wants none."""
+"""Progress with the remaining time: bars on a terminal, occasional lines elsewhere, or nothing in quiet mode."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from typing import Any, TextIO
 
 from unlora.common.distributed import is_main
 
-# Seconds before the progress of a step is shown, and between two lines if there is no terminal.
+# Seconds before the progress of a step is shown, and between two of its lines without a terminal.
 DELAY, INTERVAL = 2.0, 10.0
 # tqdm's line: "name:  33%|###   | 20/60 [00:10<00:20,  2.00 steps/s]".
 _BAR = re.compile(
     r"(?P<name>.*?):? *(?P<percent>\d+%)\|[^|]*\| *(?P<done>\S+/\S+) \[[^<]*<(?P<left>[^,]*), *(?P<rest>.*)\]"
 )
-# What tqdm writes after a bar that is drawn below others, to move the cursor up again.
+# What tqdm writes after a bar below others, to move the cursor up again.
 _UP = "\x1b[A"
 
 
 def bar(iterable: Iterable[object] | None = None, **settings: object) -> Any:
-    """Return a progress bar with tqdm's arguments. It is shown if its step takes longer than two seconds."""
+    """Return a progress bar. It takes tqdm's arguments, and is shown after `DELAY` seconds."""
     from transformers.utils.logging import tqdm
 
     return tqdm(iterable, **{"delay": DELAY, "dynamic_ncols": True, "disable": not is_main(), **settings})
 
 
 def tell(line: str) -> None:
-    """Tell the user something on stderr, unless they want to be told nothing."""
+    """Print a line to stderr in the main process. `terminal` silences stderr in quiet mode."""
     if is_main():
         print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def shown(name: str, unit: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar, and yield a function that takes how much has been done so far."""
+    """Show a progress bar, and yield a function that sets the amount done so far."""
     before = 0
     with bar(desc=name, unit=unit, total=total) as shown_bar:
 
@@ -51,7 +51,7 @@ def shown(name: str, unit: str, total: int | None = None) -> Iterator[Callable[[
 
 @contextmanager
 def terminal(quiet: bool = False) -> Iterator[None]:
-    """Make all progress bars suit stderr, those of other libraries too: lines if it is no terminal, or nothing."""
+    """Adapt all progress bars, including those of other libraries: plain lines without a terminal, none if `quiet`."""
     from transformers.utils.logging import set_tqdm_hook
 
     stream: Any = sys.stderr
@@ -68,23 +68,23 @@ def terminal(quiet: bool = False) -> Iterator[None]:
 
 
 def is_quiet() -> bool:
-    """Return whether stderr is silenced. Processes that we start must be told."""
+    """Return whether stderr is silenced. Child processes do not inherit this, so they need a flag."""
     return isinstance(sys.stderr, Silence)
 
 
 class Silence(io.TextIOBase):
-    """A stream that drops everything."""
+    """A stream that discards everything."""
 
     def write(self, text: str) -> int:
-        """Drop the text."""
+        """Discard the text."""
         return len(text)
 
 
 class PlainLines(io.TextIOBase):
-    """A stream that passes text on, but turns a bar that is drawn again and again into one line per `INTERVAL`.
+    """A stream that passes text on, but reduces a progress bar that is redrawn to one line per `INTERVAL` seconds.
 
-    The first line of a bar comes after `DELAY` seconds, and the last one when it is full. A bar that takes less than
-    `DELAY` has no line.
+    The first line of a bar is written after `DELAY` seconds, and the last one when it is full. A bar that is full
+    before `DELAY` has no line.
 
     Args:
         stream: where the lines go.
@@ -94,16 +94,16 @@ class PlainLines(io.TextIOBase):
     def __init__(self, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream
         self.now = now
-        self._due: dict[str, float] = {}  # bar -> when its next line may come
+        self._due: dict[str, float] = {}  # bar -> time from which its next line may be written
         self._told: set[str] = set()  # bars that have had a line
         self._drawn = False
 
     def write(self, text: str) -> int:
-        """Write text, or the state of a bar, which begins with a carriage return."""
+        """Write text, or the state of a bar, which tqdm marks by a carriage return or a cursor movement."""
         if "\r" in text or _UP in text:
             self._drawn = True
             self._draw(text.replace(_UP, "").strip())
-        elif text != "\n" or not self._drawn:  # otherwise it is the end of a bar's line
+        elif text != "\n" or not self._drawn:  # a newline after a bar only ends the line of the bar
             self._drawn = False
             self.stream.write(text)
         return len(text)
@@ -131,5 +131,5 @@ class PlainLines(io.TextIOBase):
         return f"{found['name']}: {found['done']} ({found['percent']}), {found['left']} left, {found['rest']}"
 
     def flush(self) -> None:
-        """Flush the stream below."""
+        """Flush the underlying stream."""
         self.stream.flush()

@@ -1,4 +1,4 @@
-"""Read JSON and YAML that nobody has checked: strictly, and without ever needing more time or memory than the file."""
+"""Read untrusted JSON and YAML strictly, with time and memory bounded by the size of the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-_MOST_YAML = 1_000_000  # bytes; the reader is slow, and settings are short
+_MOST_YAML = 1_000_000  # bytes; PyYAML is slow, and settings are short
 _DEEPEST = 20
 _TOO_DEEP = "it is nested too deeply"
 _LONGEST_NUMBER = 40  # digits
@@ -21,18 +21,19 @@ def read_json(path: str | Path, finite: bool = True) -> Any:
     """Return the value in a JSON file.
 
     Args:
-        path: of the file.
-        finite: whether to refuse NaN and infinities, which JSON lacks but Python's writer writes.
+        path: the file.
+        finite: whether to refuse NaN and infinities, which are not JSON but which Python's `json` writes by default.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not JSON in UTF-8, is nested too deeply, has a key twice, or a number that is not finite.
+        OSError: the file cannot be read.
+        ValueError: it is not JSON in UTF-8, is nested too deeply, or contains a duplicate key or a number that is not
+            finite.
     """
     return parse_json(_text(path), finite)
 
 
 def parse_json(text: str, finite: bool = True) -> Any:
-    """Return the value of a JSON text, as `read_json`."""
+    """Return the value of a JSON text. Argument and errors are those of `read_json`."""
     number = _finite if finite else float
     try:
         value = json.loads(
@@ -48,9 +49,9 @@ def read_yaml(path: str | Path) -> Any:
     """Return the value in a YAML file: text, numbers, true, false, null, and lists and mappings of them.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not YAML in UTF-8, is longer than 1 MB or nested too deeply, has a key twice, or uses aliases
-            (with which a short file can stand for an endless value) or other types.
+        OSError: the file cannot be read.
+        ValueError: it is not YAML in UTF-8, is longer than 1 MB or nested too deeply, or contains a duplicate key, a
+            value of another type, or an alias (a short file with aliases can expand to a huge value).
     """
     text = _text(path, _MOST_YAML)
     try:
@@ -63,12 +64,12 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def _text(path: str | Path, most: int | None = None) -> str:
-    """Return the text of a regular file. Others, such as pipes, may have no end."""
+    """Return the text of a regular file. Other files, such as pipes, are refused because they may never end."""
     status = Path(path).stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is not a file" if not Path(path).is_dir() else "it is a folder")
     if most is not None and status.st_size > most:
-        raise ValueError(f"it has {status.st_size} bytes, and may have {most}")
+        raise ValueError(f"it has {status.st_size} bytes, and at most {most} are allowed")
     return Path(path).read_text(encoding="utf-8")
 
 
@@ -90,12 +91,12 @@ def _check_depth(value: object, left: int = _DEEPEST) -> None:
 
 
 def unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of a JSON object as a dictionary; a key that is there twice raises `ValueError`."""
+    """Return the pairs of a JSON object as a dictionary, and raise `ValueError` for a duplicate key."""
     pairs = list(pairs)
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in found if keys.count(key) > 1)!r} is there twice")
+        raise ValueError(f"the key {next(key for key in found if keys.count(key) > 1)!r} occurs twice")
     return found
 
 
@@ -112,12 +113,12 @@ def _whole_number(text: str) -> int:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Reads what JSON could say as well, and nothing twice."""
+    """A loader that accepts only what JSON can represent, without duplicate keys."""
 
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a node, unless it is an alias or too deep inside others."""
+        """Compose a node, unless it is an alias or nested too deeply."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=self.peek_event().start_mark)
         self._depth += 1
@@ -128,7 +129,7 @@ class _StrictLoader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Return the value of a node, unless it is of another type than JSON has."""
+        """Return the value of a node, unless JSON has no such type."""
         value = super().construct_object(node, deep)
         if not isinstance(value, str | bool | int | float | list | dict | None):
             problem = f"{type(value).__name__} values are not supported: put text in quotes"
@@ -136,12 +137,12 @@ class _StrictLoader(yaml.SafeLoader):
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping whose keys are text, each once."""
+        """Return a mapping, unless a key is not text or occurs twice."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if wrong := next((key for key in keys if not isinstance(key, str)), None):
             problem = f"the key {wrong!r} is not text"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         if twice := next((key for place, key in enumerate(keys) if key in keys[:place]), None):
-            problem = f"the key {twice!r} is there twice"
+            problem = f"the key {twice!r} occurs twice"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)

@@ -1,4 +1,4 @@
-"""The words of a text, and which of them are rare."""
+"""Split text into words, and find the rarest of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ def words_of(text: str) -> list[str]:
 
 
 def rarest(words: Set[str], counts: Mapping[str, int]) -> frozenset[str]:
-    """Return the words with the smallest count; one that is not counted has none."""
+    """Return the words with the smallest count. A word without a count counts 0."""
     least = min((counts.get(word, 0) for word in words), default=0)
     return frozenset(word for word in words if counts.get(word, 0) == least)
