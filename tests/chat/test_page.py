@@ -340,7 +340,7 @@ def test_a_space_needs_a_base_that_others_can_load(run, tmp_path, capsys):
     assert main(command) == 2
     assert "base_model=None: the adapter would name a local folder" in capsys.readouterr().err
     assert main([*command, "--merge", "true"]) == 2
-    assert "space=True: the page asks the base model without and with the adapter" in capsys.readouterr().err
+    assert "space=True: the page compares the base model without and with the adapter" in capsys.readouterr().err
     assert not (tmp_path / "space").exists()
 
 

@@ -29,7 +29,7 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("a
         (b"a: " + b"9" * 5000, "integer string conversion"),
         (b"a: 1\n---\na: 2", "another document"),
         (b"a: \x00", "special characters"),
-        (b"#" * 1_000_001, "may have 1000000"),
+        (b"#" * 1_000_001, "at most 1000000 are allowed"),
     ],
 )
 def test_what_settings_are_not_written_in_is_refused(tmp_path, text, reason):

@@ -83,10 +83,10 @@ def test_a_prompt_of_the_user_s_own_takes_the_place_of_a_chat_template(chat):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prompt_template": "Q: A:"}, "prompt_template='Q: A:': it does not have {question} once"),
+        ({"prompt_template": "Q: A:"}, "prompt_template='Q: A:': it must contain {question} exactly once"),
         ({"prompt_template": "{question}{question}"}, "write {question} where the question belongs"),
-        ({"prompt_template": "{question}", "prompt_format": "base"}, "prompt_format='base': prompt_template takes"),
-        ({"prompt_template": "{question}", "system_prompt": "Hi"}, "system_prompt='Hi': prompt_template takes"),
+        ({"prompt_template": "{question}", "prompt_format": "base"}, "prompt_format='base': prompt_template replaces it"),
+        ({"prompt_template": "{question}", "system_prompt": "Hi"}, "system_prompt='Hi': prompt_template replaces it"),
     ],
 )
 def test_a_prompt_without_a_question_or_beside_another_is_refused(tokenizer, settings, message):

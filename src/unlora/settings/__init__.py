@@ -1,6 +1,6 @@
-"""Everything that a user sets, as dataclasses. Each default, help text and check is here, and only here.
+"""All user settings as dataclasses. Defaults, help texts and checks are defined only here.
 
-This package imports only `common`, so that the help of a command does not wait for torch.
+This package imports only `common`, so that `--help` does not wait for torch.
 """
 
 from unlora.settings.attack import AttackConfig

@@ -1,4 +1,4 @@
-"""How a run is attacked."""
+"""Settings of the attacks on a run."""
 
 from __future__ import annotations
 
@@ -26,35 +26,37 @@ _RANGES = {
 
 @dataclass
 class AttackConfig:
-    """Which attacks try to bring the forget set back, and how strong they are."""
+    """Which attacks try to recover the forget set, and how strong they are."""
 
     attacks: list[str] | None = setting(
         None,
-        "Some of relearn, quantise, prefix, and for questions also paraphrase, fewshot and sampling. Defaults to all "
+        "Any of relearn, quantise and prefix, and for questions also paraphrase, fewshot and sampling. Defaults to all "
         "that the data allow.",
     )
     retrained: str | None = setting(
         None, "Model trained without the forget set, to compare with: a folder or a name on the Hugging Face Hub."
     )
-    seeds: int = setting(3, "Random draws of each random attack. Results are mean and standard error.")
+    seeds: int = setting(3, "Number of seeds of each random attack. Results are mean and standard error.")
     relearn_percent: list[float] = setting(
         [1.0, 5.0, 10.0, 20.0],
-        "Percent of the forget set that the attacker trains on (at least 1 row). The rest is measured.",
+        "Percentages of the forget set that the attacker trains on (at least 1 row). The rest is measured.",
     )
-    relearn_steps: int = setting(50, "Optimiser steps of the attacker.")
-    learning_rate: float | None = setting(None, "The attacker's learning rate. Defaults to that of the run.")
-    per_device_train_batch_size: int = setting(8, "Rows in one of the attacker's steps.")
+    relearn_steps: int = setting(50, "Number of the attacker's optimiser steps.")
+    learning_rate: float | None = setting(None, "The attacker's learning rate. Defaults to the run's.")
+    per_device_train_batch_size: int = setting(8, "Number of rows in each of the attacker's steps.")
     r: int = setting(8, "Rank of the attacker's LoRA adapter (alpha is twice the rank).")
     prefix_percent: list[float] = setting(
-        [25.0, 50.0], "Percent of the tokens of each answer or chunk of text that are given and not measured."
+        [25.0, 50.0],
+        "Percentages of the tokens of each answer or text chunk that are given as a prefix. The rest is measured.",
     )
     given_tokens: int = setting(
-        32, "Tokens of each chunk of plain text that are given, at most half of it. The rest is measured."
+        32, "Number of tokens of each plain-text chunk that are given, at most half of them. The rest is measured."
     )
-    shots: int = setting(3, "Answered forget rows that are shown before each question.")
+    shots: int = setting(3, "Number of answered forget rows that are shown before each question.")
     samples: list[int] = setting(
         [1, 8, 32],
-        "Numbers of sampled answers to each question of which one may contain the fact. The largest number is drawn.",
+        "Numbers k of sampled answers to a question: measured is whether at least one of k contains the fact. The "
+        "largest k is how many are drawn.",
     )
 
     def problems(self) -> list[Problem]:

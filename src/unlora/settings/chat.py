@@ -1,4 +1,4 @@
-"""Where the chat page is served, and how much may be asked of it."""
+"""Where the chat page is served, and the limits of its answers."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ class ChatConfig:
     max_seconds: float = setting(300.0, "Seconds after which the answers to a question end.")
 
     def problems(self) -> list[Problem]:
-        """Check the numbers. Whether the port is free is found when the page is served."""
+        """Check the numbers. Whether the port is free is only checked when the page is served."""
         return value_problems(self, _RANGES)

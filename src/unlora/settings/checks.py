@@ -1,4 +1,4 @@
-"""The checks that all settings share. Each returns the problems that it finds."""
+"""Checks that all settings share. Each returns the problems that it finds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-# Types of settings that are no numbers, as an error names them.
+# Type of a non-numeric setting -> its name in errors.
 _PLAIN: dict[Any, str] = {
     str: "text",
     bool: "true or false",
@@ -30,17 +30,17 @@ class Checked(Protocol):
     """Settings that can be checked."""
 
     def problems(self) -> list[Problem]:
-        """Return everything that is wrong with them and can be seen without data."""
+        """Return all problems that can be found without data."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a setting may have.
+    """The allowed values of a numeric setting.
 
     Args:
-        text: the range as an error names it, such as "at least 1".
+        text: description of the range for errors, such as "at least 1".
         reason: why a number outside it cannot work.
-        contains: whether a number is inside.
+        contains: returns whether a number is in the range.
     """
 
     text: str
@@ -48,12 +48,12 @@ class Range:
     contains: Callable[[float], bool]
 
     def problems(self, argument: str, value: float) -> list[Problem]:
-        """Return the problem of a number that is not inside."""
+        """Return the problem of a number outside the range."""
         return [] if self.contains(value) else [Problem(argument, value, self.reason, f"use {self.text}")]
 
 
 def at_least(least: float, reason: str) -> Range:
-    """Return the range of the numbers from `least` on."""
+    """Return the range of the numbers greater than or equal to `least`."""
     return Range(f"at least {least}", reason, lambda value: value >= least)
 
 
@@ -63,26 +63,26 @@ def positive(reason: str = "it must be positive") -> Range:
 
 
 def between(low: float, high: float, reason: str) -> Range:
-    """Return the range of the numbers between two bounds, without the bounds."""
+    """Return the range of the numbers between two bounds, which are excluded."""
     return Range(f"a value between {low} and {high}", reason, lambda value: low < value < high)
 
 
-# The largest number that a setting may have: larger ones are mistakes, and no library takes them all.
+# The largest allowed value of any setting. Larger values are mistakes, and not every library accepts them.
 MOST = 2**32 - 1
-SEED = Range(f"0 to {MOST}", "random generators take no such seed", lambda value: 0 <= value <= MOST)
+SEED = Range(f"0 to {MOST}", "random generators do not accept this seed", lambda value: 0 <= value <= MOST)
 
 
 def value_problems(
     settings: DataclassInstance, ranges: Mapping[str, Range] | None = None, infinite: Collection[str] = ()
 ) -> list[Problem]:
-    """Check every value of a settings dataclass: its type, and of a number that it is finite, and its range.
+    """Check the type of every value of a settings dataclass, and that numbers are finite and in their range.
 
     The annotations say which types are allowed. NaN is checked separately from the range, because every comparison with
     NaN is false.
 
     Args:
         settings: an instance of the dataclass.
-        ranges: setting -> its range. Of a list of numbers, each one must be inside.
+        ranges: setting -> its range. For a list of numbers, every element is checked.
         infinite: the settings that may be infinite, which means "no limit".
     """
     hints = get_type_hints(type(settings))
@@ -99,7 +99,7 @@ def value_problems(
 
 
 def _kind_problems(name: str, value: object, hint: object) -> list[Problem]:
-    """Check a setting that is no number, if its annotation names only types that a file can hold."""
+    """Check the type of a non-numeric setting, if its annotation has only types that a YAML file can hold."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     whole = {get_origin(kind) or kind for kind in kinds}
     if not whole <= _PLAIN.keys() or any(isinstance(value, kind) for kind in whole if kind is not list):
@@ -113,12 +113,12 @@ def _kind_problems(name: str, value: object, hint: object) -> list[Problem]:
 
 
 def range_problems(settings: object, ranges: Mapping[str, Range]) -> list[Problem]:
-    """Check the ranges only, for settings whose dataclass is not ours, such as `peft.LoraConfig`."""
+    """Check only the ranges, for a dataclass of another library, such as `peft.LoraConfig`."""
     return [problem for name in ranges for problem in _in_range(name, getattr(settings, name), ranges)]
 
 
 def _types_in(hint: object) -> set[object]:
-    """Return the types in an annotation, such as {float, NoneType, ...} of `float | None`."""
+    """Return all types in an annotation, such as {float, NoneType, ...} for `float | None`."""
     return {hint}.union(*map(_types_in, get_args(hint)))
 
 
@@ -132,7 +132,7 @@ def _type_problem(name: str, value: object, types: Collection[object]) -> Proble
 
 
 def finite_problem(name: str, value: float | None, may_be_infinite: bool = False) -> Problem | None:
-    """Return the problem of a number that is not finite, or larger than anything that makes sense."""
+    """Return the problem of a number that is not finite, or whose magnitude exceeds `MOST`."""
     if value is None or (may_be_infinite and value == math.inf):
         return None
     if isinstance(value, Real) and not isinstance(value, Integral) and not math.isfinite(value):
@@ -151,7 +151,7 @@ def choice_problems(settings: object, choices: Mapping[str, Collection[str]]) ->
 
 
 def missing(settings: object, names: Iterable[str], reason: str = "it is required", fix: str = "") -> list[Problem]:
-    """Check that required settings are not empty. The usual fix is to add the flag."""
+    """Check that required settings are not empty. By default, the fix is to add the flag."""
     values = {name: getattr(settings, name) for name in names}
     return [Problem(name, value, reason, fix or f"add --{name}") for name, value in values.items() if not value]
 

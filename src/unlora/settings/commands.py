@@ -1,4 +1,4 @@
-"""Settings of single commands. A field marked as positional is given without a flag."""
+"""Settings that belong to a single command. A field marked as positional is given without a flag."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SOME = at_least(1, "nothing would run")
 
 @dataclass
 class RunConfig:
-    """Which run."""
+    """The run."""
 
     run: str = setting(MISSING, "The folder of a finished `unlora unlearn`.", positional=True, metavar="RUN")
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong, before anything is loaded: there must be such a folder."""
+        """Check that the folder exists, before anything is loaded."""
         if os.path.isdir(self.run):
             return value_problems(self)
         return [Problem("RUN", self.run, "there is no such folder", "name the folder of a finished `unlora unlearn`")]
@@ -30,7 +30,7 @@ class RunConfig:
 
 @dataclass
 class LoadedRunConfig(RunConfig):
-    """Which run, and whether code of its model may run."""
+    """The run, and whether its model may run its own code."""
 
     trust_remote_code: bool = setting(
         False, "Run code that comes with the run's model. The run's own configuration cannot allow it."
@@ -39,18 +39,18 @@ class LoadedRunConfig(RunConfig):
 
 @dataclass
 class VerifyConfig(RunConfig):
-    """Which run is verified, and where its inputs are now (by default where the run's configuration has them)."""
+    """The run to verify, and where its inputs are now (by default where the run's configuration says)."""
 
-    base: str | None = setting(None, "Where the base model is now.")
-    forget_data: str | None = setting(None, "Where the forget set is now.")
-    retain_data: str | None = setting(None, "Where the retain set is now.")
-    holdout_data: str | None = setting(None, "Where the holdout set of the stopping test is now.")
-    eval_data: str | None = setting(None, "Where the evaluated sets are now.")
+    base: str | None = setting(None, "Current location of the base model.")
+    forget_data: str | None = setting(None, "Current location of the forget set.")
+    retain_data: str | None = setting(None, "Current location of the retain set.")
+    holdout_data: str | None = setting(None, "Current location of the stopping test's holdout set.")
+    eval_data: str | None = setting(None, "Current location of the evaluated sets.")
 
 
 @dataclass
 class ValidateConfig:
-    """Which configuration is checked."""
+    """The configuration to check."""
 
     file: str | None = setting(
         None,
@@ -62,7 +62,7 @@ class ValidateConfig:
 
 @dataclass
 class CompareConfig:
-    """Which runs are compared, and how the comparison is shown."""
+    """The runs to compare, and how the comparison is shown."""
 
     runs: list[str] = setting(
         MISSING,
@@ -76,7 +76,7 @@ class CompareConfig:
     markdown: bool = setting(False, "Print Markdown instead of a table.", switch=True)
 
     def problems(self) -> list[Problem]:
-        """Check that all runs are there."""
+        """Check that all runs exist."""
         fix = "name the folder of a finished `unlora unlearn`, or a log"
         absent = [run for run in self.runs if not os.path.exists(run)]
         return [Problem("RUN", run, "there is no such file or folder", fix) for run in absent]
@@ -84,7 +84,7 @@ class CompareConfig:
 
 @dataclass
 class LsConfig:
-    """What is listed."""
+    """What to list."""
 
     kinds: list[str] = setting(
         [],
@@ -113,37 +113,36 @@ class QuickstartConfig:
 
 @dataclass(kw_only=True)
 class DryRunConfig:
-    """Whether anything is done."""
+    """Whether to check the request without carrying it out."""
 
     dry_run: bool = setting(
         False,
-        "Read and check data and model, tell what would be done and how long it takes, and write nothing.",
+        "Read and check data and model, print what would be done and how long it would take, and write nothing.",
         switch=True,
     )
 
 
 @dataclass
 class BenchConfig(DryRunConfig):
-    """Which cells are run, and where."""
+    """Which cells to run, and where."""
 
     benchmark: str = setting(
         MISSING,
-        "Name of the benchmark: see `unlora ls benchmarks`. persona, muse-mini and wmdp-mini create models and data.",
+        "Name of the benchmark: see `unlora ls benchmarks`. persona, muse-mini and wmdp-mini create their own "
+        "models and data.",
         positional=True,
         metavar="BENCHMARK",
     )
     output_dir: Path = setting(MISSING, "Folder of the bench. Finished cells in it are kept. Required.")
-    methods: list[str] = setting(["vila+ihl"], "Each is initialiser+loss: see `unlora ls`.")
+    methods: list[str] = setting(["vila+ihl"], "Methods to compare, each written as initialiser+loss: see `unlora ls`.")
     splits: list[str] | None = setting(None, "Splits of the benchmark. Defaults to all of them.")
-    seeds: int = setting(3, "Number of seeds that each method runs with.")
-    first_seed: int = setting(
-        0, "The first of these seeds. Keep them apart from the seeds that settings were tuned on."
-    )
+    seeds: int = setting(3, "Number of seeds for each method.")
+    first_seed: int = setting(0, "The first of these seeds. Do not reuse seeds that settings were tuned on.")
     processes: int = setting(1, "Number of cells that run at the same time, each on its own GPU.")
     num_processes: int = setting(1, "Number of GPUs that share one cell, through accelerate.")
     executor: str = setting("local", "Where the cells run: local or ray.")
-    settings: Path | None = setting(None, "YAML file of flags for single methods: {vila+ihl: {r: 4}}.")
-    model_name_or_path: str | None = setting(None, "The model that has to forget.")
+    settings: Path | None = setting(None, "YAML file of flags for individual methods: {vila+ihl: {r: 4}}.")
+    model_name_or_path: str | None = setting(None, "The original model, which is to be unlearned.")
     data: str | None = setting(None, "The benchmark's data: a folder or a dataset on the Hugging Face Hub.")
     retrained: list[str] = setting(
         [],
@@ -153,7 +152,7 @@ class BenchConfig(DryRunConfig):
 
     rows: list[str] = setting(
         [],
-        "NAME=LOG.json of a model that was unlearned elsewhere, as one more row: ours, TOFU's or open-unlearning's. "
+        "NAME=LOG.json of a model that was unlearned elsewhere, to add as a row: ours, TOFU's or open-unlearning's. "
         "With several splits, SPLIT:NAME=LOG.json.",
     )
 

@@ -13,12 +13,12 @@ from unlora.settings.checks import at_least, choice_problems, missing, value_pro
 from unlora.settings.inherited import mapping_problems
 from unlora.settings.setting import setting
 
-# Where a prompt template has the question.
+# Placeholder of the question in a prompt template.
 QUESTION = "{question}"
 _PROMPT_FORMATS = ("auto", "base", "tofu", "chat")
 _SOURCE = "a file, a folder or a dataset on the Hugging Face Hub"
 UNSEEN = f"Rows like those of the forget set that the model has never seen: {_SOURCE}."
-# Variables of a chat template that are not the user's to give.
+# Variables of a chat template that the user cannot set.
 _RESERVED = {"messages", "conversations", "tools", "documents", "chat_template", "add_generation_prompt"}
 _RESERVED |= {"continue_final_message", "return_assistant_tokens_mask", "strftime_now"}
 _NO_DATASET = ("no dataset is named", f"name {_SOURCE}")
@@ -51,7 +51,7 @@ class TextConfig:
         512, "Maximum number of tokens of an example. Plain text is split into chunks of this length."
     )
     system_prompt: str | None = setting(
-        None, "System prompt of questions and of conversations that have none, for models with a chat template."
+        None, "System prompt for questions and for conversations without one, for models with a chat template."
     )
     chat_template_kwargs: str | dict[str, Any] | None = setting(
         None,
@@ -60,14 +60,14 @@ class TextConfig:
     )
     chat_date: str | None = setting(
         None,
-        "The date that chat templates with a date get, as YYYY-MM-DD. By default templates that ask for today's date "
-        "get 2025-04-10, so that results do not depend on the day, and others keep their own.",
+        "The date in the prompts of chat templates that have one, as YYYY-MM-DD. By default, templates that ask for "
+        "today's date get 2025-04-10, so that results do not depend on the day, and others keep their own date.",
     )
 
     prompt_template: str | None = setting(
         None,
-        "Text before an answer, with {question} where the question belongs, in place of prompt_format: such as "
-        "'### Instruction: {question} ### Response:'.",
+        "Text before an answer, with {question} in place of the question, such as "
+        "'### Instruction: {question} ### Response:'. It replaces prompt_format.",
     )
 
     def problems(self) -> list[Problem]:
@@ -90,14 +90,14 @@ class TextConfig:
         if problems := mapping_problems(name, self.chat_template_kwargs):
             return problems
         taken = _RESERVED.intersection(self.template_variables())
-        reason = "unlora itself gives the template this variable"
+        reason = "unlora itself sets this variable of the template"
         return [Problem(name, one, reason, "remove it") for one in sorted(taken)]
 
     def _template_problems(self) -> Iterator[Problem]:
         if self.prompt_template is None:
             return
         if self.prompt_template.count(QUESTION) != 1:
-            reason = f"it does not have {QUESTION} once"
+            reason = f"it must contain {QUESTION} exactly once"
             yield Problem(
                 "prompt_template", self.prompt_template, reason, f"write {QUESTION} where the question belongs"
             )
@@ -105,7 +105,7 @@ class TextConfig:
         given["prompt_format"] = self.prompt_format if self.prompt_format != "auto" else None
         for name, value in given.items():
             if value and value != "{}":
-                yield Problem(name, value, "prompt_template takes its place", "give one of them")
+                yield Problem(name, value, "prompt_template replaces it", "give only one of them")
 
     def _date_problems(self) -> list[Problem]:
         try:
@@ -135,7 +135,7 @@ class RetainData:
 
 @dataclass
 class HoldoutData:
-    """The holdout set: unseen data like the forget set."""
+    """The holdout set: unseen data similar to the forget set."""
 
     holdout_data: str | None = setting(None, UNSEEN)
     holdout_name: str | None = _configuration("holdout10")
@@ -148,18 +148,18 @@ class DataConfig(RetainData, ForgetData, TextConfig):
 
     alternate_key: str | None = setting(
         None,
-        "Column of the forget rows with the answer to give instead, for the losses idk and dpo. Defaults to built-in "
+        "Column of the forget rows with the alternate answer, for the losses idk and dpo. Defaults to built-in "
         "refusals.",
     )
     forget_names: list[str] | None = setting(
-        None, "Whom the forget set is about, for teachers that change names. Detected if not given."
+        None, "Names of those whom the forget set is about, for teachers that change names. Detected by default."
     )
     streaming: bool = setting(False, "Stream the retain set, and read only as much of it as the run can use.")
     shuffle_buffer_size: int = setting(
-        10_000, "With streaming: number of rows in memory, among which the next one is drawn."
+        10_000, "With streaming: number of rows held in memory, from which the next row is drawn at random."
     )
     max_chunks: int | None = setting(
-        None, "Maximum number of chunks of a plain text, from its beginning. Defaults to all."
+        None, "Maximum number of chunks of a plain text, starting with the first. Defaults to all."
     )
     min_characters: int = setting(0, "Skip plain texts with fewer characters, such as headings.")
 

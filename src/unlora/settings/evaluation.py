@@ -17,34 +17,34 @@ from unlora.settings.setting import setting
 _SOME = at_least(1, "nothing would be evaluated")
 _RANGES = {
     **dict.fromkeys(("ds_size", "eval_batch_size", "max_new_tokens", "limit", "batch_size"), _SOME),
-    "num_fewshot": at_least(0, "a prompt cannot have fewer than no examples"),
+    "num_fewshot": at_least(0, "the number of examples cannot be negative"),
 }
 
 
-# The ends of the names of open-unlearning's files: every value, and the aggregated ones alone.
+# Suffixes of open-unlearning's log files: all values, and only the aggregated values.
 EVAL, SUMMARY = "_EVAL.json", "_SUMMARY.json"
 _RETRAINED = "Model trained without the forget set, or its log of the same evaluation (.json), to compare with."
 
 
 def summary_file(log: str) -> str | None:
-    """Return the file of aggregated values that goes with a log in open-unlearning's format, else None."""
+    """Return the file of aggregated values next to a log in open-unlearning's format, or None for another log."""
     return log.removesuffix(EVAL) + SUMMARY if log.endswith(EVAL) else None
 
 
 def file_problems(argument: str, log: str) -> list[Problem]:
-    """Return the problem of a new log that would replace a file, be it its own or that of its aggregated values."""
+    """Return a problem for each existing file that a new log, or its file of aggregated values, would overwrite."""
     files = [log, *filter(None, [summary_file(log)])]
     used = [file for file in files if os.path.exists(file)]
     return [Problem(argument, file, "it is already in use", "name a new file") for file in used]
 
 
 def is_log(name: str) -> bool:
-    """Whether a retrained model is given by its log; anything else names the model itself."""
+    """Return whether a retrained model is given by a log of its evaluation, and not by the model itself."""
     return name.endswith(".json")
 
 
 def log_problems(retrained: str | None) -> list[Problem]:
-    """Return what is wrong with the name of a retrained model or of its log."""
+    """Check that the log of a retrained model exists, if it is given by a log."""
     if retrained is None or not is_log(retrained) or os.path.isfile(retrained):
         return []
     return [Problem("retrained", retrained, "there is no such file", "name a log (.json), or the retrained model")]
@@ -56,7 +56,8 @@ class SampleSettings:
 
     ds_size: int | None = setting(
         300,
-        "Maximum number of answers of each set, from the first on; of plain text, chunks. A conversation has several.",
+        "Maximum number of answers of each set, starting with the first (for plain text, of chunks). A conversation "
+        "may have several answers.",
     )
     eval_batch_size: int | None = setting(
         None,
@@ -83,20 +84,24 @@ class TofuSettings(EvalSettings):
         None,
         "Folder or dataset on the Hugging Face Hub in TOFU's schema. Defaults to the forget and retain sets.",
     )
-    eval_forget_name: str = setting("forget10_perturbed", "Its forget configuration.")
-    eval_retain_name: str = setting("retain_perturbed", "Its retain configuration.")
-    eval_real_authors_name: str = setting("real_authors_perturbed", "Its configuration of real authors, or none.")
-    eval_world_facts_name: str = setting("world_facts_perturbed", "Its configuration of general facts, or none.")
+    eval_forget_name: str = setting("forget10_perturbed", "Forget configuration of eval_data.")
+    eval_retain_name: str = setting("retain_perturbed", "Retain configuration of eval_data.")
+    eval_real_authors_name: str = setting(
+        "real_authors_perturbed", "Configuration of eval_data with real authors, or none."
+    )
+    eval_world_facts_name: str = setting(
+        "world_facts_perturbed", "Configuration of eval_data with general facts, or none."
+    )
     eval_holdout_name: str = setting(
         "none",
-        "Its configuration of rows that no model was trained on, or none. With it, membership inference is part of the "
-        "evaluation.",
+        "Configuration of eval_data with rows that no model was trained on, or none. With it, the evaluation includes "
+        "membership inference.",
     )
 
 
 @dataclass
 class OwnSetsSettings(RetainData, ForgetData, TofuSettings):
-    """The user's own sets: by name, or all that a folder in TOFU's schema has."""
+    """The user's own sets: the forget and retain set, or a dataset in TOFU's schema."""
 
     forget_data: str = setting("", "The forget set, if no benchmark is named.")
     retain_data: str = setting("", "The retain set, if no benchmark is named.")
@@ -112,7 +117,7 @@ class OwnSetsSettings(RetainData, ForgetData, TofuSettings):
             reason, fix = "there is nothing to evaluate", "name forget_data, retain_data or both, or eval_data"
             found.append(Problem("forget_data", self.forget_data, reason, fix))
         if self.eval_data and named:
-            reason = "forget_data and retain_data name the evaluated sets as well"
+            reason = "forget_data and retain_data also name the evaluated sets"
             found.append(Problem("eval_data", self.eval_data, reason, "name either eval_data or the two sets"))
         return found
 
@@ -136,7 +141,7 @@ class TargetConfig:
     """What to evaluate, and where the result goes."""
 
     adapter: str | None = setting(
-        None, "Folder of a PEFT adapter to load on the model, in place of one that is named as the model."
+        None, "Folder of a PEFT adapter to load on the model. It replaces an adapter that is named as the model."
     )
     log: str = setting("", "New file for the result. Required.")
 
@@ -157,12 +162,12 @@ class TargetConfig:
 
 @dataclass
 class ReportedConfig(TargetConfig):
-    """What to evaluate, for the report of the run that it belongs to."""
+    """What to evaluate, with the result in the evaluated run by default, where its report finds it."""
 
     log: str = setting("", "New file for the result. Required without --on; with it, defaults to a file in that run.")
 
     def log_in_run(self, model: ModelConfig, name: str) -> None:
-        """Write the result into the evaluated run, where its report looks for it, unless the user named a file."""
+        """Put the log into the evaluated run, where its report looks for it, unless the user named a file."""
         if model.on is not None and not self.log:
             self.log = str(Path(model.on) / name)
 
@@ -173,7 +178,7 @@ class EvaluateConfig(ReportedConfig):
 
     benchmark: str | None = setting(
         None,
-        "What is measured, see `unlora ls benchmarks`. Defaults to your own sets: forget_data and retain_data, or "
+        "The benchmark: see `unlora ls benchmarks`. Defaults to your own sets: forget_data and retain_data, or "
         "eval_data.",
     )
     log: str = setting(
@@ -183,8 +188,8 @@ class EvaluateConfig(ReportedConfig):
     )
     convert: str | None = setting(
         None,
-        "Write the log again to this new file: `*_EVAL.json` in open-unlearning's format with its `*_SUMMARY.json` "
-        "beside it, any other name in ours.",
+        "Convert the log to this new file: `*_EVAL.json` is written in open-unlearning's format, with `*_SUMMARY.json` "
+        "next to it, and any other name in ours.",
     )
     retrained: str | None = setting(None, _RETRAINED)
 
@@ -193,7 +198,7 @@ class EvaluateConfig(ReportedConfig):
         return [] if self.benchmark is None else name_problems("benchmark", self.benchmark, BENCHMARKS)
 
     def retrained_problems(self) -> list[Problem]:
-        """Check that there is such a log, if one is named."""
+        """Check that the retrained model's log exists, if one is named."""
         return log_problems(self.retrained)
 
 
@@ -201,7 +206,7 @@ class LogConfig(EvaluateConfig):
     """An existing log whose numbers are shown, without a model."""
 
     def problems(self) -> list[Problem]:
-        """Check that a log is named, and that there is nothing which needs a model."""
+        """Check that a log is named, and that no setting needs a model."""
         problems = super().problems() + missing(self, ("log",), fix="name an existing log, or a model and a new file")
         if self.log and not os.path.isfile(self.log):
             problems.append(Problem("log", self.log, "there is no such file", "check the path"))
@@ -212,13 +217,13 @@ class LogConfig(EvaluateConfig):
 
 @dataclass
 class BenchmarkSettings(SampleSettings):
-    """Data of a benchmark, and how much of it is evaluated."""
+    """The data of a benchmark, and how much of it is evaluated."""
 
     data: str = setting(
         "",
         "The benchmark's data: a folder or a dataset on the Hugging Face Hub. Required for a benchmark that takes it.",
     )
-    eval_batch_size: int = setting(8, "Texts in a forward pass. Those of MUSE may have thousands of tokens.")
+    eval_batch_size: int = setting(8, "Number of texts in a forward pass. MUSE's texts may have thousands of tokens.")
 
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""
@@ -233,9 +238,9 @@ class TaskSettings:
         [], "Names of tasks, groups or tags (wmdp_bio wmdp_cyber mmlu), or YAML files. Required."
     )
     include_path: str | None = setting(None, "Folder of your own task YAML files.")
-    num_fewshot: int = setting(0, "Answered examples before each question.")
+    num_fewshot: int = setting(0, "Number of answered examples before each question.")
     limit: int | None = setting(None, "Maximum number of questions of each task.")
-    batch_size: int = setting(8, "Questions in a forward pass.")
+    batch_size: int = setting(8, "Number of questions in a forward pass.")
 
     def problems(self) -> list[Problem]:
         """Check everything that needs no data."""
@@ -256,8 +261,8 @@ class MembershipConfig(HoldoutData, ForgetData, SampleSettings, ReportedConfig):
     gradnorm: bool = setting(False, "Add the gradient-norm attack, which costs a backward pass.")
     parameter_gradnorm: bool = setting(
         False,
-        "Add open-unlearning's gradient-norm attack (mia_gradnorm). It costs a backward pass for each example alone, "
-        "and memory for the gradient of every parameter.",
+        "Add open-unlearning's gradient-norm attack (mia_gradnorm). It costs a separate backward pass for each "
+        "example, and memory for the gradient of every parameter.",
     )
     min_k: list[int] = setting([20, 40], "The percentages k of Min-K% and Min-K%++.")
     retrained: str | None = setting(

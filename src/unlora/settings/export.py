@@ -1,4 +1,4 @@
-"""What a finished run is exported as."""
+"""Settings of the export of a finished run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unlora.settings.training import RANK
 
 @dataclass
 class ExportConfig:
-    """What is exported of a run, and where it goes."""
+    """What to export from a run, and where to."""
 
     output_dir: str = setting("", "New folder for the result. Required.")
     merge: bool = setting(False, "Export the whole model with the adapter merged into its weights.")
@@ -41,6 +41,6 @@ class ExportConfig:
         if self.max_rank is not None and self.merge:
             problems.append(Problem("max_rank", self.max_rank, "a merged model has no adapter", "remove it"))
         if self.space and self.merge:
-            reason = "the page asks the base model without and with the adapter"
+            reason = "the page compares the base model without and with the adapter"
             problems.append(Problem("space", True, reason, "remove --merge"))
         return problems

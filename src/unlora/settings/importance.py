@@ -1,4 +1,4 @@
-"""How the importance is estimated."""
+"""Settings of the importance estimate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ImportanceConfig:
     epsilon: float | None = setting(None, "ε. Defaults to 0.1 for relative and 1e-5 for the others.")
     centred: bool | None = setting(
         None,
-        "Take the variance (true) or the mean square (false) of the gradients. Defaults to what the initialiser takes.",
+        "Use the variance (true) or the mean square (false) of the gradients. Defaults to the initialiser's choice.",
     )
     normalised: bool = setting(
         True, "Scale each layer's importance to mean row sum 1, so that A and B start about equally large."
@@ -51,11 +51,11 @@ class ImportanceConfig:
         True, "Cancel the product of the random factors. With false it disturbs the model, as in the authors' code."
     )
     sigma: float = setting(0.05, "Standard deviation of the random factors at which gradients are taken.")
-    importance_seed: int = setting(42, "Seed of those factors and of the retain sample.")
+    importance_seed: int = setting(42, "Seed of the random factors and of the retain sample.")
     retain_samples: int | None = setting(
         None,
         "Number of retain examples in the estimate. Defaults to at most 10 times the forget examples, and for vila to "
-        "no more than retain_convergence asks for.",
+        "no more than retain_convergence requires.",
     )
     retain_convergence: float | None = setting(
         0.98,
@@ -104,9 +104,9 @@ class ImportanceConfig:
 
     @property
     def stops_at(self) -> float | None:
-        """The stability of the importance at which the retain pass ends, or None to measure the whole sample."""
+        """The correlation at which the retain pass ends, or None to use the whole sample."""
         return self.retain_convergence if self.moments_per == "example" and self.retain_samples is None else None
 
     def ratio(self) -> dict[str, Any]:
-        """Return the keyword arguments of `relative_importance`, which divides the two Fisher informations."""
+        """Return the keyword arguments of `relative_importance`, the ratio of the two Fisher informations."""
         return {name: getattr(self, name) for name in ("smoothing", "epsilon", "centred")}

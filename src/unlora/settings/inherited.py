@@ -1,7 +1,7 @@
-"""What is known of `transformers.TrainingArguments` without loading torch: types, choices and ranges of its fields.
+"""Types, choices and ranges of the fields of `transformers.TrainingArguments`, without loading torch.
 
-The types are read from its source, because importing it takes seconds. The ranges are ours: transformers checks few of
-them, and some only when the training is about to begin.
+Types and choices are read from its source code, because importing it takes seconds. The ranges are ours: transformers
+checks few of them, and some only right before training starts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RANGES = {
     ),
     "local_rank": Range("-1, or the rank of a process", "there is no such process", lambda value: -1 <= value <= MOST),
 }
-# Part of an optimiser's name -> the package that it needs.
+# Part of an optimiser's name -> the package that the optimiser needs.
 _PACKAGES = {
     "adamw_torch_4bit": "torchao",
     "adamw_torch_8bit": "torchao",
@@ -72,7 +72,7 @@ def field_types() -> dict[str, str]:
 
 @cache
 def field_choices() -> dict[str, list[str]]:
-    """Return {field: its values} of the fields of `TrainingArguments` that have an enumeration of them."""
+    """Return {field: its allowed values} of the fields of `TrainingArguments` whose type is an enumeration."""
     classes = [*_classes("training_args.py"), *_classes("trainer_utils.py")]
     enumerations = {
         node.name: [
@@ -86,7 +86,7 @@ def field_choices() -> dict[str, list[str]]:
 
 
 def inherited_problems(values: Mapping[str, Any]) -> list[Problem]:
-    """Return what is wrong with the given fields of `TrainingArguments`, each of the type that it is annotated with."""
+    """Check the values of the given fields of `TrainingArguments`. They must have the annotated types."""
     problems = []
     for name, value in values.items():
         if value is None:
@@ -104,7 +104,7 @@ def inherited_problems(values: Mapping[str, Any]) -> list[Problem]:
 
 
 def mapping_problems(name: str, value: object) -> list[Problem]:
-    """Return the problem of a setting that is to be a mapping, or one written as JSON."""
+    """Check a setting that must be a mapping, or the text of a JSON object."""
     try:
         found = parse_json(value) if isinstance(value, str) else value
         reason = "it is not a JSON object"
@@ -127,7 +127,7 @@ def _package_problems(optimiser: str) -> list[Problem]:
 
 
 def _classes(file: str) -> list[ast.ClassDef]:
-    """Return the classes in a file of transformers."""
+    """Parse the classes in a source file of transformers."""
     package = find_spec("transformers")
     assert package is not None
     assert package.origin is not None

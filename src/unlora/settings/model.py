@@ -41,8 +41,8 @@ class ModelConfig:
     )
     on: str | None = setting(
         None,
-        "Folder of an earlier run, whose settings are taken over, except for those that name data. It is what is "
-        "measured, or what a new request continues from: the exported adapter then contains both requests.",
+        "Folder of an earlier run, whose settings are reused, except for those that name data. The command measures "
+        "its unlearned model, or starts a new request from it: the exported adapter then contains both requests.",
     )
 
     def problems(self) -> list[Problem]:
@@ -56,7 +56,7 @@ class ModelConfig:
         ]
 
     def _code_problems(self) -> list[Problem]:
-        """Find a kernel on the Hub, which is code as well."""
+        """Refuse an attention kernel from the Hub, which is code, unless remote code is trusted."""
         if self.trust_remote_code or "/" not in (self.attn_implementation or ""):
             return []
         fix = "add --trust_remote_code if you trust its authors, or use sdpa or eager"

@@ -1,9 +1,9 @@
-"""The names that a setting can choose from, of losses, initialisers, teachers, benchmarks and attacks.
+"""Registries of the losses, initialisers, teachers, benchmarks and attacks that settings choose by name.
 
-A wrong name is refused before torch is loaded. So each table here holds the place where an entry is defined, as
-`module:variable`, and imports it when it is first asked for. A plugin adds entries of its own.
+A wrong name must be refused before torch is loaded. Each table therefore holds the place where an entry is defined, as
+`module:variable`, and imports the entry when it is first looked up. Plugins add entries of their own.
 
-To add one to the package, define it in a file of its room, and add its name and place here.
+To add an entry to the package, define it in a module, and add its name and place here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AUTO, NO_RETAIN = "auto", "none"
 
 
 class Table(MutableMapping[str, T]):
-    """Entries by name, in order. Those that come with unlora are imported when they are first looked up."""
+    """Entries by name, in insertion order. Entries of unlora itself are imported when they are first looked up."""
 
     def __init__(self, places: Mapping[str, str]) -> None:
         self._entries: dict[str, T | str] = dict(places)
@@ -45,6 +45,7 @@ class Table(MutableMapping[str, T]):
         return len(self._entries)
 
     def __contains__(self, name: object) -> bool:
+        # The inherited method calls `__getitem__`, which would import the entry.
         return name in self._entries
 
 
@@ -117,13 +118,13 @@ def name_problems(argument: str, name: object, known: Collection[str], others: C
 
 
 def loss_problems(loss: object, retain_loss: object = None) -> list[Problem]:
-    """Return which of the losses do not exist."""
+    """Return a problem for each of the two losses that does not exist."""
     own = [] if retain_loss is None else name_problems("retain_loss", retain_loss, RETAIN_LOSSES, [NO_RETAIN])
     return [*name_problems("loss", loss, LOSSES), *own]
 
 
 def method_problems(method: str) -> list[Problem]:
-    """Return what is wrong with the name of a method, which is an initialiser and a loss, such as "vila+ihl"."""
+    """Check the name of a method, which consists of an initialiser and a loss, such as "vila+ihl"."""
     init, plus, loss = method.partition("+")
     if not plus:
         return [Problem("methods", method, "a method is an initialiser and a loss", "write it as vila+ihl")]

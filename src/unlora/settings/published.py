@@ -1,13 +1,12 @@
-"""The settings of published results, by name: each is what a YAML file for `--config` would hold.
+"""The settings of published results, by name. Each has the content of a YAML file for `--config`.
 
-VILA's are those of its released code (arXiv 2508.21300). The learning rate, the retain weight and the loss's own
-settings were tuned by its authors for each model, split and loss; everything else is shared. TOFU's are its released
-settings of fine-tuning (arXiv 2401.06121).
+VILA's settings come from its released code (arXiv 2508.21300). Its authors tuned the learning rate, the retain weight
+and the loss's own settings for each model, split and loss; everything else is shared. TOFU's settings are those of its
+released fine-tuning code (arXiv 2401.06121).
 
 Until May 2026 VILA's trainer of ihl on TOFU multiplied the retain loss by λ twice (issue 2 of its repository, fixed
-since), so that a configured λ acted as λ². Which version produced the paper's tables is not known. `...-ihl` has λ as
-it is written in the configurations, which is what the present code does, and `...-ihl-squared` has λ², which is what
-the code did before.
+since), so that a configured λ acted as λ². Which version produced the paper's tables is not known. `...-ihl` has the
+configured λ, as in the present code, and `...-ihl-squared` has λ², as in the earlier code.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Published:
-    """A configuration.
+    """A published configuration.
 
     Args:
         settings: names and values of flags.
-        about: what it is for, and which flags the user has to add.
+        about: its purpose, and the flags that the user has to add.
     """
 
     settings: dict[str, Any]
     about: str
 
 
-# Of each model and loss: learning rate, retain weight and, for npo, beta, for forget01, forget05 and forget10.
+# Model -> loss -> (learning rate, retain weight and, for npo, beta) for each of forget01, forget05 and forget10.
 _TOFU_TUNED = {
     "llama2-7b": {
         "gd": ((7e-5, 0.7), (1e-4, 1.8), (5e-5, 1.6)),
@@ -43,9 +42,9 @@ _TOFU_TUNED = {
         "npo": ((3e-5, 1.1, 0.2), (3e-5, 1.5, 0.4), (5e-5, 1.8, 0.3)),
     },
 }
-# Of each loss: its name here (NPO averages over tokens there), and the same numbers.
+# Loss -> its name here (VILA's NPO for WMDP averages over tokens), and the same numbers.
 _WMDP_TUNED = {"gd": ("gd", (8e-5, 1.6)), "ihl": ("ihl", (3e-5, 1.0)), "npo": ("npo_mean", (1e-5, 1.1, 0.02))}
-# Of each split of TOFU: the retain split, updates and warm-up. Updates are 5 epochs in batches of 32, warm-up is one.
+# Forget split of TOFU -> retain split, updates (5 epochs in batches of 32), and updates of warm-up (1 epoch).
 _TOFU_SPLITS = {"forget01": ("retain99", 6, 1), "forget05": ("retain95", 31, 6), "forget10": ("retain90", 62, 12)}
 _TITLES = {"llama2-7b": "Llama-2-7B-chat", "phi-1.5": "Phi-1.5"}
 _PROMPTS = {"llama2-7b": "chat", "phi-1.5": "tofu"}
@@ -77,7 +76,7 @@ _VILA_TOFU = {
     "gradient_accumulation_steps": 8,
     "seed": 42,
 }
-# 500 texts, of each the first 512 tokens, and every text once.
+# One epoch over the first 512 tokens of each of 500 texts.
 _VILA_WMDP = {
     **_VILA,
     "model_name_or_path": "HuggingFaceH4/zephyr-7b-beta",
@@ -140,7 +139,7 @@ def _fine_tuning() -> Iterator[tuple[str, Published]]:
         "tofu-phi-1.5": ("Phi-1.5, all weights", {**_PHI, **_ALL_WEIGHTS, "learning_rate": 2e-5}),
     }
     for name, (title, own) in kinds.items():
-        about = f"`unlora finetune` on TOFU: {title}. The retrained model of forget10: add --train_name retain90"
+        about = f"`unlora finetune` on TOFU: {title}. For the retrained model of forget10, add --train_name retain90"
         yield name, Published({**_TOFU_FINETUNING, **own}, about)
 
 
@@ -171,7 +170,7 @@ def _vila_tofu() -> Iterator[tuple[str, Published]]:
 def _vila_wmdp() -> Iterator[tuple[str, Published]]:
     about = (
         "`unlora unlearn` on WMDP: Zephyr-7B, {}. Add --forget_data FORGET.jsonl: both of WMDP's forget corpora "
-        "(bio is given out on request), shuffled, one {{'text': ...}} per line"
+        "(bio is available on request), shuffled, one {{'text': ...}} per line"
     )
     for loss, (name, numbers) in _WMDP_TUNED.items():
         yield f"vila-zephyr-7b-wmdp-{loss}", Published({**_VILA_WMDP, **_loss(name, *numbers)}, about.format(name))

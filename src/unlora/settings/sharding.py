@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration that `shard_base` may name, and its checks."""
+"""Check the setting `shard_base`, and the DeepSpeed configuration that it may name."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def sharding_problems(shard_base: str) -> list[Problem]:
 
 
 def zero3_section(path: str) -> dict[str, Any]:
-    """Return the `zero_optimization` section of a DeepSpeed configuration, without the values that are "auto".
+    """Return the `zero_optimization` section of a DeepSpeed configuration, without values that are "auto".
 
     Raises:
-        InputError: the file is no such configuration, asks for another stage than 3, or has sections about training,
-            which DeepSpeed does not do here.
+        InputError: the file is not a DeepSpeed configuration, its stage is not 3, or it has other sections, which
+            configure training: DeepSpeed does not train here.
     """
     try:
         settings = read_json(path)

@@ -1,4 +1,4 @@
-"""When unlearning stops."""
+"""Settings of early stopping."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _RANGES = {
 
 @dataclass
 class StoppingConfig(HoldoutData):
-    """When unlearning stops before its last epoch: when forget set and `holdout_data` look alike."""
+    """Early stopping of unlearning, once the model cannot tell the forget set from `holdout_data`."""
 
-    stop_every: int = setting(5, "Optimiser steps between two comparisons.")
+    stop_every: int = setting(5, "Number of optimiser steps between two comparisons.")
     stop_statistic: str = setting(
         "auto", "What is compared: nll, truth_ratio, or auto (both, if the rows have wrong answers)."
     )

@@ -1,6 +1,6 @@
 """Our own training settings. `UnlearnConfig` and `FinetuneConfig` add those of `transformers.TrainingArguments`.
 
-They are separate because the help of a command must not wait for torch.
+They are separate so that `--help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unlora.settings.names import TEACHERS, loss_problems, name_problems
 from unlora.settings.setting import setting
 
 RANK = at_least(1, "an adapter has at least rank 1")
-# What an adapter needs that starts without any effect, wherever its settings come from.
+# Requirements for an adapter that starts without any effect, whether its settings are flags or a `LoraConfig`.
 ADAPTER_RANGES = {
     "r": RANK,
     "lora_alpha": positive("the factors are divided by it"),
@@ -39,7 +39,7 @@ _FINETUNE_RANGES = {
     "lora_alpha": positive("the adapter would have no effect"),
     "lora_dropout": Range("a value from 0 to below 1", "it is a probability", lambda p: 0 <= p < 1),
 }
-# What losses start from where the user does not say: those that distil a teacher, and all others, as in the paper.
+# Defaults that depend on the loss: for losses that distil a teacher, and for all others (as in the paper).
 DISTILLING: dict[str, Any] = {
     "init": "lora",
     "learning_rate": 2e-3,
@@ -52,8 +52,8 @@ PUSHING: dict[str, Any] = {
     "retain_weight": 1.0,
     "gradient_accumulation_steps": 4,
 }
-# A model agrees with its teacher if both means are at most so many nats per labelled token: KL(teacher ‖ model), and
-# how much likelier a true token is than the teacher finds it.
+# A model agrees with its teacher if two means over the labelled tokens are at most this many nats: KL(teacher ‖ model),
+# and the log-probability of the true token minus the teacher's.
 AGREEMENT = 0.1
 _LEARNING_RATE = "The initial learning rate of AdamW."
 _WEIGHT_DECAY = "Weight decay of AdamW."
@@ -83,7 +83,7 @@ class UnlearnSettings:
         None,
         "Retain loss (see `unlora ls retain_losses`), or none. Defaults to the one that goes with the forget loss.",
     )
-    teacher: str = setting("changed_names", "What the loss distils, if it distils a teacher: see `unlora ls teachers`.")
+    teacher: str = setting("changed_names", "The teacher, if the loss distils one: see `unlora ls teachers`.")
     until_taught: bool | None = setting(
         None,
         "Train until the model agrees with its teacher, for at most max_steps. Defaults to true for a loss that "
@@ -104,14 +104,14 @@ class UnlearnSettings:
         None, f"{_LEARNING_RATE} Defaults to 2e-3 for distil, and 1e-4 for losses without a teacher."
     )
     weight_decay: float = setting(0.01, _WEIGHT_DECAY)
-    num_train_epochs: float = setting(5.0, "Passes over the forget set, unless until_taught.")
+    num_train_epochs: float = setting(5.0, "Number of passes over the forget set, unless until_taught.")
     gradient_accumulation_steps: int | None = setting(
         None,
         "Batches whose gradients are added up before an update. Defaults to 2 for distil, and 4 for losses without a "
         "teacher: 4 × 8 pairs is the paper's 32.",
     )
     remove_unused_columns: bool = setting(False, "Must be false, because batches hold pairs.")
-    logging_steps: float = setting(5, "Log the forget and retain loss every so many updates.")
+    logging_steps: float = setting(5, "Number of updates between two logs of the forget and retain loss.")
 
     def own_problems(self) -> list[Problem]:
         """Check these settings, and the numbers of subclasses. `attach_adapters` checks whether they suit the model."""
@@ -128,18 +128,18 @@ class FinetuneSettings:
 
     learning_rate: float = setting(1e-5, _LEARNING_RATE)
     weight_decay: float = setting(0.01, _WEIGHT_DECAY)
-    num_train_epochs: float = setting(5.0, "Passes over the data.")
+    num_train_epochs: float = setting(5.0, "Number of passes over the data.")
     warmup_steps: float = setting(
-        0.2, "Updates of linear warm-up, or below 1 their share of all: TOFU warms up for one of its 5 epochs."
+        0.2, "Number of updates of linear warm-up, or if below 1, their share of all: TOFU warms up for 1 of 5 epochs."
     )
     gradient_accumulation_steps: int = setting(4, "Batches whose gradients are added up before an update.")
-    logging_steps: float = setting(5, "Log the loss every so many updates.")
+    logging_steps: float = setting(5, "Number of updates between two logs of the loss.")
     logging_first_step: bool = setting(True, "Log the loss of the first update as well.")
     r: int | None = setting(
         None, "Rank of a LoRA adapter, which is merged into the weights at the end. Defaults to training all weights."
     )
     lora_alpha: float = setting(32.0, _ALPHA)
-    lora_dropout: float = setting(0.05, "Dropout before the adapter, while it trains.")
+    lora_dropout: float = setting(0.05, "Dropout of the adapter's input during training.")
     target_modules: list[str] | None = setting(None, _TARGETS)
 
     def own_problems(self) -> list[Problem]:
