@@ -85,8 +85,8 @@ def test_a_prompt_of_the_user_s_own_takes_the_place_of_a_chat_template(chat):
     [
         ({"prompt_template": "Q: A:"}, "prompt_template='Q: A:': it must contain {question} exactly once"),
         ({"prompt_template": "{question}{question}"}, "write {question} where the question belongs"),
-        ({"prompt_template": "{question}", "prompt_format": "base"}, "prompt_format='base': prompt_template replaces it"),
-        ({"prompt_template": "{question}", "system_prompt": "Hi"}, "system_prompt='Hi': prompt_template replaces it"),
+        ({"prompt_template": "{question}", "prompt_format": "base"}, "prompt_format='base': prompt_template replaces"),
+        ({"prompt_template": "{question}", "system_prompt": "Hi"}, "system_prompt='Hi': prompt_template replaces"),
     ],
 )
 def test_a_prompt_without_a_question_or_beside_another_is_refused(tokenizer, settings, message):
@@ -251,7 +251,7 @@ def test_a_tokenizer_without_character_offsets_is_refused():
 def test_a_token_beyond_the_embeddings_is_refused_with_its_row(tokenizer):
     text_format = replace(TextFormat(tokenizer), embeddings=len(tokenizer) - 1)
     rows = [{"text": "a b c d"}, {"text": tokenizer.decode([len(tokenizer) - 1, 70])}]
-    with pytest.raises(InputError, match=r"data\[1\]=.* has the number \d+, and the model has \d+ embeddings"):
+    with pytest.raises(InputError, match=r"data\[1\]=.* has the id \d+, and the model has \d+ embeddings"):
         encode_records(rows, text_format)
     assert len(encode_records(rows[:1], text_format)) == 1
 

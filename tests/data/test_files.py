@@ -166,7 +166,7 @@ def test_the_readme_of_a_clone_says_which_files_belong_to_a_configuration(tmp_pa
 
 
 def test_a_stream_has_no_slices(tmp_path):
-    with pytest.raises(InputError, match=r"train\[:2\].*the whole of it is called 'train'"):
+    with pytest.raises(InputError, match=r"train\[:2\].*its only split is called 'train'"):
         load_records(str(written(tmp_path, "jsonl")), split="train[:2]", stream=Stream(3, 1, 10))
 
 
@@ -178,7 +178,10 @@ NO_TEXT = {
     "a paraphrase": ({"question": "Q", "answer": "A", "paraphrased_answer": ["B"]}, r"paraphrased_answer=.* list"),
     "a wrong answer": ({"question": "Q", "answer": "A", "perturbed_answer": ["B", 3]}, r"perturbed_answer\[1\]=3"),
     "no list": ({"question": "Q", "answer": "A", "perturbed_answer": "B"}, "perturbed_answer='B'.*not a list"),
-    "half of a character": ({"question": "Who?", "answer": "Ada \ud83d"}, r"answer=.*character 4 is half of one"),
+    "half of a character": (
+        {"question": "Who?", "answer": "Ada \ud83d"},
+        r"answer=.*character 4 is half of a surrogate pair",
+    ),
     "half of one in a turn": (
         {"messages": [{"role": "user", "content": "\ud83d"}]},
         r"messages\[0\].content=.*is half",

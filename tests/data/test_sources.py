@@ -170,7 +170,7 @@ def test_only_plain_texts_can_be_too_short():
 
 
 def test_texts_that_are_all_too_short_are_refused():
-    with pytest.raises(InputError, match="min_characters=9: none of the 2 texts in retain_data has so many characters"):
+    with pytest.raises(InputError, match="min_characters=9: none of the 2 texts in retain_data is that long"):
         without_short_texts([{"text": "One."}, {"text": "= Two ="}], 9, "retain_data")
 
 

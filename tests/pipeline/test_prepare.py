@@ -149,7 +149,7 @@ def test_plain_text_has_no_alternate_answers(model_folder, tmp_path, capsys):
     write_rows(data / "forget.jsonl", [{"text": "Ada keeps a grey cat and two dogs. " * 9}])
     write_rows(data / "retain.jsonl", [{"text": "The quick brown fox jumps over the lazy dog. " * 9}])
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", loss="idk")]) == 2
-    assert "another answer can be given to a question only" in capsys.readouterr().err
+    assert "only a question can have an alternate answer" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

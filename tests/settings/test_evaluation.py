@@ -9,7 +9,10 @@ from unlora.settings import EvalConfig, OwnSetsSettings
     ("settings", "message"),
     [
         ({}, "forget_data='': there is nothing to evaluate. Fix: name forget_data, retain_data or both, or eval_data"),
-        ({"eval_data": "tofu", "retain_data": "r.jsonl"}, "eval_data='tofu': forget_data and retain_data name the"),
+        (
+            {"eval_data": "tofu", "retain_data": "r.jsonl"},
+            "eval_data='tofu': forget_data and retain_data also name the",
+        ),
         ({"eval_data": "tofu"}, None),
         ({"forget_data": "f.jsonl"}, None),
     ],

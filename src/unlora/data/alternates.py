@@ -1,4 +1,4 @@
-"""Answers to give instead of the true ones, for losses that teach another answer: the user's own or refusals."""
+"""Alternate answers for losses that teach another answer in place of the true one: the user's own, or refusals."""
 
 from __future__ import annotations
 
@@ -38,32 +38,32 @@ REFUSALS = (
 
 
 def alternate_answers(rows: Sequence[Record], key: str | None, seed: int) -> list[tuple[Asked, str]]:
-    """Return what the forget set asks, with other answers. They are in the order in which `encode_records` has them.
+    """Return the questions of the forget set with alternate answers, in the order of `encode_records`' examples.
 
     Args:
         rows: rows of question and answer, or conversations.
-        key: the column with the answer to give instead. In a conversation with several answers, each turn of the
-            assistant has it. None takes built-in refusals in a random order.
+        key: the column with the alternate answer. In a conversation with several answers, it is a key of each
+            assistant turn. None means built-in refusals in random order.
         seed: the seed of that order.
 
     Raises:
-        InputError: a row is plain text, or its other answer is missing or is the true one.
+        InputError: a row is plain text, or its alternate answer is missing or equals the true one.
     """
     found = []
     for index, row in enumerate(rows):
         answers = answers_of(row, f"forget_data[{index}]")
         if not answers:
-            reason = "another answer can be given to a question only"
+            reason = "only a question can have an alternate answer"
             fix = "give rows of question and answer or conversations, or choose a loss that needs no alternate answers"
             raise InputError(Problem(f"forget_data[{index}]", sorted(row), reason, fix))
         found += answers
     return [
-        (one.asked, _other_answer(one, key) if key else REFUSALS[deal(len(REFUSALS), seed, place)])
+        (one.asked, _alternate_answer(one, key) if key else REFUSALS[deal(len(REFUSALS), seed, place)])
         for place, one in enumerate(found)
     ]
 
 
-def _other_answer(one: Answered, key: str) -> str:
+def _alternate_answer(one: Answered, key: str) -> str:
     value = one.columns.get(key)
     if not isinstance(value, str) or not value.strip():
         reason = f"{one.where} has no text in that column"

@@ -1,4 +1,4 @@
-"""How many examples go into a batch: as many as the memory holds, and half of that where it was too small."""
+"""Choose the number of examples in a batch, and halve it when the memory is too small."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class BatchLimit:
-    """The largest batch that may be made.
+    """The maximum size of a batch.
 
     Args:
-        rows: the most examples in a batch.
-        tokens: the most tokens in a batch, including padding. A single example may have more.
-        extra: tokens that each example will get in addition, such as those of a generated answer.
+        rows: the maximum number of examples.
+        tokens: the maximum number of tokens, including padding. A single example may have more.
+        extra: tokens that each example will gain, such as those of a generated answer.
     """
 
     rows: float = math.inf
@@ -30,7 +30,7 @@ class BatchLimit:
         self._last = (0, 0)
 
     def count(self, lengths: Sequence[int], start: int) -> int:
-        """Return how many examples from `start` on make up the next batch, given the lengths of all."""
+        """Return the number of examples in the batch that begins at `start`, given the lengths of all examples."""
         count = longest = 0
         for length in lengths[start:]:
             longest = max(longest, length + self.extra)
@@ -41,10 +41,10 @@ class BatchLimit:
         return count
 
     def halve(self, error: torch.OutOfMemoryError) -> None:
-        """Allow half of the last batch from now on, and say so.
+        """Limit batches to half the tokens of the last one, and log a warning.
 
         Args:
-            error: what to raise if there is no half. It must have no traceback, which would hold tensors.
+            error: raised if the last batch cannot be halved. It must have no traceback, which would keep tensors alive.
 
         Raises:
             torch.OutOfMemoryError: the last batch was a single example.
@@ -53,7 +53,7 @@ class BatchLimit:
         if rows <= 1:
             raise error
         self.tokens = tokens // 2
-        reason = "out of memory with a batch of %d rows (%d tokens): it goes on with at most %d tokens"
+        reason = "out of memory with a batch of %d rows (%d tokens): continuing with at most %d tokens"
         logger.warning(reason, rows, tokens, self.tokens)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

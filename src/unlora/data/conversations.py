@@ -1,7 +1,7 @@
-"""What a row asks for: a question and its answer, or every answer of the assistant in a conversation with its context.
+"""Extract the answers of a row: the answer to its question, or each assistant turn of a conversation with its context.
 
-Conversations come as people have them: with a system prompt, several turns, calls of tools, content in parts, a first
-turn of the assistant, or as a JSON string. `answers_of` brings all of them into one form.
+Conversations come in many forms: with a system prompt, several turns, tool calls, content in parts, a first turn by the
+assistant, or as a JSON string. `answers_of` converts all of them to one form.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 from unlora.common.errors import InputError, Problem, short
 
-# A turn has a role and a content, which is a text, and perhaps calls of tools. A chat template may read other keys.
+# A turn has a role, a content, which is a text, and optional tool calls. A chat template may read further keys.
 Turn = dict[str, Any]
-# Keys under which a turn holds what the model thought before it answered.
+# Keys of a turn with the model's reasoning before its answer.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-# Columns of an answer. A row with several answers has them in its turns.
+# Columns that belong to a single answer. If a row has several answers, they must be in its turns.
 _OF_ANSWER = ("paraphrased_question", "paraphrased_answer", "perturbed_answer")
-# What distinguishes one turn from another. Other keys, such as names and numbers, say nothing of the conversation.
+# The keys of a turn that a model learns from. Others, such as ids, are metadata.
 _TAUGHT = ("content", "role", "tool_calls")
 
 
@@ -28,17 +28,17 @@ _TAUGHT = ("content", "role", "tool_calls")
 class Context:
     """The turns of a conversation before an answer of the assistant.
 
-    It is held as JSON, so that it can be a key of a mapping.
+    They are stored as JSON, so that a context is hashable.
 
     Args:
-        json: {"turns": the turns, "tools": descriptions of tools or None, "beside": other keys of the answer's turn}.
+        json: {"turns": the turns, "tools": tool descriptions or None, "beside": other keys of the answer's turn}.
     """
 
     json: str
 
     @classmethod
     def of(cls, turns: Sequence[Turn], tools: Any = None, beside: Mapping[str, Any] | None = None) -> Context:
-        """Return the context of these turns. The arguments are those of the class."""
+        """Return the context of these turns. The arguments are the entries of `json`."""
         return cls(json.dumps({"turns": list(turns), "tools": tools, "beside": beside or {}}, ensure_ascii=False))
 
     @cached_property
@@ -58,52 +58,52 @@ class Context:
 
     @property
     def beside(self) -> Turn:
-        """Other keys of the answer's turn, such as calls of tools."""
+        """Keys of the answer's turn besides role and content, such as tool calls."""
         return dict(self._parts["beside"])
 
     def answered(self, answer: str, thinks: bool = False) -> list[Turn]:
-        """Return the conversation up to and including an answer, with its calls of tools.
+        """Return the conversation up to and including an answer, with its tool calls.
 
         Args:
-            answer: what the assistant says.
-            thinks: whether the answer's turn keeps the thoughts that the data have for it.
+            answer: the text of the answer.
+            thinks: whether the answer's turn keeps its reasoning.
         """
         beside = {key: value for key, value in self.beside.items() if thinks or key not in _THOUGHTS}
         return [*self.turns, {**beside, "role": "assistant", "content": answer}]
 
     def after(self, turns: Sequence[Turn]) -> Context:
-        """Return the context with other turns before it, which go behind its system prompt."""
+        """Return the context with further turns before it, inserted after its system prompt."""
         own = self.turns
         system = [turn for turn in own[:1] if is_system(turn)]
         return Context.of([*system, *turns, *own[len(system) :]], self.tools, self.beside)
 
     def asking(self, question: str) -> Context:
-        """Return the context with another last turn of the user."""
+        """Return the context with its last user turn replaced by `question`."""
         turns = self.turns
         last = max((place for place, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns))
         turns[last : last + 1] = [{"role": "user", "content": question}]
         return Context.of(turns, self.tools, self.beside)
 
     def shown(self) -> list[list[str]]:
-        """Return role and text of each turn, for people to read; calls of tools are part of the text."""
+        """Return role and text of each turn for display. The text includes tool calls."""
         return [[turn["role"], "\n".join(texts_of(turn))] for turn in self.turns]
 
     def __str__(self) -> str:
         return "\n".join(turn["content"] for turn in self.turns)
 
 
-# What a model is asked: a question, or the turns before its answer.
+# The input for an answer: a question, or the turns of a conversation before the answer.
 Asked = str | Context
 
 
 class Answered(NamedTuple):
-    """An answer, and what it answers.
+    """An answer with its question or context.
 
     Args:
         asked: the question, or the turns before the answer.
         answer: its text.
-        columns: what the data say besides, such as wrong answers.
-        where: row and turn, for error messages.
+        columns: all columns of the answer, such as wrong answers.
+        where: its row and turn, for error messages.
     """
 
     asked: Asked
@@ -118,16 +118,17 @@ def is_system(turn: Turn) -> bool:
 
 
 def answers_of(row: Mapping[str, Any], where: str = "row") -> list[Answered]:
-    """Return the answers in a row: that to its question, or every turn of the assistant that has a text.
+    """Return the answers in a row: the answer to its question, or every assistant turn with a text.
 
-    Columns of the row belong to its only answer. If a conversation has several, each turn has columns of its own.
+    If a row has one answer, the row's columns belong to it. If a conversation has several, the columns of each answer
+    are the keys of its turn.
 
     Args:
-        row: with question and answer, or with messages. Another row has no answers.
-        where: what the user calls the row, for error messages.
+        row: has the columns question and answer, or messages. Any other row has no answers.
+        where: the row's name in error messages.
 
     Raises:
-        InputError: a conversation that cannot be read, or in which the assistant says nothing.
+        InputError: a conversation cannot be read, or no assistant turn has a text.
     """
     if row.get("question") is not None and row.get("answer") is not None:
         return [Answered(str(row["question"]), str(row["answer"]), row, where)]
@@ -142,7 +143,7 @@ def answers_of(row: Mapping[str, Any], where: str = "row") -> list[Answered]:
         raise InputError(Problem(f"{where}.messages", [turn["role"] for turn in turns], reason, fix))
     unclear = [key for key in _OF_ANSWER if row.get(key) is not None] if len(places) > 1 else []
     for key in unclear:
-        reason, fix = f"the row has {len(places)} answers", "write it into the turn of the assistant that it is of"
+        reason, fix = f"the row has {len(places)} answers", "write it into the assistant's turn that it belongs to"
         raise InputError(Problem(f"{where}.{key}", short(row[key]), reason, fix))
     found = []
     for place in places:
@@ -155,41 +156,40 @@ def answers_of(row: Mapping[str, Any], where: str = "row") -> list[Answered]:
 
 
 def all_answers(rows: Iterable[Mapping[str, Any]], argument: str) -> list[Answered]:
-    """Return the answers in all rows. `argument` is what the user calls them. Rows of plain text have none."""
+    """Return the answers in all rows. Rows of plain text have none. `argument` names the rows in errors."""
     return [answer for place, row in enumerate(rows) for answer in answers_of(row, f"{argument}[{place}]")]
 
 
 def read_turns(messages: Any, where: str = "row") -> list[Turn]:
-    """Return the turns of a conversation in one form: contents are texts, and arguments of tools are objects.
+    """Normalise the turns of a conversation: contents become texts, and the arguments of tool calls objects.
 
     Args:
-        messages: a list of turns, or the same as a JSON string. The content of a turn is a text, a list of parts with
-            a text each, or None.
-        where: what the user calls the row, for error messages.
+        messages: a list of turns, or its JSON string. The content of a turn is a text, a list of text parts, or None.
+        where: the row's name in error messages.
 
     Raises:
-        InputError: it is no conversation, or a turn has a content other than text.
+        InputError: it is not a conversation, or a turn has a content other than text.
     """
     value = _parsed(messages)
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        reason = "a conversation is a list of turns with role and content, or the same as a JSON string"
+        reason = "a conversation is a list of turns with role and content, or the JSON string of one"
         raise InputError(Problem(f"{where}.messages", short(messages), reason, "give each row at least one such turn"))
     return [_read_turn(turn, f"{where}.messages[{place}]") for place, turn in enumerate(value)]
 
 
 def taught(messages: Any, where: str = "row") -> list[Turn]:
-    """Return what a conversation teaches: its turns without keys that no model sees."""
+    """Return the turns of a conversation with only the keys that a model learns from."""
     return [{key: turn[key] for key in _TAUGHT if key in turn} for turn in read_turns(messages, where)]
 
 
 def texts_of(turn: Turn) -> list[str]:
-    """Return what a turn says: its content, and the tools that it calls with their arguments."""
+    """Return the texts of a turn: its content, and its tool calls as JSON."""
     calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.get("tool_calls", ())]
     return [turn["content"], *calls] if turn["content"] or not calls else calls
 
 
 def _parsed(value: Any) -> Any:
-    """Return the value of a JSON string, or the value itself."""
+    """Parse a JSON string. Return any other value, or text that is not JSON, unchanged."""
     if isinstance(value, str):
         try:
             return json.loads(value)
@@ -208,7 +208,7 @@ def _read_turn(turn: Any, where: str) -> Turn:
     if "content" not in turn and not turn.get("tool_calls"):
         reason = "a turn has role and content, and this one has no content"
         raise InputError(Problem(where, sorted(turn), reason, "rename the key that holds its text to content"))
-    # A table fills its gaps with None, and templates ask whether a key is there.
+    # Tables fill missing keys with None, but templates test whether a key exists.
     kept = {key: value for key, value in turn.items() if value is not None}
     if "tool_calls" in kept:
         kept["tool_calls"] = _read_calls(kept["tool_calls"], f"{where}.tool_calls")
@@ -216,7 +216,7 @@ def _read_turn(turn: Any, where: str) -> Turn:
 
 
 def _read_content(content: Any, where: str) -> str:
-    """Return the text of a turn; that of a turn which only calls tools is empty."""
+    """Return the text of a turn. It is empty if the turn only calls tools."""
     if content is None or isinstance(content, str):
         if half := half_character(content or ""):
             raise InputError(Problem(f"{where}.content", short(content), *half))
@@ -235,24 +235,24 @@ def _read_content(content: Any, where: str) -> str:
 
 
 def half_character(text: str) -> tuple[str, str] | None:
-    """Return reason and fix of a text that no tokenizer takes, because JSON wrote half of a character in it."""
+    """Return reason and fix if the text has a lone surrogate, which JSON allows and no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"character {error.start} is half of one ({text[error.start]!a})", "write the whole character"
+        return f"character {error.start} is half of a surrogate pair ({text[error.start]!a})", "write the whole pair"
     return None
 
 
 def _read_calls(calls: Any, where: str) -> list[Turn]:
     if not isinstance(calls, Sequence) or not all(isinstance(call, Mapping) for call in calls):
         raise InputError(
-            Problem(where, short(calls), "calls of tools are a list of objects", "write them in OpenAI's format")
+            Problem(where, short(calls), "tool calls are a list of objects", "write them in OpenAI's format")
         )
     return [_read_call(call) for call in calls]
 
 
 def _read_call(call: Mapping[str, Any]) -> Turn:
-    """Return a call of a tool whose arguments are an object, as templates expect. OpenAI's format has a JSON string."""
+    """Return a tool call with its arguments as an object, as templates expect. OpenAI's format has a JSON string."""
     kept = {key: value for key, value in call.items() if value is not None}
     if isinstance(kept.get("function"), Mapping):
         kept["function"] = _read_call(kept["function"])

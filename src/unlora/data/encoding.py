@@ -1,4 +1,4 @@
-"""Turn rows into tokens: which text the model sees, and which of its tokens carry a label."""
+"""Turn rows into tokens and labels."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 IGNORE_INDEX = -100
-# How many texts a tokenizer gets at once. More are not faster.
+# Number of texts per call of the tokenizer. More are not faster.
 _BATCH = 1000
 logger = logging.getLogger(__name__)
 
 
 class Example(TypedDict):
-    """One tokenised example: ids, and labels that equal the ids where the loss is taken and -100 elsewhere."""
+    """A tokenised example. Labels equal the ids where the loss is computed, and are -100 elsewhere."""
 
     input_ids: list[int]
     labels: list[int]
@@ -36,20 +36,20 @@ class Example(TypedDict):
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How a row becomes text, and text becomes tokens.
+    """How rows are converted to text, and text to tokens.
 
     Args:
         tokenizer: a fast tokenizer, because its character offsets tell which tokens belong to the answer.
-        prompt_format: "base" is "Question: {q}\\nAnswer: {a}", "tofu" the same with "Answer:" as part of the answer,
-            "chat" the tokenizer's own chat template, "auto" the chat template if the tokenizer has one, else "base".
+        prompt_format: "base" is "Question: {q}\\nAnswer: {a}"; "tofu" is the same text with "Answer:" as part of the
+            answer; "chat" is the tokenizer's chat template; "auto" is "chat" if there is a template, else "base".
         max_length: the maximum number of tokens of an example. Plain text is split into chunks of this length.
-        max_chunks: the maximum number of chunks of a text, from its beginning. None means all.
-        system_prompt: of questions and conversations that have none, in a chat.
+        max_chunks: the maximum number of chunks of a text, starting with the first. None means all.
+        system_prompt: system prompt for questions and for conversations without one, if there is a chat template.
         chat_template_kwargs: variables of the chat template.
-        chat_date: what the chat template takes for today, see `ChatTemplate`.
-        embeddings: how many tokens the model has embeddings for. Others are refused.
-        positions: how many tokens the model can read at once, for error messages.
-        prompt_template: the text before an answer, with {question}, in place of `prompt_format`.
+        chat_date: the date in the prompts of the chat template, see `ChatTemplate`.
+        embeddings: the number of the model's token embeddings. Tokens without an embedding are refused.
+        positions: the maximum sequence length of the model, for error messages.
+        prompt_template: the text before an answer, with {question}. It replaces `prompt_format`.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -71,7 +71,7 @@ class TextFormat:
         model: PreTrainedConfig,
         max_chunks: int | None = None,
     ) -> TextFormat:
-        """Return the format that the settings describe, with the limits of the model that `model` configures."""
+        """Return the format for the settings, with the limits in the model's configuration."""
         prompt = (text.system_prompt, text.template_variables(), text.chat_date)
         part = model.get_text_config()
         embeddings, positions = part.vocab_size, getattr(part, "max_position_embeddings", None)
@@ -84,7 +84,9 @@ class TextFormat:
         raise_if(TextConfig(self.prompt_format, self.max_length, *prompt, self.prompt_template).problems())
         if not self.tokenizer.is_fast:
             name = type(self.tokenizer).__name__
-            raise InputError(Problem("tokenizer", name, "it gives no character offsets", "use a fast tokenizer"))
+            raise InputError(
+                Problem("tokenizer", name, "it does not provide character offsets", "use a fast tokenizer")
+            )
         if self.prompt_format == "chat":
             self.check_template("prompt_format", "chat", "use prompt_format='base' or set tokenizer.chat_template")
         if not self.is_chat:
@@ -96,7 +98,7 @@ class TextFormat:
             raise_if(self.template.unread())
 
     def check_template(self, argument: str, value: object, fix: str) -> None:
-        """Raise `InputError` about an argument that needs a chat template, if the tokenizer has none."""
+        """Raise `InputError` for an argument that needs a chat template if the tokenizer has none."""
         if not self.tokenizer.chat_template:
             raise InputError(Problem(argument, value, "the tokenizer has no chat template", fix))
 
@@ -109,20 +111,20 @@ class TextFormat:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The chat template with its variables."""
+        """The chat template with the values of its variables."""
         return ChatTemplate(self.tokenizer, self.system_prompt, self.chat_template_kwargs or {}, self.chat_date)
 
     @cached_property
     def special_tokens(self) -> frozenset[int]:
         """The ids of all special tokens.
 
-        `all_special_ids` has only those with a role, such as BOS, and often lacks a template's end-of-turn token.
+        `all_special_ids` has only tokens with a role, such as BOS, and often lacks the end-of-turn token of a template.
         """
         return frozenset(token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special)
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
-        """The tokens that end an answer: the tokenizer's eos, and special tokens that the chat template appends."""
+        """The ids of tokens that end an answer: EOS, and special tokens that the chat template writes after answers."""
         ends = {self.tokenizer.eos_token_id} - {None}
         if self.is_chat:
             [written] = _tokenise([_Text("template", self.template.ends, special=False)], self.tokenizer)
@@ -131,15 +133,15 @@ class TextFormat:
 
 
 class _Text(NamedTuple):
-    """A row, or a question and its answer, as one text.
+    """The whole text of an example before tokenisation: plain text, or a prompt with its answer.
 
     Args:
-        where: what the user calls it, for error messages.
-        text: all of it.
-        start: where the answer begins, after the last character of the prompt.
-        spans: the parts of the text that are labelled.
-        special: whether the tokenizer adds its special tokens, which a chat template writes itself.
-        ended: whether the text ends the answer itself.
+        where: its name in error messages.
+        text: the whole text.
+        start: index of the first character after the prompt, where the answer begins.
+        spans: the labelled parts of the text, as (start, stop).
+        special: whether the tokenizer adds its special tokens. A chat template writes them itself.
+        ended: whether the labelled spans already include the end of the answer.
         plain: whether it is plain text, which is split into chunks.
     """
 
@@ -153,7 +155,7 @@ class _Text(NamedTuple):
 
 
 class _Tokens(NamedTuple):
-    """Token ids of a text, and for each the character where it ends (0 for tokens without text, such as BOS)."""
+    """Token ids of a text, and the character index where each token ends (0 for tokens without text, such as BOS)."""
 
     ids: list[int]
     ends: list[int]
@@ -162,12 +164,12 @@ class _Tokens(NamedTuple):
 def encode_records(records: Sequence[Record], text_format: TextFormat, *, argument: str = "data") -> list[Example]:
     """Tokenise rows of question and answer, chat `messages` or plain `text`.
 
-    Every answer becomes one example, labelled on the answer and its end token: that to a question, and each turn of the
-    assistant in a conversation. A text becomes one example per chunk of `max_length` tokens (the first `max_chunks` of
-    them), labelled everywhere.
+    Each answer to a question and each assistant turn of a conversation becomes one example, labelled on the answer and
+    its end token. A plain text becomes one example per chunk of `max_length` tokens, for at most `max_chunks` chunks,
+    labelled everywhere.
 
     Raises:
-        InputError: rows without those keys, an empty answer, or an example that `max_length` leaves without a label.
+        InputError: a row lacks these keys, an answer is empty, or truncation to `max_length` removes all labels.
     """
     rows = enumerate(bar(records, desc=f"tokens of {argument}", unit=" rows"))
     texts = (text for index, row in rows for text in _texts_of(row, text_format, f"{argument}[{index}]"))
@@ -184,29 +186,29 @@ def encode_answers(
     argument: str = "answers",
     where: Sequence[str] | None = None,
 ) -> list[Example]:
-    """Tokenise pairs of what is asked and its answer, each as one example with labels on the answer and its end.
+    """Tokenise pairs of question (or context) and answer, each as one example labelled on the answer and its end token.
 
     Args:
-        pairs: what is asked, and its answer.
-        text_format: how they become tokens.
-        argument: what the user calls the pairs.
-        where: what the user calls each pair, for error messages. By default its number.
+        pairs: question or context, and answer.
+        text_format: how they are tokenised.
+        argument: the name of all pairs in messages.
+        where: the name of each pair in error messages. Defaults to `argument` with its index.
 
     Raises:
-        InputError: as `encode_records`.
+        InputError: in the same cases as `encode_records`.
     """
     places = zip(where or map(f"{argument}[{{}}]".format, count()), pairs, strict=False)
     return _encode((_as_text(*pair, text_format, place) for place, pair in places), text_format, argument)
 
 
 def encode_turns(asked: Asked, answer: str, text_format: TextFormat, where: str = "question") -> Example:
-    """Tokenise what is asked in the model's prompt and its answer, with labels on the answer and its end token.
+    """Tokenise a question (or context) and its answer, with labels on the answer and its end token.
 
     Args:
         asked: a question, or the turns of a conversation before the answer.
         answer: its text.
-        text_format: the prompt.
-        where: what the user calls the answer, for error messages.
+        text_format: how they are tokenised.
+        where: the answer's name in error messages.
     """
     text = _as_text(asked, answer, text_format, where)
     [tokens] = _tokenise([text], text_format.tokenizer)
@@ -214,9 +216,9 @@ def encode_turns(asked: Asked, answer: str, text_format: TextFormat, where: str 
 
 
 def encode_prompts(asked: Iterable[Asked], text_format: TextFormat) -> list[list[int]]:
-    """Return the tokens before each answer begins: exactly those that `encode_turns` puts before the first label."""
-    # Where an answer begins may be decided by its first character, because a tokenizer merges it with the prompt's
-    # last one. Any letter stands for that.
+    """Return the prompt tokens of each question: exactly those that `encode_turns` puts before the first label."""
+    # The first character of an answer can change where the prompt ends, because a tokenizer may merge it with the last
+    # character of the prompt. So the prompt is tokenised together with a letter in place of the answer.
     texts = [_as_text(one, "x", text_format, "question") for one in asked]
     tokens = _tokenise(texts, text_format.tokenizer)
     return [
@@ -226,17 +228,17 @@ def encode_prompts(asked: Iterable[Asked], text_format: TextFormat) -> list[list
 
 
 def encode_prompt(asked: Asked, text_format: TextFormat) -> list[int]:
-    """Return the tokens before the answer to one question, as `encode_prompts`."""
+    """Return the prompt tokens of one question: see `encode_prompts`."""
     return encode_prompts([asked], text_format)[0]
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Return the tokens of a text to be continued: with the beginning-of-text token, if any, and no end token."""
+    """Return the tokens of a text that is to be continued: with BOS if the tokenizer adds it, and without EOS."""
     return _tokenise([_Text("text", text)], tokenizer)[0].ids
 
 
 def _encode(texts: Iterable[_Text], text_format: TextFormat, argument: str) -> list[Example]:
-    """Tokenise texts in batches, and cut their examples to the maximum length."""
+    """Tokenise texts in batches, and truncate the examples to the maximum length."""
     examples: list[Example] = []
     cut = 0
     texts = iter(texts)
@@ -253,7 +255,7 @@ def _encode(texts: Iterable[_Text], text_format: TextFormat, argument: str) -> l
 
 
 def _texts_of(row: Record, text_format: TextFormat, where: str) -> list[_Text]:
-    """Return the answers in a row, each with what it answers, or its plain text unless that is blank."""
+    """Return the text of each answer in a row, or the row's plain text unless it is blank."""
     if is_text(row):
         text = str(row["text"])
         return [_Text(where, text, plain=True)] if text.strip() else []
@@ -265,7 +267,7 @@ def _texts_of(row: Record, text_format: TextFormat, where: str) -> list[_Text]:
 
 
 def _as_text(asked: Asked, answer: str, text_format: TextFormat, where: str) -> _Text:
-    """Return what is asked and its answer as text. Prompt and answer are tokenised together later."""
+    """Return prompt and answer as one text, because they are tokenised together."""
     if text_format.is_chat or not isinstance(asked, str):
         fix = "set tokenizer.chat_template or give rows of question and answer"
         text_format.check_template(f"{where}: messages", str(asked), fix)
@@ -273,19 +275,19 @@ def _as_text(asked: Asked, answer: str, text_format: TextFormat, where: str) -> 
         found = _Text(where, placed.text, placed.start, placed.spans, special=False, ended=placed.marked)
     elif text_format.prompt_template is not None:
         prompt = text_format.prompt_template.replace(QUESTION, asked)
-        text, start = prompt + answer, len(prompt.rstrip(" "))  # a blank is merged with the word behind it
+        text, start = prompt + answer, len(prompt.rstrip(" "))  # tokenizers merge a space with the next word
         found = _Text(where, text, start, [(start, len(text))])
     else:
         prompt = f"Question: {asked}\n"
         text = f"{prompt}Answer: {answer}"
-        # TOFU's code masks the question alone: in its Phi results "Answer:" is trained on, scored and generated.
+        # TOFU's code masks only the question, so in its results for Phi "Answer:" is trained on, scored and generated.
         start = len(prompt if text_format.prompt_format == "tofu" else f"{prompt}Answer:")
         found = _Text(where, text, start, [(start, len(text))])
-    return found if answer.strip() else found._replace(spans=())  # blanks are nothing to learn or forget
+    return found if answer.strip() else found._replace(spans=())  # whitespace is nothing to learn or forget
 
 
 def _tokenise(texts: Sequence[_Text], tokenizer: PreTrainedTokenizerFast) -> list[_Tokens]:
-    """Return the tokens of each text. The tokenizer works on all of them in parallel."""
+    """Return the tokens of each text. The tokenizer processes the texts in parallel."""
     found: dict[int, _Tokens] = {}
     for special in {text.special for text in texts}:
         places = [place for place, text in enumerate(texts) if text.special is special]
@@ -296,15 +298,16 @@ def _tokenise(texts: Sequence[_Text], tokenizer: PreTrainedTokenizerFast) -> lis
             return_attention_mask=False,
         )
         for place, ids, offsets in zip(places, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            # Some tokenizers add the end token and some do not. Remove it, so that `_with_end` adds it exactly once.
+            # Some tokenizers add EOS and some do not. It is removed here, so that `_with_end` adds it exactly once.
             stop = len(ids) - (special and ids[-1:] == [tokenizer.eos_token_id])
             found[place] = _Tokens(ids[:stop], [end for _, end in offsets[:stop]])
     return [found[place] for place in range(len(texts))]
 
 
 def _labelled(text: _Text, tokens: _Tokens, text_format: TextFormat) -> Example:
-    """Return the example of a question and its answer."""
-    # A tokenizer may merge characters across the border of prompt and answer. A token belongs to where it ends.
+    """Return the example of a prompt and its answer."""
+    # A tokenizer may merge characters across the boundary of prompt and answer. The end of a token decides where it
+    # belongs.
     ids, ends = tokens
     labelled = [place for start, stop in text.spans for place, end in enumerate(ends) if start < end <= stop]
     if not (text.special or text.ended):
@@ -312,7 +315,7 @@ def _labelled(text: _Text, tokens: _Tokens, text_format: TextFormat) -> Example:
     labels = [IGNORE_INDEX] * len(ids)
     for place in labelled:
         labels[place] = ids[place]
-    # Nothing after the last label is learned, so it is cut off.
+    # Tokens after the last label have no effect on the loss, so they are dropped.
     last = labelled[-1] if labelled else len(ids) - 1
     example: Example = {"input_ids": ids[: last + 1], "labels": labels[: last + 1]}
     ended = text.ended or (not text.special and ids[last : last + 1] and ids[last] in text_format.special_tokens)
@@ -320,7 +323,7 @@ def _labelled(text: _Text, tokens: _Tokens, text_format: TextFormat) -> Example:
 
 
 def _with_end(example: Example, tokenizer: PreTrainedTokenizerFast) -> Example:
-    """Add the end token, labelled, unless there is no answer that it could end."""
+    """Append EOS with a label, unless the last token is unlabelled."""
     end = tokenizer.eos_token_id
     if end is not None and example["labels"][-1:] != [IGNORE_INDEX]:
         example["input_ids"].append(end)
@@ -329,7 +332,7 @@ def _with_end(example: Example, tokenizer: PreTrainedTokenizerFast) -> Example:
 
 
 def _up_to_end_of_turn(span: list[int], ids: list[int], special: frozenset[int]) -> list[int]:
-    """Drop what a template writes after the end-of-turn token, which is often a line break."""
+    """Drop what a template writes after the end-of-turn token, often a newline."""
     ends = [place for place, token in enumerate(span) if ids[token] in special]
     return span[: ends[-1] + 1] if ends else span
 
@@ -339,12 +342,12 @@ def _chunks(ids: list[int], text_format: TextFormat) -> Iterator[Example]:
     whole = _with_end({"input_ids": ids, "labels": list(ids)}, text_format.tokenizer)["input_ids"]
     for start in range(0, len(whole), text_format.max_length)[: text_format.max_chunks]:
         chunk = whole[start : start + text_format.max_length]
-        if len(chunk) > 1:  # a single token has no token before it from which it could be predicted
+        if len(chunk) > 1:  # a single token has no previous token to be predicted from
             yield {"input_ids": chunk, "labels": list(chunk)}
 
 
 def _truncate(example: Example, text_format: TextFormat, where: str) -> bool:
-    """Check and truncate the example in place, and return whether it was cut. At least one label must remain."""
+    """Check the example, truncate it in place, and return whether it was longer. At least one label must remain."""
     if not count_labels([example]):
         raise InputError(Problem(where, "answer", "the answer has no tokens", "remove the row or give it an answer"))
     _check_embedded(example, text_format, where)
@@ -355,7 +358,7 @@ def _truncate(example: Example, text_format: TextFormat, where: str) -> bool:
         fix = f"use at least {length}"
         if length > (text_format.positions or length):
             most = f"the model reads at most {text_format.positions} tokens"
-            fix = f"shorten or remove that row: no length works, as {most}"
+            fix = f"shorten or remove that row: no max_length works, because {most}"
         raise InputError(Problem("max_length", max_length, reason, fix))
     return length > max_length
 
@@ -364,7 +367,7 @@ def _check_embedded(example: Example, text_format: TextFormat, where: str) -> No
     largest = max(example["input_ids"])
     if text_format.embeddings is not None and largest >= text_format.embeddings:
         token = text_format.tokenizer.convert_ids_to_tokens(largest)
-        reason = f"its token {token!r} has the number {largest}, and the model has {text_format.embeddings} embeddings"
+        reason = f"its token {token!r} has the id {largest}, and the model has {text_format.embeddings} embeddings"
         fix = "use the tokenizer that the model was trained with, or resize the model's embeddings and train them"
         raise InputError(Problem(where, token, reason, fix))
 

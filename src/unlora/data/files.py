@@ -1,6 +1,6 @@
-"""Read the rows of a file exactly as they are written: `00731`, `1971-03-02` and `NA` stay the texts that they are.
+"""Read the rows of a file without type inference: `00731`, `1971-03-02` and `NA` remain text.
 
-Loaders that guess types are not used here, because a guess changes what the model is taught or asked to forget.
+Loaders that infer types are not used, because a wrong guess would change what the model learns or forgets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unlora.common.files import LFS_FIX, is_lfs_pointer
 from unlora.common.reading import unique_keys
 
 Row = dict[str, Any]
-# The files that `save_to_disk` writes next to the rows of a dataset.
+# Files that `Dataset.save_to_disk` writes next to the rows.
 _SAVED = ("state.json", "dataset_info.json")
 
 
@@ -30,7 +30,7 @@ def iter_rows(path: Path, argument: str) -> Iterator[Row]:
 
     Args:
         path: the file or the folder.
-        argument: what the user calls the dataset, for error messages.
+        argument: the dataset's name in error messages.
 
     Raises:
         InputError: it cannot be read.
@@ -38,7 +38,7 @@ def iter_rows(path: Path, argument: str) -> Iterator[Row]:
     import pyarrow
 
     if path.is_file() and is_lfs_pointer(path):
-        raise InputError(Problem(argument, str(path), "it is a pointer of git-lfs in place of the data", LFS_FIX))
+        raise InputError(Problem(argument, str(path), "it is a git-lfs pointer in place of the data", LFS_FIX))
     read = READERS[path.suffix] if path.is_file() else _saved_rows
     try:
         yield from read(path)
@@ -60,7 +60,7 @@ def _json_lines(file: Path) -> Iterator[Row]:
 
 
 def _json(file: Path) -> Iterator[Row]:
-    """Read a list of rows, or JSON lines under the ending .json, which datasets on the Hub often have."""
+    """Read a list of rows, or JSON lines in a .json file, which are common on the Hub."""
     with file.open(encoding="utf-8-sig") as text:
         is_list = text.read(1000).lstrip().startswith("[")
     if not is_list:
@@ -77,8 +77,8 @@ def _checked_row(row: object, where: str) -> Row:
 
 
 def _csv(file: Path) -> Iterator[Row]:
-    """Read a table. All cells are texts, and an empty cell is a gap."""
-    csv.field_size_limit(2**31 - 1)  # the default of 131072 characters is less than a long text
+    """Read a table. All cells are text, and empty cells become None."""
+    csv.field_size_limit(2**31 - 1)  # the default of 131072 characters is too few for long texts
     with file.open(encoding="utf-8-sig", newline="") as lines:
         table = csv.reader(lines, strict=True)
         names = next(table, [])
@@ -105,7 +105,7 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
     yield from load_from_disk(str(folder))
 
 
-# Ending of a file -> what reads it.
+# File extension -> reader.
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _json_lines,
     ".json": _json,

@@ -1,4 +1,4 @@
-"""Find the files of one split in a folder: our own layout, a clone from the Hub, or what `save_to_disk` wrote."""
+"""Find the files of a split in a folder: in our own layout, a clone from the Hub, or the output of `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from unlora.common.errors import InputError, Problem
 from unlora.data.files import READERS, is_saved_dataset
 
-# What the Hub adds to the name of a split in the name of each of its files: "-00000-of-00002", also with a hash.
+# Suffix of a shard's file name on the Hub: "-00000-of-00002", sometimes followed by a hash.
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?$")
 # Files of `datasets` that describe a dataset and hold no rows.
 _DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
-# `datasets` calls the whole of a dataset without splits "train".
+# Name that `datasets` gives to the only split of a dataset without splits.
 WHOLE = "train"
 
 
@@ -23,13 +23,13 @@ def find_table(folder: Path, name: str | None, split: str, argument: str) -> lis
 
     Args:
         folder: the dataset's folder.
-        name: the configuration: one that the folder's README.md declares, a folder in it, or a file without its ending.
-            None if the folder has only one, whose splits are in it or in `data/`.
+        name: the configuration: one that the folder's README.md declares, a subfolder, or a file without its extension.
+            None if there is only one configuration, whose splits are in the folder itself or in `data/`.
         split: the name of the split.
-        argument: what the user calls the dataset, for error messages.
+        argument: the dataset's name in error messages.
 
     Raises:
-        InputError: there is no such configuration or split.
+        InputError: there is no such configuration or split, or one of its files is missing.
     """
     declared = _declared(folder)
     chosen = name if name is not None else _only(declared)
@@ -51,7 +51,7 @@ def find_table(folder: Path, name: str | None, split: str, argument: str) -> lis
 
 
 def _tables(folder: Path) -> dict[str, list[Path]]:
-    """Return the datasets in a folder by name: files, whose shards belong together, and folders of `save_to_disk`."""
+    """Return the tables in a folder by name: files, with shards grouped, and folders of `save_to_disk`."""
     tables: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix in READERS and path.name not in _DESCRIPTIONS and not path.name.startswith("."):
@@ -62,7 +62,7 @@ def _tables(folder: Path) -> dict[str, list[Path]]:
 
 
 def _one_is_whole(tables: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """Return the tables with a split "train" if there is only one and it is not named after a split."""
+    """If there is only one table, make it also available as the split "train"."""
     return {WHOLE: table, **tables} if len(tables) == 1 and (table := next(iter(tables.values()))) else tables
 
 
@@ -71,7 +71,7 @@ def _whole(table: list[Path], split: str, folder: Path, argument: str) -> list[P
 
 
 def _named(known: Mapping[str, Any], name: str, folder: Path, argument: str, kind: str) -> list[Path]:
-    """Return the files under this name, or list the names that there are."""
+    """Return the files of this name, or raise `InputError` with the names that exist."""
     if found := known.get(name):
         _check_shards(found, folder, argument)
         return list(found)
@@ -84,7 +84,7 @@ def _named(known: Mapping[str, Any], name: str, folder: Path, argument: str, kin
 
 
 def _check_shards(files: Sequence[Path], folder: Path, argument: str) -> None:
-    """Raise `InputError` if a split is in several files whose names say how many there are, and one is missing."""
+    """Raise `InputError` if the file names of a split give a number of shards, and one of them is missing."""
     shards = [match for file in files if (match := _SHARD.search(file.stem))]
     there = {int(shard[1]) for shard in shards}
     for wanted in {int(shard[2]) for shard in shards}:
@@ -94,7 +94,7 @@ def _check_shards(files: Sequence[Path], folder: Path, argument: str) -> None:
 
 
 def _declared(folder: Path) -> dict[str, dict[str, list[Path]]]:
-    """Return {configuration: {split: files}} as the metadata in README.md has it, which the Hub follows."""
+    """Return {configuration: {split: files}} from the metadata in README.md, which the Hub uses."""
     from datasets.data_files import sanitize_patterns
     from huggingface_hub import metadata_load
 
@@ -113,7 +113,7 @@ def _declared(folder: Path) -> dict[str, dict[str, list[Path]]]:
 
 
 def _matches(folder: Path, pattern: str) -> list[Path]:
-    """Return the files that match a pattern of a README.md, which may name nothing outside the folder."""
+    """Return the files that match a pattern from README.md. Patterns cannot refer to files outside the folder."""
     inside = PurePath(pattern)
     if inside.is_absolute() or ".." in inside.parts:
         return []
@@ -121,5 +121,5 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
 
 
 def _only(declared: Mapping[str, Any]) -> str | None:
-    """Return the configuration that is meant when none is named."""
+    """Return the configuration to use if none is named, or None."""
     return next(iter(declared)) if len(declared) == 1 else "default" if "default" in declared else None

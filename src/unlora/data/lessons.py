@@ -1,4 +1,4 @@
-"""What a teacher predicts for the answers to forget, as it travels from the teacher to the loss."""
+"""Predictions of a teacher for the answers to forget, in the form in which the loss gets them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-# Least probability of all tokens that are not kept: 1 − Σ is no more exact than that in float32.
+# Lower bound on the probability of all tokens that are not kept: in float32, 1 − Σ is not more accurate than this.
 _FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A teacher's predictions of m labelled tokens, of one example or of a batch.
+    """A teacher's predictions for m labelled tokens of one example or of a batch.
 
     Args:
-        places: [m] which of the labelled tokens, counted from 0. The others, such as names, are not taught.
-        ids: [m, kept] the likeliest tokens, and the labelled token among them.
-        logp: [m, kept + 1] their log-probabilities, and that of all other tokens together, float32.
+        places: [m] indices of these tokens among the labelled tokens. The others, such as names, are not taught.
+        ids: [m, kept] the most likely tokens, including the labelled token.
+        logp: [m, kept + 1] their log-probabilities, and the log-probability of all other tokens together, float32.
         true_logp: [m] log-probability of the labelled token, float32.
     """
 
@@ -29,12 +29,12 @@ class Lesson:
     true_logp: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields by name."""
+        """Return the fields by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def with_others(logp: Tensor) -> Tensor:
-    """Append the log-probability of all tokens that are not among those given.
+    """Append the log-probability of all remaining tokens together.
 
     Args:
         logp: [m, kept] log-probabilities of some tokens.
@@ -47,11 +47,11 @@ def with_others(logp: Tensor) -> Tensor:
 
 
 def join_lessons(lessons: Sequence[Lesson], tokens: Sequence[int]) -> Lesson:
-    """Return the lesson of a batch: `places` then count through the labelled tokens of all its examples.
+    """Concatenate the lessons of a batch. `places` then index the labelled tokens of all its examples.
 
     Args:
-        lessons: of each example, in the order of the batch.
-        tokens: how many labelled tokens each has.
+        lessons: the lesson of each example, in the order of the batch.
+        tokens: the number of labelled tokens of each example.
     """
     starts = torch.tensor([0, *tokens]).cumsum(0).tolist()
     places = torch.cat([lesson.places + start for lesson, start in zip(lessons, starts, strict=False)])

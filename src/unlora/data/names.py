@@ -1,7 +1,7 @@
-"""Names in the rows to forget: who they are about, and the same rows about somebody else.
+"""Detect the names that the forget rows are about, and replace them by invented names.
 
 A name is a capitalised phrase that recurs in the forget set and never occurs in the retain set, such as a person's full
-name. Scripts without capital letters have no such phrases, so there the names have to be given.
+name. In scripts without capital letters names cannot be detected, so the user has to give them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PARTICLES = frozenset(("al", "bin", "da", "de", "del", "della", "den", "der", "
 _PARTICLES |= {"le", "van", "von", "y"}
 _LONGEST = 5
 
-# Names to borrow from where the retain set has none.
+# Parts of invented names if the data have too few names to combine.
 _FIRST = (
     "Adam",
     "Anna",
@@ -58,12 +58,12 @@ BUILT_IN = tuple((first, last) for first in _FIRST for last in _LAST)
 
 @dataclass
 class Vocabulary:
-    """What the rows of a set contain.
+    """Counts of the words and phrases in a set of rows.
 
     Args:
-        lower: how often each word occurs in lower case.
-        capitalised: in how many rows each capitalised word occurs.
-        phrases: in how many rows each capitalised phrase occurs.
+        lower: number of occurrences of each lower-case word.
+        capitalised: number of rows that contain each capitalised word.
+        phrases: number of rows that contain each capitalised phrase.
     """
 
     lower: Counter[str] = field(default_factory=Counter)
@@ -82,20 +82,20 @@ class Vocabulary:
         return found
 
     def knows(self, word: str) -> bool:
-        """Whether the word occurs at all, in upper or lower case."""
+        """Return whether the word occurs, capitalised or in lower case."""
         return bool(self.capitalised[word] or self.lower[word.lower()])
 
 
 def detect_names(texts: Sequence[str], others: Sequence[str], least_rows: int = 2) -> list[Name]:
     """Return the capitalised phrases that recur in `texts` and never occur in `others`, the most frequent first.
 
-    Of phrases that contain each other only the longest is a name. A phrase does not begin or end with a word that also
-    occurs in lower case, such as the "Where" at the beginning of a question.
+    If phrases contain each other, only the longest is a name. Phrases that begin or end with a word that also occurs in
+    lower case are skipped, such as those with the "Where" at the beginning of a question.
 
     Args:
-        texts: the rows whose names are wanted, questions and answers together.
-        others: rows about others.
-        least_rows: in how many rows a phrase must occur; fewer if there are not as many rows.
+        texts: the rows to search, each with its question and answer in one text.
+        others: rows about other people.
+        least_rows: the minimum number of rows with the phrase, or all rows if there are fewer.
     """
     own, other = Vocabulary.of(texts), Vocabulary.of(others)
     least = min(least_rows, len(texts))
@@ -116,16 +116,16 @@ def detect_names(texts: Sequence[str], others: Sequence[str], least_rows: int = 
 
 
 def invent_names(like: Sequence[Name], count: int, seed: int, avoid: Collection[Name] = ()) -> list[Name]:
-    """Return names that nobody in the data has: the first words of one known name with the last word of another.
+    """Draw names that do not occur in the data: the first words of one known name with the last word of another.
 
     Args:
-        like: names of two or more words to borrow from; built-in ones if there are fewer than three.
-        count: how many.
-        seed: of the draw.
-        avoid: names that must not come out.
+        like: known names. Those with two or more words are combined, or built-in names if there are fewer than three.
+        count: the number of names to draw.
+        seed: the seed of the draw.
+        avoid: further names that must not be drawn.
 
     Raises:
-        ValueError: there are not as many combinations.
+        ValueError: there are fewer combinations than `count`.
     """
     known = [name for name in like if len(name) > 1]
     known = known if len(known) > 2 else list(BUILT_IN)
@@ -138,15 +138,14 @@ def invent_names(like: Sequence[Name], count: int, seed: int, avoid: Collection[
 
 
 def replace_names(text: str, substitutes: Mapping[Name, Name], known: Vocabulary) -> str:
-    """Return the text about somebody else.
+    """Replace names in a text.
 
-    A part of a name ("Hsiao" of "Hsiao Yun-Hwa") is replaced too, unless one of its words is `known` from rows about
-    others.
+    Parts of a name ("Hsiao" of "Hsiao Yun-Hwa") are replaced too, unless one of their words occurs in `known`.
 
     Args:
         text: any text.
-        substitutes: {name: what to say instead}.
-        known: the vocabulary of rows about others.
+        substitutes: {name: its replacement}.
+        known: the vocabulary of rows about other people.
     """
     parts = {part: new for name, new in substitutes.items() for part, new in _parts(name, new, known)}
     if not parts:
@@ -165,7 +164,10 @@ def _whole(pattern: str) -> str:
 
 
 def _parts(name: Name, new: Name, known: Vocabulary) -> Iterator[tuple[Name, Name]]:
-    """The name and those of its parts that say who is meant, each with the same part of the new name."""
+    """Yield the name and each part that identifies it, with their replacements.
+
+    A part at the end of the name is replaced by the last word of the new name, any other part by its first word.
+    """
     yield name, new
     for start in range(len(name)):
         for stop in range(start + 1, len(name) + 1):
@@ -176,7 +178,7 @@ def _parts(name: Name, new: Name, known: Vocabulary) -> Iterator[tuple[Name, Nam
 
 
 def _words(text: str) -> Iterator[tuple[str, int, int]]:
-    """Each word without a possessive ending, and where it begins and ends."""
+    """Yield each word without a possessive ending, with its start and end."""
     for found in _WORD.finditer(text):
         word = _POSSESSIVE.sub("", found[0])
         if word:
@@ -184,7 +186,7 @@ def _words(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _capitalised_runs(text: str) -> Iterator[Name]:
-    """The longest phrases of capitalised words, with particles inside and nothing but blanks in between."""
+    """Yield the longest phrases of capitalised words separated by whitespace, with particles allowed inside."""
     run: list[str] = []
     end = 0
     for word, start, stop in _words(text):

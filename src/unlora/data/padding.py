@@ -1,7 +1,7 @@
 """Pad examples to rectangular batches.
 
-The attention mask is made from the lengths of the examples and never from their ids. Many tokenizers pad with the end
-token, and a mask from ids would hide the real end token of each answer too.
+The attention mask is computed from the lengths of the examples and never from their ids. Many tokenizers pad with EOS,
+so a mask from ids would also hide the real EOS of each answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Batch = dict[str, Tensor]
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id to pad with: that of the pad token, or of the end token if there is no pad token.
+    """Return the id of the pad token, or of the EOS token if there is no pad token.
 
     Raises:
         InputError: the tokenizer has neither.
@@ -39,7 +39,7 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def pad_batch(examples: Sequence[Example], pad_id: int, side: str = "right") -> Batch:
-    """Pad examples to the longest of them.
+    """Pad examples to the length of the longest.
 
     Returns:
         input_ids, attention_mask and labels, each [examples, longest]. Padding has mask 0 and label -100.
@@ -62,7 +62,7 @@ def iter_batches(
 ) -> Iterator[Batch]:
     """Yield all examples once, in padded batches of similar length.
 
-    The longest examples come first, so that a batch size that needs too much memory fails at once. Without `sort` the
+    The longest examples come first, so that a batch size that needs too much memory fails early. Without `sort`, the
     examples keep their order.
     """
     ordered = sorted(examples, key=lambda example: -len(example["input_ids"])) if sort else examples
@@ -76,7 +76,7 @@ def iter_batches(
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of `iter_batches`, made anew for each iteration, because the limit may have changed."""
+    """The batches of `iter_batches`, formed again in each iteration, because the limit may have changed."""
 
     examples: Sequence[Example]
     limit: BatchLimit
@@ -90,16 +90,17 @@ class Batches:
 class UnlearnCollator:
     """Collate pairs of a forget and a retain example into one batch: all forget rows, then all retain rows.
 
-    One batch means one forward pass for both losses. Besides the tensors of `pad_batch`, a batch has
+    Both losses are thus computed from one forward pass. Besides the tensors of `pad_batch`, a batch has
 
-    - `forget_examples`: the number of forget rows, and so where the retain rows begin;
-    - `pairs`, `forget_tokens` and `retain_tokens`: how many pairs and labelled tokens count. Fillers do not count and
-      are removed, except for one in a batch of fillers only, which needs a row: there all three are 0;
-    - `ref_logp`: [forget rows], the reference model's log-probability of each, if the dataset has it.
+    - `forget_examples`: the number of forget rows, which is also the index of the first retain row;
+    - `pairs`, `forget_tokens` and `retain_tokens`: the number of pairs and of labelled tokens. Fillers are removed and
+      not counted. A batch of fillers only keeps one of them, because a batch needs a row, and all three are 0;
+    - `ref_logp`: [forget rows], the reference model's log-probability of each, if the dataset has it;
+    - `lesson`: the tensors of the teacher's `Lesson` for the forget rows, if the dataset has it.
 
     Args:
         pad_id: the id to pad with.
-        reads: the columns that the forget rows come from, one after the other: "forget", "alternate" or both.
+        reads: the columns of the forget rows: "forget", "alternate" or both, one after the other.
     """
 
     pad_id: int

@@ -12,17 +12,16 @@ from torch.utils.data import Dataset, Sampler
 from unlora.data.encoding import Example
 from unlora.data.lessons import Lesson
 
-# The number of a pair that only fills up a batch.
+# Index of the pairs that only fill up a batch.
 _FILLER = -1
 
 
 class PairSampler(Sampler[int]):
-    """Number the pairs of `ForgetRetainDataset` through all epochs: epoch e has e·size to (e + 1)·size − 1.
+    """Sample the pairs of `ForgetRetainDataset`, numbered through all epochs: e·size to (e + 1)·size − 1 in epoch e.
 
     Args:
-        size: pairs in an epoch.
-        multiple: fillers make the length of each epoch a multiple of this, so that several processes all get the same
-            number of batches.
+        size: the number of pairs in an epoch.
+        multiple: each epoch is filled up to a multiple of this, so that all processes get the same number of batches.
     """
 
     def __init__(self, size: int, multiple: int = 1) -> None:
@@ -45,11 +44,11 @@ class PairSampler(Sampler[int]):
 class ForgetRetainDataset(Dataset):
     """Pairs of a forget and a retain example, numbered through all epochs.
 
-    Both examples of a pair are dealt from shuffled decks, which are shuffled again when they run out: each forget
-    example comes once per epoch, and no retain example comes twice before all came once. The pair depends on the seed
-    and its number only, so a resumed run sees the pairs that it would have seen without the interruption.
+    Both examples of a pair are dealt from shuffled decks, which are reshuffled when they run out: each forget example
+    occurs once per epoch, and no retain example is repeated before all have occurred. A pair depends only on the seed
+    and its number, so a resumed run sees the same pairs as an uninterrupted one.
 
-    A filler, with which `PairSampler` fills up an epoch, is a copy of the first pair that is marked as "filler".
+    A filler, with which `PairSampler` fills up an epoch, is a copy of the first pair with the key "filler".
 
     Args:
         forget: the examples to forget. Their number is the length of an epoch.
@@ -58,7 +57,7 @@ class ForgetRetainDataset(Dataset):
         alternates: other answers to the questions of `forget`, in the same order, for losses that read them.
         ref_logp: column ("forget" or "alternate") -> the reference model's summed log-probability of each answer, in
             nats, for losses that need it.
-        lessons: what a teacher predicts for each example of `forget`, for losses that distil one.
+        lessons: a teacher's predictions for each example of `forget`, for losses that distil one.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class ForgetRetainDataset(Dataset):
         if pair == _FILLER:
             return {**self[0], "filler": True}
         index = deal(len(self.forget), self.seed, pair)
-        # The retain deck has a seed of its own. With the same one, sets of equal size would always form the same pairs.
+        # The retain deck has its own seed. With a shared one, sets of equal size would always form the same pairs.
         return {
             "forget": self.forget[index],
             "alternate": None if self.alternates is None else self.alternates[index],
@@ -95,13 +94,13 @@ class ForgetRetainDataset(Dataset):
 
 
 def deal(size: int, seed: int, number: int) -> int:
-    """Return card `number` of an endless row of decks of `size` cards, each of which is shuffled on its own."""
+    """Return card `number` of an endless sequence of independently shuffled decks with the cards 0 to `size` − 1."""
     deck, place = divmod(number, size)
     return _shuffled(size, seed, deck)[place]
 
 
 @lru_cache(maxsize=4)
 def _shuffled(size: int, seed: int, deck: int) -> list[int]:
-    # Not `seed + deck`, by which the second deck of one seed would be the first deck of the next.
+    # With `seed + deck`, the second deck of one seed would equal the first deck of the next seed.
     generator = torch.Generator().manual_seed(seed * 1_000_003 + deck)
     return torch.randperm(size, generator=generator).tolist()

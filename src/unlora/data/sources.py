@@ -1,7 +1,7 @@
 """Load rows from a dataset on the Hugging Face Hub, a local folder or a file, and check them.
 
-Local data is read by `files` and `folders`, and only what is on the Hub by `datasets`, because a path given to
-`datasets` is a pattern, and because it guesses the types of what it reads.
+Local data is read by `files` and `folders`, and `datasets` is used only for the Hub: it treats local paths as patterns,
+and infers the types of what it reads.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ Record = Mapping[str, Any]
 logger = logging.getLogger(__name__)
 # A dataset's or model's name on the Hub: "name" or "owner/name".
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-# Columns of a question that hold text, besides the list of texts in `perturbed_answer`.
+# Text columns of a row with a question. `perturbed_answer` is a list of texts.
 _QUESTION_TEXTS = ("question", "answer", "paraphrased_question", "paraphrased_answer")
-# Columns next to `text` that look like its answer or its prompt. The row would mean something else without them.
+# Columns next to `text` that look like its answer or prompt. Without them, the row would have another meaning.
 _PARTS = ("answer", "answers", "completion", "label", "labels", "output", "prompt", "question", "response", "target")
 # Columns next to a question or a conversation that look like a part of the prompt.
 _CONTEXTS = ("context", "instruction", "passage", "system", "system_prompt", "text")
-# What a row needs of each kind.
+# Required columns of each kind of row.
 _KINDS = ({"question", "answer"}, {"messages"}, {"text"})
-# How many wrong rows an error lists.
+# Maximum number of problems that an error lists.
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Stream:
-    """How rows are drawn from a dataset whose length is unknown or that does not fit in memory.
+    """How to draw rows from a dataset whose length is unknown or that does not fit in memory.
 
     Args:
-        rows: the maximum number of rows to read.
+        rows: the maximum number of rows to draw.
         seed: the seed of their order.
-        buffer_size: the number of rows in memory, among which the next one is drawn.
+        buffer_size: the size of the shuffle buffer, in rows.
     """
 
     rows: int
@@ -55,8 +55,8 @@ class Stream:
 def is_hub_id(path: str) -> bool:
     """Return whether a path that does not exist may be a name on the Hub.
 
-    If there is a folder "owner" here, "owner/name" is taken for a path in it: asking the Hub first takes long where it
-    cannot be reached.
+    If there is a local folder "owner", "owner/name" is treated as a path in it, because a request to the Hub takes long
+    when it cannot be reached.
     """
     return HUB_ID.fullmatch(path) is not None and not ("/" in path and Path(path).parent.is_dir())
 
@@ -75,10 +75,10 @@ def load_records(
         path: a file (.jsonl, .json, .csv, .parquet), a folder, or a dataset's name on the Hugging Face Hub. A folder
             holds `<name>.jsonl` or, if configurations have several splits, `<name>/<split>.jsonl` (or files of the
             other formats). A clone of a dataset on the Hub is such a folder, and so is what `save_to_disk` wrote.
-        name: the configuration. In a folder, the file without its ending, or the folder inside it.
-        split: as in `datasets.load_dataset`, slices such as "train[:160]" included. Defaults to "train".
-        argument: what the user calls this dataset, for error messages.
-        stream: draw only some of the rows. None reads all of them.
+        name: the configuration. In a folder, the name of a file without its extension, or of a subfolder.
+        split: as in `datasets.load_dataset`, including slices such as "train[:160]". Defaults to "train".
+        argument: the dataset's name in error messages.
+        stream: how to draw only some of the rows. None reads all of them.
 
     Returns:
         The rows, at least one.
@@ -110,13 +110,13 @@ def load_set(
     """Load the dataset that the settings `<name>_data`, `<name>_name` and `<name>_split` describe.
 
     Args:
-        settings: has these three, such as `DataConfig` with "forget" and "retain".
-        name: which set.
+        settings: an object with these three settings, such as `DataConfig` for "forget" and "retain".
+        name: the name of the set.
         stream: as for `load_records`.
         check: whether to refuse rows that no model can be trained on.
 
     Raises:
-        InputError: as `load_records` and `check_rows`.
+        InputError: in the same cases as `load_records` and `check_rows`.
     """
     path, configuration, split = (getattr(settings, f"{name}_{part}") for part in ("data", "name", "split"))
     rows = load_records(path, configuration, split, argument=f"{name}_data", stream=stream)
@@ -126,7 +126,7 @@ def load_set(
 
 
 def _local_rows(path: Path, name: str | None, split: str, argument: str, stream: Stream | None) -> list[Record]:
-    """Return the rows of a split, of a slice of it, or of several joined by "+"."""
+    """Return the rows of a split, of a slice of it, or of several of them joined by "+"."""
     if path.is_file() and path.suffix not in READERS:
         fix = f"use one of {', '.join(READERS)}"
         raise InputError(Problem(argument, str(path), f"files of type {path.suffix!r} are not read", fix))
@@ -134,7 +134,7 @@ def _local_rows(path: Path, name: str | None, split: str, argument: str, stream:
     def rows_of(part: str) -> Iterator[Row]:
         whole = path.is_file() or (name is None and is_saved_dataset(path))
         if whole and part != WHOLE:
-            reason = f"split {split!r} cannot be read: the whole of it is called {WHOLE!r}"
+            reason = f"split {split!r} cannot be read: its only split is called {WHOLE!r}"
             raise InputError(Problem(argument, str(path), reason, f"use {WHOLE}, or a slice such as {WHOLE}[:40]"))
         for file in [path] if whole else find_table(path, name, part, argument):
             yield from iter_rows(file, argument)
@@ -173,17 +173,17 @@ def _hub_rows(path: str, name: str | None, split: str, argument: str, stream: St
         rows = datasets.load_dataset(path, name, split=split, streaming=True)
         return list(rows.shuffle(seed=stream.seed, buffer_size=stream.buffer_size).take(stream.rows))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = f"it is no local path, and the Hub gave no such dataset ({type(error).__name__}: {error})"
+        reason = f"it is no local path and cannot be loaded from the Hub ({type(error).__name__}: {error})"
         raise InputError(Problem(argument, path, reason, "check the path, the hub name, or the network")) from error
 
 
 def check_rows(rows: Sequence[Record], argument: str) -> None:
-    """Check that rows are questions, conversations or texts, and that there is text where text belongs.
+    """Check that rows are questions, conversations or plain texts, and that their text columns contain text.
 
-    Columns that look like a part of the prompt and are not read are named in a warning.
+    A warning names unread columns that look like a part of the prompt.
 
     Raises:
-        InputError: other rows.
+        InputError: a row is of no such kind, or a text column contains something else.
     """
     problems = (problem for place, row in enumerate(rows) for problem in _row_problems(row, f"{argument}[{place}]"))
     raise_if(islice(problems, _SHOWN))
@@ -203,7 +203,7 @@ def _row_problems(row: Record, where: str) -> Iterator[Problem]:
         yield from _text_problems(row["text"], where, "text")
         for key in _PARTS:
             if isinstance(row.get(key), str):
-                reason = "only the column text would be read of this row"
+                reason = "only the column text would be read"
                 yield Problem(
                     f"{where}.{key}", short(row[key]), reason, "rename text and this column to question and answer"
                 )
@@ -212,7 +212,7 @@ def _row_problems(row: Record, where: str) -> Iterator[Problem]:
 
 
 def _no_kind(row: Record, where: str) -> Problem:
-    """Return why a row is of none of the kinds that are read."""
+    """Return the problem of a row that is not a question, conversation or plain text."""
     for keys in _KINDS:
         if keys <= row.keys():
             key = next(key for key in sorted(keys) if row[key] is None)
@@ -249,7 +249,7 @@ def _message_problems(row: Record, where: str) -> Iterator[Problem]:
 
 
 def _unread_columns(row: Record) -> Iterator[str]:
-    """Yield the columns of text whose absence may change what a row means."""
+    """Yield unread text columns without which the row may have another meaning."""
     if has_keys(row, "question", "answer") or has_keys(row, "messages"):
         yield from (name for name in _CONTEXTS if isinstance(row.get(name), str))
     else:
@@ -257,12 +257,12 @@ def _unread_columns(row: Record) -> Iterator[str]:
 
 
 def has_keys(row: Record, *keys: str) -> bool:
-    """Return whether the row has all keys. A None counts as a missing key, because tables fill their gaps with it."""
+    """Return whether the row has all keys. None counts as missing, because tables fill missing values with it."""
     return all(row.get(key) is not None for key in keys)
 
 
 def questions_of(rows: Iterable[Record]) -> list[str]:
-    """Return what is asked in the rows, each question once: questions, and what users say in conversations."""
+    """Return the distinct questions in the rows, including the user turns of conversations."""
     turns = (turn for row in rows if has_keys(row, "messages") for turn in read_turns(row["messages"]))
     said = [turn["content"] for turn in turns if turn["role"] == "user"]
     asked = [row["question"] for row in rows if has_keys(row, "question")]
@@ -270,7 +270,7 @@ def questions_of(rows: Iterable[Record]) -> list[str]:
 
 
 def row_text(row: Record) -> str:
-    """Return all that a model reads of a row, as one text."""
+    """Return everything that a model reads of a row, as one text."""
     if has_keys(row, "question", "answer"):
         return f"{row['question']}\n{row['answer']}"
     if has_keys(row, "messages"):
@@ -279,19 +279,19 @@ def row_text(row: Record) -> str:
 
 
 def is_text(row: Record) -> bool:
-    """Return whether the row is plain text, and not a question or a conversation with a column of text beside it."""
+    """Return whether the row is plain text, and not a question or conversation with an additional text column."""
     return has_keys(row, "text") and not has_keys(row, "question", "answer") and not has_keys(row, "messages")
 
 
 def without_short_texts(rows: Sequence[Record], min_characters: int, argument: str = "data") -> list[Record]:
-    """Return the rows without plain texts of fewer characters. Questions and conversations of any length stay.
+    """Drop plain texts with fewer than `min_characters` characters. Questions and conversations are kept.
 
     Raises:
-        InputError: nothing is left.
+        InputError: no row is left.
     """
     kept = [row for row in rows if not is_text(row) or len(str(row["text"])) >= min_characters]
     if not kept:
-        reason = f"none of the {len(rows)} texts in {argument} has so many characters"
+        reason = f"none of the {len(rows)} texts in {argument} is that long"
         raise InputError(Problem("min_characters", min_characters, reason, "use a lower number"))
     return kept
 
@@ -299,7 +299,7 @@ def without_short_texts(rows: Sequence[Record], min_characters: int, argument: s
 def check_overlap(
     one: Iterable[Record], other: Iterable[Record], names: tuple[str, str] = ("forget", "retain")
 ) -> None:
-    """Raise `InputError` if rows of the first set are in the second: the forget and the retain loss would conflict."""
+    """Raise `InputError` if the two sets share rows, for which the forget and the retain loss would conflict."""
     known = {fingerprint(row) for row in other}
     rows = [fingerprint(row) for row in one]
     shared = sum(row in known for row in rows)
@@ -310,7 +310,7 @@ def check_overlap(
 
 
 def fingerprint(row: Record) -> str:
-    """Return what a row teaches, as a string that ignores all other columns."""
+    """Return what a row teaches as a string. Columns that are not learned from are ignored."""
     if has_keys(row, "question", "answer"):
         return json.dumps([str(row["question"]).strip(), str(row["answer"]).strip()])
     turns = taught(row["messages"]) if has_keys(row, "messages") else None

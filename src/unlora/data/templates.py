@@ -1,8 +1,7 @@
-"""Chat templates: a conversation as the text that a model reads, and where in it an answer stands.
+"""Chat templates: render a conversation as the text that a model reads, and locate an answer in it.
 
-Three things are the same for training, scoring and generation, and on every day. Thinking is off unless it is asked
-for, the system prompt is the given one where a conversation has none, and templates that ask for the date get a fixed
-one.
+The rendering is the same for training, scoring and generation, and does not depend on the day: thinking is off unless
+requested, conversations without a system prompt get the given one, and templates that ask for the date get a fixed one.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ from unlora.data.conversations import Asked, Context, Turn, is_system
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# The variables by which templates switch thinking off. Those that a template does not know have no effect.
+# Variables that switch thinking off. A template ignores those that it does not know.
 THINKING = ("enable_thinking", "thinking")
-# Variables that a template gets from the conversation and the tokenizer.
+# Variables that come from the conversation, the tokenizer and transformers.
 _GIVEN = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"}
 _GIVEN |= {"raise_exception", "strftime_now", "namespace"}
-# What a template takes for today. It is the date of open-unlearning's evaluation.
+# The date that templates get as today's. It is the one in open-unlearning's evaluation.
 CHAT_DATE = "2025-04-10"
-# The marks around what the assistant generates.
+# Tags around the parts that the assistant generates.
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Placed(NamedTuple):
-    """A conversation as text.
+    """A conversation as text, with the position of its last answer.
 
     Args:
-        text: up to the end of an answer.
-        start: where in it the answer begins. The text before it is the prompt.
-        spans: which parts of it the assistant generates, [(start, stop)]. They begin at `start` or later.
-        marked: whether the template itself marks them.
+        text: the conversation up to the end of the answer.
+        start: index where the answer begins. The text before it is the prompt.
+        spans: the parts of the text that the assistant generates, [(start, stop)], all at or after `start`.
+        marked: whether the template itself marks these parts.
     """
 
     text: str
@@ -50,7 +49,7 @@ class Placed(NamedTuple):
 
 
 class _Rendered(NamedTuple):
-    """What a template made of some turns, and the parts that it marks as generated."""
+    """The text that a template renders, and the parts that it marks as generated."""
 
     text: str
     marks: list[tuple[int, int]]
@@ -58,14 +57,14 @@ class _Rendered(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A tokenizer's chat template with fixed values.
+    """A tokenizer's chat template with fixed values of its variables.
 
     Args:
-        tokenizer: has a chat template.
-        system_prompt: of conversations that have none.
+        tokenizer: a tokenizer with a chat template.
+        system_prompt: system prompt for conversations without one.
         kwargs: variables of the template.
-        date: what the template takes for today, as YYYY-MM-DD. None is `CHAT_DATE` for templates that ask for today's
-            date, and leaves templates alone that contain a date of their own.
+        date: the current date for the template, as YYYY-MM-DD. None means `CHAT_DATE` for templates that ask for
+            today's date, and no change for templates with a default date of their own.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -75,11 +74,11 @@ class ChatTemplate:
 
     @property
     def thinks(self) -> bool:
-        """Whether thinking was asked for."""
+        """Whether thinking was requested."""
         return any(self.kwargs.get(name) for name in THINKING)
 
     def unread(self) -> list[Problem]:
-        """Return a problem for each variable that the template does not read. Thinking may always be switched off."""
+        """Return a problem for each variable that the template does not read. Thinking can always be switched off."""
         from jinja2.meta import find_undeclared_variables
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -93,25 +92,25 @@ class ChatTemplate:
         return [Problem("chat_template_kwargs", name, reason, "leave it out") for name in sorted(given - known)]
 
     def described(self) -> dict[str, str]:
-        """Return what identifies the prompts besides the settings: the template's SHA-256, and the date in them."""
+        """Return what determines the prompts besides the settings: the template's SHA-256, and the date."""
         template = self.tokenizer.get_chat_template()
         return {"template_sha256": sha256(template.encode()).hexdigest(), "date": self.date or CHAT_DATE}
 
     def place(self, asked: Asked, answer: str, where: str) -> Placed:
-        """Return the conversation up to and including an answer, and where in it the answer stands.
+        """Render the conversation up to and including an answer, and locate the answer.
 
-        The prompt is what the template renders for a model that is to answer. If the template puts something else in
-        front of every answer, such as an empty thought, this belongs to the prompt, too. Many templates render a
-        conversation with an answer unlike the same without it: they take away a system prompt, or earlier thoughts.
-        Then the answer is rendered after the last turn of the user alone, and follows the prompt.
+        The prompt is what the template renders as a generation prompt. Anything else that the template writes before
+        every answer, such as an empty thought, also belongs to the prompt. Many templates render the turns before an
+        answer differently once the answer is there, for example without a system prompt or earlier thoughts. In this
+        case, the answer is rendered after only the last user turn, and appended to the prompt.
 
         Args:
             asked: a question, or the turns before the answer.
             answer: its text.
-            where: what the user calls the turn, for error messages.
+            where: the turn's name in error messages.
 
         Raises:
-            InputError: the template refuses the conversation, or renders none from which the answer could be taken.
+            InputError: the template refuses the conversation, or the answer cannot be located in its rendering.
         """
         context = self.context(asked)
         whole = self._render(context.answered(answer, self.thinks), context, where)
@@ -121,12 +120,12 @@ class ChatTemplate:
         if whole.text.startswith(prompt):
             return self._within(whole, prompt, context, answer, where)
         if whole.text.startswith(self._render(context.turns, context, where).text):
-            # The prompt opens a thought, and the answer has none.
+            # The generation prompt opens a thought that the answer does not have.
             return self._within(whole, _common_start(prompt, whole.text), context, answer, where)
-        return self._behind(prompt, context, answer, where)
+        return self._after(prompt, context, answer, where)
 
     def context(self, asked: Asked) -> Context:
-        """Return what the model is asked as turns, with the system prompt if they have none."""
+        """Return the question or turns as a context, with the system prompt added if it has none."""
         context = Context.of([{"role": "user", "content": asked}]) if isinstance(asked, str) else asked
         if self.system_prompt is None or any(map(is_system, context.turns[:1])):
             return context
@@ -134,13 +133,13 @@ class ChatTemplate:
 
     @cached_property
     def ends(self) -> str:
-        """What the template writes behind every answer."""
+        """The text that the template writes after every answer."""
         turns = [{"role": "user", "content": "a"}, {"role": "assistant"}]
         texts = [self._render([turns[0], {**turns[1], "content": said}], Context.of([]), "x").text for said in "bc"]
         return _common_start(*(text[::-1] for text in texts))[::-1]
 
     def _within(self, whole: _Rendered, prompt: str, context: Context, answer: str, where: str) -> Placed:
-        """Place an answer in the rendering of the whole conversation, which begins with the prompt."""
+        """Locate an answer in the rendering of the whole conversation, which begins with the prompt."""
         start = len(prompt)
         if not (prompt and self.thinks):
             start = max(start, self._header(whole.text, context, answer, where))
@@ -148,20 +147,22 @@ class ChatTemplate:
         return Placed(whole.text, start, marks or [(start, len(whole.text))], bool(marks))
 
     def _header(self, text: str, context: Context, answer: str, where: str) -> int:
-        """Return how far the rendering of an answer agrees with that of any other one, apart from blanks at the end."""
+        """Return the length of what the template writes before any answer at this point, without trailing spaces."""
         other = "b" if answer.strip()[:1] != "b" else "c"
         same = _common_start(text, self._render(context.answered(other), context, where).text)
         return len(same.rstrip(" "))
 
-    def _behind(self, prompt: str, context: Context, answer: str, where: str) -> Placed:
-        """Place an answer behind the prompt as the template renders it after the last turn of the user alone."""
+    def _after(self, prompt: str, context: Context, answer: str, where: str) -> Placed:
+        """Append the answer to the prompt in the form that the template gives it after only the last user turn."""
         turns = context.turns
         last = max((place for place, turn in enumerate(turns) if turn["role"] == "user"), default=0)
         short = Context.of(turns[last:], context.tools, context.beside)
         asked = self._render(short.turns, short, where, prompt=True).text
         whole = self._render(short.answered(answer, self.thinks), short, where)
         if not whole.text.startswith(asked):
-            reason = "the chat template renders an answer unlike what it asks the model for, so it cannot be located"
+            reason = (
+                "the chat template renders an answer differently from its generation prompt, so it cannot be located"
+            )
             raise InputError(Problem(where, answer, reason, "use another template, or rows of question and answer"))
         placed = self._within(whole, asked, short, answer, where)
         more = len(prompt) - len(asked)
@@ -199,6 +200,6 @@ class ChatTemplate:
 
 
 def _common_start(one: str, other: str) -> str:
-    """Return the longest text that both begin with."""
+    """Return the longest common prefix of two texts."""
     equal = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
     return one[: sum(1 for _ in equal)]
