@@ -96,7 +96,7 @@ WRONG = {
     ),
     "more layers": (settings(num_hidden_layers=3), r"the weights lack model\.layers\.2\."),
     "fewer layers": (settings(num_hidden_layers=1), r"the weights contain model\.layers\.1\."),
-    "a pointer": (content("model.safetensors", POINTER), "model.safetensors is a pointer of git-lfs.*git lfs pull"),
+    "a pointer": (content("model.safetensors", POINTER), "model.safetensors is a git-lfs pointer.*git lfs pull"),
     "settings of a tokenizer cut off": (
         content("tokenizer_config.json", b'{"pad_tok'),
         "tokenizer_config.json is cut off",
@@ -110,7 +110,7 @@ WRONG = {
         content("generation_config.json", b'{"eos_token_id": "</s>"}'),
         "eos_token_id in its generation_config.json is '</s>', not the id of a token",
     ),
-    "a pointer for a tokenizer": (content("tokenizer.json", POINTER), "tokenizer.json is a pointer of git-lfs"),
+    "a pointer for a tokenizer": (content("tokenizer.json", POINTER), "tokenizer.json is a git-lfs pointer"),
     "a copy that was cut off": (cut, "model.safetensors is cut off or broken"),
     "an empty file": (content("model.safetensors", b""), "model.safetensors is cut off or broken"),
     "a lost part": (shard_lost, "model-00002-of-.* is missing.*copy or download it again"),
@@ -264,7 +264,7 @@ def test_an_adapter_whose_weights_do_not_fit_is_refused(copied, tmp_path):
     with pytest.raises(InputError, match="it has tensors that its settings do not name"):
         load_model(ModelConfig(str(tmp_path / "adapter")))
     file.write_bytes(POINTER)
-    with pytest.raises(InputError, match="pointer of git-lfs"):
+    with pytest.raises(InputError, match="git-lfs pointer"):
         load_model(ModelConfig(str(tmp_path / "adapter")))
     file.unlink()
     torch.save(found, tmp_path / "adapter" / "adapter_model.bin")

@@ -1,1 +1,1 @@
-"""Loading a causal language model and running it."""
+"""Load causal language models and run them."""

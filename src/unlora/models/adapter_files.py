@@ -1,4 +1,4 @@
-"""The files of a PEFT adapter, from anybody: which are read, and whether they hold a whole adapter and nothing else."""
+"""Find and check the files of a PEFT adapter from an untrusted source: a complete adapter, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _FIX = "name the folder of an adapter that PEFT saved as safetensors"
 
 
 def adapter_folder(path: str, argument: str) -> Path:
-    """Return the folder with an adapter's files, which are downloaded if `path` is a name on the Hub.
+    """Return the folder with an adapter's files. They are downloaded if `path` is a name on the Hub.
 
     Raises:
-        InputError: there is no such adapter, it is a pickle, or its settings are not those of one.
+        InputError: there is no such adapter, it is a pickle, its settings cannot be read, or its type is not supported.
     """
     folder = Path(path) if Path(path).exists() or not is_hub_id(path) else _downloaded(path, argument)
     if not (folder / ADAPTER_WEIGHTS).is_file():
@@ -33,26 +33,28 @@ def adapter_folder(path: str, argument: str) -> Path:
     with from_elsewhere(argument, path, f"its {ADAPTER_SETTINGS} is not one of PEFT", _FIX):
         settings = read_json(folder / ADAPTER_SETTINGS)
         kind = settings["peft_type"]
-        if settings.get("alora_invocation_tokens") is not None:  # several rows are packed into one sequence
+        if settings.get("alora_invocation_tokens") is not None:  # packing puts several rows into one sequence
             reason = "it only applies after certain tokens (activated LoRA), which is not supported"
-            raise InputError(Problem(argument, path, reason, "use one that applies to all tokens"))
+            raise InputError(Problem(argument, path, reason, "use an adapter that applies to all tokens"))
         if kind == "XLORA":
-            raise InputError(Problem(argument, path, "it loads other adapters, wherever they are", "use a plain one"))
+            raise InputError(
+                Problem(argument, path, "it loads other adapters from any place (X-LoRA)", "use a plain LoRA adapter")
+            )
         if issubclass(PEFT_TYPE_TO_CONFIG_MAPPING[kind], PromptLearningConfig):
             reason = f"adapters of type {kind} put virtual tokens before the text, which is not supported"
-            raise InputError(Problem(argument, path, reason, "use one that changes weights, such as LoRA"))
+            raise InputError(Problem(argument, path, reason, "use an adapter that changes weights, such as LoRA"))
     return folder
 
 
 def _downloaded(name: str, argument: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    with from_elsewhere(argument, name, "it is no folder, and the Hub gave no such adapter", _FIX):
+    with from_elsewhere(argument, name, "it is no folder and cannot be loaded from the Hub", _FIX):
         return Path(snapshot_download(name, allow_patterns=list(ADAPTER_FILES)))
 
 
 def check_regular(folder: Path, argument: str) -> None:
-    """Raise `InputError` unless the adapter's files are regular files in a real folder: a link may lead anywhere."""
+    """Raise `InputError` unless folder and files of the adapter are real and not links, which may point anywhere."""
     odd = [path for path in (folder, *(folder / name for name in ADAPTER_FILES)) if path.is_symlink()]
     raise_if(Problem(argument, str(path), "it is a symbolic link", "put the file itself there") for path in odd)
     missing = [folder / name for name in ADAPTER_FILES if not (folder / name).is_file()]
@@ -60,19 +62,21 @@ def check_regular(folder: Path, argument: str) -> None:
 
 
 def check_whole(model: PeftModel, folder: Path, path: str, name: str, argument: str) -> None:
-    """Raise `InputError` unless the file had each tensor of the adapter `name`, and no other.
+    """Raise `InputError` unless the file has exactly the tensors of the adapter `name`, all of them finite.
 
-    PEFT leaves a tensor that the file lacks at its start, and skips or puts elsewhere what it does not know.
+    PEFT leaves a tensor that is missing in the file at its initial value, and skips or misplaces unknown tensors.
 
     Args:
-        model: with the adapter loaded from `folder`.
-        folder: where its files are.
-        path: what the user calls it.
-        name: of the adapter.
-        argument: what the user gave it as.
+        model: the model with the adapter loaded from `folder`.
+        folder: the folder with the adapter's files.
+        path: the adapter as the user gave it.
+        name: the adapter's name on the model.
+        argument: the argument that names the adapter, for error messages.
     """
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    known = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=True)  # of tokens that were added
+    known = get_peft_model_state_dict(
+        model, adapter_name=name, save_embedding_layers=True
+    )  # with embeddings of added tokens
     try:
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
             saved = set(file.keys())
@@ -81,8 +85,8 @@ def check_whole(model: PeftModel, folder: Path, path: str, name: str, argument: 
     infinite = [key for key, tensor in expected.items() if not torch.isfinite(tensor).all()]
     parts = {
         "it lacks tensors": expected.keys() - saved,
-        "it has tensors that its settings do not name": saved - known.keys(),
-        "some of its numbers are not finite": infinite,
+        "it has tensors that its settings do not describe": saved - known.keys(),
+        "it has tensors with values that are not finite": infinite,
     }
     raise_if(
         Problem(

@@ -1,4 +1,4 @@
-"""Tokens that were added to a model before its adapter was trained: the adapter's files have their embeddings."""
+"""Load adapters whose base model had tokens added before training: the adapter's files contain their embeddings."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from unlora.models.hashes import ADAPTER_WEIGHTS
 
 
 def resize_embeddings(model: PreTrainedModel, adapter: Path, argument: str) -> None:
-    """Give the model as many embeddings as the adapter was trained with. Loading the adapter then replaces new ones.
+    """Resize the embeddings of the model to the size that the adapter was trained with.
+
+    The new rows are random until the adapter is loaded, which replaces them.
 
     Args:
-        model: the base of the adapter. It is changed in place.
+        model: the base model of the adapter. It is changed in place.
         adapter: the folder of the adapter.
-        argument: what the user calls the adapter, for error messages.
+        argument: the argument that names the adapter, for error messages.
 
     Raises:
-        InputError: the adapter lacks weights of the added tokens, which would be random.
+        InputError: the adapter lacks weights of the added tokens, which would remain random.
     """
     layers = _embedding_layers(model)
-    saved, alone = _saved_rows(adapter, layers), _tokens_alone(adapter, layers)
+    saved, alone = _saved_rows(adapter, layers), _individual_tokens(adapter, layers)
     present = model.get_input_embeddings().weight.shape[0]
     rows = max([*saved.values(), *(index + 1 for indices in alone.values() for index in indices)], default=present)
     if rows == present or (rows < present and not saved):
@@ -48,7 +50,7 @@ def _embedding_layers(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _saved_rows(adapter: Path, layers: dict[str, nn.Module]) -> dict[str, int]:
-    """Return the number of tokens of each layer of which the adapter has all weights."""
+    """Return the number of tokens in each embedding layer that the adapter's file contains as a whole."""
     found = {}
     with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as weights:
         for key in weights.keys():  # noqa: SIM118 - not a mapping
@@ -59,8 +61,8 @@ def _saved_rows(adapter: Path, layers: dict[str, nn.Module]) -> dict[str, int]:
     return found
 
 
-def _tokens_alone(adapter: Path, layers: dict[str, nn.Module]) -> dict[str, set[int]]:
-    """Return the tokens of each layer that were trained on their own, without the rest of the layer."""
+def _individual_tokens(adapter: Path, layers: dict[str, nn.Module]) -> dict[str, set[int]]:
+    """Return the tokens of each layer that were trained individually (PEFT's `trainable_token_indices`)."""
     setting = getattr(PeftConfig.from_pretrained(adapter), "trainable_token_indices", None) or {}
     by_name = setting if isinstance(setting, dict) else {"embed_tokens": setting}
     return {

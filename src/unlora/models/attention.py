@@ -1,4 +1,4 @@
-"""Changes to how a model attends, for as long as a context lasts."""
+"""Change the attention of a model inside a context."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def smoothed_attention(model: nn.Module, temperature: float) -> Iterator[int]:
     """Divide the attention scores of all layers by a temperature, so that softmax(QKᵀ / (τ√d)) is flatter.
 
     Attention layers of transformers pass their attribute `scaling`, 1/√d, to every attention kernel. Layers without
-    it, such as those of state-space models, stay as they are.
+    it, such as those of state-space models, are not changed.
 
     Yields:
-        The number of layers that are smoothed.
+        The number of layers that were changed.
 
     Source: arXiv 2603.01285.
     """

@@ -1,4 +1,4 @@
-"""Run examples in batches, and in smaller ones where the memory is too small for a batch."""
+"""Run examples in batches, and retry with smaller batches when out of memory."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def run_in_batches(
     side: str = "right",
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Call `run` with the examples in their order, in padded batches, each with the indices of its examples.
+    """Call `run` on padded batches of the examples, in order.
 
-    If the memory is too small for a batch, the limit is halved, and the batch's examples are run in smaller ones. So
-    `run` must leave nothing behind if it fails.
+    If a batch does not fit in memory, the limit is halved and its examples are run again in smaller batches. A failed
+    `run` must therefore have no side effects.
 
     Args:
-        run: called with each batch.
-        examples: tokenised.
-        limit: how large a batch may be.
+        run: called with the indices of a batch's examples, and the batch.
+        examples: tokenised examples.
+        limit: the maximum size of a batch.
         pad_id: the id to pad with.
-        side: where to pad.
+        side: the side to pad on, "left" or "right".
         progress: called after each batch with the number of examples done so far.
 
     Raises:
@@ -49,11 +49,11 @@ def run_in_batches(
 
 
 def out_of_memory(run: Callable[[], object]) -> torch.OutOfMemoryError | None:
-    """Return the error if the memory is too small for what is run, without the frames that hold its tensors."""
+    """Call `run`, and return an out-of-memory error without its traceback, whose frames keep tensors alive."""
     try:
         run()
     except torch.OutOfMemoryError as error:
-        if in_lockstep():  # the other processes have run this batch
+        if in_lockstep():  # the other processes have run this batch, so they would not repeat it
             raise
         return error.with_traceback(None)
     return None

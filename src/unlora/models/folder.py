@@ -1,4 +1,4 @@
-"""What is wrong with the files of a local model, found before any weights are read."""
+"""Check the files of a local model before any weights are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unlora.models.hashes import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 
 CONFIG_NAME, SAFE_WEIGHTS_NAME = "config.json", "model.safetensors"
 SAFE_WEIGHTS_INDEX_NAME = f"{SAFE_WEIGHTS_NAME}.index.json"
-# Endings of pickled weights, which run code when they are read.
+# Extensions of pickled weights, which can run code when they are loaded.
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONVERT = (
     "if you trust whoever wrote them, load the model with transformers and save it with "
@@ -31,12 +31,12 @@ def is_adapter(folder: Path) -> bool:
 
 
 def model_problems(folder: Path, argument: str) -> list[Problem]:
-    """Return what is missing in a model's folder, or broken in one of its weight files."""
+    """Return problems of missing files in a model's folder, and of broken weight files and settings."""
     if not (folder / CONFIG_NAME).is_file():
         reason, fix = f"the folder has no {CONFIG_NAME}", "name the folder that `save_pretrained` wrote"
         return [Problem(argument, str(folder), reason, fix)]
     if (folder / ADAPTER_SETTINGS).is_file():
-        reason = "the folder holds both a whole model and an adapter, so it is not clear what is meant"
+        reason = "the folder holds both a whole model and an adapter, so it is ambiguous"
         return [Problem(argument, str(folder), reason, f"move {ADAPTER_SETTINGS} and its weights to another folder")]
     files = _weight_files(folder)
     if not files:
@@ -53,7 +53,7 @@ def adapter_problems(folder: Path, argument: str) -> list[Problem]:
 
 
 def tokenizer_problems(folder: Path, argument: str) -> list[Problem]:
-    """Return the files of a tokenizer that are pointers of git-lfs, or broken settings."""
+    """Return problems of a tokenizer's files that are git-lfs pointers, and of broken settings."""
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if found := [_pointer(file, argument) for file in files if is_lfs_pointer(file)]:
         return found
@@ -61,7 +61,7 @@ def tokenizer_problems(folder: Path, argument: str) -> list[Problem]:
 
 
 def _settings_problems(file: Path, argument: str) -> list[Problem]:
-    """Return what is wrong with a file of settings that transformers would ignore if it were broken."""
+    """Check that a settings file is a JSON object. transformers would silently ignore a broken one."""
     if not file.is_file():
         return []
     try:
@@ -74,7 +74,7 @@ def _settings_problems(file: Path, argument: str) -> list[Problem]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the files with the weights of a whole model, whether or not they are there."""
+    """Return the paths of a whole model's weight files, including shards in the index that do not exist."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         return [folder / SAFE_WEIGHTS_NAME]
@@ -85,7 +85,7 @@ def _weight_files(folder: Path) -> list[Path]:
             folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         ]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return [index]  # which is then found to be no weights
+        return [index]  # `_file_problems` then reports it as broken
 
 
 def _file_problems(file: Path, argument: str) -> Iterator[Problem]:
@@ -105,7 +105,7 @@ def _file_problems(file: Path, argument: str) -> Iterator[Problem]:
 
 
 def _pointer(file: Path, argument: str) -> Problem:
-    return Problem(argument, str(file.parent), f"{file.name} is a pointer of git-lfs in place of the file", LFS_FIX)
+    return Problem(argument, str(file.parent), f"{file.name} is a git-lfs pointer in place of the file", LFS_FIX)
 
 
 def _without_weights(folder: Path, argument: str, wanted: str = SAFE_WEIGHTS_NAME) -> Problem:

@@ -1,7 +1,7 @@
-"""Run a model, and keep what it says at labelled positions only.
+"""Run a model and compute its outputs only at labelled positions.
 
-The logits of a batch are often its largest tensor: [examples, length, vocabulary]. No loss reads those of prompts and
-padding, so the output head is given the hidden states of the labelled positions and nothing else.
+The logits of a batch are often its largest tensor: [examples, length, vocabulary]. No loss reads the logits of prompts
+and padding, so the output head only gets the hidden states of labelled positions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from unlora.models.packing import is_packing, packed_inputs
 
 @dataclass(frozen=True)
 class LabelledTokens:
-    """What a model predicts for the labelled tokens of a batch, in the order of the batch's rows.
+    """A model's predictions for the labelled tokens of a batch, in the order of the batch's rows.
 
     Args:
         logits: [tokens, vocabulary], at the position before each labelled token.
@@ -37,9 +37,9 @@ class LabelledTokens:
         example: [tokens], the row of the batch that each token belongs to.
         examples: the number of rows in the batch.
         ref_logp: [examples], the reference model's summed log-probability of each row's labels in nats, for losses that
-            ask for it.
-        ref_logits: [tokens, vocabulary] of the reference model, for losses that ask for it.
-        lesson: what a teacher predicts for these tokens, for losses that ask for it.
+            need it.
+        ref_logits: [tokens, vocabulary], the reference model's logits, for losses that need them.
+        lesson: a teacher's predictions for these tokens, for losses that need them.
     """
 
     logits: Tensor
@@ -67,12 +67,12 @@ class LabelledTokens:
         return self.logp.new_zeros(self.examples).index_add(0, self.example, self.logp)
 
     def rows(self, start: int, stop: int) -> LabelledTokens:
-        """Return the part that belongs to the rows start..stop-1 of the batch, without the reference model's values."""
+        """Return the tokens of the rows start..stop-1 of the batch, without reference values and lesson."""
         cut = _tokens_of(self.example, start, stop)
         return LabelledTokens(self.logits[cut], self.targets[cut], self.example[cut] - start, stop - start)
 
     def with_reference(self, reference: LabelledTokens) -> LabelledTokens:
-        """Return a copy with what the reference model says of the same tokens."""
+        """Return a copy with the reference model's logits for the same tokens."""
         return replace(self, ref_logits=reference.logits)
 
 
@@ -84,7 +84,7 @@ class HiddenStates:
         states: [tokens, hidden], at the position before each labelled token.
         example: [tokens], the row of the batch that each token belongs to.
         examples: the number of rows in the batch.
-        ref_states: [tokens, hidden] of the reference model, for losses that ask for it.
+        ref_states: [tokens, hidden], the reference model's hidden states, for losses that need them.
     """
 
     states: Tensor
@@ -93,12 +93,12 @@ class HiddenStates:
     ref_states: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> HiddenStates:
-        """Return the part that belongs to the rows start..stop-1 of the batch, without the reference model's values."""
+        """Return the tokens of the rows start..stop-1 of the batch, without reference values."""
         cut = _tokens_of(self.example, start, stop)
         return HiddenStates(self.states[cut], self.example[cut] - start, stop - start)
 
     def with_reference(self, reference: HiddenStates) -> HiddenStates:
-        """Return a copy with the reference model's states of the same tokens."""
+        """Return a copy with the reference model's hidden states of the same tokens."""
         return replace(self, ref_states=reference.states)
 
 
@@ -114,26 +114,29 @@ def _tokens_of(example: Tensor, start: int, stop: int) -> slice:
 def labelled_tokens(model: nn.Module, batch: Mapping[str, Any]) -> LabelledTokens:
     """Run the model on `input_ids` and `attention_mask` [examples, length], and return its predictions of `labels`.
 
-    Labels are shifted here: the label at position t is predicted from position t - 1. Positions count from each row's
-    first real token, so left and right padding give the same numbers. The labelled positions are looked up on the
-    device of the batch, usually the CPU, because looking them up on a GPU would make the CPU wait for it.
+    Labels are shifted here: the label at position t is predicted from position t - 1. Position ids start at each row's
+    first real token, so left and right padding give the same results. The labelled positions are computed on the device
+    of the batch, usually the CPU, because computing them on a GPU would force a synchronisation.
     """
     core = causal_lm(model)
     labels, chosen = _labelled(batch)
-    inputs, places = _arranged(core, batch, chosen)
-    with _head_sees_only(core, places):
+    inputs, places = _model_inputs(core, batch, chosen)
+    with _head_limited_to(core, places):
         logits = model(**inputs).logits.squeeze(0)  # the backward pass of `[0]` would copy the gradient
     targets, example = (values.to(logits.device) for values in (labels[chosen], chosen.nonzero()[:, 0]))
     return LabelledTokens(logits, targets, example, len(labels))
 
 
 def hidden_states(model: nn.Module, batch: Mapping[str, Any], layer: int = 7) -> HiddenStates:
-    """Return the output of decoder layer `layer` (from 0) where `labels` are predicted. Later layers are not run."""
+    """Return the output of decoder layer `layer` (from 0) at the positions that predict `labels`.
+
+    Later layers are not run.
+    """
     core = causal_lm(model)
     labels, chosen = _labelled(batch)
-    inputs, places = _arranged(core, batch, chosen)
-    # Nobody reads the logits, so the head is given no position at all.
-    with _layers_up_to(core, layer) as last, _head_sees_only(core, places[:0]):
+    inputs, places = _model_inputs(core, batch, chosen)
+    # The logits are not used, so the head gets no positions at all.
+    with _layers_up_to(core, layer) as last, _head_limited_to(core, places[:0]):
         model(**inputs)
         states = last.output
     if states.dim() != 3:
@@ -146,12 +149,12 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], layer: int = 7) ->
 def _labelled(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Return the labels [examples, length - 1] at the positions that predict them, and a mask of those that count."""
     labels = batch["labels"][:, 1:]
-    # The first real token of a row has nothing that it could be predicted from, even if padding stands before it.
+    # The first real token of a row cannot be predicted, even if there is padding before it.
     return labels, (labels != IGNORE_INDEX) & batch["attention_mask"][:, :-1].bool()
 
 
-def _arranged(core: PreTrainedModel, batch: Mapping[str, Any], chosen: Tensor) -> tuple[dict[str, Any], Tensor]:
-    """Return the model's arguments, packed or padded, and where the chosen positions are in them.
+def _model_inputs(core: PreTrainedModel, batch: Mapping[str, Any], chosen: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """Return the model's inputs, packed or padded, and the indices of the chosen positions in them.
 
     Args:
         core: the model.
@@ -159,7 +162,7 @@ def _arranged(core: PreTrainedModel, batch: Mapping[str, Any], chosen: Tensor) -
         chosen: [examples, length - 1], whether a position predicts a label.
 
     Returns:
-        The arguments on the model's device, and the [tokens] indices of the chosen positions among all, row by row.
+        The inputs on the model's device, and the [tokens] indices of the chosen positions, counted row by row.
     """
     device = core.get_input_embeddings().weight.device
     positions = F.pad(chosen, (0, 1))  # the last position predicts nothing
@@ -179,7 +182,7 @@ def _padded_inputs(core: PreTrainedModel, batch: Mapping[str, Any], device: torc
 
 
 def _at(states: Tensor, places: Tensor) -> Tensor:
-    """Return the states [places, hidden] at some places of [rows, length, hidden], counted row by row."""
+    """Select [places, hidden] from states [rows, length, hidden]. Places are indices of tokens, counted row by row."""
     return states.flatten(0, 1).index_select(0, places.to(states.device))
 
 
@@ -192,18 +195,18 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 def unwrapped(model: nn.Module) -> Any:
     """Return the model inside wrappers such as DistributedDataParallel.
 
-    accelerate's function looks for DeepSpeed among the installed packages each time. If it is installed, this takes
-    10 ms, several times in each step of training. A model that is not wrapped is therefore returned at once.
+    A model without a wrapper is returned directly, because accelerate's function checks each time whether DeepSpeed is
+    installed. If it is, the check takes 10 ms, several times in each training step.
     """
     return model if isinstance(model, PreTrainedModel | PeftModel) else extract_model_from_parallel(model)
 
 
 @contextmanager
-def _head_sees_only(core: PreTrainedModel, places: Tensor) -> Iterator[None]:
-    """Give the output head the hidden states at `places`, counted row by row, as a single row [1, places, hidden].
+def _head_limited_to(core: PreTrainedModel, places: Tensor) -> Iterator[None]:
+    """Limit the output head to the hidden states at `places`, counted row by row, as a single row [1, places, hidden].
 
-    This is a hook on the model's own head. Calling the head ourselves would miss what some models do to their logits
-    afterwards, such as scaling and soft-capping.
+    A hook on the model's own head is used because calling the head directly would skip what some models do to their
+    logits afterwards, such as scaling and soft-capping.
     """
     head = core.get_output_embeddings()
 
@@ -218,19 +221,19 @@ def _head_sees_only(core: PreTrainedModel, places: Tensor) -> Iterator[None]:
 
 
 def text_part(core: PreTrainedModel) -> nn.Module:
-    """Return the part of a vision-language model that reads text, or the whole of another model."""
+    """Return the text decoder of a vision-language model, or any other model itself."""
     composite = core.config.get_text_config() is not core.config
     decoder: nn.Module = core.get_decoder() if composite else core
     return decoder
 
 
 def decoder_layers(core: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
-    """Return the module that holds the list of decoder layers, the list's name there, and the list.
+    """Return the module that owns the list of decoder layers, the list's attribute name, and the list.
 
     Architectures name this list differently, so it is found by its length.
 
     Raises:
-        InputError: the model has no list with as many modules as its configuration has layers.
+        InputError: the model has no module list whose length is the number of layers in its configuration.
     """
     depth = core.config.get_text_config().num_hidden_layers
     for owner in text_part(core).modules():
@@ -253,8 +256,8 @@ def check_layer(model: nn.Module, layer: int) -> list[Problem]:
 class _Recorder(nn.Module):
     """Run a decoder layer and keep its output.
 
-    A forward hook on the layer would run inside its gradient checkpoint. A re-entrant checkpoint records no gradient
-    there, so the output would be kept without one.
+    A forward hook is not used, because it would run inside the layer's gradient checkpoint. A re-entrant checkpoint
+    disables gradients there, so the kept output would have none.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -273,7 +276,7 @@ class _Recorder(nn.Module):
 
 @contextmanager
 def _layers_up_to(core: PreTrainedModel, layer: int) -> Iterator[_Recorder]:
-    """Remove the decoder layers after `layer` from the model, and yield the module that keeps the output of `layer`."""
+    """Remove the decoder layers after `layer`, and yield the module that records the output of `layer`."""
     owner, name, layers = decoder_layers(core)
     last = _Recorder(layers[layer])
     setattr(owner, name, nn.ModuleList([*layers[:layer], last]))

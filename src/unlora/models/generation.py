@@ -1,4 +1,4 @@
-"""What every generation of text shares: its settings, its prompts and its end."""
+"""Shared parts of text generation: settings, prompts, and decoding up to the end token."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def generated_text(tokens: Sequence[int], text_format: TextFormat) -> str:
 
 
 def prompt_example(ids: list[int]) -> Example:
-    """Return an example without labels: the model sees its tokens, and they are not scored."""
+    """Return an example without labels, whose tokens are input to the model but not scored."""
     return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
 
 
 def generation_config(max_new_tokens: int, text_format: TextFormat, temperature: float = 0.0) -> GenerationConfig:
-    """Return settings for greedy generation, or for sampling from all tokens if the `temperature` is above 0."""
+    """Return settings for greedy decoding, or for sampling from the full distribution if `temperature` is above 0."""
     sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
     return GenerationConfig(
         **(sampling if temperature else {"do_sample": False}),
@@ -46,10 +46,10 @@ def decode(tokens: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
 
 @contextmanager
 def without_own_settings(model: nn.Module) -> Iterator[PreTrainedModel]:
-    """Switch the model's own generation settings off, and yield the module that can generate."""
+    """Disable the model's own generation settings, and yield the module that can generate."""
     core: PreTrainedModel = causal_lm(model)
     own = core.generation_config
-    core.generation_config = GenerationConfig()  # transformers fills whatever a given configuration leaves open from it
+    core.generation_config = GenerationConfig()  # transformers fills unset values of a given configuration from it
     try:
         yield core
     finally:

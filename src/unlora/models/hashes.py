@@ -1,4 +1,4 @@
-"""SHA-256 hashes of rows, weights and adapters. Equal content has the same hash, however it is stored."""
+"""SHA-256 hashes of rows, weights and adapters, which depend on the content and not on how it is stored."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ADAPTER_WEIGHTS, ADAPTER_SETTINGS = "adapter_model.safetensors", "adapter_config
 def rows_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return the hash of the rows in their order, each as JSON with sorted keys.
 
-    Missing values count as missing keys, because tables fill gaps with None. So a jsonl file and the same rows from a
-    table have the same hash.
+    Keys with the value None are left out, because tables fill missing values with None. A JSONL file and a table with
+    the same rows therefore have the same hash.
     """
     digest = hashlib.sha256()
     for row in rows:
@@ -45,12 +45,12 @@ def sets_sha256(sets: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, st
 
 
 def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> hashlib._Hash:
-    """Return the unfinished hash of name, type, shape and bytes of each tensor. They must come sorted by name."""
+    """Return the hash object of name, dtype, shape and bytes of the tensors, which must be sorted by name."""
     import torch
 
     digest = hashlib.sha256()
     for name, tensor in tensors:
-        tensor = whole(tensor)  # every process must call this if the model is sharded
+        tensor = whole(tensor)  # a collective operation if the model is sharded
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest
@@ -59,7 +59,7 @@ def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> hashlib._Hash:
 def base_sha256(name: str, revision: str = "main") -> str | None:
     """Return the hash of a model's saved weights, tensor by tensor.
 
-    It does not depend on how the weights are distributed over files, nor on the `dtype` that they are loaded in.
+    It does not depend on how the weights are split into files, nor on the `dtype` in which they are loaded.
 
     Args:
         name: a folder, or a name on the Hub.
@@ -76,7 +76,7 @@ def base_sha256(name: str, revision: str = "main") -> str | None:
 
 
 def _weight_files(name: str, revision: str) -> list[str]:
-    """Return the safetensors files of a saved model, and download them if necessary."""
+    """Return the safetensors files of a saved model. They are downloaded if necessary."""
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
     from transformers.utils.hub import get_checkpoint_shard_files
 
@@ -90,7 +90,7 @@ def _weight_files(name: str, revision: str) -> list[str]:
 
 
 def _saved_tensors(files: Sequence[str | Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield all tensors of the files sorted by name, with one in memory at a time and a progress bar."""
+    """Yield all tensors of the files sorted by name, with a progress bar. Only one is loaded at a time."""
     with ExitStack() as stack:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
         places = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -101,25 +101,25 @@ def _saved_tensors(files: Sequence[str | Path]) -> Iterator[tuple[str, Tensor]]:
 def adapter_sha256(folder: str | Path) -> str:
     """Return the hash of a PEFT adapter's weights and settings.
 
-    It does not depend on the name of the base model, nor on the order of the names of the adapted modules.
+    It does not depend on the name of the base model, nor on the order of lists such as the adapted modules.
 
     Raises:
         OSError: a file is missing.
     """
     digest = weights_digest(_saved_tensors([Path(folder) / ADAPTER_WEIGHTS]))
     settings = read_json(Path(folder) / ADAPTER_SETTINGS)
-    # PEFT keeps the names of modules in sets, so it writes them in an order that differs between processes.
+    # PEFT stores module names in sets, so the order in which it saves them differs between processes.
     unordered = {key: sorted(value, key=str) for key, value in settings.items() if isinstance(value, list)}
     digest.update(_canonical({**settings, **unordered, "base_model_name_or_path": None}))
     return digest.hexdigest()
 
 
 def _canonical(value: object) -> bytes:
-    # `default=str` is for dates: JSON has none, but tables read some texts as dates.
-    return json.dumps(_without_gaps(value), sort_keys=True, ensure_ascii=False, default=str).encode()
+    # `default=str` is for dates, which JSON does not have but tables do.
+    return json.dumps(_without_none(value), sort_keys=True, ensure_ascii=False, default=str).encode()
 
 
-def _without_gaps(value: object) -> object:
+def _without_none(value: object) -> object:
     if isinstance(value, Mapping):
-        return {str(key): _without_gaps(item) for key, item in value.items() if item is not None}
-    return [_without_gaps(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value

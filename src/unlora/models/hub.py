@@ -1,4 +1,4 @@
-"""Whether something can be uploaded to the Hub, and what the user can do if not."""
+"""Check access to the Hub before an upload, and turn its errors into `InputError`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unlora.common.errors import InputError, Problem
 
 
 def check_hub(argument: str, repository: str) -> None:
-    """Raise `InputError` for an invalid name, or if the user is not logged in to the Hub, before any long work."""
+    """Raise `InputError` if the repository name is invalid or the user is not logged in to the Hub."""
     try:
         validate_repo_id(repository)
     except HFValidationError as error:

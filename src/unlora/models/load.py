@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer: correctly or not at all, from safetensors only, without remote code by default."""
+"""Load a model and its tokenizer, with strict checks: safetensors only, and no remote code by default."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from unlora.settings import ModelConfig
 from unlora.settings.sharding import FSDP
 
 logger = logging.getLogger(__name__)
-# The name of the adapter that a model carries from the start, if an adapter was named as the model.
+# Name of the initial adapter on a model, if the user named an adapter as the model.
 START = "start"
-# What `from_pretrained` raises for files, settings and packages that it cannot use.
+# Errors that `from_pretrained` raises for files, settings and packages that it cannot use.
 _ERRORS = (
     *(OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError),
     *(SafetensorError, StrictDataclassError),
@@ -53,7 +53,7 @@ _CORRECT = "correct its generation_config.json, or remove this file"
 def load_model(config: ModelConfig) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
     """Load the causal language model onto this process's device, and its tokenizer.
 
-    If the settings name an adapter, its base is loaded, and the adapter is on it under the name `START`.
+    If the settings name an adapter, its base model is loaded with the adapter under the name `START`.
 
     Raises:
         InputError: transformers cannot load it, its weights are not exactly those that its configuration describes, or
@@ -61,7 +61,7 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel | PeftModel, PreTra
     """
     with opened(config) as source:
         read_config(source.base)
-        tokenizer = load_tokenizer(source.base)  # first, because a wrong tokenizer is found before the weights are read
+        tokenizer = load_tokenizer(source.base)  # before the weights, to fail early
         model = _load_base(source.base)
     if source.adapter is not None:
         resize_embeddings(model, source.adapter, _ARGUMENT)
@@ -74,14 +74,14 @@ def _load_base(config: ModelConfig) -> PreTrainedModel:
     _check_generation_settings(config)
     zero3 = _zero3_settings_of(config)
     try:
-        with _own_report(), zero3_reading(zero3) if zero3 else nullcontext():
+        with _without_load_report(), zero3_reading(zero3) if zero3 else nullcontext():
             model, info = kind.from_pretrained(
                 config.model_name_or_path,
                 dtype=config.dtype,
                 attn_implementation=config.attn_implementation,
                 use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
+                ignore_mismatched_sizes=True,  # `_weight_problems` refuses them with their names
                 **_quantisation_of(config),
                 **_source_of(config),
             )
@@ -91,15 +91,15 @@ def _load_base(config: ModelConfig) -> PreTrainedModel:
     raise_if(_weight_problems(config.model_name_or_path, info))
     _mend_generation_settings(model, config)
     for module in model.modules():
-        # On some CPUs bitsandbytes repacks a 4-bit layer for inference once it has run without gradients. Later
-        # gradients would then be lost silently, and the weight too.
+        # On some CPUs, bitsandbytes repacks a 4-bit layer for inference once it has run without gradients. After that,
+        # gradients and the original weight are silently lost.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if zero3:
         hold_zero3(model, zero3)
     elif config.shard_base:
         shard_fsdp(model, decoder_layers(model)[2], _process_device())
-    elif not getattr(model, "is_quantized", False):  # quantised models are on their device already
+    elif not getattr(model, "is_quantized", False):  # quantised models are already on their device
         model = model.to(_process_device())
     return model
 
@@ -130,7 +130,7 @@ def _read_tokenizer(base: ModelConfig) -> PreTrainedTokenizerFast:
 
 
 def _embeddings(config: ModelConfig) -> int | None:
-    """Return the number of embeddings in the saved configuration, for which no code of the model is needed."""
+    """Return the vocabulary size in the saved configuration, which is read without running the model's own code."""
     try:
         found, _ = PreTrainedConfig.get_config_dict(config.model_name_or_path, revision=config.model_revision)
         size = (found.get("text_config") or found).get("vocab_size")
@@ -140,7 +140,7 @@ def _embeddings(config: ModelConfig) -> int | None:
 
 
 def _pad_within(tokenizer: PreTrainedTokenizerFast, embeddings: int | None) -> None:
-    """Pad with the end token if the pad token has no embedding. No model looks at padding, but it embeds it."""
+    """Pad with EOS if the pad token has no embedding: padding is masked, but its embeddings are still looked up."""
     if embeddings is None or tokenizer.pad_token_id is None or tokenizer.pad_token_id < embeddings:
         return
     if tokenizer.eos_token_id is None or tokenizer.eos_token_id >= embeddings:
@@ -155,18 +155,18 @@ def load_adapter(
     """Load a frozen PEFT adapter from a folder or the Hub onto the model, from safetensors only.
 
     Args:
-        model: the model that the adapter was made for. Adapters that it has already stay on it, switched off.
+        model: the model that the adapter was made for. Adapters that are already on it stay, but are deactivated.
         path: the adapter's folder, or its name on the Hub.
         name: the adapter's name on the model.
-        argument: what the user calls the adapter, for error messages.
+        argument: the argument that names the adapter, for error messages.
 
     Raises:
-        InputError: PEFT cannot load it on this model, it is a pickle, or it is not a whole adapter and nothing else.
+        InputError: it is a pickle, PEFT cannot load it on this model, or it has missing or unexpected tensors.
     """
     folder = adapter_folder(path, argument)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # it is an error below
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # `check_whole` raises an error for them
             if isinstance(model, PeftModel):
                 model.load_adapter(str(folder), name)
                 adapted = model
@@ -183,7 +183,7 @@ def load_adapter(
 
 
 def read_config(config: ModelConfig) -> PreTrainedConfig:
-    """Return the configuration of the model itself, and check that its format is one that can be read here."""
+    """Return the configuration of the model, or of its base if an adapter is named. Check that it can be loaded."""
     with opened(config) as source:
         return _read_base_config(source.base)
 
@@ -202,8 +202,8 @@ def _read_base_config(config: ModelConfig) -> PreTrainedConfig:
 
 
 @contextmanager
-def _own_report() -> Iterator[None]:
-    """Keep transformers from reporting wrong weights, which it says may be ignored. Here they are refused."""
+def _without_load_report() -> Iterator[None]:
+    """Hide transformers' report of wrong weights, which calls them harmless. `_weight_problems` refuses them."""
 
     def others(record: logging.LogRecord) -> bool:
         return not re.search(r" LOAD REPORT|^This checkpoint seem corrupted", record.getMessage())
@@ -217,7 +217,7 @@ def _own_report() -> Iterator[None]:
 
 
 def _weight_problems(name: str, info: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what transformers only reports: weights that are random, left out or of another shape."""
+    """Yield problems that transformers only reports: weights that are missing, unexpected or of another shape."""
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     for key, saved, wanted in sorted(info.get("mismatched_keys") or ()):
         reason = f"{key} has the shape {list(saved)} in the weights, and {list(wanted)} in config.json"
@@ -225,15 +225,15 @@ def _weight_problems(name: str, info: Mapping[str, Any]) -> Iterator[Problem]:
     if missing:
         fix = "use the config.json that was saved with the weights, or save the model again"
         if wrapper := _wrapper(missing, unexpected):
-            fix = f"save the model again without its wrapper, whose name {wrapper!r} stands before every weight"
+            fix = f"save the model again without its wrapper, whose name {wrapper!r} is a prefix of every weight"
         yield Problem(_ARGUMENT, name, f"the weights lack {_some(missing)}, which would be random", fix)
     elif unexpected:
-        reason = f"the weights contain {_some(unexpected)}, which this model does not have and would leave out"
+        reason = f"the weights contain {_some(unexpected)}, which this model does not have and would ignore"
         yield Problem(_ARGUMENT, name, reason, "correct config.json, or save the model without them")
 
 
 def _wrapper(missing: Collection[str], unexpected: Collection[str]) -> str | None:
-    """Return what stands before the name of every weight, if the model was saved inside another module."""
+    """Return the common prefix of all weight names if the model was saved inside another module, else None."""
     fits = {one.removesuffix(name) for one in unexpected for name in missing if one.endswith(f".{name}")}
     return next((prefix for prefix in sorted(fits) if all(name.startswith(prefix) for name in unexpected)), None)
 
@@ -249,7 +249,7 @@ def _check_generation_settings(config: ModelConfig) -> None:
     try:
         found = GenerationConfig.from_pretrained(name, revision=config.model_revision)
     except OSError:
-        return  # it has none, which transformers replaces
+        return  # there is no such file, and transformers uses its defaults
     except ValueError as error:
         raise _contradictory(config, str(error)) from error
     except (TypeError, AttributeError, LookupError) as error:
@@ -274,10 +274,12 @@ def _contradictory(config: ModelConfig, reason: str) -> InputError:
 
 
 def _mend_generation_settings(model: PreTrainedModel, config: ModelConfig) -> None:
-    """Make settings consistent that name a temperature but do not sample: transformers would refuse to save the model.
+    """Enable sampling if the generation settings only make sense with it, such as a temperature.
+
+    transformers would refuse to save a model with such settings.
 
     Raises:
-        InputError: they contradict each other in another way.
+        InputError: the settings contradict each other in another way.
     """
     settings = getattr(model, "generation_config", None)
     if settings is None or not _contradiction(settings):
@@ -301,7 +303,7 @@ def _source_of(config: ModelConfig) -> dict[str, Any]:
 
 
 def _quantisation_of(config: ModelConfig) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for a base that is quantised as it is loaded, if it is."""
+    """Return the arguments of `from_pretrained` that quantise the base model on loading, if it is to be quantised."""
     if config.quantised is None:
         return {}
     settings = BitsAndBytesConfig(
@@ -318,12 +320,12 @@ def _zero3_settings_of(config: ModelConfig) -> dict[str, Any] | None:
     """Return DeepSpeed's settings if DeepSpeed shards the base, else None."""
     if config.shard_base in (None, FSDP):
         return None
-    _process_device()  # joins this process to the others, which DeepSpeed expects
+    _process_device()  # initialises the process group, which DeepSpeed requires
     return zero3_settings(str(config.shard_base), str(_weights_dtype(config)).removeprefix("torch."))
 
 
 def _weights_dtype(config: ModelConfig) -> torch.dtype | str:
-    """Return the type that the weights will have, without loading them."""
+    """Return the dtype that the weights will have, without loading them."""
     return config.dtype if config.dtype != "auto" else read_config(config).dtype
 
 
@@ -339,7 +341,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _cannot_load(config: ModelConfig, error: Exception) -> InputError:
-    """Return what the user can do about an error of `from_pretrained`."""
+    """Turn an error of `from_pretrained` into an `InputError` with a fix."""
     text, name = _first_line(error), config.model_name_or_path
     if "trust_remote_code" in str(error):
         fix = "read that code, then allow it with --trust_remote_code true"

@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens, without keeping the distribution over the vocabulary."""
+"""Log-probabilities of chosen tokens, without storing the distribution over the vocabulary."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# The number of logits in a block: on a CPU few enough for its cache (2 MiB), on a GPU enough to keep it busy (128 MiB).
+# Logits per block: few enough for the cache of a CPU (2 MiB), and enough to keep a GPU busy (128 MiB).
 _CPU_BLOCK, _BLOCK = 2**19, 2**25
 
 
 def upcast(tensor: Tensor) -> Tensor:
-    """Return half precision as float32, and float32 and float64 unchanged."""
+    """Return tensors of less than float32 precision as float32, and float32 and float64 unchanged."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def token_logp(logits: Tensor, targets: Tensor) -> Tensor:
     """Return log softmax(logits)[target] of each token, in nats.
 
-    Only the logits are kept for the backward pass, which computes the probabilities again. `F.cross_entropy` would also
-    keep the whole distribution in float32, three times the memory with bfloat16 logits.
+    Only the logits are saved for the backward pass, which recomputes the probabilities. `F.cross_entropy` would also
+    save the whole distribution in float32, which takes three times the memory with bfloat16 logits.
 
     Args:
         logits: [tokens, vocabulary].

@@ -1,4 +1,4 @@
-"""How large a batch may be on a model's device."""
+"""Choose the maximum batch size for a model on its device."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from unlora.common.errors import InputError, Problem
 from unlora.data.batching import BatchLimit
 from unlora.models.forward import causal_lm
 
-# The share of the free memory that a batch is planned to take. The estimate of what it needs is rough.
+# Share of the free memory to plan for a batch. It is low because the estimate of a batch's memory is rough.
 _SHARE = 0.6
-# A GPU is no faster with more tokens than this at once. In each step of generation it computes only one of each row.
+# Maximum number of tokens in a batch: a GPU is not faster with more. Generation may have more, because each of its
+# steps computes only one token of each row.
 _MOST_TOKENS, _MOST_CACHED = 2**14, 2**16
-# The rows of a batch where all processes need the same batches, whatever memory each of them has.
+# Rows in a batch in lockstep, where all processes need the same batches although their free memory may differ.
 _IN_LOCKSTEP = 16
-# What earlier batches of a model have shown.
+# Limits that earlier batches of a model have reduced: model -> arguments of `batch_limit` -> limit.
 _known: WeakKeyDictionary[nn.Module, dict[tuple[int | bool | None, ...], BatchLimit]] = WeakKeyDictionary()
 
 
@@ -32,15 +33,17 @@ def batch_limit(
     new_tokens: int = 0,
     reserved: int = 0,
 ) -> BatchLimit:
-    """Return the limit of a model's batches. It is the same object for the same arguments, so that it learns.
+    """Return the maximum size of a model's batches.
+
+    Calls with the same arguments return the same object, so that a limit that was halved stays halved.
 
     Args:
         model: a causal LM, with or without adapters.
         rows: the user's maximum number of examples, or None to fill the memory of a GPU.
-        on_cpu: the number of examples instead of None on a CPU, which is as fast with few and needs less memory.
+        on_cpu: the number of examples on a CPU if `rows` is None. Small batches are as fast there and need less memory.
         backward: whether activations are kept for a backward pass.
-        new_tokens: how many tokens are generated after each example.
-        reserved: bytes of the free memory that something else will take.
+        new_tokens: the number of tokens generated after each example.
+        reserved: bytes of the free memory that will be used for something else.
 
     Raises:
         InputError: a batch would have no rows.
@@ -67,7 +70,7 @@ def _new_limit(
 
 
 def token_bytes(core: PreTrainedModel, backward: bool, generating: bool = False) -> int:
-    """Return about how many bytes a token of a batch takes: docs/scaling.md, with all tokens labelled."""
+    """Estimate the memory per token of a batch in bytes, as in docs/scaling.md with all tokens labelled."""
     config, size = core.config.get_text_config(), core.dtype.itemsize
     hidden, layers = config.hidden_size, config.num_hidden_layers
     wide = 4 * (getattr(config, "intermediate_size", None) or 4 * hidden)
@@ -75,7 +78,7 @@ def token_bytes(core: PreTrainedModel, backward: bool, generating: bool = False)
     states = (8.6 * hidden + wide) * size * kept
     if backward and core.is_gradient_checkpointing:
         states += hidden * size * layers
-    if generating:  # keys and values; only the last token of a row has logits
+    if generating:  # keys and values are cached, and only the last token of a row has logits
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         share = heads / config.num_attention_heads
         return int(states + 2 * layers * hidden * share * size)

@@ -1,10 +1,10 @@
 """Run a batch without padding: all rows packed into one long row.
 
-Packed rows give the same numbers as padded ones. In a transformer only attention mixes tokens. All other layers
-(embeddings, norms, feed-forward layers, LoRA) treat every token on its own, so they can run on one long row of all real
-tokens, and save the work on padding. Positions restart at 0 in each example, so position embeddings are the same too.
-For attention alone, the tokens are put back into padded rows [examples, heads, longest, size]. With padding on the
-right, causal attention never looks at it, so attention needs no mask and can use PyTorch's fastest kernels.
+Packed rows give the same results as padded ones. In a transformer, only attention mixes tokens. All other layers
+(embeddings, norms, feed-forward layers, LoRA) treat every token independently, so they can run on one long row of all
+real tokens, which saves the computation on padding. Positions restart at 0 in each example, so position embeddings are
+the same, too. Only for attention, the tokens are moved back to padded rows [examples, heads, longest, size]. Causal
+attention never looks at padding on the right, so it needs no mask and can use PyTorch's fastest kernels.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the tokens of packed rows would be if the rows were padded to the longest.
+    """The mapping between packed tokens and slots of rows that are padded to the longest.
 
     Args:
         count: the number of rows.
         longest: the number of tokens in the longest row.
-        slots: [tokens], row · longest + place in the row.
-        tokens: [rows · longest], the token in each slot; in padding, any token.
+        slots: [tokens], the slot of each token: row · longest + position in the row.
+        tokens: [rows · longest], the token in each slot. For padding, it can be any token.
     """
 
     count: int
@@ -42,19 +42,19 @@ class Rows:
     slots: Tensor
     tokens: Tensor
 
-    def apart(self, states: Tensor) -> Tensor:
-        """Return packed states [1, heads, tokens, size] as padded rows [rows, heads, longest, size]."""
+    def padded(self, states: Tensor) -> Tensor:
+        """Unpack states [1, heads, tokens, size] to padded rows [rows, heads, longest, size]."""
         tokens, slots = self.tokens.to(states.device), self.slots.to(states.device)
-        places: Tensor = _Apart.apply(states.squeeze(0).transpose(0, 1), tokens, slots)
+        places: Tensor = _Unpack.apply(states.squeeze(0).transpose(0, 1), tokens, slots)
         return places.unflatten(0, (self.count, self.longest)).transpose(1, 2)
 
-    def together(self, states: Tensor) -> Tensor:
-        """Return padded rows [rows, longest, heads, size] as packed states [1, tokens, heads, size]."""
+    def packed(self, states: Tensor) -> Tensor:
+        """Pack padded rows [rows, longest, heads, size] to states [1, tokens, heads, size]."""
         return states.flatten(0, 1).index_select(0, self.slots.to(states.device))[None]
 
 
-class _Apart(torch.autograd.Function):
-    """Puts tokens into their slots. Padding has no gradient, so each token's is that of its own slot."""
+class _Unpack(torch.autograd.Function):
+    """Put tokens into their slots. Padding has no gradient, so a token's gradient is that of its own slot."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, tokens: Tensor, slots: Tensor) -> Tensor:
@@ -77,19 +77,18 @@ def _packed_attention(
 ) -> tuple[Tensor, None]:
     """Return scaled dot-product attention [1, tokens, heads, size] within each of the `rows`.
 
-    The states of queries, keys and values are [1, heads, tokens, size].
+    Queries, keys and values are [1, heads, tokens, size].
 
-    The padding is at the end of each row, where causal attention does not look, so no mask is needed, and it does not
-    matter what is there. In three cases
-    `attention_mask` is used instead, which transformers makes from the positions so that packed rows do not see each
-    other: without `rows` (the batch is not packed, or the model does not pass them on), with a bias for positions, and
-    with a sliding window that is shorter than a row.
+    Padding is at the end of each row, where causal attention does not look, so no mask is needed and the content of the
+    padding does not matter. In three cases the packed rows are processed with `attention_mask` instead, which
+    transformers computes from the positions so that rows do not attend to each other: without `rows` (the batch is not
+    packed, or the model does not pass them on), with a position bias, and with a sliding window shorter than a row.
     """
     window = kwargs.get("sliding_window")
     if rows is None or kwargs.get("position_bias") is not None or (window and window < rows.longest):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    parts = (rows.apart(states) for states in (query, key, value))
-    return rows.together(sdpa_attention_forward(module, *parts, None, **kwargs)[0]), None
+    parts = (rows.padded(states) for states in (query, key, value))
+    return rows.packed(sdpa_attention_forward(module, *parts, None, **kwargs)[0]), None
 
 
 AttentionInterface.register(_PACKED, _packed_attention)
@@ -97,7 +96,7 @@ AttentionMaskInterface.register(_PACKED, sdpa_mask)
 
 
 def _can_pack(core: PreTrainedModel) -> bool:
-    """Return whether the model takes positions, uses PyTorch's attention, and mixes tokens nowhere else."""
+    """Return whether the model takes position ids, uses PyTorch's attention, and mixes tokens nowhere else."""
     layers = getattr(core.config, "layer_types", None) or _ATTENTION_LAYERS
     return (
         core.config._attn_implementation == "sdpa"
@@ -110,10 +109,10 @@ def _can_pack(core: PreTrainedModel) -> bool:
 
 @contextmanager
 def packing(core: PreTrainedModel) -> Iterator[None]:
-    """Make `unlora.models.forward` pack the batches of this model inside the block, if the model allows it.
+    """Make `unlora.models.forward` pack the batches of this model inside the block, if the model supports it.
 
-    The whole training step has to be inside, and not only the forward pass: a gradient checkpoint runs its layers again
-    during the backward pass, and must find the same attention.
+    The block has to contain the backward pass as well: gradient checkpointing runs layers again there, and must use the
+    same attention.
     """
     before = core.config._attn_implementation
     if _can_pack(core):
@@ -125,12 +124,12 @@ def packing(core: PreTrainedModel) -> Iterator[None]:
 
 
 def is_packing(core: PreTrainedModel) -> bool:
-    """Return whether batches of this model are packed now."""
+    """Return whether batches of this model are currently packed."""
     return bool(core.config._attn_implementation == _PACKED)
 
 
 def packed_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return the model's arguments on its device: ids and positions [1, tokens] of the real tokens, and their rows."""
+    """Return the model's inputs on its device: ids and positions [1, tokens] of the real tokens, and their `Rows`."""
     real = batch["attention_mask"].bool()
     places = batch["attention_mask"].cumsum(-1) - 1
     longest = int(places.max()) + 1

@@ -1,9 +1,9 @@
-"""Shard a frozen base model, so that no process holds it whole: by PyTorch's FSDP2 or DeepSpeed's ZeRO-3.
+"""Shard a frozen base model over the processes, with PyTorch's FSDP2 or DeepSpeed's ZeRO-3.
 
-Only the base is sharded. The adapters are small, so every process holds them whole and `UnlearnTrainer` averages their
-gradients as it does without sharding. Checkpoints, resuming and export therefore do not differ from those of one
-process. That would not hold if the trainer's own FSDP or DeepSpeed support sharded the model: it also shards the
-adapters, and only when training starts, after importance and SVD have needed the whole model.
+Only the base is sharded. The adapters are small, so every process holds them completely and `UnlearnTrainer` averages
+their gradients as it does without sharding. Checkpoints, resuming and export are therefore the same as with a single
+process. The FSDP and DeepSpeed support of transformers' trainer is not used, because it also shards the adapters, and
+only when training starts, whereas importance and SVD need the whole model before.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
 
 
 def zero3_settings(path: str, dtype: str) -> dict[str, Any]:
-    """Return DeepSpeed's configuration.
+    """Return the configuration for DeepSpeed.
 
     Args:
-        path: the user's configuration, of which only the section about ZeRO is used.
-        dtype: the type of the weights: "float32", "bfloat16" or "float16".
+        path: the user's configuration. Only its `zero_optimization` section is used.
+        dtype: the dtype of the weights: "float32", "bfloat16" or "float16".
     """
     return {
         SECTION: zero3_section(path),
-        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed requires it, and does not use it here
+        "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, but not used here
         "bf16": {"enabled": dtype == "bfloat16"},
         "fp16": {"enabled": dtype == "float16"},
     }
 
 
 def shard_fsdp(model: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
-    """Shard a model on the CPU over the processes. Each layer is gathered only while it runs.
+    """Shard a model that is on the CPU over the processes. Each layer is gathered only while it runs.
 
     Source: Zhao et al. 2023 (arXiv 2304.11277).
 
     Args:
         model: the whole model.
-        layers: its decoder layers, each of which is gathered at once.
+        layers: its decoder layers. Each is gathered as a unit.
         device: this process's device.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (processes()[1],))
-    # Each layer moves to the device alone and is sharded at once, so the device never holds the whole model. What is
-    # not in a layer (embeddings, head) is sharded with `model`, last.
+    # Each layer is moved to the device and sharded before the next one, so the device never holds the whole model.
+    # Parameters outside the layers (embeddings, head) are sharded last, with `model`.
     for module in (*layers, model):
         fully_shard(module.to(device), mesh=mesh)
     keep_in_step()
@@ -64,19 +64,19 @@ def zero3_reading(settings: dict[str, Any]) -> Iterator[None]:
 
     Source: Rajbhandari et al. 2020 (arXiv 1910.02054).
     """
-    with redirect_stdout(sys.stderr):  # results go to stdout, and DeepSpeed prints there
+    with redirect_stdout(sys.stderr):  # DeepSpeed prints to stdout, which is reserved for results
         _log_to_stderr()
         from transformers.integrations import HfDeepSpeedConfig
 
-        # transformers treats ZeRO-3 as enabled as long as this object exists. It must not exist beyond loading, because
-        # the adapters, which are created later, are not sharded.
+        # transformers treats ZeRO-3 as enabled as long as this object exists. It is deleted after loading, because the
+        # adapters, which are created later, must not be sharded.
         reading = HfDeepSpeedConfig(settings)
         yield
         del reading
 
 
 def _log_to_stderr() -> None:
-    """Redirect DeepSpeed's logger to stderr. Its handlers hold on to the stdout that existed at import time."""
+    """Redirect DeepSpeed's logger to stderr. Its handlers keep a reference to stdout from import time."""
     import deepspeed  # noqa: F401 - creates the handlers
 
     logger = logging.getLogger("DeepSpeed")
@@ -103,7 +103,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole(weight: Tensor) -> Tensor:
-    """Return the whole weight, gathered from all processes if it is sharded. All of them must call this."""
+    """Return the full weight, gathered from all processes if it is sharded. All processes must call this."""
     from torch.distributed.tensor import DTensor
 
     if isinstance(weight, DTensor):

@@ -1,4 +1,4 @@
-"""The modules of a model without its weights, to check settings against before gigabytes are read."""
+"""Build the modules of a model without its weights, to check settings before gigabytes are read."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from unlora.common.errors import Problem
 from unlora.models.source import source_of
 from unlora.settings import ModelConfig
 
-# Model types whose answers depend on the padding of a batch. Nothing that works on batches can be right for them.
+# Model types whose outputs depend on the padding of a batch, so that batched results would be wrong.
 _IGNORE_PADDING = ("rwkv", "xlstm")
 
 
 def skeleton(config: ModelConfig) -> PreTrainedModel | None:
-    """Return the model with weights that have shapes only, or None where this cannot be known without loading it."""
+    """Return the model on the meta device, or None if it cannot be built without loading its weights."""
     config = source_of(config).base
     code = {"trust_remote_code": config.trust_remote_code}
     try:
         settings = AutoConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision, **code)
         with torch.device("meta"):
             return auto_class(settings).from_config(settings, **code).eval()
-    # Loading the model says what is wrong with it, and some models compute with their weights as they are made.
+    # Errors are reported when the model is loaded. Some models cannot be built on the meta device, because their
+    # constructors compute with weights.
     except Exception:
         return None
 
 
 def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
-    """Return what loads the model whole. A vision-language model stays one: only its text part is used and adapted."""
+    """Return the auto class for the whole model. Of a vision-language model, only the text part is used and adapted."""
     composite = config.get_text_config() is not config
     if composite and type(config) in AutoModelForImageTextToText._model_mapping:
         return AutoModelForImageTextToText
@@ -42,7 +43,7 @@ def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[Au
 
 
 def family_problems(model: nn.Module) -> list[Problem]:
-    """Return why no model of this type can be used, if so."""
+    """Return a problem if models of this type are not supported."""
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind not in _IGNORE_PADDING:
         return []

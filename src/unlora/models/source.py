@@ -1,4 +1,4 @@
-"""What `model_name_or_path` stands for: a model, or an adapter together with the model that it was made for."""
+"""Resolve `model_name_or_path`: it names a model, or an adapter together with its base model."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _ARGUMENT = "model_name_or_path"
 
 @dataclass(frozen=True)
 class Source:
-    """A model, with the adapter that it carries from the start if the user named an adapter.
+    """A base model, and the adapter on it if the user named an adapter.
 
     Args:
-        base: the settings of the model itself. Its tokenizer is the adapter's if that has one.
-        adapter: the folder of the adapter.
+        base: the settings of the base model. The tokenizer is the adapter's if the adapter has one.
+        adapter: the folder of the adapter, or None.
     """
 
     base: ModelConfig
@@ -41,11 +41,11 @@ class Source:
 
 
 def source_of(config: ModelConfig) -> Source:
-    """Return what the settings name. Nothing is loaded, but an adapter on the Hub is downloaded.
+    """Return the model and adapter that the settings name. An adapter on the Hub is downloaded, but nothing is loaded.
 
     Raises:
-        InputError: there is nothing of that name, its files are incomplete or broken, or an adapter is not LoRA or does
-            not name its base.
+        InputError: there is no such model, its files are incomplete or broken, or an adapter is not LoRA or does not
+            name its base.
     """
     folder = _adapter_folder(config)
     if folder is None:
@@ -67,26 +67,27 @@ def source_of(config: ModelConfig) -> Source:
     base, revision = _found_base(folder, str(base)), settings.get("revision") or "main"
     named = replace(config, model_name_or_path=base, model_revision=revision, tokenizer_name_or_path=tokenizer)
     if (there := _adapter_folder(named)) is not None:
-        reason = f"its base {str(there)!r} is an adapter, too"
+        reason = f"its base {str(there)!r} is also an adapter"
         raise InputError(
-            Problem(_ARGUMENT, config.model_name_or_path, reason, "merge that one into its own base first")
+            Problem(_ARGUMENT, config.model_name_or_path, reason, "merge that adapter into its own base first")
         )
     source = Source(named, folder)
-    with _naming(source, config):
+    with _naming_adapter(source, config):
         _check_model(named)
     return source
 
 
 @contextmanager
 def opened(config: ModelConfig) -> Iterator[Source]:
-    """Yield what the settings name. Errors about the base of an adapter say which adapter it is the base of."""
+    """Yield the model and adapter that the settings name. Errors about the base of an adapter also name the adapter."""
     source = source_of(config)
-    with _naming(source, config):
+    with _naming_adapter(source, config):
         yield source
 
 
 @contextmanager
-def _naming(source: Source, config: ModelConfig) -> Iterator[None]:
+def _naming_adapter(source: Source, config: ModelConfig) -> Iterator[None]:
+    """Make errors about the base of an adapter name the adapter, which is what the user gave."""
     base, where = source.base.model_name_or_path, f"its {ADAPTER_SETTINGS} names it under base_model_name_or_path"
 
     def named(one: Problem) -> Problem:
@@ -103,10 +104,10 @@ def _naming(source: Source, config: ModelConfig) -> Iterator[None]:
 
 @cache
 def _found_base(adapter: Path, base: str) -> str:
-    """Return where the base of an adapter is.
+    """Return the location of an adapter's base model.
 
-    PEFT writes the path that was given when the adapter was trained, often relative to the working directory of that
-    time. A relative path is therefore also looked for beside the adapter, and in the folders above it.
+    PEFT saves the path that was given when the adapter was trained, which is often relative to the working directory at
+    that time. A relative path is therefore also searched for in the adapter's folder and in all folders above it.
     """
     path = Path(base).expanduser()
     if path.is_dir() or path.is_absolute():
@@ -135,7 +136,7 @@ def _adapter_folder(config: ModelConfig) -> Path | None:
         folder = Path(
             snapshot_download(name, revision=config.model_revision, ignore_patterns=["checkpoint-*", "*.bin"])
         )
-    except (OSError, ValueError):  # no such repository: loading the model says so
+    except (OSError, ValueError):  # no such repository: loading the model reports it
         return None
     return folder if is_adapter(folder) else None
 
@@ -148,6 +149,6 @@ def _check_model(config: ModelConfig) -> None:
         what = "it is a file" if Path(name).is_file() else "there is no such folder"
         beside = [path.name for path in Path(name).parent.iterdir()] if Path(name).parent.is_dir() else []
         near = difflib.get_close_matches(Path(name).name, beside, n=1)
-        meant = f"did you mean {Path(name).parent / near[0]}? Else " if near and near[0] != Path(name).name else ""
+        meant = f"did you mean {Path(name).parent / near[0]}? Otherwise " if near and near[0] != Path(name).name else ""
         fix = f"{meant}give a model folder or a model's name on the Hub"
         raise InputError(Problem(_ARGUMENT, name, what, fix))
