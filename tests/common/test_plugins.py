@@ -118,6 +118,15 @@ def test_what_is_wrong_with_a_plugin_is_told_by_file_and_line(write, capsys, cas
     assert "Traceback" not in shown
 
 
+def test_a_plugin_that_fails_does_not_count_as_loaded(write):
+    write("1 / 0\n")
+    for _ in range(2):
+        with pytest.raises(InputError, match="ZeroDivisionError"):
+            plugins.load_plugins(["own.py"])
+    plugins.load_plugins([write(LOSS)])
+    assert "capped" in LOSSES
+
+
 def test_a_file_that_is_not_python_is_refused(write):
     with pytest.raises(InputError, match=r"it is not a Python file. Fix: name a file that ends in .py"):
         plugins.load_plugins([write("x = 1", "own.txt")])

@@ -42,7 +42,7 @@ def test_refusals_are_different_sentences():
 
 @pytest.mark.parametrize("key", [None, "text"])
 def test_plain_texts_are_refused(key):
-    with pytest.raises(InputError, match=r"forget_data\[1\]=.*question only.*Fix: give rows of question and answer"):
+    with pytest.raises(InputError, match=r"forget_data\[1\]=.*only a question.*Fix: give rows of question and answer"):
         alternate_answers([{**ROWS[0], "text": "No."}, {"text": "Ada keeps a cat."}], key, seed=0)
 
 

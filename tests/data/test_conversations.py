@@ -63,7 +63,7 @@ def test_columns_belong_to_the_only_answer_or_to_each_turn():
     assert one.columns["perturbed_answer"] == ["In Oslo."]
     first, second = answers_of({"messages": [*TOOLS[:3], {**TOOLS[3], **wrong}, *TOOLS[4:]]})
     assert (first.columns.get("perturbed_answer"), second.columns.get("perturbed_answer")) == (["In Oslo."], None)
-    with pytest.raises(InputError, match=r"row.perturbed_answer=.*has 2 answers.*turn of the assistant"):
+    with pytest.raises(InputError, match=r"row.perturbed_answer=.*has 2 answers.*assistant's turn"):
         answers_of({"messages": TOOLS, **wrong})
 
 

@@ -262,7 +262,7 @@ def test_a_prompt_that_is_too_long_is_answered_with_a_length_that_works_or_that_
         encode_records([row], TextFormat(tokenizer, max_length=64))
     enough = int(re.search(r"use at least (\d+)", str(caught.value))[1])
     assert len(encode_records([row], TextFormat(tokenizer, max_length=enough))[0]["input_ids"]) == enough
-    with pytest.raises(InputError, match="no length works, as the model reads at most 64 tokens"):
+    with pytest.raises(InputError, match="no max_length works, because the model reads at most 64 tokens"):
         encode_records([row], TextFormat(tokenizer, max_length=64, positions=64))
 
 

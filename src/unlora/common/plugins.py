@@ -121,8 +121,7 @@ def _load_file(path: str) -> None:
         sys.path.append(str(file.parent))  # last, so that a file next to the plugin shadows no library
     before = set(sys.modules)
     plugin = Plugin(path, file, True, {file: digest})
-    LOADED[file] = plugin
-    _run(plugin, partial(spec.loader.exec_module, module))
+    _run(file, plugin, partial(spec.loader.exec_module, module))
     plugin.files.update(_modules_beside(file, set(sys.modules) - before))
 
 
@@ -141,27 +140,32 @@ def _load_entry_point(point: metadata.EntryPoint) -> None:
     root = Path(spec.origin or ".").resolve() if spec else Path(point.module)
     package = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
     plugin = Plugin(f"{point.name} ({package})", root.parent if root.stem == "__init__" else root, False)
-    LOADED[point] = plugin
 
     def load() -> None:
         found = point.load()
         if callable(found):
             found()
 
-    _run(plugin, load)
+    _run(point, plugin, load)
     file = Path(str(sys.modules[point.module].__file__)).resolve()
     plugin.files[file] = hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _run(plugin: Plugin, load: Callable[[], object]) -> None:
-    """Run the code of a plugin, and turn an error in it into an `InputError` with file and line."""
+def _run(key: Path | metadata.EntryPoint, plugin: Plugin, load: Callable[[], object]) -> None:
+    """Run the code of a plugin, and turn an error in it into an `InputError` with file and line.
+
+    A plugin that fails does not count as loaded, so the next attempt fails as well.
+    """
+    LOADED[key] = plugin
     _loading.append(plugin)
     try:
         load()
-    except SystemExit as error:
-        raise InputError(Problem("plugin", plugin.name, "it ends the program", _AS_A_PROGRAM)) from error
-    except Exception as error:
-        found = problem_in(error) or _problem(plugin, "", error)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, Exception):
+            found = problem_in(error) or _problem(plugin, "", error)
+        else:
+            found = Problem("plugin", plugin.name, "it ends the program", _AS_A_PROGRAM)
+        del LOADED[key]
         raise InputError(found) from error
     finally:
         _loading.pop()

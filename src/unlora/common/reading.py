@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,14 @@ def _check_depth(value: object, left: int = _DEEPEST) -> None:
 def unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Return the pairs of a JSON object as a dictionary, and raise `ValueError` for a duplicate key."""
     pairs = list(pairs)
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in found if keys.count(key) > 1)!r} occurs twice")
-    return found
+    if twice := duplicates(key for key, _ in pairs):
+        raise ValueError(f"the key {twice[0]!r} occurs twice")
+    return dict(pairs)
+
+
+def duplicates(names: Iterable[str]) -> list[str]:
+    """Return the names that occur more than once, in the order of their first occurrence."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _finite(text: str) -> float:
@@ -139,10 +143,10 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping, unless a key is not text or occurs twice."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if wrong := next((key for key in keys if not isinstance(key, str)), None):
-            problem = f"the key {wrong!r} is not text"
+        if wrong := [key for key in keys if not isinstance(key, str)]:
+            problem = f"the key {wrong[0]!r} is not text"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-        if twice := next((key for place, key in enumerate(keys) if key in keys[:place]), None):
-            problem = f"the key {twice!r} occurs twice"
+        if twice := duplicates(keys):
+            problem = f"the key {twice[0]!r} occurs twice"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from unlora.common.errors import InputError, Problem, short
+from unlora.common.errors import InputError, Problem, raise_if, short
 
 # A turn has a role, a content, which is a text, and optional tool calls. A chat template may read further keys.
 Turn = dict[str, Any]
@@ -141,10 +141,10 @@ def answers_of(row: Mapping[str, Any], where: str = "row") -> list[Answered]:
         reason = "the answer has no tokens: no turn of the assistant has a text"
         fix = "remove the row or give it a turn with the role assistant and a text"
         raise InputError(Problem(f"{where}.messages", [turn["role"] for turn in turns], reason, fix))
-    unclear = [key for key in _OF_ANSWER if row.get(key) is not None] if len(places) > 1 else []
-    for key in unclear:
+    if len(places) > 1:
         reason, fix = f"the row has {len(places)} answers", "write it into the assistant's turn that it belongs to"
-        raise InputError(Problem(f"{where}.{key}", short(row[key]), reason, fix))
+        unclear = [key for key in _OF_ANSWER if row.get(key) is not None]
+        raise_if(Problem(f"{where}.{key}", short(row[key]), reason, fix) for key in unclear)
     found = []
     for place in places:
         turn = turns[place]

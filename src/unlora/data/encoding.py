@@ -72,16 +72,31 @@ class TextFormat:
         max_chunks: int | None = None,
     ) -> TextFormat:
         """Return the format for the settings, with the limits in the model's configuration."""
-        prompt = (text.system_prompt, text.template_variables(), text.chat_date)
-        part = model.get_text_config()
-        embeddings, positions = part.vocab_size, getattr(part, "max_position_embeddings", None)
-        length = min(text.max_length, positions or text.max_length)
-        limits = embeddings, positions
-        return cls(tokenizer, text.prompt_format, length, max_chunks, *prompt, *limits, text.prompt_template)
+        config = model.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        return cls(
+            tokenizer,
+            prompt_format=text.prompt_format,
+            max_length=min(text.max_length, positions or text.max_length),
+            max_chunks=max_chunks,
+            system_prompt=text.system_prompt,
+            chat_template_kwargs=text.template_variables(),
+            chat_date=text.chat_date,
+            embeddings=config.vocab_size,
+            positions=positions,
+            prompt_template=text.prompt_template,
+        )
 
     def __post_init__(self) -> None:
-        prompt = (self.system_prompt, json.dumps(self.chat_template_kwargs or {}), self.chat_date)
-        raise_if(TextConfig(self.prompt_format, self.max_length, *prompt, self.prompt_template).problems())
+        settings = TextConfig(
+            prompt_format=self.prompt_format,
+            max_length=self.max_length,
+            system_prompt=self.system_prompt,
+            chat_template_kwargs=json.dumps(self.chat_template_kwargs or {}),
+            chat_date=self.chat_date,
+            prompt_template=self.prompt_template,
+        )
+        raise_if(settings.problems())
         if not self.tokenizer.is_fast:
             name = type(self.tokenizer).__name__
             raise InputError(

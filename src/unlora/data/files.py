@@ -13,7 +13,7 @@ from typing import Any
 
 from unlora.common.errors import InputError, Problem
 from unlora.common.files import LFS_FIX, is_lfs_pointer
-from unlora.common.reading import unique_keys
+from unlora.common.reading import duplicates, unique_keys
 
 Row = dict[str, Any]
 # Files that `Dataset.save_to_disk` writes next to the rows.
@@ -82,7 +82,7 @@ def _csv(file: Path) -> Iterator[Row]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         table = csv.reader(lines, strict=True)
         names = next(table, [])
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := duplicates(names):
             raise ValueError(f"several columns are called {twice[0]!r}")
         for cells in table:
             if len(cells) > len(names):
