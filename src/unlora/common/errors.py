@@ -14,7 +14,7 @@ from unlora.common.plain import plain
 # Maximum number of characters of each part of a message, and of the whole message. Anything longer, such as a pasted
 # text, would hide the other parts.
 _ARGUMENT, _VALUE, _REASON, _FIX, _MESSAGE = 60, 200, 360, 300, 980
-# Key in results that stands in for a number that cannot be computed. Its value is the reason.
+# Key in results that replaces a number that cannot be computed. Its value is the reason.
 NOT_AVAILABLE = "not available"
 # Number of characters that `short` keeps of a value of any length.
 _LONG = 120
@@ -57,14 +57,14 @@ class InputError(ValueError):
 
     def __init__(self, *problems: Problem) -> None:
         self.problems = problems
-        super().__init__(_listed([str(problem) for problem in problems]))
+        super().__init__(_joined([str(problem) for problem in problems]))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[Problem, ...]]:
         """Make the error picklable, so that one process can send it to the others."""
         return type(self), self.problems
 
 
-def _listed(lines: list[str]) -> str:
+def _joined(lines: list[str]) -> str:
     """Join the lines. If a message has no room for all, the last line gives the number of those left out."""
     kept = len(lines)
     while kept > 1 and sum(len(line) + 1 for line in lines[:kept]) + 30 > _MESSAGE:

@@ -11,7 +11,7 @@ _NOISE = {
 }
 
 
-def _wanted(record: logging.LogRecord) -> bool:
+def _is_wanted(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_NOISE[record.name])
 
 
@@ -19,5 +19,5 @@ def leave_out_noise() -> None:
     """Drop these messages and no others. The libraries are not imported."""
     for name in _NOISE:
         logger = logging.getLogger(name)
-        if _wanted not in logger.filters:
-            logger.addFilter(_wanted)
+        if _is_wanted not in logger.filters:
+            logger.addFilter(_is_wanted)

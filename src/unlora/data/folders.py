@@ -32,22 +32,22 @@ def find_table(folder: Path, name: str | None, split: str, argument: str) -> lis
         InputError: there is no such configuration or split, or one of its files is missing.
     """
     declared = _declared(folder)
-    chosen = name if name is not None else _only(declared)
+    chosen = name if name is not None else _default_configuration(declared)
     if chosen in declared:
-        return _named(declared[chosen], split, folder, argument, "split")
+        return _files_named(declared[chosen], split, folder, argument, "split")
     tables = _tables(folder)
     if name is None:
         if is_saved_dataset(folder):
-            return _whole([folder], split, folder, argument)
+            return _only_split([folder], split, folder, argument)
         splits = {**_tables(folder / "data"), **tables}
         kind = "configuration" if WHOLE not in splits else "split"
-        return _named(_one_is_whole(splits), split, folder, argument, kind)
+        return _files_named(_with_default_split(splits), split, folder, argument, kind)
     if name in tables:
-        return _whole(tables[name], split, folder, argument)
+        return _only_split(tables[name], split, folder, argument)
     inside = folder / name
     if PurePath(name).name == name and inside.is_dir():
-        return _named(_one_is_whole(_tables(inside)), split, inside, argument, "split")
-    return _named({**declared, **tables}, name, folder, argument, "configuration")
+        return _files_named(_with_default_split(_tables(inside)), split, inside, argument, "split")
+    return _files_named({**declared, **tables}, name, folder, argument, "configuration")
 
 
 def _tables(folder: Path) -> dict[str, list[Path]]:
@@ -61,16 +61,16 @@ def _tables(folder: Path) -> dict[str, list[Path]]:
     return tables
 
 
-def _one_is_whole(tables: dict[str, list[Path]]) -> dict[str, list[Path]]:
+def _with_default_split(tables: dict[str, list[Path]]) -> dict[str, list[Path]]:
     """If there is only one table, make it also available as the split "train"."""
     return {WHOLE: table, **tables} if len(tables) == 1 and (table := next(iter(tables.values()))) else tables
 
 
-def _whole(table: list[Path], split: str, folder: Path, argument: str) -> list[Path]:
-    return _named({WHOLE: table}, split, folder, argument, "split")
+def _only_split(table: list[Path], split: str, folder: Path, argument: str) -> list[Path]:
+    return _files_named({WHOLE: table}, split, folder, argument, "split")
 
 
-def _named(known: Mapping[str, Any], name: str, folder: Path, argument: str, kind: str) -> list[Path]:
+def _files_named(known: Mapping[str, Any], name: str, folder: Path, argument: str, kind: str) -> list[Path]:
     """Return the files of this name, or raise `InputError` with the names that exist."""
     if found := known.get(name):
         _check_shards(found, folder, argument)
@@ -120,6 +120,6 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     return [path for path in folder.glob(pattern) if path.suffix in READERS]
 
 
-def _only(declared: Mapping[str, Any]) -> str | None:
+def _default_configuration(declared: Mapping[str, Any]) -> str | None:
     """Return the configuration to use if none is named, or None."""
     return next(iter(declared)) if len(declared) == 1 else "default" if "default" in declared else None

@@ -151,7 +151,7 @@ def replace_names(text: str, substitutes: Mapping[Name, Name], known: Vocabulary
     if not parts:
         return text
     longest_first = sorted(parts, key=lambda part: -sum(map(len, part)))
-    pattern = _whole("|".join(map(_spaced, longest_first)))
+    pattern = _whole_words("|".join(map(_spaced, longest_first)))
     return re.sub(pattern, lambda found: " ".join(parts[tuple(found[0].split())]), text)
 
 
@@ -159,7 +159,7 @@ def _spaced(words: Name) -> str:
     return r"\s+".join(map(re.escape, words))
 
 
-def _whole(pattern: str) -> str:
+def _whole_words(pattern: str) -> str:
     return rf"(?<!\w)(?:{pattern})(?!\w)"
 
 
@@ -192,15 +192,15 @@ def _capitalised_runs(text: str) -> Iterator[Name]:
     for word, start, stop in _words(text):
         joined = bool(run) and not text[end:start].strip()
         if not joined or not (word[0].isupper() or word in _PARTICLES):
-            yield from _trimmed(run)
+            yield from _without_trailing_particles(run)
             run = []
         if word[0].isupper() or run:
             run.append(word)
         end = stop
-    yield from _trimmed(run)
+    yield from _without_trailing_particles(run)
 
 
-def _trimmed(run: list[str]) -> Iterator[Name]:
+def _without_trailing_particles(run: list[str]) -> Iterator[Name]:
     while run and not run[-1][0].isupper():
         run = run[:-1]
     if run:

@@ -140,18 +140,18 @@ def _local_rows(path: Path, name: str | None, split: str, argument: str, stream:
             yield from iter_rows(file, argument)
 
     if stream is not None:
-        return _drawn(rows_of, split, stream)
-    return _sliced(split, rows_of, argument, path)
+        return _streamed_rows(rows_of, split, stream)
+    return _split_rows(split, rows_of, argument, path)
 
 
-def _drawn(rows_of: Callable[[str], Iterator[Row]], split: str, stream: Stream) -> list[Record]:
+def _streamed_rows(rows_of: Callable[[str], Iterator[Row]], split: str, stream: Stream) -> list[Record]:
     from datasets import IterableDataset
 
     streamed = IterableDataset.from_generator(rows_of, gen_kwargs={"part": split})
     return list(streamed.shuffle(seed=stream.seed, buffer_size=stream.buffer_size).take(stream.rows))
 
 
-def _sliced(split: str, rows_of: Callable[[str], Iterator[Row]], argument: str, path: Path) -> list[Record]:
+def _split_rows(split: str, rows_of: Callable[[str], Iterator[Row]], argument: str, path: Path) -> list[Record]:
     from datasets import ReadInstruction
 
     whole = {name: list(rows_of(name)) for name in dict.fromkeys(part.partition("[")[0] for part in split.split("+"))}
@@ -208,10 +208,10 @@ def _row_problems(row: Record, where: str) -> Iterator[Problem]:
                     f"{where}.{key}", short(row[key]), reason, "rename text and this column to question and answer"
                 )
     else:
-        yield _no_kind(row, where)
+        yield _unknown_kind(row, where)
 
 
-def _no_kind(row: Record, where: str) -> Problem:
+def _unknown_kind(row: Record, where: str) -> Problem:
     """Return the problem of a row that is not a question, conversation or plain text."""
     for keys in _KINDS:
         if keys <= row.keys():

@@ -142,11 +142,11 @@ class ChatTemplate:
         """Locate an answer in the rendering of the whole conversation, which begins with the prompt."""
         start = len(prompt)
         if not (prompt and self.thinks):
-            start = max(start, self._header(whole.text, context, answer, where))
+            start = max(start, self._header_length(whole.text, context, answer, where))
         marks = [(max(first, start), stop) for first, stop in whole.marks if stop > start]
         return Placed(whole.text, start, marks or [(start, len(whole.text))], bool(marks))
 
-    def _header(self, text: str, context: Context, answer: str, where: str) -> int:
+    def _header_length(self, text: str, context: Context, answer: str, where: str) -> int:
         """Return the length of what the template writes before any answer at this point, without trailing spaces."""
         other = "b" if answer.strip()[:1] != "b" else "c"
         same = _common_start(text, self._render(context.answered(other), context, where).text)

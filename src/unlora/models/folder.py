@@ -40,22 +40,22 @@ def model_problems(folder: Path, argument: str) -> list[Problem]:
         return [Problem(argument, str(folder), reason, f"move {ADAPTER_SETTINGS} and its weights to another folder")]
     files = _weight_files(folder)
     if not files:
-        return [_without_weights(folder, argument)]
+        return [_no_weights_problem(folder, argument)]
     broken = [problem for file in files for problem in _file_problems(file, argument)]
     return [*broken, *_settings_problems(folder / _GENERATION_SETTINGS, argument)]
 
 
 def adapter_problems(folder: Path, argument: str) -> list[Problem]:
-    """Return what is wrong with the weights of an adapter."""
+    """Check the weight file of an adapter."""
     if (folder / ADAPTER_WEIGHTS).is_file():
         return list(_file_problems(folder / ADAPTER_WEIGHTS, argument))
-    return [_without_weights(folder, argument, ADAPTER_WEIGHTS)]
+    return [_no_weights_problem(folder, argument, ADAPTER_WEIGHTS)]
 
 
 def tokenizer_problems(folder: Path, argument: str) -> list[Problem]:
     """Return problems of a tokenizer's files that are git-lfs pointers, and of broken settings."""
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    if found := [_pointer(file, argument) for file in files if is_lfs_pointer(file)]:
+    if found := [_pointer_problem(file, argument) for file in files if is_lfs_pointer(file)]:
         return found
     return _settings_problems(folder / _TOKENIZER_SETTINGS, argument)
 
@@ -94,7 +94,7 @@ def _file_problems(file: Path, argument: str) -> Iterator[Problem]:
             argument, str(file.parent), f"its weights are in several files, and {file.name} is missing", _AGAIN
         )
     elif is_lfs_pointer(file):
-        yield _pointer(file, argument)
+        yield _pointer_problem(file, argument)
     else:
         try:
             with safe_open(file, framework="pt"):
@@ -104,11 +104,11 @@ def _file_problems(file: Path, argument: str) -> Iterator[Problem]:
             yield Problem(argument, str(file.parent), reason, _AGAIN)
 
 
-def _pointer(file: Path, argument: str) -> Problem:
+def _pointer_problem(file: Path, argument: str) -> Problem:
     return Problem(argument, str(file.parent), f"{file.name} is a git-lfs pointer in place of the file", LFS_FIX)
 
 
-def _without_weights(folder: Path, argument: str, wanted: str = SAFE_WEIGHTS_NAME) -> Problem:
+def _no_weights_problem(folder: Path, argument: str, wanted: str = SAFE_WEIGHTS_NAME) -> Problem:
     names = sorted(file.name for file in folder.iterdir())
     if pickled := [name for name in names if name.endswith(_PICKLED) and not name.startswith("training_args")]:
         reason = f"its weights are pickled ({pickled[0]}), and unlora reads safetensors only"

@@ -89,7 +89,7 @@ def _load_base(config: ModelConfig) -> PreTrainedModel:
         raise _cannot_load(config, error) from error
     raise_if(family_problems(model))
     raise_if(_weight_problems(config.model_name_or_path, info))
-    _mend_generation_settings(model, config)
+    _repair_generation_settings(model, config)
     for module in model.modules():
         # On some CPUs, bitsandbytes repacks a 4-bit layer for inference once it has run without gradients. After that,
         # gradients and the original weight are silently lost.
@@ -113,7 +113,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     with opened(config) as source:
         tokenizer = _read_tokenizer(source.base)
         padding_id(tokenizer)
-        _pad_within(tokenizer, _embeddings(source.base))
+        _ensure_pad_embedding(tokenizer, _embeddings(source.base))
     return tokenizer
 
 
@@ -139,7 +139,7 @@ def _embeddings(config: ModelConfig) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _pad_within(tokenizer: PreTrainedTokenizerFast, embeddings: int | None) -> None:
+def _ensure_pad_embedding(tokenizer: PreTrainedTokenizerFast, embeddings: int | None) -> None:
     """Pad with EOS if the pad token has no embedding: padding is masked, but its embeddings are still looked up."""
     if embeddings is None or tokenizer.pad_token_id is None or tokenizer.pad_token_id < embeddings:
         return
@@ -259,11 +259,11 @@ def _check_generation_settings(config: ModelConfig) -> None:
     raise_if(
         Problem(_ARGUMENT, name, f"{key} in its generation_config.json is {value!r}, not the id of a token", _CORRECT)
         for key, value in tokens.items()
-        if not _are_ids(value)
+        if not _are_token_ids(value)
     )
 
 
-def _are_ids(value: Any) -> bool:
+def _are_token_ids(value: Any) -> bool:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     return all(isinstance(one, int) and not isinstance(one, bool) for one in ids)
 
@@ -273,7 +273,7 @@ def _contradictory(config: ModelConfig, reason: str) -> InputError:
     return InputError(Problem(_ARGUMENT, config.model_name_or_path, reason, _CORRECT))
 
 
-def _mend_generation_settings(model: PreTrainedModel, config: ModelConfig) -> None:
+def _repair_generation_settings(model: PreTrainedModel, config: ModelConfig) -> None:
     """Enable sampling if the generation settings only make sense with it, such as a temperature.
 
     transformers would refuse to save a model with such settings.
@@ -287,7 +287,7 @@ def _mend_generation_settings(model: PreTrainedModel, config: ModelConfig) -> No
     settings.do_sample = True
     if reason := _contradiction(settings):
         raise _contradictory(config, reason)
-    logger.warning("the model's generation settings only make sense with do_sample=true, which is set")
+    logger.warning("the model's generation settings only make sense with do_sample=true, so it is set")
 
 
 def _contradiction(settings: Any) -> str | None:

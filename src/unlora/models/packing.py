@@ -54,7 +54,7 @@ class Rows:
 
 
 class _Unpack(torch.autograd.Function):
-    """Put tokens into their slots. Padding has no gradient, so a token's gradient is that of its own slot."""
+    """Put tokens into their slots. Padding has no gradient, so the backward pass reads only the slots of tokens."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, tokens: Tensor, slots: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def value_problems(
     for name in (field.name for field in fields(settings)):
         types, value = _types_in(hints[name]), getattr(settings, name)
         if not {int, float} & types:
-            problems += _kind_problems(name, value, hints[name])
+            problems += _non_numeric_problems(name, value, hints[name])
             continue
         for number in value if isinstance(value, list) else [value]:
             problem = _type_problem(name, number, types) or finite_problem(name, number, name in infinite)
@@ -98,7 +98,7 @@ def value_problems(
     return problems
 
 
-def _kind_problems(name: str, value: object, hint: object) -> list[Problem]:
+def _non_numeric_problems(name: str, value: object, hint: object) -> list[Problem]:
     """Check the type of a non-numeric setting, if its annotation has only types that a YAML file can hold."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     whole = {get_origin(kind) or kind for kind in kinds}

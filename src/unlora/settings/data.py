@@ -55,7 +55,7 @@ class TextConfig:
     )
     chat_template_kwargs: str | dict[str, Any] | None = setting(
         None,
-        "Variables of the chat template as a JSON object. Thinking is off unless it is asked for here, as by "
+        "Variables of the chat template as a JSON object. Thinking is off unless enabled here, such as by "
         "'{\"enable_thinking\": true}'.",
     )
     chat_date: str | None = setting(

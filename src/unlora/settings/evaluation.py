@@ -149,7 +149,7 @@ class TargetConfig:
         """Check everything that can be checked before anything is loaded."""
         problems = missing(self, ("log",), fix="name a new file")
         if model.on is not None and self.adapter is not None:
-            reason = "that run's own adapter is evaluated, which contains those of all earlier requests"
+            reason = "that run's own adapter is evaluated, which already includes all earlier requests"
             problems.append(Problem("on", model.on, reason, "name either on or adapter"))
         if self.log:
             problems += file_problems("log", self.log) or unwritable_problems(Path(self.log), "log")

@@ -156,15 +156,16 @@ def _vila_tofu() -> Iterator[tuple[str, Published]]:
             }
             for loss, tuned in losses.items():
                 numbers = tuned[list(_TOFU_SPLITS).index(split)]
-                about = f"`unlora unlearn` on TOFU: {split}, {_TITLES[model]}, {loss}. Add --model_name_or_path MODEL"
+                about = (
+                    f"`unlora unlearn` on TOFU: {split}, {_TITLES[model]}, {loss}. Add --model_name_or_path MODEL, "
+                    "fine-tuned on TOFU"
+                )
                 settings = {**_VILA_TOFU, **of_split, **_loss(loss, *numbers)}
-                yield f"vila-{model}-{split}-{loss}", Published(settings, f"{about}, fine-tuned on TOFU")
+                yield f"vila-{model}-{split}-{loss}", Published(settings, about)
                 if loss == "ihl":
                     squared = {**settings, "retain_weight": round(settings["retain_weight"] ** 2, 4)}
-                    told = (
-                        f"{about}, fine-tuned on TOFU. The retain weight is squared, as in VILA's code until May 2026"
-                    )
-                    yield f"vila-{model}-{split}-{loss}-squared", Published(squared, told)
+                    about += ". The retain weight is squared, as in VILA's code until May 2026"
+                    yield f"vila-{model}-{split}-{loss}-squared", Published(squared, about)
 
 
 def _vila_wmdp() -> Iterator[tuple[str, Published]]:
