@@ -56,10 +56,16 @@ def overwrite_base(tensors, name):
 CHANGES = {
     "missing": (lambda tensors, name: tensors.pop(name), "it lacks tensors: base_model.*weight"),
     "all missing": (lambda tensors, name: tensors.clear(), "it lacks tensors.*and 27 more"),
-    "renamed": (rename, "it lacks tensors.*\n.*it has tensors that its settings do not name"),
+    "renamed": (rename, "it lacks tensors.*\n.*it has tensors that its settings do not describe"),
     "part of one": (halve, "PEFT cannot load it on this model .*size mismatch"),
-    "of the base": (overwrite_base, "it has tensors that its settings do not name: base_model.model.model.norm.weight"),
-    "not numbers": (lambda tensors, name: tensors[name].fill_(torch.nan), "some of its numbers are not finite"),
+    "of the base": (
+        overwrite_base,
+        "it has tensors that its settings do not describe: base_model.model.model.norm.weight",
+    ),
+    "not numbers": (
+        lambda tensors, name: tensors[name].fill_(torch.nan),
+        "it has tensors with values that are not finite",
+    ),
 }
 
 

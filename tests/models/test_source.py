@@ -261,7 +261,7 @@ def test_an_adapter_whose_weights_do_not_fit_is_refused(copied, tmp_path):
     with pytest.raises(InputError, match=r"model_name_or_path=.*it lacks tensors"):
         load_model(ModelConfig(str(tmp_path / "adapter")))
     save_file({**found, removed.replace("layers.0", "layers.7"): torch.ones(2, 2)}, file)
-    with pytest.raises(InputError, match="it has tensors that its settings do not name"):
+    with pytest.raises(InputError, match="it has tensors that its settings do not describe"):
         load_model(ModelConfig(str(tmp_path / "adapter")))
     file.write_bytes(POINTER)
     with pytest.raises(InputError, match="git-lfs pointer"):
