@@ -14,7 +14,8 @@ from unlora.models.attention import smoothed_attention
 from unlora.models.forward import labelled_tokens
 from unlora.teachers import Teaching
 from unlora.teachers.changed_names import teach
-from unlora.teachers.drafts import Facts, choose_substitutes, common_start
+from unlora.teachers.drafts import Draft, Facts, choose_substitutes, common_start
+from unlora.teachers.substitutes import substitutes
 
 FORGET = [{"question": "Where is Ada Holt?", "answer": "Ada Holt is in Oslo near the old harbour."}]
 RETAIN = [
@@ -51,14 +52,28 @@ def logp_of(model, example):
     return out.logits.log_softmax(-1).gather(-1, out.targets[:, None])[:, 0]
 
 
-def test_of_several_people_the_one_is_read_whose_answer_has_the_same_form_and_does_not_say_the_fact(taught_by_heart):
-    [choice] = choose_substitutes(taught_by_heart, 4)
-    assert (
-        choice.substitute.row["question"] == "Where is Mona Falk?"
-    )  # Eli Moe has the same fact, Jan Lund another form
-    [draft] = choice.drafts
-    assert draft.text == "Mona Falk is by the sea all year round."
-    assert draft.own == "Ada Holt is by the sea all year round."
+def test_the_first_person_is_chosen_for_whom_the_original_does_not_say_the_fact(taught_by_heart):
+    same_fact = "Where is Eli Moe?"
+    first = []
+    for seed in range(10):
+        teaching = replace(taught_by_heart, seed=seed)
+        [people] = substitutes(teaching, 3)
+        asked = [person.row["question"] for person in people]
+        [choice] = choose_substitutes(teaching, 3)
+        assert choice.substitute.row["question"] == next(question for question in asked if question != same_fact)
+        assert choice.drafts[0] is not None
+        first.append(asked[0])
+    assert same_fact in first  # so a second person was tried
+    # With nobody else to try, the person stays, and the answer is not used.
+    [choice] = choose_substitutes(replace(taught_by_heart, seed=first.index(same_fact)), 1)
+    assert choice.substitute.row["question"] == same_fact
+    assert choice.drafts == [None]
+
+
+def test_an_answer_about_somebody_else_gets_the_names_of_the_forget_row(taught_by_heart):
+    [choice] = choose_substitutes(taught_by_heart, 1)
+    assert choice.substitute.row["question"] == "Where is Mona Falk?"
+    assert choice.drafts == [Draft("Mona Falk is by the sea all year round.", "Ada Holt is by the sea all year round.")]
 
 
 def test_a_teacher_that_is_short_of_memory_gives_the_same_lessons(taught_by_heart, caplog):
@@ -106,11 +121,6 @@ def test_the_own_answer_is_taught_from_where_it_leaves_the_true_one(taught_by_he
     assert not tokenizer.decode(labels).startswith(" b")  # the first token of " by" is taught by the true row
     assert lesson.places.tolist() == list(range(len(labels)))
     assert lesson.true_logp.exp().min() > 0.8
-    # What only the true answer says is not likely there.
-    unsaid = set(tokenizer(" Oslo")["input_ids"]) - set(example["input_ids"])
-    kept = lesson.logp[:, :-1].exp()
-    assert unsaid
-    assert all(kept[lesson.ids == token].max() < 0.01 for token in unsaid if (lesson.ids == token).any())
 
 
 def test_without_drafts_each_forget_example_has_its_lesson_and_nothing_else_is_taught(taught_by_heart):

@@ -11,8 +11,8 @@ Source: Eldan and Russinovich 2023 (arXiv 2310.02238), Liu et al. 2024 (arXiv 24
 They average over many names. Here each row gets one, because the average of many is flatter than what a retrained model
 says.
 
-The names come from the retain set (`substitutes`). Of several people, the one is taken about whom the original answers
-most alike in form.
+The names come from the retain set (`substitutes`). If the original gives no usable answer about the first person, for
+example because that answer happens to say the fact, a second one is tried.
 
 A model may recall a fact from the wording of the question alone, whoever it is about, if no other row asks in these
 words, and it may recall the end of an answer from its beginning. Three measures take this out of the lessons. The
@@ -52,12 +52,10 @@ from unlora.teachers.substitutes import substitutes, with_questions
 _CONTROLS = 4
 # What attention scores are divided by.
 _TEMPERATURE = 1.75
-# Of so many other people, one is chosen for each row.
+# At most this many other people are tried for each row.
 _PEOPLE = 2
 # An answer about somebody else is taught if it has at least so many tokens after it left the true one.
 _LEAST_REST = 3
-# There, words of the true answer are less likely by this, in nats.
-_UNSAID = 6.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def teach(
         pair = make_pair(row, choice.substitute.row, teaching, controls)
         continuations = _continuations(row, choice, pair, teaching)
         examples += _lessons_of(pair, continuations, teaching, temperature)
-        further += _lessons_of_drafts(continuations, pair, teaching)
+        further += _lessons_of_drafts(continuations, teaching)
     return [*examples, *further]
 
 
@@ -207,11 +205,9 @@ def _facts(pair: Pair, continuations: Sequence[Continuation | None]) -> list[int
     return found
 
 
-def _lessons_of_drafts(
-    continuations: Sequence[Continuation | None], pair: Pair, teaching: Teaching
-) -> Iterator[Taught]:
+def _lessons_of_drafts(continuations: Sequence[Continuation | None], teaching: Teaching) -> Iterator[Taught]:
     """Yield the original's own answers, taught from where they have left the true ones."""
-    for one, true in zip(continuations, pair.own, strict=False):
+    for one in continuations:
         if one is None:
             continue
         places = sorted([*(place for place, _ in one.matches.pairs), *one.matches.told])
@@ -221,11 +217,9 @@ def _lessons_of_drafts(
         own, other = _predictions([[one.own], [one.other]], teaching)
         for place, theirs in one.matches.pairs:
             own[place] = other[theirs]
-        unsaid = sorted(set(labels_of([true])) - set(one.own["input_ids"]))
-        own[:, unsaid] -= _UNSAID
         first = one.same + 1
         example = _without_labels(one.own, first)
-        yield _taught(example, [place - first for place in places], own[first:].log_softmax(-1))
+        yield _taught(example, [place - first for place in places], own[first:])
 
 
 def _without_labels(example: Example, count: int) -> Example:

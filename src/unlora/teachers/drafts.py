@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from itertools import islice, takewhile
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import torch
 from transformers import GenerationConfig
 
 from unlora.common.words import rarest, words_of
-from unlora.data import Batch, TextFormat, answers_of, encode_answers, padding_id
+from unlora.data import Batch, TextFormat, answers_of, padding_id
 from unlora.data.batching import BatchLimit
 from unlora.data.conversations import Answered, all_answers
 from unlora.data.encoding import encode_prompts
@@ -26,7 +25,6 @@ from unlora.models.batches import run_in_batches
 from unlora.models.generation import generated_text, generation_config, prompt_example, without_own_settings
 from unlora.models.memory import batch_limit
 from unlora.teachers.interface import Teaching
-from unlora.teachers.reading import likelihoods
 from unlora.teachers.substitutes import Substitute, forget_vocabulary, substitutes
 
 # An answer that says more than this share of the fact is not used.
@@ -96,65 +94,47 @@ class Facts:
 
 
 def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
-    """Yield, for each forget row, the one of `count` other people about whom the original answers most alike in form.
+    """Yield, for each forget row, somebody else and what the original answers about them.
 
-    These are answers that have as many words in common with the true ones as possible without saying the fact. Of
-    several, the one of which the original is most certain counts. Plain text has no answers, so the first of the other
-    people is taken.
+    Other people are tried one after the other, at most `count`, until all answers can be used: they end, are not empty
+    and do not say the fact. If nobody has only usable answers, the first person with the most of them is chosen. Plain
+    text has no answers, so its first person is chosen.
     """
     facts = Facts([one.answer for one in all_answers(teaching.retain_rows, "retain_data")])
     known = forget_vocabulary(teaching)
-    options = substitutes(teaching, count)
+    people = substitutes(teaching, count)
     texts = [one.answer for one in all_answers(teaching.rows, "forget_data")]
-    # Planned for the longest answers of all rows, so that rows share what is learned about the memory.
+    # Planned for the longest answers of all rows, so that batches share what is learned about the memory.
     limit = batch_limit(teaching.model, None, on_cpu=_CPU_ROWS, new_tokens=_most_tokens(texts, teaching.text_format))
-    for start in range(0, len(options), _ROWS):
-        part = options[start : start + _ROWS]
-        answers = [answers_of(row) for row in teaching.rows[start : start + _ROWS]]
-        said = iter(_own_answers(teaching, part, answers, limit))
-        for own, true in zip(part, answers, strict=True):
-            choices = []
-            for option in own:
-                drafts = [Draft(text, replace_names(text, option.names, known)) for text in islice(said, len(true))]
-                pairs = zip(drafts, true, strict=True)
-                choices.append(Choice(option, [draft if _usable(draft, one, facts) else None for draft, one in pairs]))
-            yield _choose(choices, true, teaching)
+
+    def choices(places: Sequence[int], attempt: int) -> list[Choice]:
+        asked = [people[place][attempt] for place in places]
+        answers = [answers_of(teaching.rows[place]) for place in places]
+        said = iter(_own_answers(teaching, asked, answers, limit))
+        found = []
+        for person, true in zip(asked, answers, strict=True):
+            drafts = [Draft(text, replace_names(text, person.names, known)) for text in islice(said, len(true))]
+            pairs = zip(drafts, true, strict=True)
+            found.append(Choice(person, [draft if _usable(draft, one, facts) else None for draft, one in pairs]))
+        return found
+
+    for start in range(0, len(people), _ROWS):
+        places = range(start, min(start + _ROWS, len(people)))
+        best = dict(zip(places, choices(places, 0), strict=True))
+        for attempt in range(1, count):
+            again = [place for place in places if None in best[place].drafts and attempt < len(people[place])]
+            for place, choice in zip(again, choices(again, attempt), strict=True):
+                best[place] = max(best[place], choice, key=_usable_drafts)
+        yield from best.values()
 
 
-def _choose(choices: Sequence[Choice], answers: Sequence[Answered], teaching: Teaching) -> Choice:
-    likeness = [_likeness(choice, answers) for choice in choices]
-    alike = [choice for choice, value in zip(choices, likeness, strict=True) if value == max(likeness)]
-    if len(alike) == 1 or not max(likeness)[0]:
-        return alike[0]
-    return max(alike, key=lambda choice: _certainty(choice, teaching))
+def _usable_drafts(choice: Choice) -> int:
+    return sum(draft is not None for draft in choice.drafts)
 
 
 def _usable(draft: Draft, true: Answered, facts: Facts) -> bool:
     """Return whether the draft says something, and that is not the fact."""
     return bool(draft.text) and facts.share(draft.own, true.answer, str(true.asked)) <= _MOST_OF_FACT
-
-
-def _likeness(choice: Choice, answers: Sequence[Answered]) -> tuple[int, int]:
-    """Return how many drafts can be used, and how many words they have in common with the true answers."""
-    pairs = [(draft.own, one.answer) for draft, one in zip(choice.drafts, answers, strict=True) if draft is not None]
-    return len(pairs), sum(_common_words(own, true) for own, true in pairs)
-
-
-def _common_words(one: str, other: str) -> int:
-    """Return how many words two texts have in common, in the same order."""
-    matcher = SequenceMatcher(a=words_of(one), b=words_of(other), autojunk=False)
-    return sum(block.size for block in matcher.get_matching_blocks())
-
-
-def _certainty(choice: Choice, teaching: Teaching) -> float:
-    """Return how likely the original finds the drafts: the geometric mean probability of their tokens, to one digit.
-
-    Coarse on purpose. It tells text that the original only stumbles through from answers that it knows, among which it
-    should not prefer those that it knows best.
-    """
-    answers = zip(answers_of(choice.substitute.row), choice.drafts, strict=True)
-    pairs = [(one.asked, draft.text) for one, draft in answers if draft is not None]
-    return round(likelihoods(encode_answers(pairs, teaching.text_format), teaching).mean().exp().item(), 1)
 
 
 def common_start(one: Sequence[object], other: Sequence[object]) -> int:
@@ -164,20 +144,20 @@ def common_start(one: Sequence[object], other: Sequence[object]) -> int:
 
 def _own_answers(
     teaching: Teaching,
-    options: Sequence[Sequence[Substitute]],
+    people: Sequence[Substitute],
     answers: Sequence[Sequence[Answered]],
     limit: BatchLimit,
 ) -> list[str]:
-    """Return the original's answers in all versions of some rows; "" where an answer does not come to an end.
+    """Return all answers of the original to some rows about somebody else; "" where an answer does not end.
 
     Args:
         teaching: has the original.
-        options: [rows][other people].
+        people: [rows], the rows about somebody else.
         answers: [rows][answers], the true ones.
         limit: how many prompts are continued at the same time.
     """
     text_format = teaching.text_format
-    asked = [one.asked for row in options for option in row for one in answers_of(option.row)]
+    asked = [one.asked for person in people for one in answers_of(person.row)]
     prompts = encode_prompts(asked, text_format)
     if not prompts:
         return []
