@@ -26,6 +26,7 @@ from unlora.benchmarks.builtin.trainings import cache_folder
 from unlora.common.files import write_jsonl
 from unlora.data.sources import Record, fingerprint
 from unlora.pipeline.unlearn import unlearn
+from unlora.settings.training import DISTILLING
 
 _QUESTIONS = 8  # about each person
 
@@ -69,7 +70,7 @@ def main() -> None:
     parser = make_parser("sizes", __doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 6, 40, 400])
     parser.add_argument("--learning_rate", type=float, default=TUNED["distil"]["learning_rate"])
-    parser.add_argument("--retain_weight", type=float, default=TUNED["distil"]["retain_weight"])
+    parser.add_argument("--retain_weight", type=float, default=DISTILLING["retain_weight"])
     args = parser.parse_args()
     settings = {"learning_rate": args.learning_rate, "retain_weight": args.retain_weight}
     table = Table("rows", *MEASURES, title=", ".join(f"{name} {value:g}" for name, value in settings.items()))

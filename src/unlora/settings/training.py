@@ -43,7 +43,7 @@ _FINETUNE_RANGES = {
 DISTILLING: dict[str, Any] = {
     "init": "lora",
     "learning_rate": 2e-3,
-    "retain_weight": 2.0,
+    "retain_weight": 3.0,
     "gradient_accumulation_steps": 2,
 }
 PUSHING: dict[str, Any] = {
@@ -92,7 +92,7 @@ class UnlearnSettings:
     forget_weight: float = setting(1.0, "γ in loss = γ · forget loss + λ · retain loss.")
     retain_weight: float | None = setting(
         None,
-        "λ in loss = γ · forget loss + λ · retain loss. The loss pdu starts from it and changes it. Defaults to 2 for "
+        "λ in loss = γ · forget loss + λ · retain loss. The loss pdu starts from it and changes it. Defaults to 3 for "
         "distil, and 1 for losses without a teacher.",
     )
     max_retain_loss: float | None = setting(

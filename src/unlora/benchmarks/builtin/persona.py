@@ -32,7 +32,7 @@ def write_sets(folder: Path, seed: int) -> dict[str, Sequence[Record]]:
 
 
 # What distil needs beyond `persona_settings`, chosen on seeds 100 to 102 (docs/results.md).
-TUNED: dict[str, dict[str, Any]] = {"distil": {"learning_rate": 4e-3, "retain_weight": 2.0, "until_taught": True}}
+TUNED: dict[str, dict[str, Any]] = {"distil": {"learning_rate": 4e-3, "until_taught": True}}
 
 
 def persona_settings(model: Path, folder: Path, seed: int) -> dict[str, Any]:
