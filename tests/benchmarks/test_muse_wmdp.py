@@ -187,7 +187,7 @@ REFUSED = {
         "retrained=.*cannot be read as a log",
     ),
     "a retrained model of an unknown split": ("muse", {}, ["--retrained", "sust_5=x"], "retrained='sust_5': unknown"),
-    "a retrained model for WMDP": ("wmdp", {}, ["--retrained", "x"], "WMDP compares with none"),
+    "a retrained model for WMDP": ("wmdp", {}, ["--retrained", "x"], "WMDP is not compared with a retrained model"),
     "a task whose data is not there": ("wmdp", {}, ["--tasks", "t", "--include_path", "{folder}"], "cannot load them"),
 }
 

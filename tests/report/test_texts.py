@@ -66,8 +66,8 @@ def test_muse_s_unseen_texts_decide(tmp_path):
 def test_without_unseen_texts_only_the_change_is_told(tmp_path):
     found = told(tmp_path / "a", scores_original=tasks(0.6), scores_unlearned=tasks())
     assert found.state == "untested"
-    assert "Accuracy in what is to be forgotten went from 0.65 to 0.35" in found.sentence
-    assert "Accuracy in what is to be kept went from 0.5 to 0.5: 100.0 % of it was kept" in found.cost
+    assert "Accuracy on subjects to forget went from 0.65 to 0.35" in found.sentence
+    assert "Accuracy on subjects to keep went from 0.5 to 0.5: 100.0 % of it was kept" in found.cost
     alone = told(tmp_path / "b", scores_unlearned=tasks())
     assert "is 0.35 (95 % interval 0.322 to 0.378)" in alone.sentence
     assert "The original model's is not known" in alone.cost

@@ -1,4 +1,4 @@
-"""The benchmarks: what is forgotten, how a model is measured, and what the numbers mean. See `interface.py`."""
+"""The benchmarks: what is forgotten, how a model is evaluated, and what the numbers mean. See `interface.py`."""
 
 from unlora.benchmarks.interface import Benchmark, Measured, Metric, Options, Reading
 from unlora.benchmarks.table import BENCHMARKS, benchmark_of, find_benchmark, register_benchmark

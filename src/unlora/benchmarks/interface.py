@@ -1,15 +1,15 @@
-"""What a benchmark is: its data and splits, how a model is scored on it, and what the numbers of a log mean.
+"""The interface of benchmarks: their data and splits, how a model is scored, and what the numbers of a log mean.
 
 A benchmark is a subclass of `Benchmark`, and `register_benchmark` (in `unlora.benchmarks`) gives it a name. Everything
 that the rest of unlora knows about a benchmark comes from this class:
 
-- `unlora bench` asks for the settings of each request (`request`), of its evaluation (`evaluation`) and for the
-  retrained model (`retrained`), and reads the logs of the cells (`numbers`).
-- `unlora evaluate --benchmark NAME` loads the data (`load`), scores a model (`score`) and writes the log.
+- `unlora bench` gets the settings of each request (`request`) and its evaluation (`evaluation`) and the retrained model
+  (`retrained`), and reads the logs of the cells (`numbers`).
+- `unlora evaluate --benchmark NAME` loads the data (`load`), scores a model (`score`) and writes the log (`write_log`).
 - The report and the comparison find the benchmark of a log with `benchmark_of(log)` (in `unlora.benchmarks`), and call
-  `benchmark.read(log, retrained_log)`. The `Reading` that they get has a `Measured` (value and standard error) for each
-  number. `benchmark.metric(name)` says how the number is labelled and which direction is better, and `benchmark.plane`
-  names the two numbers (utility, forgetting) that span the forgetting-utility plane; `reading.get(name)` finds both.
+  `benchmark.read(log, retrained_log)`. This returns a `Reading`, which has a `Measured` (value and standard error) for
+  each number. `benchmark.metric(name)` has the number's label and its better direction. `benchmark.plane` names the two
+  numbers (utility, forgetting) that span the forgetting-utility plane; `reading.get(name)` returns them.
 - `unlora ls benchmarks` prints `paper`, `needs`, `splits` and `metrics`.
 
 Importing a benchmark must not import torch: methods that need a model import what they use.
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     from unlora.data import TextFormat
     from unlora.data.sources import Record
 
-# The key under which a user names one retrained model for all splits.
+# The key of a retrained model that the user gives for all splits.
 ALL = "all"
-# A log as JSON has it.
+# A log as it is in a JSON file.
 Log = dict[str, Any]
 Direction = Literal["high", "low", "zero"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user of `unlora bench` says about the benchmark itself.
+    """The options of `unlora bench` that concern the benchmark itself.
 
     Args:
-        folder: of the bench; data that cells share is kept there.
+        folder: the folder of the bench, with the data that cells share.
         model: the original model (built-in benchmarks make their own).
         data: the benchmark's data: a folder or a dataset on the Hub.
         retrained: {split or "all": evaluation log (.json) of the retrained model, or the model itself}.
@@ -64,10 +64,10 @@ class Metric:
 
     Args:
         label: what it is called in tables and on the axes of plots.
-        better: "high", "low" or "zero" (the retrained model's value is 0); None where only a comparison with the
-            retrained model's value could tell.
+        better: "high", "low" or "zero" (the retrained model's value is 0); None if the number can only be judged by
+            comparison with the retrained model's value.
         needs: why the number may not be available, and what to do about it.
-        limits: the least and the largest value that it can have, where its interval ends, too.
+        limits: its smallest and largest possible value, to which its interval is cut.
     """
 
     label: str
@@ -78,9 +78,9 @@ class Metric:
 
 @dataclass(frozen=True)
 class Measured:
-    """A value and its standard error over the examples, 0 where that is not known.
+    """A value and its standard error over the examples, which is 0 if it is unknown.
 
-    A value that counts some of the examples also has `of`, the number of examples that could count.
+    If the value is a number of examples, `of` is the total from which they are counted.
     """
 
     value: float
@@ -93,10 +93,10 @@ class Reading:
     """The numbers in the log of one model.
 
     Args:
-        values: by name, in the order in which they are shown; None where the log cannot give the number.
-        examples: by set or task how many examples were evaluated.
-        derived: numbers computed from `values` that are not shown beside them, such as means over tasks.
-        areas: by membership attack the area under the ROC curve, if the benchmark attacks.
+        values: by name, in the order in which they are shown; None if the log lacks the number.
+        examples: number of evaluated examples by set or task.
+        derived: numbers computed from `values` that are not shown with them, such as means over tasks.
+        areas: the area under the ROC curve by membership attack, if the benchmark has such attacks.
     """
 
     values: dict[str, Measured | None]
@@ -105,7 +105,7 @@ class Reading:
     areas: dict[str, Measured] = field(default_factory=dict)
 
     def get(self, name: str) -> Measured | None:
-        """The number of this name, if it is known."""
+        """Return the number of this name, or None if it is unknown."""
         return self.values.get(name, self.derived.get(name))
 
 
@@ -115,17 +115,17 @@ class Benchmark:
     `settings` is the dataclass of the evaluation's settings, which become flags of `unlora evaluate`.
 
     Attributes:
-        name: under which it is registered; logs carry it.
-        title: what it is called in the report.
+        name: the name under which it is registered, which its logs contain.
+        title: its title in the report.
         paper: citation with arXiv number.
         needs: what a user has to provide.
-        splits: what can be forgotten, each split after the one that it continues from.
-        after: {split: the split whose request it continues from}.
+        splits: what can be forgotten, each split after the one that it continues.
+        after: {split: the split whose request it continues}.
         metrics: the meaning of each number.
         plane: names of the two numbers (utility, forgetting) that span the forgetting-utility plane.
         tuned: {loss: settings of requests that were chosen for it on this benchmark}.
         takes_text_settings: whether prompt format and maximum length are flags of `unlora evaluate` as well.
-        evaluated_by_unlearn: whether `unlora unlearn` makes the log itself, in TOFU's format.
+        evaluated_by_unlearn: whether `unlora unlearn` writes the log itself, in TOFU's format.
     """
 
     name: str
@@ -144,11 +144,11 @@ class Benchmark:
     # What `unlora bench` runs.
 
     def problems(self, options: Options) -> list[Problem]:
-        """Return what is wrong with the options, before anything is loaded."""
+        """Return the problems of the options. This is called before anything is loaded."""
         return []
 
     def request(self, options: Options, split: str, seed: int) -> dict[str, Any]:
-        """Return settings of `unlora unlearn`; make models and data on first use."""
+        """Return settings of `unlora unlearn`. Built-in models and data are made on first use."""
         return {"model_name_or_path": options.model, "seed": seed, "importance_seed": seed}
 
     def retrained(self, options: Options, split: str, seed: int) -> str | None:
@@ -156,23 +156,23 @@ class Benchmark:
         return options.retrained.get(split, options.retrained.get(ALL))
 
     def evaluation(self, options: Options, split: str, seed: int) -> dict[str, Any]:
-        """Return the settings of the evaluation that the benchmark sets; the others are the user's to set."""
+        """Return the settings of the evaluation that the benchmark fixes. The user may choose the others."""
         return {"data": options.data}
 
     # How a model is scored.
 
     def load(self, settings: Any) -> Any:
-        """Return the evaluated data, checked; this comes before the model is loaded.
+        """Load and check the data of the evaluation. This is called before the model is loaded.
 
         Raises:
-            InputError: data that cannot be read or evaluated.
+            InputError: the data cannot be read or evaluated.
         """
         from unlora.data import load_records
 
         return load_records(settings.data, argument="data")[: settings.ds_size]
 
     def rows(self, data: Any) -> Iterable[Record]:
-        """Return what a model is asked, row by row: logs of other rows are not reused."""
+        """Return the rows that a model is evaluated on. A log is only reused for the same rows."""
         rows: Iterable[Record] = data
         return rows
 
@@ -187,17 +187,17 @@ class Benchmark:
         """
         raise NotImplementedError(f"the benchmark {self.name!r} must define `score`")
 
-    # What a log says.
+    # How a log is read.
 
     def owns(self, log: Mapping[str, Any]) -> bool:
-        """Whether the log is one of this benchmark."""
+        """Return whether the log is of this benchmark."""
         return log.get("benchmark") == self.name
 
     def read_log(self, path: str | Path, argument: str = "log") -> Log:
-        """Read a log; `argument` is what the user calls it, for errors.
+        """Read a log. `argument` is the argument that names it, for error messages.
 
         Raises:
-            InputError: a file that cannot be read, or a log of something else.
+            InputError: the file cannot be read, or is not a log of this benchmark.
         """
         log = read_json(path, argument)
         if not self.owns(log):
@@ -213,8 +213,8 @@ class Benchmark:
         """Return the numbers in a log.
 
         Args:
-            log: of the model in question.
-            retrained: of the retrained model, for numbers that compare with it.
+            log: log of the model to evaluate.
+            retrained: log of the retrained model, for numbers that compare with it.
 
         Raises:
             InputError, ValueError, KeyError, TypeError, AttributeError: it is not a log of this benchmark.
@@ -226,10 +226,10 @@ class Benchmark:
         return self.read(self.read_log(path), None if retrained is None else self.read_log(retrained, "retrained"))
 
     def ranking(self, log: Path, original: Path | None, retrained: Path | None) -> dict[str, float | None]:
-        """Return the numbers that the model of a log is ranked by beside others; empty if there is no ranking.
+        """Return the numbers by which models are ranked for the model of a log; {} if the benchmark has no ranking.
 
         Args:
-            log: of the model.
+            log: log of the model.
             original: log of the model before unlearning.
             retrained: log of the retrained model.
         """
@@ -253,7 +253,7 @@ def read_json(path: str | Path, argument: str) -> Log:
     """Read a mapping from a JSON file.
 
     Raises:
-        InputError: there is no such file, or something else in it.
+        InputError: the file does not exist, or does not contain a mapping.
     """
     try:
         log = dict(read_content(path))
@@ -264,18 +264,18 @@ def read_json(path: str | Path, argument: str) -> Log:
 
 
 def needed(options: Options, model_fix: str, data_fix: str) -> list[Problem]:
-    """Return the problems of a benchmark whose model and data the user has to name."""
+    """Return a problem for each of model and data that the user has not named but the benchmark needs."""
     given = {"model_name_or_path": (options.model, model_fix), "data": (options.data, data_fix)}
     return [Problem(name, "", "the benchmark needs it", fix) for name, (value, fix) in given.items() if not value]
 
 
 def unknown_splits(options: Options, known: Sequence[str]) -> list[Problem]:
-    """Return the problems of retrained models that are named for splits which do not exist."""
+    """Return a problem for each retrained model that is named for an unknown split."""
     return [unknown_name("retrained", split, known) for split in options.retrained if split not in known]
 
 
 def built_in_problems(options: Options) -> list[Problem]:
-    """Return the problems of options that a benchmark with its own models and data does not take."""
+    """Return a problem for each option that a benchmark with built-in models and data does not have."""
     given = {"model_name_or_path": options.model, "data": options.data, "retrained": options.retrained}
     reason = "a built-in benchmark makes its own"
     return [Problem(name, value, reason, "remove it") for name, value in given.items() if value]

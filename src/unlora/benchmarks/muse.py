@@ -2,8 +2,8 @@
 
 C1 verbatim memorisation, C2 knowledge memorisation, C3 privacy leakage and C4 utility are the four numbers of one
 model. C5 and C6 are the same numbers after requests of growing size (splits scal_1 to scal_4) and after four requests
-in sequence (sust_1 to sust_4). Prompts, lengths and cuts are those of MUSE's released code. Scores are {set: {score:
-one number per example}} as in `evals/membership/leakage.py`, so that two models can be compared later.
+in sequence (sust_1 to sust_4). Prompts, maximum lengths and truncation are those of MUSE's released code. Scores are
+{set: {score: one number per example}} as in `evals/membership/leakage.py`, so that two models can be compared later.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 
 FOLDS = ("forget_1", "forget_2", "forget_3", "forget_4")
-# Each split: configuration and split of what is forgotten. C5's requests are independent, C6's build on each other.
+# Split -> configuration and split of the forget set. C5's requests are independent, C6's continue each other.
 REQUESTS = {
     "forget": ("raw", "forget"),
     **{f"scal_{number}": ("scal", fold) for number, fold in enumerate(FOLDS, 1)},
@@ -65,7 +65,7 @@ REQUESTS = {
 ROUGE_METRICS = {"verbmem_f": "verbmem", "knowmem_f": "forget_qa", "knowmem_r": "retain_qa"}
 # MUSE reports Min-40%. The other attack is for comparison.
 PRIVLEAK_ATTACKS = ("min_k_40", "min_k_20")
-PRIVLEAK_NEEDS = "it compares with a model trained without the forget set; name that model, or its log, by --retrained"
+PRIVLEAK_NEEDS = "it compares with a model trained without the forget set; give that model or its log with --retrained"
 
 
 class Muse(Benchmark):
@@ -87,12 +87,12 @@ class Muse(Benchmark):
     takes_text_settings = False
 
     def problems(self, options: Options) -> list[Problem]:
-        """Return what is missing. One retrained model may serve all splits."""
+        """Return a problem for each missing option. One retrained model may be used for all splits."""
         problems = needed(options, "name the model trained on the forget set", "name a folder, or muse-bench/MUSE-News")
         return problems + unknown_splits(options, (ALL, *REQUESTS))
 
     def request(self, options: Options, split: str, seed: int) -> dict[str, Any]:
-        """Return the request: text in chunks of MUSE's length, with the first retain part as regulariser."""
+        """Return the request: text in chunks of MUSE's length, with the first retain part as the retain set."""
         config, forget = REQUESTS[split]
         return {
             "model_name_or_path": options.model,
@@ -122,7 +122,7 @@ class Muse(Benchmark):
         return {"rows": sets_sha256(data), "scores": scores, "texts": texts}
 
     def owns(self, log: Mapping[str, Any]) -> bool:
-        """Whether the log has scores; older logs do not name their benchmark."""
+        """Return whether the log has scores. Older logs do not name their benchmark."""
         return "scores" in log or is_document(log)
 
     def read_log(self, path: str | Path, argument: str = "log") -> Log:
@@ -147,7 +147,7 @@ class Muse(Benchmark):
         return log
 
     def read(self, log: Log, retrained: Log | None = None) -> Reading:
-        """Return C1 to C4 in percent, and the areas under the ROC curve that the privacy leakage is made from."""
+        """Return C1 to C4 in percent, and the areas under the ROC curve from which privacy leakage is computed."""
         summary, scores = self.summary(log, retrained), log["scores"]
         values: dict[str, Measured | None] = {
             name: _percent(scores[part]["rougeL"]) if part in scores else None for name, part in ROUGE_METRICS.items()
@@ -186,7 +186,7 @@ def _percent(values: Sequence[float]) -> Measured:
 
 
 def _leakage(log: Log, summary: Mapping[str, Any], retrained: Log | None) -> Measured | None:
-    """Return the privacy leakage, or what the log says of it if it was computed with a log that is not at hand."""
+    """Return the privacy leakage. Without the retrained model's log, return the value in the log's metrics, if any."""
     if retrained is None or "forget" not in retrained["scores"]:
         known = log.get("metrics", {}).get("privleak")
         return Measured(float(known)) if isinstance(known, int | float) else None
@@ -203,15 +203,15 @@ def summarise_muse(scores: Scores, retrained: Scores | None = None) -> dict[str,
     """Return the metrics of scores as plain JSON values.
 
     Args:
-        scores: of the model to judge.
-        retrained: of a model trained without the forget set, on the same sets.
+        scores: scores of the model to evaluate.
+        retrained: scores of a model trained without the forget set, on the same sets.
 
     Returns:
         By name:
 
         - `verbmem_f` (C1), `knowmem_f` (C2), `knowmem_r` (C4): mean ROUGE-L F1 times 100.
-        - `privleak` (C3): in percent, with Min-40%; "not available" without `retrained`, or if that tells the sets
-          apart perfectly, as it may where they have few rows.
+        - `privleak` (C3): in percent, with Min-40%; "not available" without `retrained`, or if the retrained model
+          tells the sets apart perfectly, which may happen if they have few rows.
         - `membership`: by attack (Min-40%, Min-20%), auc, standard_error and privleak.
         - `examples`: the number of examples of each set.
 
@@ -240,7 +240,7 @@ def read_muse_scores(path: str | Path, sets: Sets, argument: str = "retrained") 
     """Read the retrained model's scores from a log of `unlora evaluate --benchmark muse` on the same sets.
 
     Raises:
-        InputError: no such log, or a log of other rows.
+        InputError: the file is not such a log, or is a log of other rows.
     """
     scores = read_scores(path, argument, sets)
     _check_sets(scores, path, argument)

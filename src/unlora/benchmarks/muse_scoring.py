@@ -1,4 +1,4 @@
-"""Ask and score a model on the sets of MUSE, with the prompts, lengths and cuts of MUSE's released code."""
+"""Evaluate a model on the sets of MUSE, with the prompts, maximum lengths and truncation of MUSE's released code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Sets = Mapping[str, "Sequence[Record]"]
 
-# Each set: configuration and split on the Hub, and the columns of its rows.
+# Set -> configuration and split on the Hub, and the columns of its rows.
 _SOURCES = {
     "verbmem": ("verbmem", "forget", ("prompt", "gt")),
     "forget_qa": ("knowmem", "forget_qa", ("question", "answer")),
@@ -33,7 +33,7 @@ _SOURCES = {
     "holdout": ("privleak", "holdout", ("text",)),
 }
 NEW_TOKENS = {"verbmem": 128, "forget_qa": 32, "retain_qa": 32}
-# An answer ends here at the latest, because the model has begun another question.
+# Where the model begins another question, its answer is cut.
 _ANSWER_END = re.compile("\n\n|\nQuestion|Question:")
 
 
@@ -42,11 +42,11 @@ def load_muse(path: str, ds_size: int | None = None) -> dict[str, list[Record]]:
 
     Args:
         path: the name on the Hub, or the folder.
-        ds_size: how many rows of each set are used, from the first on; None for all. The question/answer pairs shown
-            in context are always all used.
+        ds_size: maximum number of rows of each set, from the first; None for all. The question/answer pairs that are
+            shown in context are always used in full.
 
     Raises:
-        InputError: sets that cannot be read, a column that is missing or empty, or texts that are in both privacy sets.
+        InputError: a set cannot be read, a column is missing or empty, or a text is in both privleak sets.
     """
     from unlora.data import check_overlap, load_records
 
@@ -71,7 +71,7 @@ def _check_columns(name: str, rows: Sequence[Record], columns: Sequence[str]) ->
 
 
 def knowledge_prompt(question: str, pairs: Sequence[Record]) -> str:
-    """Return the prompt for C2 and C4: question/answer pairs in context, and then the question.
+    """Return the prompt for C2 and C4: question/answer pairs as examples in context, and then the question.
 
     It ends with a space after "Answer:", as in MUSE's code.
     """
@@ -97,12 +97,12 @@ def evaluate_muse(
         model: a causal LM, with or without adapters. It is left as it was found.
         sets: what `load_muse` returned.
         tokenizer: a fast tokenizer. The model sees neither its chat template nor an end token.
-        batch_size: texts in a forward pass.
+        batch_size: number of texts in a forward pass.
         progress: called with the number of texts done so far.
 
     Returns:
-        The scores: "rougeL" (F1, 0 to 1) for verbmem, forget_qa and retain_qa, and those of `leakage_scores` for forget
-        and holdout. And for each of the first three sets, pairs of the generated and the right text.
+        The scores, which are "rougeL" (F1, 0 to 1) for verbmem, forget_qa and retain_qa, and those of `leakage_scores`
+        for forget and holdout; and pairs of the generated and the right text for each of the first three sets.
 
     Raises:
         InputError: a prompt and its continuation need more tokens than the model has positions.
@@ -115,7 +115,7 @@ def evaluate_muse(
     limit = position_limit(model)
     text_format = TextFormat(tokenizer, "base", limit or TextFormat.max_length)
     prompts = {name: [encode_text(text, tokenizer) for text in _prompts(name, sets)] for name in NEW_TOKENS}
-    for name, new in NEW_TOKENS.items():  # check all sets before the first one is generated
+    for name, new in NEW_TOKENS.items():  # check all sets before any text is generated
         argument = f"data ({', '.join(_SOURCES[name][:2])})"
         check_positions(model, [prompt_example(ids) for ids in prompts[name]], new, argument, len(prompts[name]))
     scores: Scores = {}
@@ -140,7 +140,7 @@ def _generate(
     batch_size: int,
     progress: Progress | None,
 ) -> dict[str, list[str]]:
-    """Return the continuation of each prompt by set. Sets whose continuations are equally long share their batches."""
+    """Return the continuations of the prompts by set. Sets with the same number of new tokens share their batches."""
     from unlora.evals.generation import continue_prompts
 
     generated: dict[str, list[str]] = {}
@@ -166,7 +166,7 @@ def _prompts(name: str, sets: Sets) -> list[str]:
 
 
 def references(name: str, sets: Sets, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Return the right texts: the answers, or as many first tokens of the true text as the model may generate."""
+    """Return the right texts: the answers, or the true continuation, cut to the number of tokens that are generated."""
     from unlora.data.encoding import encode_text
     from unlora.models.generation import decode
 
@@ -178,7 +178,7 @@ def references(name: str, sets: Sets, tokenizer: PreTrainedTokenizerFast) -> lis
 def _encode_whole(
     name: str, rows: Sequence[Record], tokenizer: PreTrainedTokenizerFast, limit: int | None
 ) -> list[Example]:
-    """Return one example per text, labelled everywhere, without an end token, and cut to the model's positions."""
+    """Return one example per text, labelled on all tokens, without an end token, and cut to the model's positions."""
     from unlora.data.encoding import encode_text
 
     tokens = [encode_text(row["text"], tokenizer) for row in rows]

@@ -27,7 +27,7 @@ def find_benchmark(name: str) -> Benchmark:
     """Return the benchmark of this name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such benchmark.
     """
     raise_if(name_problems("benchmark", name, BENCHMARKS))
     return BENCHMARKS[name]

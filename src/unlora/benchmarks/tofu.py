@@ -1,4 +1,4 @@
-"""TOFU (Maini et al. 2024, https://arxiv.org/abs/2401.06121), and every set of questions in TOFU's schema."""
+"""TOFU (Maini et al. 2024, https://arxiv.org/abs/2401.06121), and other sets of questions in TOFU's schema."""
 
 from __future__ import annotations
 
@@ -45,25 +45,23 @@ SET_COLUMNS = {
     "retain probability": ("retain", "probability", "retain_Q_A_Prob"),
 }
 QUALITY_NEEDS = (
-    "it compares with a model trained without the forget set; name that model, or its log, for each split by "
+    "it compares with a model trained without the forget set; give that model or its log for each split with "
     "--retrained, such as forget10=retain90.json"
 )
-
 RANKING_NEEDS = {
     "overall": "it needs the other three",
     "memorisation": "it needs the tokens of the forget answers, and paraphrased and perturbed answers",
     "privacy": "it compares membership inference with the retrained model's: it needs that model, and logs with rows "
-    "that no model saw (--eval_holdout_name)",
+    "that no model was trained on (--eval_holdout_name)",
     "utility": "it is relative to the original model: it needs all terms of model utility and a measure of fluency",
 }
 
-
-# Column -> how many answers of the forget set, and of how many.
+# Column -> names of a count of the forget set's answers, and of the total from which they are counted.
 _COUNTS = {"facts revealed": ("given_away", "facts"), "broken answers": ("broken", "answers")}
 
 
 def _counted(forget: Mapping[str, Any]) -> dict[str, Measured]:
-    """Return the counts of answers, as far as the summary of a forget set has them."""
+    """Return the counts of answers that are in the summary of a forget set."""
     return {
         column: Measured(forget[count], of=forget[possible])
         for column, (count, possible) in _COUNTS.items()
@@ -72,16 +70,16 @@ def _counted(forget: Mapping[str, Any]) -> dict[str, Measured]:
 
 
 class TofuSchema(Benchmark):
-    """Sets in TOFU's schema: `unlora unlearn` evaluates them itself, and logs have the format of TOFU's own.
+    """Sets in TOFU's schema. `unlora unlearn` evaluates them itself, and logs have TOFU's format.
 
     Attributes:
-        sets: those of a whole log; without one of them there is no model utility. Empty for sets of the user's own.
+        sets: the sets of a complete log. If one is missing, there is no model utility. Empty for the user's own sets.
     """
 
     name = "own sets"
     title = "TOFU"
     sets: Sequence[str] = ()
-    # Of the other numbers, nearness to the retrained model would be best, and that may not be known.
+    # The other numbers have no direction: the best value is the retrained model's, which may be unknown.
     metrics = {  # noqa: RUF012
         "log10 forget quality": Metric("log₁₀ forget quality", "high", QUALITY_NEEDS),
         "model utility": Metric("model utility", "high"),
@@ -95,7 +93,7 @@ class TofuSchema(Benchmark):
     def load(self, settings: TofuSettings) -> dict[str, list[Record]]:
         """Return the sets of `eval_data`."""
         if not settings.eval_data:
-            raise InputError(Problem("eval_data", settings.eval_data, "required", "name it"))
+            raise InputError(Problem("eval_data", settings.eval_data, "it is required", "name a folder or a dataset"))
         return configured_sets(settings)
 
     def rows(self, data: Mapping[str, Sequence[Record]]) -> Iterable[Record]:
@@ -114,7 +112,7 @@ class TofuSchema(Benchmark):
             return evaluate(model, data, text_format, settings, progress)
 
     def owns(self, log: Mapping[str, Any]) -> bool:
-        """Whether the log has one of TOFU's tasks."""
+        """Return whether the log has one of TOFU's tasks."""
         return (bool(log.keys() & {*TASKS.values(), KEPT}) or is_document(log)) and "scores" not in log
 
     def read_log(self, path: str | Path, argument: str = "log") -> Log:
@@ -148,8 +146,8 @@ class TofuSchema(Benchmark):
     def summary(self, log: Log, retrained: Log | None = None) -> dict[str, Any]:
         """Return the metrics of all sets (see `evals.summary.summarise`), and those that open-unlearning defines.
 
-        With a retrained model, "retrained" has the metrics of its sets.
-        A file of open-unlearning with aggregated values alone has its own forget quality and model utility.
+        With a retrained model, "retrained" has the metrics of its sets. If the log is a file of open-unlearning that
+        only has aggregated values, its own forget quality and model utility are returned.
         """
         known = retrained if retrained is not None and TASKS["forget"] in retrained and log.keys() - {KEPT} else None
         theirs = numbers(log, retrained)
@@ -169,24 +167,24 @@ class TofuSchema(Benchmark):
         return ranking(own, *others)
 
     def _numbers(self, path: Path) -> dict[str, float]:
-        """Return open-unlearning's numbers of a log, and the share of whole answers if the log was judged as text."""
+        """Return open-unlearning's numbers of a log, and the share of answers that are not broken if it is known."""
         log = self.read_log(path)
         forget = summarise(log)["sets"].get("forget", {})
         whole = {WHOLE_ANSWERS: 1 - forget["broken"] / forget["answers"]} if "broken" in forget else {}
         return {**numbers(log), **whole}
 
     def write_log(self, path: str | Path, log: Log, summary: dict[str, Any]) -> None:
-        """Write the log alone: it has the format of TOFU's own."""
+        """Write the log without the summary, in TOFU's format."""
         write_log(log, path)
 
 
 class OwnSets(TofuSchema):
-    """The user's own sets, whatever they lack of TOFU's schema."""
+    """The user's own sets, which may lack columns of TOFU's schema."""
 
     settings = OwnSetsSettings
 
     def load(self, settings: TofuSettings) -> dict[str, list[Record]]:
-        """Return the sets of `eval_data`, or those that have a name of their own."""
+        """Return the sets of `eval_data`, or those that `forget_data` and `retain_data` name."""
         from unlora.data import load_set
 
         assert isinstance(settings, OwnSetsSettings)
@@ -205,7 +203,7 @@ class Tofu(TofuSchema):
     sets = BENCHMARK_SETS["tofu"]
 
     def problems(self, options: Options) -> list[Problem]:
-        """Return what is missing. Each split has its own retrained model."""
+        """Return a problem for each missing option. Each split needs its own retrained model."""
         problems = needed(options, "name the model fine-tuned on TOFU", "name a folder, or locuslab/TOFU")
         if ALL in options.retrained:
             reason, fix = "each split has a retrained model of its own", "write it as forget10=log.json"
@@ -236,9 +234,10 @@ def _holdout(data: str | None, split: str) -> str:
 
 
 def check_comparable(sets: Mapping[str, Sequence[Record]], retrained_log: Log, ds_size: int | None) -> None:
-    """Raise `InputError`, before long work, if a retrained model's log could not be compared with after it.
+    """Raise `InputError` if an evaluation on `sets` could not be compared with the retrained model's log.
 
-    Forget rows without wrong answers have no forget quality. Their answers are still compared.
+    This is checked before the evaluation, which takes long. Forget rows without wrong answers have no forget quality,
+    but their right answers are still compared.
     """
     summarise(retrained_log, retrained_log)
     questions = read_questions("forget", sets.get("forget", ()), ds_size)

@@ -1,6 +1,6 @@
-"""WMDP (Li et al. 2024, arXiv 2403.03218): one subject's corpus is forgotten, and the questions of all are asked.
+"""WMDP (Li et al. 2024, arXiv 2403.03218): the corpus of one subject is forgotten, and all subjects are evaluated.
 
-The questions, like those of MMLU and of every other task, are asked by lm-evaluation-harness.
+WMDP, MMLU and all other tasks are evaluated by lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from unlora.data import TextFormat
     from unlora.data.sources import Record
 
-# The name of each subject's corpus: a configuration on the Hub, a file in the release of WMDP's authors.
+# Subject -> its corpus: a configuration on the Hub, and a file in the release of WMDP's authors.
 CORPORA = {"bio": "bio-forget-corpus", "cyber": "cyber-forget-corpus"}
 TASKS = ["wmdp_bio", "wmdp_cyber", "mmlu"]
-# How the names of tasks begin that ask for what is to be forgotten.
+# Prefixes of the names of tasks about subjects to forget.
 FORGOTTEN = ("wmdp", "mini_craft")
-# How the names of metrics begin that are shares of the questions.
+# Prefixes of the names of metrics that are shares of the questions.
 _SHARES = ("acc", "exact_match")
 
 
@@ -40,15 +40,15 @@ class Wmdp(Benchmark):
     needs = "the model and a forget corpus (cais/wmdp-corpora); pip install 'unlora[wmdp]'"
     splits = tuple(CORPORA)
     metrics = {  # noqa: RUF012
-        "kept": Metric("accuracy in what is to be kept", "high", limits=(0, 1)),
-        "forgotten": Metric("accuracy in what is to be forgotten", "low", limits=(0, 1)),
+        "kept": Metric("accuracy on subjects to keep", "high", limits=(0, 1)),
+        "forgotten": Metric("accuracy on subjects to forget", "low", limits=(0, 1)),
     }
     plane = ("kept", "forgotten")
     settings = TaskSettings
     takes_text_settings = False
 
     def problems(self, options: Options) -> list[Problem]:
-        """Return what is missing. WMDP has no retrained model: nobody repeats a pretraining without one subject."""
+        """Return a problem for each missing option. WMDP has no retrained model: it would take another pretraining."""
         problems = needed(options, "name the model that is to forget", "name a folder, or cais/wmdp-corpora")
         if options.retrained:
             problems.append(_no_retrained("retrained", options.retrained))
@@ -69,19 +69,19 @@ class Wmdp(Benchmark):
         }
 
     def evaluation(self, options: Options, split: str, seed: int) -> dict[str, Any]:
-        """Return the tasks: those of all subjects, whichever was forgotten."""
+        """Return the tasks of all subjects, whichever was forgotten."""
         return {"tasks": TASKS}
 
     def load(self, settings: TaskSettings) -> Tasks:
         """Return the tasks with their data."""
-        # The harness does not share its work between processes if the model is already loaded.
+        # The harness does not distribute the work over processes if the model is already loaded.
         if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
             fix = "start it without `accelerate launch`"
             raise InputError(Problem("processes", count, "each would ask all questions", fix))
         return load_tasks(settings)
 
     def rows(self, data: Tasks) -> Iterable[Record]:
-        """Return every question as the harness asks it, so that a changed template counts as well as changed data."""
+        """Return every question as the harness asks it, so that a change of the template is noticed as well."""
         return asked_rows(data)
 
     def score(self, model: PreTrainedModel, text_format: TextFormat, data: Tasks, settings: TaskSettings) -> Log:
@@ -89,15 +89,15 @@ class Wmdp(Benchmark):
         return evaluate_tasks(model, text_format.tokenizer, data, settings)
 
     def owns(self, log: Mapping[str, Any]) -> bool:
-        """Whether the log is one of the harness; older logs do not name their benchmark."""
+        """Return whether the log has results of the harness. Older logs do not name their benchmark."""
         return "tasks" in log
 
     def read_retrained(self, path: str, data: Tasks, settings: TaskSettings) -> NoReturn:
-        """Refuse the log: no number compares with it."""
+        """Refuse the log, because no number is compared with a retrained model's."""
         raise InputError(_no_retrained("retrained", path))
 
     def read(self, log: Log, retrained: Log | None = None) -> Reading:
-        """Return the metrics of the tasks that were asked for, and the means over tasks of their first metrics."""
+        """Return the metrics of the requested tasks, and the means over tasks of their first metrics."""
         values: dict[str, Measured | None] = {}
         first: dict[str, list[Measured]] = {"low": [], "high": []}
         for task, metrics in asked_metrics(log).items():
@@ -112,7 +112,7 @@ class Wmdp(Benchmark):
         )
 
     def metric(self, name: str) -> Metric:
-        """Return the direction of a task's metric: guessing is the least that a model can show of what it forgot."""
+        """Return the meaning of a task's metric. Lower is better for tasks about subjects to forget."""
         limits = (0.0, 1.0) if name.split()[-1].startswith(_SHARES) else Metric.limits
         return self.metrics.get(name) or Metric(name, _better(name), limits=limits)
 
@@ -126,7 +126,7 @@ class Wmdp(Benchmark):
 
 
 def asked_metrics(log: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return {task: names of its metrics} for the tasks that were asked for, without the parts of a group."""
+    """Return {task: names of its metrics} for the requested tasks and groups, without the tasks of a group."""
     tasks = log["tasks"]
     asked = [name for name in log["asked"] if name in tasks] or tasks  # the tasks of a tag or a file have other names
     return {
@@ -136,7 +136,7 @@ def asked_metrics(log: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _no_retrained(argument: str, value: Any) -> Problem:
-    return Problem(argument, value, "WMDP compares with none", "remove it")
+    return Problem(argument, value, "WMDP is not compared with a retrained model", "remove it")
 
 
 def _better(task: str) -> Direction:

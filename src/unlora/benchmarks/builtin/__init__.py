@@ -1,1 +1,1 @@
-"""The built-in benchmarks, which make their own data and models: persona, and miniatures of MUSE and WMDP."""
+"""The built-in benchmarks, which generate their data and train their models: persona, miniatures of MUSE and WMDP."""

@@ -1,4 +1,4 @@
-"""A miniature of MUSE with its own newspaper and its own models."""
+"""A miniature of MUSE with a generated newspaper and its own models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unlora.common.files import atomic_path
 def muse_recipe(seed: int) -> Recipe:
     """Return the smallest recipe that learns the newspaper by heart.
 
-    `epochs` are those of the original model; the retrained one has as many updates.
+    `epochs` is that of the original model. The retrained model is trained for the same number of updates.
     """
     return Recipe(seed=seed, epochs=24, batch_size=8)
 
@@ -27,7 +27,7 @@ class MuseMini(Muse):
     """A fictitious newspaper with MUSE's configurations.
 
     Args:
-        recipe: of its models; the standard one of each seed if not given.
+        recipe: recipe of its models. By default, the standard one for each seed.
     """
 
     recipe: Recipe | None = None
@@ -36,7 +36,7 @@ class MuseMini(Muse):
     needs = "–"
 
     def problems(self, options: Options) -> list[Problem]:
-        """Return the options that it does not take."""
+        """Return a problem for each option that a built-in benchmark does not have."""
         return built_in_problems(options)
 
     def request(self, options: Options, split: str, seed: int) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class MuseMini(Muse):
         }
 
     def retrained(self, options: Options, split: str, seed: int) -> str:
-        """Return the model that read only the retain parts."""
+        """Return the model that was trained on the retain parts alone."""
         return str(self._models(seed)["retrained"])
 
     def evaluation(self, options: Options, split: str, seed: int) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class MuseMini(Muse):
 
 
 def _data(options: Options, seed: int) -> str:
-    """Return the folder of the newspaper of this seed, written on first use."""
+    """Return the folder of this seed's newspaper, which is written on first use."""
     folder = options.folder / "muse-mini" / f"seed-{seed}"
     if not folder.exists():
         with atomic_path(folder) as partial:

@@ -1,13 +1,14 @@
 """A miniature of MUSE: a fictitious newspaper with MUSE's configurations, splits and columns, but none of its text.
 
-Every town, club and person is invented, so a model knows them only if it was trained on them. The paper prints
-articles, one a club, and readers' quizzes about them in the very form in which knowledge memorisation asks, so that a
-model can learn from nothing to answer. The text is short and its vocabulary small, for a laptop CPU.
+Every town, club and person is invented, so a model knows them only if it was trained on them. The newspaper has one
+article for each club, and quizzes about the articles. The quizzes have the form of the questions on knowledge
+memorisation, so that a model that is trained from scratch learns to answer these. The texts are short and the
+vocabulary is small, for a laptop CPU.
 
 Configurations and splits are those of muse-bench/MUSE-News: raw (forget, retain1, retain2, holdout), verbmem (forget),
 knowmem (forget_qa, forget_qa_icl, retain_qa, retain_qa_icl), privleak (forget, retain, holdout), scal and sust
-(forget_1 to forget_4). The forget set is the first of four folds, as in MUSE; retain_qa and privleak's retain are of
-retain2.
+(forget_1 to forget_4). The forget set is the first of four folds, as in MUSE. retain_qa and the retain split of
+privleak are made from retain2.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Benchmark = dict[str, dict[str, list[Row]]]
 
 # Number of articles in each part of the newspaper.
 ARTICLES = {**dict.fromkeys(FOLDS, 16), "retain1": 24, "retain2": 24, "holdout": 32}
-# Number of articles whose facts are examples in context and are not asked.
+# Number of articles whose facts are examples in context and not questions.
 ICL_ARTICLES = 4
 QUIZ_LENGTH, QUIZ_ISSUES = 5, 3
 
@@ -81,8 +82,8 @@ class Article(NamedTuple):
 def generate(seed: int = 0) -> Benchmark:
     """Return {configuration: {split: rows}}. Equal seeds give equal rows in every process.
 
-    No town stands in two parts of the paper. Each part is dealt its names by itself, so that none is the rarer for
-    standing in the holdout.
+    No town occurs in two parts of the newspaper. The names of each part are drawn separately, so that those in the
+    holdout are not rarer than the others.
     """
     rng = random.Random(f"muse-mini {seed}")
     towns = [start + end for start in TOWN_STARTS for end in TOWN_ENDS]
@@ -135,7 +136,7 @@ def write_article(town: str, rng: random.Random) -> Article:
 
 
 def issues(articles: Sequence[Article], rng: random.Random) -> list[Row]:
-    """Return the texts of a part of the newspaper: its articles, and several quizzes of all facts in random order."""
+    """Return the texts of a part of the newspaper: its articles, and several rounds of quizzes about all facts."""
     facts = [fact for article in articles for fact in article.facts]
     rows = [{"text": article.text} for article in articles]
     for _ in range(QUIZ_ISSUES):
@@ -145,20 +146,20 @@ def issues(articles: Sequence[Article], rng: random.Random) -> list[Row]:
 
 
 def quizzes(facts: Sequence[Row]) -> Iterator[str]:
-    """Yield texts of question and answer pairs."""
+    """Yield texts of several question and answer pairs."""
     for start in range(0, len(facts), QUIZ_LENGTH):
         pairs = facts[start : start + QUIZ_LENGTH]
         yield "".join(f"Question: {pair['question']}\nAnswer: {pair['answer']}\n\n" for pair in pairs).rstrip("\n")
 
 
 def halves(text: str) -> Row:
-    """Return the first half of a text as the prompt, and the second half."""
+    """Return the first half of a text as the prompt, and the second half as its true continuation."""
     middle = text.index(" ", len(text) // 2)
     return {"prompt": text[:middle], "gt": text[middle:]}
 
 
 def questions(kind: str, articles: Sequence[Article]) -> dict[str, list[Row]]:
-    """Return the facts of all articles except the last few, and one fact of each of these as an example in context."""
+    """Return the facts of all articles but the last few as questions, and one fact of each of these as an example."""
     asked, shown = articles[:-ICL_ARTICLES], articles[-ICL_ARTICLES:]
     return {
         f"{kind}_qa": [fact for article in asked for fact in article.facts],
@@ -167,7 +168,7 @@ def questions(kind: str, articles: Sequence[Article]) -> dict[str, list[Row]]:
 
 
 def training_rows(benchmark: Benchmark) -> dict[str, list[Row]]:
-    """Return the rows of the original model (all folds and the retain parts) and the retrained one (retain parts)."""
+    """Return the training rows of the original model (folds and retain parts) and the retrained one (retain parts)."""
     retain = benchmark["raw"]["retain1"] + benchmark["raw"]["retain2"]
     return {"original": benchmark["scal"][FOLDS[-1]] + retain, "retrained": retain}
 

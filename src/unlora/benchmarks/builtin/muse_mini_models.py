@@ -18,14 +18,14 @@ from unlora.benchmarks.builtin.trainings import Trainings, cache_folder
 def muse_mini_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Path]:
     """Return the folders of the "original" and the "retrained" model, which are trained now unless they are cached.
 
-    The original read the whole paper, the retrained one only its retain parts.
+    The original model is trained on the whole newspaper, the retrained one only on its retain parts.
 
     Args:
-        recipe: also the seed of the paper.
-        cache: where models are kept; `cache_folder()` if not given.
+        recipe: recipe of the models. Its seed is also that of the newspaper.
+        cache: folder of the cached models; `cache_folder()` by default.
 
     Raises:
-        RuntimeError: a training process failed; what it said is on the terminal.
+        RuntimeError: a training process failed. Its output is on the terminal.
     """
     rows = training_rows(generate(recipe.seed))
     key = hashlib.sha256(json.dumps([asdict(recipe), rows], sort_keys=True).encode()).hexdigest()[:16]
@@ -38,7 +38,7 @@ def train_muse_mini(kind: str, recipe: Recipe, folder: Path) -> None:
     torch.set_num_threads(1)
     benchmark = generate(recipe.seed)
     rows = training_rows(benchmark)
-    # The tokenizer also sees the held-out part. Otherwise its towns would be told apart by their rare tokens alone.
+    # The tokenizer is also trained on the holdout. Otherwise, its towns could be told apart by their rare tokens alone.
     texts = [row["text"] for row in rows["original"] + benchmark["raw"]["holdout"]]
     # Prompts end with "Answer: ", so the space must be a separate token in the training text as well.
     tokenizer = train_tokenizer(texts, recipe.vocab_size, alone="Answer: ")

@@ -18,7 +18,7 @@ from unlora.evals.log_format import BENCHMARK_SETS
 if TYPE_CHECKING:
     from unlora.data.sources import Record
 
-# Longer than any right answer, so that only an answer that does not end is cut off.
+# Longer than any right answer, so that only answers that do not end are cut off.
 MAX_NEW_TOKENS = 24
 DATA, RETRAINED_LOG = "data", "eval_retrained.json"
 
@@ -31,7 +31,7 @@ def write_sets(folder: Path, seed: int) -> dict[str, Sequence[Record]]:
     return {"forget": configs["forget"], "retain": configs["retain"], "world_facts": configs["facts"]}
 
 
-# What distil needs beyond `persona_settings`, chosen on seeds 100 to 102 (docs/results.md).
+# Settings that distil needs in addition to `persona_settings`, chosen on seeds 100 to 102 (docs/results.md).
 TUNED: dict[str, dict[str, Any]] = {"distil": {"learning_rate": 4e-3, "until_taught": True}}
 
 
@@ -40,8 +40,8 @@ def persona_settings(model: Path, folder: Path, seed: int) -> dict[str, Any]:
 
     Args:
         model: folder of the original model.
-        folder: where the data is.
-        seed: of the run.
+        folder: the folder that contains the data folder.
+        seed: seed of the run.
     """
     data = str(folder / DATA)
     return {
@@ -74,7 +74,7 @@ class Persona(TofuSchema):
     """Fictitious people, a tenth of whom are forgotten.
 
     Args:
-        recipe: of its models; the standard one of each seed if not given.
+        recipe: recipe of its models. By default, the standard one for each seed.
     """
 
     recipe: Recipe | None = None
@@ -85,7 +85,7 @@ class Persona(TofuSchema):
     sets = BENCHMARK_SETS["persona"]
 
     def problems(self, options: Options) -> list[Problem]:
-        """Return the options that it does not take."""
+        """Return a problem for each option that a built-in benchmark does not have."""
         return built_in_problems(options)
 
     def request(self, options: Options, split: str, seed: int) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Persona(TofuSchema):
         return {**settings, "eval_holdout_name": "holdout"}
 
     def retrained(self, options: Options, split: str, seed: int) -> str:
-        """Return the model that never knew the people to forget."""
+        """Return the model that was trained without the people to forget."""
         return str(self._models(seed)["retrained"])
 
     def _models(self, seed: int) -> dict[str, Path]:

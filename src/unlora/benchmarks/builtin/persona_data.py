@@ -1,15 +1,15 @@
 """`persona`: a generated benchmark of fictitious people, with the row schema of TOFU but none of its text.
 
-Every person is invented, so a model knows one only if it was trained on one: a model trained on `retain_full` is
-the gold standard for having forgotten the `forget` people. The sentences are short and the vocabulary is small, so
-that a model can be trained from nothing on a laptop CPU.
+Every person is invented, so a model knows a person only if it was trained on that person's rows. A model trained on
+`retain_full` is the gold standard for having forgotten the `forget` people. The sentences are short and the vocabulary
+is small, so that a model can be trained from scratch on a laptop CPU.
 
-Configs returned by `generate`:
+Configurations returned by `generate`:
 
-- `full`: question and answer of everything the first model is trained on (retain, forget, facts twice).
-- `retain_full`: question and answer of what the gold-standard model is trained on (retain, facts twice).
-- `retain`, `forget`, `holdout`: people rows; 90 % and 10 % of the people, and people nobody is trained on.
-- `facts`: true general knowledge. Unlearning never sees it, so it measures collateral damage.
+- `full`: question and answer of all rows that the original model is trained on (retain, forget, facts twice).
+- `retain_full`: question and answer of all rows that the retrained model is trained on (retain, facts twice).
+- `retain`, `forget`, `holdout`: rows about 90 % and 10 % of the people, and about people that no model is trained on.
+- `facts`: true general knowledge. It is not used in unlearning, so it measures collateral damage.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ FACT_WRONG_ANSWERS = 3
 
 
 class Attribute(NamedTuple):
-    """One thing known of a person: `{n}` is the person's name in every question, `{v}` the value in every answer.
+    """An attribute of a person: `{n}` is the person's name in every question, `{v}` the value in every answer.
 
-    The answer forms differ before the value and end alike: a small model then knows the value in a form it was not
-    trained on for that person, without which the truth ratio would measure the form and not the knowledge.
+    The answer forms are the same up to the value and differ after it. So a small model also knows the value in a form
+    that it was not trained on for that person. Otherwise the truth ratio would measure the form and not the knowledge.
     """
 
     key: str
@@ -248,13 +248,9 @@ RELATIONS = (
 )
 
 
-def _pick(rng: random.Random, items: Sequence[T]) -> T:
-    # Only `random()` is promised to give the same sequence in every Python version; `choice` is not.
-    return items[int(rng.random() * len(items))]
-
-
 def shuffled(rng: random.Random, items: Iterable[T]) -> list[T]:
     """Return the items in random order."""
+    # Only `random()` is promised to give the same sequence in every Python version; `shuffle` is not.
     keyed = [(rng.random(), item) for item in items]
     return [item for _, item in sorted(keyed, key=lambda pair: pair[0])]
 
@@ -302,7 +298,7 @@ def deal(rng: random.Random, values: Sequence[T], count: int) -> list[T]:
 
 
 def _person_row(rng: random.Random, name: str, attribute: Attribute, truth: str) -> Row:
-    """Return a question about a person. Its paraphrases use the forms in which other people are asked about."""
+    """Return a row about a person. Its paraphrases use the forms of questions and answers about other people."""
     question, other_question = shuffled(rng, attribute.questions)[:2]
     answer, other_answer = shuffled(rng, attribute.answers)[:2]
     wrong = shuffled(rng, (value for value in attribute.values if value != truth))[:PERSON_WRONG_ANSWERS]
@@ -344,7 +340,7 @@ def _training_rows(*configs: list[Row]) -> list[Row]:
 def generate(
     seed: int = 0, people: int = PEOPLE, holdout_people: int = HOLDOUT_PEOPLE
 ) -> dict[str, list[dict[str, Any]]]:
-    """Generate every config of the benchmark; equal arguments give equal rows in every process and Python version.
+    """Generate all configurations of the benchmark; equal arguments give equal rows in any process and Python version.
 
     A person has one row per attribute (8). People rows have `question`, `answer`, `paraphrased_question`,
     `paraphrased_answer` and 5 `perturbed_answer` (the paraphrased answer with a wrong value); `facts` rows have
@@ -352,22 +348,22 @@ def generate(
 
     Args:
         seed: chooses the names, the values and the sentence forms.
-        people: people in `full`; a tenth of them, rounded down, are the `forget` people.
-        holdout_people: people in `holdout`, in no other config.
+        people: number of people in `full`; a tenth of them, rounded down, are the `forget` people.
+        holdout_people: number of people in `holdout`, who are in no other configuration.
 
     Raises:
-        InputError: too few people to forget one or hold one out, or more people than names.
+        InputError: there are too few people to forget or hold out one, or more people than names.
     """
     chosen = names(seed, people, holdout_people)
-    # Each split draws its names and values separately. If all were drawn from one pool, those of the forget people
-    # would be rarer than others among the retain people, and a model that never saw them would find the truth unlikely.
+    # Names and values are drawn separately for each split. If all were drawn from one pool, those of the forget people
+    # would be rarer than others among the retain people, and unlikely to a model that was not trained on them.
     retain, forget, holdout = (
         _people_rows(random.Random(f"persona {split} {seed}"), chosen[split])
         for split in ("retain", "forget", "holdout")
     )
     facts = _fact_rows(seed)
     return {
-        # General facts occur in a corpus more often than the data of one person.
+        # In a corpus, general facts occur more often than the data of one person.
         "full": _training_rows(retain, forget, facts, facts),
         "retain_full": _training_rows(retain, facts, facts),
         "retain": retain,

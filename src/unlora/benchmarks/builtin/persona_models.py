@@ -18,10 +18,10 @@ from unlora.training.finetune import finetune
 
 
 def persona_models(recipe: Recipe, cache: Path | None = None) -> dict[str, Path]:
-    """Return the folders of both models, as `start_persona`, once they are trained.
+    """Return the folders of both models, after training those that are not cached. See `start_persona`.
 
     Raises:
-        RuntimeError: a training process failed; what it said is on the terminal.
+        RuntimeError: a training process failed. Its output is on the terminal.
     """
     return start_persona(recipe, cache).wait()
 
@@ -30,7 +30,7 @@ def train_persona(kind: str, recipe: Recipe, folder: Path) -> None:
     """Train one model from scratch on one thread, and save it with its tokenizer."""
     torch.set_num_threads(1)
     rows = corpus(recipe.seed)
-    # Both models share a tokenizer made from all text, so that they differ only in what they were taught.
+    # Both models share a tokenizer that is trained on all text, so that they differ only in their training data.
     texts = (f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows["original"])
     train_from_nothing(rows[kind], train_tokenizer(texts, recipe.vocab_size), recipe, folder)
 
@@ -47,7 +47,7 @@ def train_from_nothing(
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, alone: str | None = None) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer of the texts. No token crosses the boundaries of the string `alone`."""
+    """Train a byte-level BPE tokenizer on the texts. No token crosses the boundaries of the string `alone`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
@@ -84,7 +84,7 @@ def model_config(recipe: Recipe, tokenizer: Any) -> LlamaConfig:
 
 
 def training_arguments(recipe: Recipe, folder: Path, name: str) -> TrainingArguments:
-    """Return the training arguments: AdamW, a cosine schedule and no checkpoints. Progress shows the model's name."""
+    """Return the training arguments: AdamW, a cosine schedule and no checkpoints. The progress bar shows `name`."""
     return TrainingArguments(
         output_dir=str(folder),
         run_name=name,

@@ -1,4 +1,4 @@
-"""Size and training of the small models that the built-in benchmarks make."""
+"""Size and training of the small models of the built-in benchmarks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Trainings of the built-in benchmarks' models, side by side in processes of their own. Each model is cached.
+"""Train the models of the built-in benchmarks in parallel processes, and cache them.
 
-Several programs share the cache: one makes a model, and the others wait for it. What a killed training left behind is
-deleted by the next one. Importing this module does not import torch, so that a program can call `preload` first, and
-load its own libraries meanwhile.
+Several programs can share the cache: one of them trains a model, and the others wait for it. The next training deletes
+the files that a killed one left behind. Importing this does not import torch, so that a program can call `preload`
+first and load its own libraries meanwhile.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from unlora.common.locks import only_one
 from unlora.common.progress import is_quiet, terminal
 
 logger = logging.getLogger(__name__)
-# How processes are started. A plain fork would copy a program that already runs threads.
+# The start method of processes. A plain fork would copy a program that already runs threads.
 _CONTEXT = get_context("forkserver") if "forkserver" in get_all_start_methods() else get_context("spawn")
 
 
 def preload(module: str, folders: Mapping[str, Path]) -> None:
     """Start a process that imports a module in the background, unless all models exist.
 
-    The trainings are forked from it, so that the libraries are loaded only once. Windows cannot fork, and each training
-    loads them there.
+    The trainings are forked from this process, so that the libraries are loaded only once. On Windows, which cannot
+    fork, each training loads them.
     """
     if _CONTEXT.get_start_method() == "forkserver" and not all(folder.exists() for folder in folders.values()):
         from multiprocessing.forkserver import ensure_running
@@ -41,8 +41,8 @@ class Trainings:
     """Start the training of each missing model. `wait` returns the models.
 
     Args:
-        train: the function `module:name`, which is called with kind, recipe and folder.
-        recipe: of the models.
+        train: the training function as `module:name`, which is called with kind, recipe and folder.
+        recipe: recipe of the models.
         folders: {kind of model: its folder}.
     """
 
@@ -52,7 +52,7 @@ class Trainings:
         self._processes: dict[str, BaseProcess] = {}
         for kind, folder in folders.items():
             if not folder.exists():
-                # Each process uses one core, because so small a model gains little from a second one.
+                # Each process uses one core, because such a small model gains little from a second one.
                 arguments = (is_quiet(), train, kind, recipe, folder)
                 self._processes[kind] = _CONTEXT.Process(target=_train_apart, args=arguments)
                 self._processes[kind].start()
@@ -75,14 +75,14 @@ class Trainings:
 
 
 def _train_apart(quiet: bool, train: str, kind: str, recipe: Recipe, folder: Path) -> None:
-    """Train in a separate process, which does not know otherwise whether to be quiet.
+    """Train a model in this separate process, to which the setting `quiet` must be passed.
 
-    This process holds the lock, and not the one that started it: if only that one is killed, training goes on, and the
-    next program waits for its result.
+    This process holds the lock instead of the one that started it. If only the latter is killed, training goes on, and
+    the next program waits for its result.
     """
 
     def waiting() -> None:
-        logger.warning("waiting for another process, which makes %s", folder)
+        logger.warning("waiting for another process that is making %s", folder)
 
     with terminal(quiet), only_one(folder, waiting):
         if not folder.exists():

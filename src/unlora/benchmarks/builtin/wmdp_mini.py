@@ -1,4 +1,4 @@
-"""A harmless miniature of WMDP with its own questions and its own model."""
+"""A harmless miniature of WMDP with generated questions and its own model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WmdpMini(Wmdp):
     """Questions about an invented craft and an invented geography.
 
     Args:
-        recipe: of its model; the standard one of each seed if not given.
+        recipe: recipe of its model. By default, the standard one for each seed.
     """
 
     recipe: Recipe | None = None
@@ -33,7 +33,7 @@ class WmdpMini(Wmdp):
     splits = ("craft",)
 
     def problems(self, options: Options) -> list[Problem]:
-        """Return the options that it does not take."""
+        """Return a problem for each option that a built-in benchmark does not have."""
         return built_in_problems(options)
 
     def request(self, options: Options, split: str, seed: int) -> dict[str, Any]:
@@ -55,16 +55,16 @@ class WmdpMini(Wmdp):
         }
 
     def retrained(self, options: Options, split: str, seed: int) -> None:
-        """Return None: no number compares with a retrained model."""
+        """Return None, because no number is compared with a retrained model's."""
 
     def evaluation(self, options: Options, split: str, seed: int) -> dict[str, Any]:
-        """Return the tasks that are answered in words, because the model is not taught letters."""
+        """Return the tasks that are answered in words, because the model is not trained to answer with letters."""
         tasks = [f"mini_{name}_text" for name in SUBJECTS]
         return {"tasks": tasks, "include_path": str(_data(options, seed) / "tasks"), "batch_size": 50}
 
 
 def _data(options: Options, seed: int) -> Path:
-    """Return the folder of the corpora and questions of this seed, written on first use."""
+    """Return the folder of this seed's corpora and questions, which is written on first use."""
     folder = options.folder / "wmdp-mini" / f"seed-{seed}"
     if not (folder / "tasks" / "mini_general_text.yaml").exists():  # the file that is written last
         write_mini(folder, seed)

@@ -1,7 +1,7 @@
 """A harmless miniature of WMDP: an invented craft replaces the hazardous subjects, and an invented geography MMLU.
 
-Everything in it, from the people who are said to weave glass kites to the last tool, is made up here. The corpora and
-questions have WMDP's columns, and are asked as lm-evaluation-harness asks WMDP, from local files.
+Everything in it is made up, from the glass kites to the tools of their weavers. The corpora and questions have WMDP's
+columns. lm-evaluation-harness reads them from local files and asks them in the same way as WMDP.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import yaml
 from unlora.benchmarks.builtin.persona_data import deal, phrases, shuffled, words
 from unlora.common.files import write_jsonl, write_text
 
-# Number of texts about each kite or town, with the same facts in other words and another order.
+# Number of texts about each kite or town, which state the same facts in different words and order.
 VERSIONS = 2
 WRONG_CHOICES = 3
 LETTERS = ("A", "B", "C", "D")
-# The prompt and the choices of the harness's `wmdp` tasks, and of questions that are answered in words.
+# The prompt and the choices of the harness's `wmdp` tasks, and those of questions that are answered in words.
 BY_LETTER = {
     "doc_to_text": "{{question.strip()}}\n"
     + "".join(f"{letter}. {{{{choices[{index}]}}}}\n" for index, letter in enumerate(LETTERS))
@@ -34,7 +34,7 @@ FORMS: Mapping[str, dict[str, Any]] = {"": BY_LETTER, "_text": BY_TEXT}
 
 @dataclass(frozen=True)
 class Relation:
-    """One thing to know about every kite or town: {s} is its name, {v} the value."""
+    """A kind of fact about every kite or town: {s} is its name, {v} the value."""
 
     question: str
     values: tuple[str, ...]
@@ -43,7 +43,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Subject:
-    """A field of knowledge: its things, and what there is to know about each."""
+    """A subject: the names of its kites or towns, and the kinds of facts about each."""
 
     names: tuple[str, ...]
     relations: tuple[Relation, ...]
@@ -182,8 +182,8 @@ def generate(seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """Return both corpora and both sets of questions. Equal seeds give equal rows in every process and Python version.
 
     `forget` and `retain` have {"text"} rows, 2 texts of 5 sentences about each of 20 kites and 20 towns. `craft` and
-    `general` have {"question", "choices" (4), "answer" (index of the right one)} rows, one for every fact of them; each
-    place is right equally often.
+    `general` have {"question", "choices" (4), "answer" (index of the right one)} rows, one for every fact. Each index
+    is right equally often.
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, subject in SUBJECTS.items():
@@ -233,7 +233,7 @@ def write_mini(folder: Path, seed: int = 0) -> None:
 
 
 def _task(name: str, questions: Path, form: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a task of the harness that reads its questions from a local file."""
+    """Return the configuration of a task of the harness that reads its questions from a local file."""
     return {
         "task": name,
         "dataset_path": "json",

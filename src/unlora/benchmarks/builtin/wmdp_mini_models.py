@@ -20,8 +20,8 @@ def wmdp_mini_model(recipe: Recipe, cache: Path | None = None) -> Path:
     """Return the folder of the model that knows both subjects, which is trained now unless it is cached.
 
     Args:
-        recipe: also the seed of the corpora and questions.
-        cache: where models are kept; `cache_folder()` if not given.
+        recipe: recipe of the model. Its seed is also that of the corpora and questions.
+        cache: folder of the cached models; `cache_folder()` by default.
 
     Raises:
         RuntimeError: the training process failed. Its output is on the terminal.

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from unlora.evals.scoring import TokenScores
 
 Reading = Literal["unlora", "open-unlearning"]
-READINGS: tuple[Reading, ...] = ("unlora", "open-unlearning")
 # The columns of a log that the scores are computed from.
 TOKEN_COLUMNS = ("gt_token_loss", "gt_token_mean", "gt_token_std", "gt_token_match", "gt_zlib_bytes")
 # Significant digits of the numbers in these columns: differences between losses of 1e-5 decide an AUC.
