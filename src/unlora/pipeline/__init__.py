@@ -1,1 +1,1 @@
-"""One unlearning request from its settings to a reported run, and what is done with a finished run."""
+"""The work of each command: an unlearning request from its settings to the report, and later work on a finished run."""

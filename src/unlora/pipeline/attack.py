@@ -1,4 +1,4 @@
-"""Does it stay forgotten? Every attack on the original, the unlearned and, if there is one, the retrained model."""
+"""Does it stay forgotten? Run attacks on the original, the unlearned and, if there is one, the retrained model."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from unlora.runs.folder import ATTACKS as ATTACKS_FILE
 from unlora.settings import AttackConfig, DataConfig, EvalConfig, ModelConfig
 from unlora.settings.training import PUSHING
 
-# The measurement without an attack, with which the attacks are compared.
-_PLAIN = "none"
-# The attempts of each attack, and what each attack measured on one model, in which setting.
+# The name of the measurement without an attack, with which the attacks are compared.
+_NO_ATTACK = "none"
+# {attack: its attempts}
 _Plan = dict[str, Sequence[Attempt]]
+# {attack: (setting, metrics) of each draw}, for one model
 _Measured = dict[str, list[tuple[str, Metrics]]]
 
 
@@ -46,23 +47,23 @@ class Target:
 
 
 def attack(run: str, config: AttackConfig, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Attack the models of a run, and write `attacks.json` into its folder. Nothing else there changes.
+    """Attack the models of a run, and write `attacks.json` into its folder. No other file of the run changes.
 
     Args:
         run: folder of a finished `unlora unlearn`.
-        config: which attacks, and how strong they are.
-        trust_remote_code: whether the user allows code of the run's model to run.
+        config: the attacks and their strength.
+        trust_remote_code: whether the user allows code that comes with the run's model to be executed.
 
     Returns:
-        The contents of the file. "attacks" is {attack: {setting: {model: {metric: value}}}}, and the first attack is
-        "none". The models are original, unlearned and retrained, followed by the difference of the last two. Both are
-        None without `config.retrained`. `<metric>_se` is the standard error over draws, `<metric>_low` and
-        `<metric>_high` are the ends of its interval over rows. An attack that the data do not allow is
-        {"not available": reason}. "models" and "settings" say what was attacked, and how.
+        The contents of the file. "attacks" is {attack: {setting: {model: {metric: value}}}}; the first attack is
+        "none". The models are original, unlearned and retrained, followed by the difference unlearned − retrained.
+        The last two are None without `config.retrained`. `<metric>_se` is the standard error over draws;
+        `<metric>_low` and `<metric>_high` are the ends of the interval over rows. An attack that is not possible with
+        this data is {"not available": reason}. "models" and "settings" describe what was attacked, and how.
 
     Raises:
-        InputError: a folder without an adapter, wrong settings, rows that are neither questions nor text, a retrained
-            model with another vocabulary, or an attack that was asked for by name and is not available.
+        InputError: a folder without an adapter, invalid settings, rows that are neither questions nor text, a
+            retrained model with another vocabulary, or an attack that was named but is not available.
     """
     target = read_run(run, trust_remote_code)
     raise_if(config.problems())
@@ -79,7 +80,7 @@ def attack(run: str, config: AttackConfig, trust_remote_code: bool = False) -> d
     results: dict[str, _Measured | None] = {"original": original}
     model = load_adapter(model, str(Path(run) / ADAPTER), argument="RUN")
     results["unlearned"] = _make_attempts("unlearned", model, plan, materials)
-    del model  # there may not be memory for two
+    del model  # two models may not fit into memory
     results["retrained"] = None
     if other is not None:
         retrained, _ = load_model(other)
@@ -96,12 +97,12 @@ def attack(run: str, config: AttackConfig, trust_remote_code: bool = False) -> d
 def read_run(run: str, trust_remote_code: bool = False) -> Target:
     """Return what the run's own configuration says about model, data and evaluation.
 
-    Whether code of the model may run is not for the configuration to say, which a stranger may have written.
+    Only the caller can allow remote code: the configuration may have been written by a stranger.
     """
     check_adapter(run)
-    # The exported adapter contains those of earlier requests, and belongs on the base alone.
+    # The exported adapter includes those of earlier requests, so it is loaded onto the base model alone.
     model, values = saved_model(run, "RUN", trust_remote_code), located_settings(run, "RUN")
-    values["retrained"] = None  # nothing here reads that log, which may be somewhere else by now
+    values["retrained"] = None  # this log is not needed here, and may have been moved since
     rate = {"learning_rate": values.get("learning_rate") or PUSHING["learning_rate"]}
     return Target(
         run,
@@ -113,7 +114,7 @@ def read_run(run: str, trust_remote_code: bool = False) -> Target:
 
 
 def evaluated_rows(target: Target, name: str) -> list[Record]:
-    """Return the rows of the set `name` (forget or retain) that the run evaluates, or would if they were questions."""
+    """Return the rows of the set `name` (forget or retain) that the run evaluates. Plain text is included."""
     data, evaluation = target.data, target.evaluation
     if evaluation.eval_data:
         rows = load_records(evaluation.eval_data, getattr(evaluation, f"eval_{name}_name"), argument=name)
@@ -124,7 +125,10 @@ def evaluated_rows(target: Target, name: str) -> list[Record]:
 
 
 def _distinct(name: str, rows: Sequence[Record], limit: int | None) -> list[Question]:
-    """Return each question with its answer once. An attack may show a row, and a copy of it must not be measured."""
+    """Return the questions without duplicates.
+
+    An attack may show the model some rows and measure the others. A copy of a shown row must not be measured.
+    """
     return list({(row.question, row.answer): row for row in read_questions(name, rows, limit)}.values())
 
 
@@ -136,7 +140,7 @@ def _make_materials(
     tokenizer: PreTrainedTokenizerFast,
     given_tokens: int,
 ) -> Materials:
-    """Return what all attacks work with. Sets that are not in `questions` are plain text, and become chunks."""
+    """Return the data that all attacks work with. Sets that are not in `questions` are plain text, cut into chunks."""
     data, evaluation = target.data, target.evaluation
     text_format = TextFormat.of(tokenizer, data, model.config, data.max_chunks)
     texts = {name: part for name, part in rows.items() if name not in questions}
@@ -146,12 +150,12 @@ def _make_materials(
 
 
 def _chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[Example]:
-    """Return the tokenised chunks of plain text that the run was trained on, each once.
+    """Return the tokenised chunks of plain text that the run was trained on, without duplicates.
 
-    Chunks of a single token are dropped: nothing would be left to measure after what is given.
+    Chunks of a single token are dropped: once the beginning is given, nothing would be left to measure.
 
     Raises:
-        InputError: there are no other chunks, or a row has no text.
+        InputError: all chunks are of a single token, or a row has no text.
     """
     examples = encode_records([{"text": row.get("text")} for row in rows], text_format, argument=name)
     ends = text_format.end_tokens
@@ -165,9 +169,9 @@ def _chunks(name: str, rows: Sequence[Record], text_format: TextFormat) -> list[
 def _make_plan(
     model: PreTrainedModel, materials: Materials, config: AttackConfig
 ) -> tuple[_Plan, dict[str, dict[str, str]]]:
-    """Return the attempts of every attack, and why some attacks have none."""
+    """Return {attack: its attempts}, and {attack: {"not available": reason}} for the attacks that are not possible."""
     plan: dict[str, Sequence[Attempt]] = {
-        _PLAIN: [Case("whole forget set", probe(materials.forget, materials), retain=True)]
+        _NO_ATTACK: [Case("whole forget set", probe(materials.forget, materials), retain=True)]
     }
     unavailable = {}
     for name in config.attacks or ATTACKS:
@@ -207,7 +211,7 @@ def _summarise(original: _Measured, results: dict[str, _Measured | None]) -> dic
 
 
 def differences(one: list[Metrics] | None, other: list[Metrics] | None) -> list[Metrics] | None:
-    """Return one minus the other, draw by draw. In each draw both models were given the same."""
+    """Return one minus the other, draw by draw. In each draw, both models were attacked in the same way."""
     if not one or not other:
         return None
     return [
@@ -217,7 +221,7 @@ def differences(one: list[Metrics] | None, other: list[Metrics] | None) -> list[
 
 
 def mean_of_draws(draws: Sequence[Metrics]) -> Metrics:
-    """Return the mean of each metric, and with several draws its standard error as `<metric>_se`."""
+    """Return the mean of each metric and, for several draws, its standard error as `<metric>_se`."""
     columns = {name: [draw[name] for draw in draws] for name in draws[0]}
     means = {name: fmean(values) for name, values in columns.items()}
     if len(draws) == 1:

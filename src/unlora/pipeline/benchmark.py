@@ -1,4 +1,4 @@
-"""One model on one benchmark: check, load, score, write the log."""
+"""Evaluate one model on one benchmark: check the settings, load data and model, score, write the log."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def measure(
     settings: Checked,
     text: TextConfig | None = None,
 ) -> tuple[Reading, dict[str, Any]]:
-    """Score a model on a benchmark, and write the log where `target` says.
+    """Score a model on a benchmark, and write its log to `target.log`.
 
     Args:
-        benchmark: what is measured.
+        benchmark: the benchmark.
         model_config: the model.
-        target: its adapter, and where the log goes; with `model_config.on`, into that run if it names no file.
+        target: its adapter, and the path of the log. With `model_config.on`, the log defaults to a file in that run.
         settings: an instance of `benchmark.settings`.
-        text: how rows become tokens, of a benchmark that leaves this to the user.
+        text: how rows are tokenised, for a benchmark that leaves this to the user.
 
     Returns:
         The numbers in the log, and the benchmark's summary of it.
 
     Raises:
-        InputError: anything wrong with settings, data, model or the retrained model's log.
+        InputError: invalid settings, data or model, or a log of the retrained model that does not fit.
     """
     files = EVALUATIONS if benchmark.evaluated_by_unlearn else SCORES
     target.log_in_run(model_config, files["unlearned"])

@@ -1,7 +1,7 @@
 """The model card of an exported run: what was forgotten, how it was measured, its limits, and how to load it.
 
-The text is in `card.md.j2`. It gives the number of forgotten rows and their hash, but not their content. Text from a
-model, a file or the user passes through one of the functions at the end of this module, which remove all markup.
+The text is in `card.md.j2`. It gives the number of forgotten rows and their hash, but not their content. Text that
+comes from a model, a file or the user is escaped by one of the functions at the end of this module.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from unlora.runs.verify import recorded_hashes
 from unlora.settings import ExportConfig
 
 CARD = "README.md"
-# What is wrong with a run whose files have the right form, but impossible contents, and what to do.
+# Reason and fix of the error for a run whose files have the right format, but impossible contents.
 NOT_OURS = ("its files are not those that unlora writes", "name another run, or add --card false")
 _TEMPLATE = Path(__file__).with_name("card.md.j2")
 # The settings that a card shows.
@@ -45,18 +45,18 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says.
+    """The contents of a card.
 
     Args:
         title: name of the published model.
         record: the run's record.json.
         settings: the run's settings.
-        models: metrics by model: original, unlearned, and retrained if there is a log of it.
-        run: what the run's report shows.
-        verdict: what the run's report says.
-        merged: whether the merged model is published, and not the adapter.
+        models: {model: metrics}, for the original, the unlearned, and the retrained model if there is a log of it.
+        run: the run as its report shows it.
+        verdict: the verdict in its report.
+        merged: whether the merged model is published instead of the adapter.
         base: name of the base model.
-        base_on_hub: whether others find the base model under this name.
+        base_on_hub: whether this is the name of a repository on the Hub.
         adapter: the adapter's PEFT settings.
     """
 
@@ -73,7 +73,7 @@ class Facts:
 
 
 def read_facts(run: str, config: ExportConfig) -> Facts:
-    """Read what the card says from the run's folder.
+    """Read the contents of the card from the run's folder.
 
     Raises:
         InputError: the run has no record, or a file in it was not written by unlora.
@@ -109,16 +109,17 @@ def _read_facts(run: str, config: ExportConfig) -> Facts:
 
 
 def published_name(config: ExportConfig) -> str:
-    """Return the name under which others find what is exported."""
+    """Return the name of the exported model: that of its repository or, without one, of its folder."""
     return (config.push_to_hub or Path(config.output_dir).name).rpartition("/")[2]
 
 
 def model_card(facts: Facts, cost: Mapping[str, Any] | None) -> str:
-    """Return the whole file: metadata that the Hub reads, and the text.
+    """Return the whole file: the metadata that the Hub reads, and the text.
 
     Args:
-        facts: what the card says.
-        cost: of compression at export, with the fields of `Compression`. What it leaves was not measured.
+        facts: the contents of the card.
+        cost: the fields of `Compression` if the adapter was compressed at export. The published adapter is then not
+            the one that was measured.
     """
     cut = cost if cost is not None and cost["relative_error"] > 0 else None
     card = ModelCard.from_template(
@@ -151,7 +152,7 @@ def _listed(values: Mapping[str, Any], names: Iterable[str]) -> str:
 
 
 def _metadata(facts: Facts, measured: bool) -> ModelCardData:
-    """Return the card's metadata. The Hub's model index has the metrics if they were measured on what is published."""
+    """Return the card's metadata, with the metrics only if they were `measured` on what is published."""
     results = list(_results_of(facts)) if measured else []
     return ModelCardData(
         base_model=facts.base if facts.base_on_hub else None,
@@ -165,7 +166,7 @@ def _metadata(facts: Facts, measured: bool) -> ModelCardData:
 
 
 def _results_of(facts: Facts) -> Iterator[EvalResult]:
-    """Yield one result for each metric of the unlearned model and each membership attack, as far as measured."""
+    """Yield one result for each metric of the unlearned model and for each membership attack that was measured."""
     unlearned = facts.models.get("unlearned", {"sets": {}})
     values = [(SETS[key], column, row.get(column)) for key, row in unlearned["sets"].items() for column in METRICS]
     values += [
@@ -195,17 +196,17 @@ def _markdown(table: Table) -> str:
 
 
 def plain(text: str) -> str:
-    """Return Markdown that shows the text as it is, without markup and on one line."""
+    """Escape text for Markdown, and put it on one line."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&-])", r"\\\1", " ".join(text.split()))
 
 
 def code(text: str) -> str:
-    """Return the text as inline code, which may be inside a table."""
+    """Return the text as inline code, which may stand inside a table."""
     return "`" + " ".join(text.split()).replace("`", "'").replace("|", "¦") + "`"
 
 
 def literal(text: str) -> str:
-    """Return the text as a Python string for a code block."""
+    """Return the text as a Python string literal for a code block."""
     return json.dumps(text).replace("`", "\\u0060")
 
 

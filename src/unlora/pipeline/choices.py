@@ -1,6 +1,6 @@
-"""What there is to choose from, as tables: the source of `unlora ls` and of the tables in docs/methods.md.
+"""Tables of all losses, initialisers, teachers, benchmarks and configurations, for `unlora ls` and docs/methods.md.
 
-Importing this does not import torch; making the tables of losses and initialisers does.
+Importing this module does not import torch; making the tables of losses and initialisers does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unlora.importance import Initialiser
     from unlora.losses import Loss
 
-# What a loss takes from the original model, and how often that model is run for it.
+# Input of a loss -> what the original model is run for, and how often.
 _REFERENCES = {
     "ref_logp": "reference: log-probabilities, once",
     "ref_logits": "reference: logits, each step",
@@ -32,18 +32,18 @@ _NOTHING = "–"
 
 @dataclass(frozen=True)
 class Choices:
-    """A table of everything of one kind.
+    """A table of all choices of one kind.
 
     Args:
         columns: headings. The first column is the name, the last one the paper.
-        rows: one text for each column.
+        rows: the texts of each row, one for each column.
     """
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
 
     def markdown(self) -> str:
-        """Return the table in Markdown, with names as code and links to the papers."""
+        """Return the table as Markdown, with names as code and links to the papers."""
         lines = [self.columns, ("---",) * len(self.columns)]
         for name, *rest, paper in self.rows:
             lines.append((f"`{name}`", *(text.replace("|", "\\|") for text in rest), linked(paper)))
@@ -56,7 +56,7 @@ def linked(paper: str) -> str:
 
 
 def all_choices(kinds: Sequence[str] = ()) -> dict[str, Choices]:
-    """Return the tables of these kinds of choice, or of every kind, by the name of the kind."""
+    """Return {kind: table} for these kinds, or for all kinds."""
     return {kind: KINDS[kind]() for kind in kinds or KINDS}
 
 
@@ -108,7 +108,7 @@ def configurations() -> Choices:
 
 
 def _needs_of_start(start: Initialiser) -> str:
-    """Return what data an initialiser looks at."""
+    """Return the data that an initialiser needs."""
     if not start.uses_data:
         return _NOTHING
     return (
@@ -119,7 +119,7 @@ def _needs_of_start(start: Initialiser) -> str:
 
 
 def _needs_of_loss(loss: Loss) -> str:
-    """Return what a loss needs besides the forget answers: the original model, alternate answers."""
+    """Return what a loss needs besides the forget answers: alternate answers, passes of the original model."""
     alternates = "alternate answers" if "alternate" in loss.reads else ""
     own = [_REFERENCES[name] for name in loss.inputs if name in _REFERENCES]
     of_retain = RETAIN_LOSSES[loss.retain].inputs if loss.retain in RETAIN_LOSSES else []
@@ -130,7 +130,7 @@ def _needs_of_loss(loss: Loss) -> str:
 
 
 def _settings_of_start(start: Initialiser) -> str:
-    """Return the settings that an initialiser reads. Defaults that follow from the data or the machine are None."""
+    """Return the settings that an initialiser reads, except those whose default depends on the data or the machine."""
     return _listed({name: value for name, value in start.settings.items() if value is not None})
 
 
@@ -141,6 +141,6 @@ def _metrics(benchmark: Benchmark) -> str:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    """Return settings with their defaults, as flags take them."""
+    """Return settings with their defaults, as they are written on the command line."""
     texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values.items()}
     return ", ".join(f"{name} = {text}" for name, text in texts.items()) or _NOTHING

@@ -1,4 +1,4 @@
-"""The evaluation in a run: the original and the unlearned model answer the same rows, and each leaves a log on disk."""
+"""The evaluation within a run: all models answer the same rows, and the log of each is written to the run's folder."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ logger = logging.getLogger(__name__)
 def evaluation_sets(
     config: EvalConfig, forget: Sequence[Record], retain: Sequence[Record]
 ) -> dict[str, Sequence[Record]]:
-    """Return the evaluated rows: the sets that the user names, or the forget and the retain set if they have answers.
+    """Return the rows to evaluate: the sets that the user names, or else the forget and the retain set.
 
-    Plain texts cannot be evaluated by question and answer. If a set has nothing else, there are no sets, and a warning
-    says so. Where a set has both, the texts are passed over.
+    Plain texts have no answers to evaluate. They are left out, with a warning. If the forget or the retain set is
+    plain text only, nothing is evaluated, and a warning says so.
     """
     if config.eval_data:
         return dict(configured_sets(config))
     rows = {"forget": forget, "retain": retain}
-    whole = [name for name, part in rows.items() if all(map(is_text, part))]
-    if whole:
-        reason = f"the {' and the '.join(whole)} set is plain text, without questions or conversations"
+    without_answers = [name for name, part in rows.items() if all(map(is_text, part))]
+    if without_answers:
+        reason = f"the {' and the '.join(without_answers)} set is plain text, without questions or conversations"
         logger.warning("%s: only the losses are reported; name eval_data for more", reason)
         return {}
     warn_of_texts(rows)
@@ -48,17 +48,17 @@ def evaluation_sets(
 
 
 def warn_of_texts(sets: Mapping[str, Sequence[Record]]) -> None:
-    """Say how many plain texts there are among rows whose answers are evaluated."""
+    """Warn of plain texts among rows whose answers are evaluated."""
     for name, rows in sets.items():
         if texts := sum(map(is_text, rows)):
             logger.warning("%d plain texts of the %s set have no answers to evaluate", texts, name)
 
 
 def known_log(config: EvalConfig, sets: Mapping[str, Sequence[Record]]) -> Log | None:
-    """Return the log of the original model that the user already has, if any.
+    """Return the log of the original model that the user provides, if any.
 
     Raises:
-        InputError: a log of other sets, or of sets of other sizes.
+        InputError: the log is of other sets, or of sets with other sizes.
     """
     if config.original_log is None:
         return None
@@ -71,13 +71,13 @@ def known_log(config: EvalConfig, sets: Mapping[str, Sequence[Record]]) -> Log |
 
 
 def evaluate_in_run(job: Job, name: str, model: PreTrainedModel, known: Log | None = None) -> Log | None:
-    """Return the model's log, and save it in the run's folder.
+    """Return the log of a model, after saving it in the run's folder.
 
     Args:
         job: the run.
         name: "original", "unlearned" or "retrained".
-        model: the model; of a known log, the one that judges its text with the adapters off.
-        known: its log, if the user already has one.
+        model: the model to evaluate. If its log is known, this model only judges the text, with its adapters off.
+        known: the model's log, if the user provides one.
 
     Returns:
         The log, or None if there is nothing to evaluate.
@@ -94,7 +94,7 @@ def evaluate_in_run(job: Job, name: str, model: PreTrainedModel, known: Log | No
 
 
 def _with_text(job: Job, log: Log, model: PreTrainedModel) -> Log:
-    """Return a known log with its answers judged as text, as far as it is of the rows evaluated here."""
+    """Add measures of text quality to the sets of a log that lack them, if they have the size of the evaluated sets."""
     asked, limit = {name: rows for name, rows in job.sets.items() if name in TASKS}, job.request.evaluation.ds_size
     sizes = {name: len(read_questions(name, rows, limit)) for name, rows in asked.items()}
     columns = {name: log.get(TASKS[name], {}) for name in asked}
@@ -114,9 +114,9 @@ def evaluate_shown(
     text_format: TextFormat,
     settings: EvalSettings,
 ) -> Log:
-    """Call `evaluate` with a progress bar, and add how good the answers are as text.
+    """Call `evaluate` with a progress bar, and add measures of the answers' quality as text.
 
-    The model without its adapters judges the text, or the model itself if it has none.
+    The text is judged by the model with its adapters switched off, or as it is if it has none.
     """
     with shown(f"evaluation of the {name} model", " texts", text_count(sets, settings)) as progress:
         log = evaluate(model, sets, text_format, settings, progress)
@@ -125,17 +125,17 @@ def evaluate_shown(
 
 
 def evaluate_in_training(job: Job, model: nn.Module) -> dict[str, float]:
-    """Return the numbers of the model as training has it now: of each set, named <set>_<metric>, and of all sets."""
+    """Evaluate the model during training. Return the metrics of each set as `<set>_<metric>`, and those of all sets."""
     log = evaluate(model, job.sets, job.text_format, job.request.evaluation)
     summary = summarise(log, job.retrained_log)
     sets = {f"{name}_{metric}": value for name, values in summary["sets"].items() for metric, value in values.items()}
-    whole = ("model_utility", "model_utility_geometric", "forget_quality", "log10_forget_quality")
-    numbers = {**sets, **{name: summary[name] for name in whole}}
+    overall = ("model_utility", "model_utility_geometric", "forget_quality", "log10_forget_quality")
+    numbers = {**sets, **{name: summary[name] for name in overall}}
     return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
 def trained_on(job: Job) -> dict[str, int]:
-    """Return by evaluated set, except the forget set, how many of its answers the run also trains on."""
+    """Return {evaluated set: number of its answers that the run also trains on}, without the forget set."""
     known = {fingerprint(row) for row in job.rows.used_retain}
     size = job.request.evaluation.ds_size
     trained = {
@@ -147,7 +147,7 @@ def trained_on(job: Job) -> dict[str, int]:
 
 
 def samples(original: Log, unlearned: Log) -> list[dict[str, Any]]:
-    """Return the prompt, the reference and both models' answers of every evaluated row; of a chat its turns, too."""
+    """Return the prompt, the right answer and both models' answers of every evaluated row, and the turns of a chat."""
     rows = []
     for task in [name for name in TASKS.values() if name in original]:
         for index, (prompt, old, reference) in original[task].get("generated_text", {}).items():

@@ -28,7 +28,7 @@ from unlora.runs.verify import check_base, check_recorded_adapter
 from unlora.settings import ExportConfig, ModelConfig
 
 logger = logging.getLogger(__name__)
-# Above this relative error of the weight change, an adapter of smaller rank is not the model that was measured.
+# Above this relative error of the weight change, a compressed adapter may behave differently from what was measured.
 _LARGE_ERROR = 0.03
 
 
@@ -38,14 +38,16 @@ def export_run(run: str, config: ExportConfig, trust_remote_code: bool = False) 
     Args:
         run: folder of a finished `unlora unlearn`. It is not changed.
         config: what to export, and where to.
-        trust_remote_code: whether the user allows code of the run's model to run.
+        trust_remote_code: whether the user allows code that comes with the run's model to be executed.
 
     Returns:
-        "merged"; "compression", what `max_rank` cost, or None; and "url" of the repository, or None.
+        "merged", whether the merged model was exported; "compression", the cost of `max_rank`, or None; and "url", the
+        address of the repository, or None.
 
     Raises:
-        InputError: wrong settings, no such run, an adapter or a base other than the recorded one, a quantised base to
-            merge into, or a Hub that cannot be reached or refuses. The folder is then either complete or absent.
+        InputError: invalid settings, no such run, an adapter or a base other than the recorded one, a quantised base
+            to merge into, or a Hub that cannot be reached or denies access. In every case the folder is either
+            complete or absent.
     """
     raise_if(config.problems())
     check_adapter(run)
@@ -72,13 +74,13 @@ def export_run(run: str, config: ExportConfig, trust_remote_code: bool = False) 
             base = replace(model, model_name_or_path=config.base_model or model.model_name_or_path)
             write_space(partial, run, base, published_name(config))
         if folder.exists():
-            folder.rmdir()  # it is empty, as checked; not every system lets a rename replace it
+            folder.rmdir()  # it is empty, as checked above; not every system can rename onto an existing folder
     url = None if config.push_to_hub is None else _push(folder, config.push_to_hub, config.private, config.space)
     return {"merged": config.merge, "compression": cost, "url": url}
 
 
 def _hidden_base(config: ExportConfig, model: ModelConfig) -> list[Problem]:
-    """Find an adapter whose base nobody else could download."""
+    """Return a problem if the adapter would name a base that nobody else can download."""
     if config.merge or config.base_model is not None or not Path(model.model_name_or_path).exists():
         return []
     reason = "the adapter would name a local folder as its base, which nobody else has"
@@ -86,7 +88,7 @@ def _hidden_base(config: ExportConfig, model: ModelConfig) -> list[Problem]:
 
 
 def _write_model(run: str, model: ModelConfig, config: ExportConfig, folder: Path) -> dict[str, Any] | None:
-    """Write weights, settings and tokenizer; return what compression cost, if there was any."""
+    """Write weights, settings and tokenizer. Return the cost of compression, or None if there was none."""
     adapter, cost = str(Path(run) / ADAPTER), None
     if config.merge:
         _write_merged(adapter, model, folder)
@@ -94,7 +96,7 @@ def _write_model(run: str, model: ModelConfig, config: ExportConfig, folder: Pat
         cost = _write_compressed(adapter, model, config.max_rank, config.output_dir, folder)
     else:
         folder.mkdir()
-        for name in ADAPTER_FILES:  # and nothing else that lies there: the folder may be uploaded
+        for name in ADAPTER_FILES:  # but no other files from that folder, because this one may be uploaded
             shutil.copyfile(Path(adapter) / name, folder / name)
     if config.base_model is not None and not config.merge:
         settings = json.loads((folder / ADAPTER_SETTINGS).read_text(encoding="utf-8"))
@@ -114,24 +116,25 @@ def _write_merged(adapter: str, model: ModelConfig, folder: Path) -> None:
 
 def _write_compressed(adapter: str, model: ModelConfig, rank: int, name: str, folder: Path) -> dict[str, Any]:
     base, _ = load_model(model)
-    # `export_adapter` and `compression` expect the adapter under the name that it has during training.
-    fitted: PeftModel = load_adapter(base, adapter, UNLEARN, argument="RUN")
-    export_adapter(fitted, folder, rank)
-    cost = asdict(compression(fitted, rank))
+    # `export_adapter` and `compression` expect the adapter to have the name that it has during training.
+    trained: PeftModel = load_adapter(base, adapter, UNLEARN, argument="RUN")
+    export_adapter(trained, folder, rank)
+    cost = asdict(compression(trained, rank))
     if cost["relative_error"] > _LARGE_ERROR:
         logger.warning(
             "at rank %s the weight change has a relative error of %.1f %%: this adapter is not the one that was "
-            "measured; evaluate it with `unlora evaluate --adapter %s`, or give it more ranks",
+            "measured; evaluate it with `unlora evaluate --adapter %s`, or export it with a larger rank",
             *(rank, 100 * cost["relative_error"], name),
         )
     return cost
 
 
 def _push(folder: Path, repository: str, private: bool, space: bool) -> str:
-    """Upload the folder, unless the repository exists and is public while a private one is wanted.
+    """Upload the folder, and return the address of the repository.
 
-    Returns:
-        The address of the repository.
+    Raises:
+        InputError: the Hub cannot be reached or denies access, or `private` is true and the repository exists already
+            and is public.
     """
     api, kind = HfApi(), "space" if space else "model"
     option = " --repo-type space" if space else ""
@@ -140,7 +143,7 @@ def _push(folder: Path, repository: str, private: bool, space: bool) -> str:
     ):
         sdk = {"space_sdk": "gradio"} if space else {}
         url = api.create_repo(repository, private=private, exist_ok=True, repo_type=kind, **sdk)
-        # `create_repo` does not change who can see a repository that exists already.
+        # `create_repo` does not change the visibility of an existing repository.
         exposed = private and not api.repo_info(url.repo_id, repo_type=kind).private
         if not exposed:
             message = "Upload by unlora"

@@ -1,7 +1,7 @@
-"""What a run will do and take, before it starts: rows, tokens, updates, and an estimate of time and memory.
+"""A forecast of a run before it starts: rows, tokens, updates, and estimates of time and memory.
 
-The time is that of a few trial passes, scaled up by the number of tokens. Texts of other lengths, other work on the
-machine and a training that ends early make the run take more or less, so it is only an estimate.
+The time is extrapolated from a few trial passes by the number of tokens. It is only an estimate: texts of other
+lengths, other work on the machine and training that ends early change the time that the run takes.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ from unlora.training.finetune import FinetuneConfig
 from unlora.training.taught import LEAST_STEPS, most_steps
 
 logger = logging.getLogger(__name__)
-# A backward pass costs about twice a forward pass.
+# The cost of a forward and a backward pass in forward passes: a backward pass costs about two.
 _TRAINED = 3
-# Numbers that a layer keeps per token and unit of its width for the backward pass (Korthikanti et al. 2022, 34 bytes
-# in 16 bits), and copies of the logits that a loss makes.
+# Values that a layer keeps for the backward pass, per token and hidden unit (Korthikanti et al. 2022: 34 bytes in 16
+# bits), and the number of copies of the logits that a loss makes.
 _KEPT, _LOGITS = 17, 3
-# A trained weight, its gradient and Adam's two moments, in float32.
+# Bytes of a trained weight, its gradient and Adam's two moments, in float32.
 _TRAINING_BYTES = 16
+# The maximum number of near duplicates that are listed.
 _SHOWN = 3
-# Examples in a trial pass.
+# The maximum number of examples of each set in the trial passes.
 _TRIAL = 8
 
 
@@ -54,14 +55,14 @@ class Forecast:
     """What a run will do.
 
     Args:
-        rows: number of rows by set.
-        tokens: number of tokens by set.
-        updates: at least and at most so many optimiser steps. They differ if the training ends by itself.
-        seconds: of each stage, at least and at most. An estimate.
-        memory_bytes: on the device where the model is. An estimate.
-        near_duplicates: places of forget and retain rows that say nearly the same.
-        names: whom the forget set seems to be about, if the teacher needs to know.
-        compared: what the verdict will rest on, in words.
+        rows: {set: number of rows}.
+        tokens: {set: number of tokens}.
+        updates: lower and upper bound on the number of optimiser steps. They differ if training may end early.
+        seconds: {stage: estimated lower and upper bound on its seconds}.
+        memory_bytes: estimated memory on the model's device, in bytes.
+        near_duplicates: (forget, retain) pairs of row numbers whose texts are nearly the same.
+        names: the people that the forget set seems to be about, if the teacher needs to know them.
+        compared: descriptions of what the verdict will be based on.
     """
 
     rows: dict[str, int]
@@ -75,12 +76,12 @@ class Forecast:
 
     @property
     def whole(self) -> tuple[float, float]:
-        """The seconds of all stages."""
+        """Lower and upper bound on the seconds of all stages together."""
         least, most = (sum(ends) for ends in zip(*self.seconds.values(), strict=True))
         return least, most
 
     def announcement(self) -> str:
-        """Return a sentence on the time, and what it is made of."""
+        """Return a sentence on the expected time of the run and of its stages."""
         parts = ", ".join(f"{name} {_duration(*ends)}" for name, ends in self.seconds.items())
         least, most = self.updates
         steps = f"{most} updates" if least == most else f"{least} to {most} updates, until the goal is reached"
@@ -92,7 +93,7 @@ class Forecast:
 
 
 def forecast(job: Job) -> Forecast:
-    """Return what a job will do. All processes must call this, because it runs the model."""
+    """Return the forecast of a job. All processes must call this, because it runs the model."""
     sets = {"forget": job.forget, "retain": job.retain}
     rows = {"forget": len(job.rows.used_forget), "retain": len(job.rows.used_retain)}
     rows |= {f"evaluated {name}": len(part) for name, part in _evaluated(job).items()}
@@ -112,7 +113,7 @@ def forecast(job: Job) -> Forecast:
 
 
 def _evaluated(job: Job) -> dict[str, Sequence[Any]]:
-    """Return the questions of each evaluated set, as they will be asked.
+    """Return {evaluated set: its questions}, as they will be asked.
 
     Raises:
         InputError: rows that cannot be evaluated.
@@ -122,7 +123,7 @@ def _evaluated(job: Job) -> dict[str, Sequence[Any]]:
 
 
 def planned_updates(job: Job) -> tuple[int, int]:
-    """Return how many optimiser steps the training has at least and at most."""
+    """Return a lower and an upper bound on the number of optimiser steps."""
     args = job.request.args
     per_pass = math.ceil(len(job.trained) / _pairs_per_update(args))
     if args.until_taught:
@@ -133,7 +134,7 @@ def planned_updates(job: Job) -> tuple[int, int]:
 
 
 def _seconds(job: Job, updates: tuple[int, int]) -> dict[str, tuple[float, float]]:
-    """Return the seconds of each stage, at least and at most."""
+    """Return {stage: lower and upper bound on its seconds}."""
     args, config = job.request.args, job.request.importance
     speed, step = _trial(job)
     found: dict[str, tuple[float, float]] = {}
@@ -144,9 +145,9 @@ def _seconds(job: Job, updates: tuple[int, int]) -> dict[str, tuple[float, float
         found["evaluation"] = (least * once, most * once)
     if INITIALISERS[config.init].uses_data:
         forget = config.forget_passes * _tokens(job.forget)
-        most = min(len(job.retain), config.retain_samples or RETAIN_SHARE * len(job.forget))
-        retain = most * _tokens(job.retain) / len(job.retain)
-        found["importance"] = ((_TRAINED * forget / speed), (_TRAINED * (forget + retain) / speed))
+        examples = min(len(job.retain), config.retain_samples or RETAIN_SHARE * len(job.forget))
+        retain = examples * _tokens(job.retain) / len(job.retain)
+        found["importance"] = (_TRAINED * forget / speed, _TRAINED * (forget + retain) / speed)
     loss, retain_loss = LOSSES[args.loss], RETAIN_LOSSES.get(args.chosen_retain_loss)
     passes = _TRAINED + bool(loss.needs_reference_pass or (retain_loss and retain_loss.needs_reference_pass))
     pairs = min(args.train_batch_size * args.gradient_accumulation_steps, len(job.trained))
@@ -157,7 +158,7 @@ def _seconds(job: Job, updates: tuple[int, int]) -> dict[str, tuple[float, float
 
 
 def _evaluations_in_training(job: Job, updates: int) -> int:
-    """Return how often a model is evaluated while it trains for so many updates."""
+    """Return the number of evaluations during a training with this number of updates."""
     args, count = job.request.args, 0
     if args.eval_strategy == "epoch":
         count = math.ceil(updates / math.ceil(len(job.trained) / _pairs_per_update(args)))
@@ -173,7 +174,7 @@ def _pairs_per_update(args: TrainingArguments) -> int:
 def finetune_forecast(
     model: PreTrainedModel, examples: Sequence[Example], text_format: TextFormat, args: FinetuneConfig
 ) -> Forecast:
-    """Return what fine-tuning will do."""
+    """Return the forecast of a fine-tuning."""
     per_update = _pairs_per_update(args)
     steps = math.ceil(args.num_train_epochs * math.ceil(len(examples) / per_update))
     steps = args.max_steps if args.max_steps > 0 else steps
@@ -187,7 +188,7 @@ def finetune_forecast(
 
 
 def _trial(job: Job) -> tuple[float, float]:
-    """Return how many tokens the model reads in a second, and the seconds of one step of generating a batch."""
+    """Return the tokens per second that the model reads, and the seconds of one generation step of a batch."""
     size = min(job.request.args.per_device_train_batch_size, _TRIAL)
     examples = [*job.forget[:size], *job.retain[:size]]
 
@@ -205,7 +206,7 @@ def _trial(job: Job) -> tuple[float, float]:
 def _reading_speed(
     model: nn.Module, examples: Sequence[Example], text_format: TextFormat, rows: int | None = None
 ) -> float:
-    """Return how many tokens the model reads in a second, in batches of at most so many of these examples."""
+    """Return the tokens per second that the model reads, in batches of at most `rows` of these examples."""
     seconds = 0.0
 
     def read(places: range, batch: Batch) -> None:
@@ -217,7 +218,7 @@ def _reading_speed(
 
 
 def _timed(function: Callable[[], object], model: nn.Module) -> float:
-    """Return the seconds of a call. The first one warms up, and does not count."""
+    """Return the seconds of a call, measured after one call for warming up."""
     for _ in range(2):
         started = time.perf_counter()
         function()
@@ -227,22 +228,22 @@ def _timed(function: Callable[[], object], model: nn.Module) -> float:
 
 
 def _evaluation(job: Job, speed: float, step: float) -> float:
-    """Return the seconds of evaluating one model: reading all answers, and writing as many words as they have."""
+    """Return the seconds of evaluating one model: scoring all answers, and generating an answer to each question."""
     settings = job.request.evaluation
     asked = sum(map(len, _evaluated(job).values()))
-    answers = text_count(job.sets, settings) - asked  # those to score, beside one to write for each question
+    answers = text_count(job.sets, settings) - asked  # the rest of the count are the answers to be generated
     mean = (_tokens(job.forget) + _tokens(job.retain)) / (len(job.forget) + len(job.retain))
     longest = max(count_labels([example]) for example in job.forget)
     batches = math.ceil(asked / (settings.eval_batch_size or CPU_ROWS))
-    # Evaluated rows are taken to be as long as those that are trained on.
+    # Evaluated rows are assumed to be as long as the rows that are trained on.
     return max(answers, asked) * mean / speed + batches * min(longest, settings.max_new_tokens) * step
 
 
 def _memory(job: Job) -> int:
     """Return the bytes of weights, adapter, optimiser and activations."""
     model, args = causal_lm(job.model), job.request.args
-    adapter = 2 * _adapter_size(model, args.r)  # with the frozen offset
-    # A batch has as many retain rows as forget rows.
+    adapter = 2 * _adapter_size(model, args.r)  # the trained adapter and the frozen offset
+    # A batch has as many retain rows as forget rows, hence the factor of 2.
     activations = 2 * _activations(model, [*job.forget, *job.retain], args)
     return _weights(job.model) + adapter * _TRAINING_BYTES + activations
 
@@ -258,7 +259,7 @@ def _adapter_size(model: PreTrainedModel, rank: int) -> int:
 
 
 def _activations(model: PreTrainedModel, examples: Sequence[Example], args: TrainingArguments) -> int:
-    """Return the bytes that a batch of the longest examples needs."""
+    """Return the bytes of the activations and logits of a batch of the longest examples."""
     config = model.config.get_text_config()
     layers = 1 if args.gradient_checkpointing else getattr(config, "num_hidden_layers", 1)
     size = max(2, next(model.parameters()).element_size())
@@ -269,7 +270,7 @@ def _activations(model: PreTrainedModel, examples: Sequence[Example], args: Trai
 
 
 def _names(job: Job) -> list[str]:
-    """Return whom a teacher will change: the user's names, or those that it detects."""
+    """Return the names that a teacher will replace: those that the user gives, or else those that it detects."""
     if not job.request.args.has_teacher:
         return []
     if job.request.data.forget_names:
@@ -279,7 +280,7 @@ def _names(job: Job) -> list[str]:
 
 
 def _compared(job: Job) -> list[str]:
-    """Return what the verdict will be able to rest on."""
+    """Return descriptions of what the verdict will be based on."""
     found = []
     if job.retrained_log is not None:
         found.append("the log of the retrained model")
@@ -299,12 +300,12 @@ def _tokens(examples: Sequence[Example]) -> int:
 
 def _duration(least: float, most: float) -> str:
     """Return a range of seconds in words."""
-    one, other = _spoken(least), _spoken(most)
+    one, other = _in_words(least), _in_words(most)
     return other if one == other else f"{one} to {other}"
 
 
-def _spoken(seconds: float) -> str:
-    if seconds < 10:  # what the trial leaves out, such as writing files, takes as long
+def _in_words(seconds: float) -> str:
+    if seconds < 10:  # what the trial does not measure, such as writing files, takes about as long
         return "a few seconds"
     if seconds < 90:
         return f"{round(seconds)} s"
@@ -316,26 +317,27 @@ def _size(count: int) -> str:
 
 
 def announce(found: Forecast) -> None:
-    """Tell the user how long the run will take, and which rows to forget it would teach again."""
+    """Tell the user how long the run will take, and warn of forget rows that the retain set would teach again."""
     tell(found.announcement())
     if found.near_duplicates:
         logger.warning(
             "%d forget rows are nearly the same as retain rows, which teach them again, such as %s",
-            *(len(found.near_duplicates), _alike(found)),
+            *(len(found.near_duplicates), _first_pairs(found)),
         )
 
 
-def _alike(found: Forecast) -> str:
+def _first_pairs(found: Forecast) -> str:
+    """Return the first few pairs of near duplicates as text."""
     return ", ".join(f"forget[{one}] and retain[{other}]" for one, other in found.near_duplicates[:_SHOWN])
 
 
 def describe(found: Forecast) -> Mapping[str, str]:
-    """Return a forecast as lines of text, by what they are about."""
+    """Return a forecast as {label: text}."""
     least, most = found.updates
-    alike = f"{len(found.near_duplicates)} (such as {_alike(found)})" if found.near_duplicates else "none"
+    alike = f"{len(found.near_duplicates)} (such as {_first_pairs(found)})" if found.near_duplicates else "none"
     return {
         "rows": ", ".join(f"{name} {count}" for name, count in found.rows.items()),
-        # Rows that are in both sets would have been refused.
+        # Rows that are in both sets have been refused before.
         **({"in both sets": "none", "nearly alike in both sets": alike} if "retain" in found.rows else {}),
         "tokens": ", ".join(f"{name} {count:,}" for name, count in found.tokens.items()),
         "updates": f"{most}" if least == most else f"{least} to {most}",

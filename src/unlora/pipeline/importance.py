@@ -1,4 +1,4 @@
-"""The importance stage: which rows of which weights hold the forget set. It is measured once and kept on disk."""
+"""The importance stage: which rows of which weights matter to the forget set. It is measured once and kept on disk."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from unlora.pipeline.job import Job
 from unlora.runs.folder import IMPORTANCE
 from unlora.settings import ImportanceConfig
 
-# Retain examples per forget example in the estimate, because the authors make ten passes over equal parts of both.
+# Retain examples per forget example in the estimate. The authors make ten passes over equal parts of both sets.
 RETAIN_SHARE = 10
 
 
 def too_few_examples(
     config: ImportanceConfig, forget: Sequence[Example], retain: Sequence[Example]
 ) -> Iterator[Problem]:
-    """Find sets that give only one gradient. The variance of a single gradient would be rounding error."""
+    """Yield a problem for each set that gives only one gradient: its variance would be nothing but rounding error."""
     if not INITIALISERS[config.init].takes_variance(config):
         return
     size = (config.importance_batch_size or 1) if config.moments_per == "batch" else 1
@@ -47,18 +47,18 @@ def too_few_examples(
 def importance_for(job: Job) -> dict[str, Tensor] | None:
     """Return the importance of each row of the adapted weights, or None for a plain LoRA start.
 
-    It is read from the user's file, or from the folder of a resumed run. Otherwise it is estimated and saved. The file
-    holds the importance as it was measured, so that layers can be compared; normalisation comes after reading.
+    It is read from the user's file or, in a resumed run, from the run's folder. Otherwise it is estimated and saved.
+    The file holds the importance as measured, so that layers can be compared; it is normalised after reading.
 
     Returns:
-        {module name: tensor [out]}.
+        {module name: importance of its rows, [out]}.
     """
     config = job.request.importance
     size = config.retain_samples or RETAIN_SHARE * len(job.forget)
     retain = retain_sample(job.retain, size, config.importance_seed)
     measurement = measurement_for(job, retain)
     initialiser = INITIALISERS[config.init]
-    if not initialiser.uses_data:  # this takes no time, so there is no file
+    if not initialiser.uses_data:  # this takes no time, so nothing is saved
         return initialiser.row_importance(measurement)
     settings = _settings_in_key(job)
     key = importance_key(job.model, (job.forget, retain), settings)
@@ -72,22 +72,22 @@ def importance_for(job: Job) -> dict[str, Tensor] | None:
 
 
 def _settings_in_key(job: Job) -> dict[str, object]:
-    """Return all settings that the importance depends on. A file made with others is refused."""
+    """Return all settings that the importance depends on. A file that was made with other settings is refused."""
     args, targets = job.request.args, job.request.args.target_modules
-    # The gradients of the factors grow with the scaling, but of the kinds of ε only the relative one grows with them.
+    # The gradients of the factors are proportional to the scaling. Only a relative ε scales with them.
     adapter = {"r": args.r, "scaling": args.scaling, "targets": sorted(targets) if targets else "all-linear"}
     return {**estimate_settings(job.request.importance), **adapter}
 
 
 def _measured(job: Job, initialiser: Initialiser, measurement: Measurement) -> dict[str, Tensor]:
     args = job.request.args
-    if args.gradient_checkpointing:  # transformers checkpoints in training mode only
+    if args.gradient_checkpointing:  # transformers only uses it in training mode
         job.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
         job.model.train()
     measured = initialiser.row_importance(measurement)
     job.model.eval()
     if measured is None:
-        reason = "it is declared with uses_data=True, and returned None"
+        reason = "it is declared with uses_data=True, but returned None"
         raise InputError(Problem("init", job.request.importance.init, reason, "return {module name: [out] importance}"))
     return measured
 
@@ -98,7 +98,7 @@ def retain_sample(retain: Sequence[Example], size: int, seed: int) -> list[Examp
 
 
 def measurement_for(job: Job, retain: Sequence[Example]) -> Measurement:
-    """Return what the initialiser may look at. The batches are this process's share."""
+    """Return the data and settings that the initialiser may use. The batches are this process's share."""
     config = job.request.importance
     pad_id = padding_id(job.text_format.tokenizer)
     limit = None
@@ -120,8 +120,9 @@ def measurement_for(job: Job, retain: Sequence[Example]) -> Measurement:
 class _Batches:
     """This process's batches of some passes over a set, with a progress bar.
 
-    Moments over examples do not depend on how these are batched, so examples of similar length go together, as many as
-    the limit allows. Moments over batches do, so the batches stay as they were drawn, and processes share whole ones.
+    Moments over examples do not depend on the batches. Each process gets a share of the examples, and batches together
+    examples of similar length, as many as the limit allows. Moments over batches do depend on them, so the examples are
+    batched in the order in which they were drawn, and each process gets a share of these batches.
     """
 
     name: str

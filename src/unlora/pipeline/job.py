@@ -1,4 +1,4 @@
-"""What the stages of a request work on."""
+"""The state that the stages of a request share: its settings, model, data and folder."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Rows:
 
     Args:
         forget, retain: all rows, as they were read. The record has their hashes.
-        used_forget, used_retain: the rows that are long enough to be used.
+        used_forget, used_retain: the rows that are used: long enough and, in the retain set, not set aside.
         alternates: other answers to the questions in `used_forget`, if the loss reads them.
-        holdout: rows that the model never saw, if training stops by them.
-        set_aside: retain rows that are evaluated and not trained on. Empty if the set is too small to spare any.
+        holdout: rows that the model never saw, if they decide when training stops.
+        set_aside: retain rows that are evaluated but not trained on. Empty if the set is too small to spare any.
     """
 
     forget: Sequence[Record]
@@ -43,21 +43,21 @@ class Rows:
 
 @dataclass(frozen=True)
 class Job:
-    """What the stages of a request work on.
+    """The state that the stages of a request share.
 
     Args:
         request: all settings.
         model: the original model, with the adapters of earlier requests if there are any.
-        text_format: how rows become tokens.
-        rows: the sets, as rows.
-        forget, retain: the sets, tokenised.
-        sets: the evaluated rows by set name.
+        text_format: how rows are tokenised.
+        rows: the rows of the sets.
+        forget, retain: the tokenised sets.
+        sets: {set: its evaluated rows}.
         alternates: other answers to the forget set's questions, tokenised, if the loss reads them.
         unseen: the test that stops the training, if there is one.
-        original_log, retrained_log: evaluation logs that the user already has.
-        retrained_model: how the retrained model is loaded, if the user has no log of it.
-        taught: what the teacher says to the forget set, and what else it teaches, if the loss distils one.
-        stages: the finished stages in the folder of the run, while the job is at work there.
+        original_log, retrained_log: evaluation logs that the user provides.
+        retrained_model: how the retrained model is loaded, if the user provides it instead of its log.
+        taught: examples with the teacher's predictions, of the forget set and others, if the loss distils a teacher.
+        stages: the finished stages in the folder of the run, while the job holds its lock.
     """
 
     request: Request
@@ -91,11 +91,13 @@ class Job:
         return on_main(lambda: stages is not None and stages.is_finished(name))
 
     def write(self, name: str, write: Callable[[Path], object]) -> None:
-        """Let the main process write the file or folder of a stage, and note that it is finished. All must call this.
+        """Let the main process write the file or folder of a stage, and note that the stage is finished.
+
+        All processes must call this.
 
         Args:
-            name: of the file or folder.
-            write: called with its path, at which nothing is left of an earlier attempt.
+            name: name of the file or folder.
+            write: called with its path, where the remains of an earlier attempt have been removed.
         """
 
         def write_and_note() -> None:

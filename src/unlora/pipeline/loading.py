@@ -1,4 +1,4 @@
-"""The models that a command works on: the start of a request, a model to evaluate, another one to compare with."""
+"""Load the models that commands work on: the start of a request, a model to evaluate, or one to compare with."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def load_start(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
     """Load the model and its tokenizer. With `config.on`, it carries that run's adapter under the name "earlier".
 
     Raises:
-        InputError: as `load_model`, or an adapter that does not fit or was made for other weights.
+        InputError: as for `load_model`, or the adapter does not fit or was made for other weights.
     """
     if config.on is None:
         return load_model(config)
     check_base(config.on, config, "model_name_or_path")
     model, tokenizer = load_model(config)
-    # It contains the adapter that its model may have started with, which is switched off from here on.
+    # This adapter includes the one that the earlier run may have started with, which is switched off from here on.
     return load_adapter(model, str(Path(config.on) / ADAPTER), "earlier", argument="on"), tokenizer
 
 
 def start_problems(config: ModelConfig) -> list[Problem]:
-    """Return what about an adapter that is named as the model keeps it from being exported with ours."""
+    """Return a problem if the model is an adapter that cannot be merged with ours into one exported adapter."""
     folder = source_of(config).adapter
     if folder is None or config.on is not None:
         return []
@@ -52,10 +52,10 @@ def load_target(config: ModelConfig, target: TargetConfig) -> tuple[PreTrainedMo
 
 
 def comparable_model(config: ModelConfig, name: str, argument: str) -> ModelConfig:
-    """Return another model, loaded in the same way, to compare probabilities with.
+    """Return the settings for loading another model in the same way, to compare probabilities with.
 
     Raises:
-        InputError: it has another vocabulary, so the probabilities would be of other tokens.
+        InputError: the other model has another vocabulary, so its probabilities would be those of other tokens.
     """
     other = replace(config, model_name_or_path=name, model_revision="main", on=None)
     try:

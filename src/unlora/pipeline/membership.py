@@ -1,4 +1,4 @@
-"""How well the forget set can be told from rows that the model never saw, and how much of it is memorised."""
+"""Membership attacks, which try to distinguish the forget set from unseen rows, and measures of memorisation."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from unlora.settings import MembershipConfig, ModelConfig, TextConfig
 def measure_membership(model_config: ModelConfig, text: TextConfig, config: MembershipConfig) -> dict[str, Any]:
     """Score both sets, and write metrics and scores to `config.log`.
 
-    A model with an adapter is scored without the adapter, too: if an attack cannot tell what the original model was
+    A model with an adapter is scored without the adapter, too: if an attack cannot detect what the original model was
     trained on, its result says nothing about the unlearned model.
 
     Returns:
-        The metrics, as from `summarise_leakage`.
+        The metrics from `summarise_leakage`.
 
     Raises:
-        InputError: wrong settings, or sets that cannot be compared.
+        InputError: invalid settings, or sets that cannot be compared.
     """
     settings = (*text.problems(), *config.target_problems(model_config), *config.problems())
     raise_if([*model_problems(model_config), *settings])
@@ -68,10 +68,10 @@ def measure_membership(model_config: ModelConfig, text: TextConfig, config: Memb
 
 
 def _load_rows(config: MembershipConfig) -> dict[str, Sequence[Record]]:
-    """Load the rows of the two sets, of each as many as are needed for `ds_size` examples.
+    """Load the first `ds_size` rows of both sets, which are enough for `ds_size` examples.
 
     Raises:
-        InputError: rows that cannot be read, or that are in both sets.
+        InputError: the rows cannot be read, or some are in both sets.
     """
     forget = load_set(config, "forget")
     holdout = load_set(config, "holdout")
@@ -82,10 +82,10 @@ def _load_rows(config: MembershipConfig) -> dict[str, Sequence[Record]]:
 def _encode_sets(
     rows: Mapping[str, Sequence[Record]], text_format: TextFormat, most: int | None
 ) -> dict[str, list[Example]]:
-    """Tokenise the two sets, and keep the first `most` examples of each.
+    """Tokenise both sets, and keep the first `most` examples of each.
 
     Raises:
-        InputError: rows that cannot be tokenised.
+        InputError: the rows cannot be tokenised.
     """
     sets = {name: encode_records(part, text_format, argument=f"{name}_data") for name, part in rows.items()}
     return {name: examples[:most] for name, examples in sets.items()}
@@ -94,9 +94,9 @@ def _encode_sets(
 def _reference_nll(
     model_config: ModelConfig, config: MembershipConfig, text_format: TextFormat, sets: Mapping[str, Sequence[Example]]
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the mean-token loss of each example under the reference model, by set: [examples].
+    """Return {set: loss per token of each example under the reference model, [examples]}.
 
-    The reference model is loaded here and released again, because there may not be memory for two models.
+    The reference model is loaded and released here, because two models may not fit into memory.
     """
     model, _ = load_model(comparable_model(model_config, str(config.reference_model), "reference_model"))
     losses = {name: example_nll(model, part, text_format, config.eval_batch_size) for name, part in sets.items()}

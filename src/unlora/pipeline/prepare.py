@@ -1,4 +1,4 @@
-"""Load the data and the model of a request, and check everything that can be checked before any pass over them."""
+"""Load the data and the model of a request, and check everything that can be checked before the model is run."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from unlora.training.config import UnlearnConfig
 from unlora.training.stopping import holdout_rows, unseen_test
 
 logger = logging.getLogger(__name__)
-# One in so many retain rows is set aside to measure what is kept, if that makes at least so many rows.
+# One in `_ASIDE` retain rows is set aside to measure what is kept, provided that makes at least `_LEAST_ASIDE` rows.
 _ASIDE, _LEAST_ASIDE = 10, 8
 
 
 def prepare(
     request: Request, sets: Mapping[str, Sequence[Record]] | None = None, retrained_log: Log | None = None
 ) -> Job:
-    """Check the request, and load what it names. The arguments are those of `unlearn`.
+    """Check the request, and load its data and model. The arguments are those of `unlearn`.
 
     Raises:
         InputError: anything wrong with the settings, the data or the model.
     """
-    with together():  # no process may write before all of them have seen that the folder is free
+    with together():  # no process may write before all of them have checked that the folder is free
         request.check()
         return _load(request, sets, retrained_log)
 
@@ -58,7 +58,7 @@ def prepare(
 def _load(request: Request, sets: Mapping[str, Sequence[Record]] | None, retrained_log: Log | None) -> Job:
     raise_if(start_problems(request.model))
     evaluation = request.evaluation
-    # Known logs are of all rows, so what is kept is measured on all of them, too.
+    # Logs that the user provides are of all rows, so what is kept is measured on all rows, too.
     known = retrained_log is not None or evaluation.original_log or is_log(evaluation.retrained or "")
     rows = _load_rows(request, sets is None and not known)
     sets = evaluation_sets(evaluation, rows.forget, rows.set_aside or rows.retain) if sets is None else sets
@@ -93,12 +93,12 @@ def _evaluation_problems(args: UnlearnConfig, sets: Mapping[str, Sequence[Record
     return [Problem("eval_strategy", value, reason, "remove it, or name eval_data")]
 
 
-def _load_rows(request: Request, spares: bool) -> Rows:
-    """Load and check all sets. Whatever is wrong with them is found before the model is loaded.
+def _load_rows(request: Request, may_set_aside: bool) -> Rows:
+    """Load and check all sets, so that any problem with them is found before the model is loaded.
 
     Args:
-        request: names the sets.
-        spares: whether retain rows may be set aside, to be evaluated instead of all of them.
+        request: the request, which names the sets.
+        may_set_aside: whether some retain rows may be set aside, to be evaluated instead of all of them.
     """
     data = request.data
     forget = load_set(data, "forget")
@@ -111,21 +111,21 @@ def _load_rows(request: Request, spares: bool) -> Rows:
     alternates = alternate_answers(used_forget, data.alternate_key, seed) if request.reads_alternates else None
     holdout = holdout_rows(request.stopping, forget, retain)
     aside: list[Record] = []
-    if spares and not (request.evaluation.eval_data or data.streaming or all(map(is_text, forget))):
+    if may_set_aside and not (request.evaluation.eval_data or data.streaming or all(map(is_text, forget))):
         aside, used_retain = split_aside(used_retain, request.evaluation.ds_size, seed)
     return Rows(forget, retain, used_forget, used_retain, alternates, holdout, aside)
 
 
 def split_aside(rows: Sequence[Record], most: int | None, seed: int) -> tuple[list[Record], list[Record]]:
-    """Return the retain rows that measure what is kept, and those that are trained on.
+    """Return the retain rows on which to measure what is kept, and those that are trained on.
 
-    Rows that are trained on would say that more is kept than is. A small set cannot spare any rows, so all of them are
+    Rows that are trained on would overstate what is kept. A small set cannot spare any rows, so all of its rows are
     trained on.
 
     Args:
         rows: the retain set.
-        most: maximum number of rows to measure; None is no limit.
-        seed: of the draw.
+        most: maximum number of rows to set aside; None is no limit.
+        seed: seed of the random choice.
     """
     answered = [place for place, row in enumerate(rows) if not is_text(row)]  # only these can be evaluated
     count = len(answered) // _ASIDE
@@ -136,7 +136,7 @@ def split_aside(rows: Sequence[Record], most: int | None, seed: int) -> tuple[li
 
 
 def _load_original(request: Request) -> tuple[PreTrainedModel, TextFormat]:
-    """Load the model, and check that adapter and loss suit it."""
+    """Load the model, and check that the adapter's settings and the loss fit it."""
     data, args = request.data, request.args
     outline = skeleton(request.model)
     if outline is not None:
@@ -162,7 +162,7 @@ def _checked_retrained_log(request: Request, sets: Mapping[str, Sequence[Record]
 
 
 def _retrained_model(request: Request, log: Log | None) -> ModelConfig | None:
-    """Return how the retrained model is loaded, if the request names that model and there is no log of it."""
+    """Return how the retrained model is loaded, or None if the request names no such model or there is a log of it."""
     name = request.evaluation.retrained
     if log is not None or name is None or is_log(name):
         return None
@@ -172,7 +172,8 @@ def _retrained_model(request: Request, log: Log | None) -> ModelConfig | None:
 def retain_stream(request: Request, forget_rows: int) -> Stream | None:
     """Return how much of a streamed retain set the run can use, or None if the set is not streamed.
 
-    The estimate needs a number of rows, and the training needs one for each pair of all epochs. The larger one counts.
+    This is the larger of two numbers: the rows that the importance is estimated from, and the rows for training, which
+    needs one for each forget row in each epoch.
     """
     if not request.data.streaming:
         return None

@@ -1,4 +1,4 @@
-"""A request: everything that a user sets, and every check that needs neither model nor data."""
+"""A request: all settings of an unlearning run, and every check that needs neither model nor data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KINDS: tuple[type[Any], ...] = (ModelConfig, DataConfig, ImportanceConfig, Eval
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that a user sets for one unlearning request."""
+    """All settings of one unlearning request."""
 
     model: ModelConfig
     data: DataConfig
@@ -44,10 +44,10 @@ class Request:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Request:
-        """Return the request that one flat mapping of settings describes. It is the inverse of `settings`.
+        """Return the request for a flat mapping of settings. This is the inverse of `settings`.
 
         Raises:
-            InputError: a name that is not a setting, or settings that `UnlearnConfig` refuses.
+            InputError: a name is not a setting, or `UnlearnConfig` refuses its settings.
         """
         known = {name for kind in _KINDS for name in kind.__dataclass_fields__}
         raise_if(unknown_name("settings", name, known) for name in values if name not in known)
@@ -76,7 +76,7 @@ class Request:
 
     @property
     def choices(self) -> dict[str, str]:
-        """What is chosen, by kind: all that may come from a plugin."""
+        """{kind: chosen name}, for everything that a plugin can provide."""
         chosen = {"initialiser": self.importance.init, "loss": self.args.loss, "teacher": self.args.teacher}
         return {**chosen, "retain loss": self.args.chosen_retain_loss}
 
@@ -87,30 +87,30 @@ class Request:
             yield Problem("alternate_key", self.data.alternate_key, reason, fix)
 
     def settings(self) -> dict[str, Any]:
-        """Return one flat mapping of flags: all of ours, and the training arguments that are not at their defaults.
+        """Return a flat mapping of settings: all of our own, and the training arguments that are not at their defaults.
 
-        Whether a run was resumed is not among them, because a resumed run is the same run.
+        `resume_from_checkpoint` is left out, because a resumed run is the same run.
         """
         flat: dict[str, Any] = {}
         for part in (self.model, self.data, self.importance, self.evaluation, self.stopping):
             flat |= asdict(part)
         flat |= {"loss": self.args.loss, **changed_arguments(self.args)}
-        # Some defaults are worth noting: those of another loss than the usual one, and where the earlier run would give
-        # another value.
-        noted = set() if self.args.has_teacher else {*PUSHING}
+        # Some training arguments are recorded even at their defaults: those whose defaults depend on the loss, and
+        # those that would otherwise be taken over from the earlier run.
+        recorded = set() if self.args.has_teacher else {*PUSHING}
         if self.model.on is not None:
-            noted |= {*continued_settings(self.model.on)}
-        flat |= {name: value for name, value in self.args.to_dict().items() if name in noted}
+            recorded |= {*continued_settings(self.model.on)}
+        flat |= {name: value for name, value in self.args.to_dict().items() if name in recorded}
         return {name: value for name, value in flat.items() if name != "resume_from_checkpoint"}
 
 
 def model_problems(model: ModelConfig) -> list[Problem]:
-    """Check the choice of a model, the run that it continues from, and where a model of the Hub would be kept."""
+    """Check the model's settings, the run that it continues from, and the cache if it has to be downloaded."""
     return [*model.problems(), *continued_problems(model), *_cache_problems(model)]
 
 
 def _cache_problems(model: ModelConfig) -> list[Problem]:
-    """Return the problem of a model that has to be downloaded into a folder which cannot be written to."""
+    """Return a problem if the model has to be downloaded, but the cache folder is not writable."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     name = model.model_name_or_path

@@ -1,4 +1,4 @@
-"""The files around an exported adapter that make a folder a Hugging Face Space with the chat page."""
+"""Turn the folder of an exported adapter into a Hugging Face Space with the chat page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unlora.runs.folder import ADAPTER, checked_settings, saved_settings
 from unlora.settings import EvalSettings, ModelConfig
 from unlora.settings.data import TextConfig
 
-# What the page reads: the base model, how text is written for it, and how long answers usually are.
+# The file that the page reads: the base model, its text format, and the default length of answers.
 SPACE = "space.json"
 _APP, _REQUIREMENTS, _CARD = "app.py", "requirements.txt", "README.md"
 _APP_CODE = '''"""Ask the original and the unlearned model side by side. Written by `unlora export --space`."""
@@ -35,7 +35,7 @@ _TEXT = """---
 
 Ask a model before and after unlearning, side by side. The page was written by `unlora export --space`.
 `{{ app }}` loads the base model that `{{ settings }}` names and the adapter in `{{ adapter }}/`. No row of the forget
-set is in this folder. The code of unlora lies in `unlora/`, so that the Space needs nothing but `{{ requirements }}`.
+set is in this folder. The code of unlora is in `unlora/`, so the Space only needs what `{{ requirements }}` lists.
 
 To try the page on your own computer:
 
@@ -47,7 +47,7 @@ python {{ app }}
 
 
 def space_problems() -> list[Problem]:
-    """Return the problem of a computer without gradio, whose version the Space would be built with."""
+    """Return a problem if gradio is not installed: the Space is built with the installed version of it."""
     try:
         version("gradio")
     except ModuleNotFoundError:
@@ -56,13 +56,13 @@ def space_problems() -> list[Problem]:
 
 
 def write_space(folder: Path, run: str, base: ModelConfig, title: str) -> None:
-    """Write everything but the adapter into the folder, which may be uploaded as it is.
+    """Write everything but the adapter into the folder, which can then be uploaded as it is.
 
     Args:
-        folder: has the adapter in its subfolder `adapter`.
-        run: folder of the run, whose settings say how text is written for the model.
-        base: the model that the Space loads.
-        title: of the Space.
+        folder: a folder with the adapter in its subfolder `adapter`.
+        run: folder of the run, whose settings contain the text format.
+        base: the base model that the Space loads.
+        title: title of the Space.
     """
     values = saved_settings(run, "RUN")
     names = ("model_name_or_path", "model_revision", "dtype", "attn_implementation")
@@ -83,13 +83,13 @@ def write_space(folder: Path, run: str, base: ModelConfig, title: str) -> None:
 
 
 def _requirements() -> list[str]:
-    """Return what the page needs besides gradio, which a Space gets from its card."""
+    """Return the requirements of the page, without gradio, whose version a Space takes from its card."""
     lines = (line.partition(";")[0].strip() for line in requires("unlora") or () if "extra ==" not in line)
     return sorted(lines)
 
 
 def _card(base: str, title: str) -> SpaceCard:
-    """Return the Space's card, whose metadata says how it is built and started."""
+    """Return the Space's card. Its metadata tells the Hub how to build and start the Space."""
     data = SpaceCardData(
         title=title,
         sdk="gradio",

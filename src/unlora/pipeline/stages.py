@@ -1,4 +1,4 @@
-"""The stages of a request in its folder: one process writes to it, and reuses what was made from the same inputs."""
+"""The stages of a request in its folder: lock it for one process, and reuse what was made from the same inputs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from unlora.runs.folder import ADAPTER
 from unlora.runs.record import describe_inputs
 from unlora.runs.stages import Stages, json_sha256, tokenizer_sha256
 
-# What a saved configuration says about where and with what it was written.
+# Entries of a model's configuration that depend on where it was saved and by which version, not on the model.
 _NOT_CONTENT = ("_name_or_path", "transformers_version")
 
 
 @main_only
 def describe_job(job: Job) -> dict[str, Any]:
-    """Return what the record says about the data, the base model and its chat template."""
+    """Return the entries of the record on the data, the base model and its chat template."""
     request, rows = job.request, job.rows
     parts = (request.model, request.data, request.stopping, request.evaluation)
     inputs = describe_inputs(*parts, rows.forget, rows.retain, job.sets, retain_stream(request, len(rows.forget)))
@@ -33,14 +33,14 @@ def describe_job(job: Job) -> dict[str, Any]:
 
 @contextmanager
 def locked(job: Job, inputs: Mapping[str, Any]) -> Iterator[Job]:
-    """Hold the lock of the job's folder, and yield the job with the finished stages in it. This writes nothing else.
+    """Hold the lock of the job's folder, and yield the job with its finished stages. Nothing else is written yet.
 
     Args:
         job: the job.
-        inputs: from `describe_job`.
+        inputs: the result of `describe_job`.
 
     Raises:
-        InputError: another process is writing to the folder, or it was started with other settings, model or data.
+        InputError: another process is writing to the folder, or its run was started with other settings, model or data.
     """
     request = job.request
 
@@ -54,13 +54,13 @@ def locked(job: Job, inputs: Mapping[str, Any]) -> Iterator[Job]:
 
 @main_only
 def start(job: Job) -> None:
-    """Begin to write to the folder: note what the stages are made from, and delete what a killed process left."""
+    """Begin to write to the folder: record the inputs of the stages, and delete what a killed process left behind."""
     assert job.stages is not None
     job.stages.start()
 
 
 def _contents(job: Job, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what identifies everything that a request reads, by the argument that names it."""
+    """Return {argument: hashes that identify the contents it names}, for everything that a request reads."""
     request, data = job.request, inputs["data"]
     config = {name: value for name, value in job.model.config.to_dict().items() if name not in _NOT_CONTENT}
     model = {"weights": inputs["base"]["sha256"], "config": json_sha256(config)}

@@ -1,4 +1,4 @@
-"""One request, from its data to the report. This is the only module that knows the order of the stages."""
+"""Run one request, from its data to the report. This is the only module that knows the order of the stages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from unlora.training.trainer import UnlearnTrainer
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: its folder, the metrics of the original and the unlearned model, and the unlearned model."""
+    """The result of a run: its folder, the metrics of the original and the unlearned model, and the unlearned model."""
 
     folder: Path
     metrics: dict[str, Any]
@@ -57,11 +57,11 @@ def unlearn(
 
     Args:
         request: all settings.
-        sets: what to evaluate, as for `unlora.evals.evaluate`. Defaults to what the request names.
+        sets: the rows to evaluate, as for `unlora.evals.evaluate`. Defaults to the sets that the request names.
         retrained_log: log of the retrained model. Defaults to the one that the request names.
 
     Raises:
-        InputError: anything wrong with the input, before training starts.
+        InputError: the input is invalid. This is raised before training starts.
         DivergenceError: training diverged. The last good adapter is kept.
     """
     clock = Clock()
@@ -72,17 +72,17 @@ def unlearn(
 
 
 def rehearse(request: Request) -> Forecast:
-    """Read and check everything that `unlearn` would, and return what it would do. This writes nothing.
+    """Return the forecast of `unlearn`, after reading and checking everything that it would. This writes nothing.
 
     Raises:
-        InputError: as `unlearn`.
+        InputError: as for `unlearn`.
     """
     job = prepare(request)
     return forecast(_with_lessons(job) if request.args.has_teacher else job)
 
 
 def _run_stages(job: Job, inputs: dict[str, Any], clock: Clock) -> Result:
-    # Lessons come first of all, because a teacher may refuse the rows, and nothing has been written yet.
+    # Lessons come first, because a teacher may refuse the rows, and until then nothing should be written.
     if job.request.args.has_teacher:
         job = clock.time("lessons", _with_lessons, job)
     announce(forecast(job))
@@ -106,7 +106,7 @@ def _run_stages(job: Job, inputs: dict[str, Any], clock: Clock) -> Result:
 
 
 def _retrained_log(job: Job) -> Log | None:
-    """Return the retrained model's log, and save it in the run's folder, which holds all that its report shows."""
+    """Return the retrained model's log. It is saved in the run's folder, because the report only reads this folder."""
     model = job.model
     if job.retrained_model is not None and job.sets and not job.is_finished(EVALUATIONS["retrained"]):
         model, _ = load_model(job.retrained_model)
@@ -115,13 +115,13 @@ def _retrained_log(job: Job) -> Log | None:
 
 @main_only
 def _write_inputs(job: Job) -> None:
-    """Write what the run was asked for: its settings, and the hashes of the rows to forget."""
+    """Write the inputs of the run: its settings, and the hashes of the rows to forget."""
     write_text(job.folder / CONFIG, yaml.safe_dump(job.request.settings(), sort_keys=False))
     write_forgotten(job.folder, job.rows.used_forget, job.request.model.on)
 
 
 def _with_lessons(job: Job) -> Job:
-    """Return the job with what its teacher says."""
+    """Return the job with the lessons of its teacher."""
     request, rows = job.request, job.rows
     names = [tuple(name.split()) for name in request.data.forget_names or ()]
     seed = request.args.pairing_seed
@@ -130,7 +130,7 @@ def _with_lessons(job: Job) -> Job:
 
 
 def _train(job: Job, importance: Mapping[str, Tensor] | None) -> UnlearnTrainer:
-    """Attach the adapters at their start, and train them until the epochs or the stopping test end."""
+    """Attach the initialised adapters, and train them until the last epoch or until a stopping criterion is met."""
     args, stopping = job.request.args, job.request.stopping
     set_seed(args.seed)  # a plain LoRA start is drawn at random
     model = attach_adapters(job.model, args, importance)
@@ -145,13 +145,13 @@ def _train(job: Job, importance: Mapping[str, Tensor] | None) -> UnlearnTrainer:
 
 
 def _export(job: Job, model: PeftModel) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Write the adapter. Return the model that it makes, and what compressing it cost.
+    """Write the adapter. Return the model with this adapter, and the cost of compressing it.
 
-    With fewer ranks than were trained, the exported adapter differs from the trained one. Then it is the exported one
-    that is loaded, and evaluated afterwards, because it is what the user gets.
+    If the exported rank is smaller than the trained one, the exported adapter differs from the trained one. The
+    exported one is then loaded and evaluated, because it is what the user gets.
     """
     rank = job.request.args.export_rank
-    if not job.is_finished(ADAPTER):  # a resumed run that came this far has the same adapter already
+    if not job.is_finished(ADAPTER):  # a resumed run that got this far already has the same adapter
         job.write(ADAPTER, lambda path: export_adapter(model, path, rank))
     if rank is None:
         return model, {}
@@ -161,7 +161,7 @@ def _export(job: Job, model: PeftModel) -> tuple[PreTrainedModel, dict[str, Any]
 
 @main_only
 def _compare(job: Job, original: Log | None, unlearned: Log | None) -> dict[str, Any]:
-    """Write the answers of both models side by side, and return the metrics of each; none without an evaluation."""
+    """Write the answers of both models side by side. Return {model: metrics}, empty if nothing was evaluated."""
     if original is None or unlearned is None:
         return {}
     write_jsonl(job.folder / SAMPLES, samples(original, unlearned))
@@ -170,7 +170,7 @@ def _compare(job: Job, original: Log | None, unlearned: Log | None) -> dict[str,
 
 @main_only
 def _write_results(job: Job, inputs: dict[str, Any], clock: Clock, metrics: dict[str, Any]) -> None:
-    """Write metrics, record and report, in this order: each needs the files before it."""
+    """Write metrics, record and report, in this order, because each reads the files before it."""
     args = job.request.args
     seeds = {"seed": args.seed, "data_seed": args.pairing_seed}
     write_json(job.folder / METRICS, metrics)

@@ -1,1 +1,1 @@
-"""Pages for people: what a run achieved and what it cost, and several runs side by side. Loads no torch."""
+"""HTML reports: what a run achieved and what it cost, and several runs side by side. Importing this loads no torch."""

@@ -1,4 +1,4 @@
-"""What to do after a run: what would settle an open verdict, and what to change if hardly anything was forgotten."""
+"""Next steps after a run: what would settle an open verdict, and what to change if hardly anything was forgotten."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from unlora.runs.folder import saved_settings
 from unlora.settings import UnlearnSettings
 from unlora.settings.training import AGREEMENT, PUSHING
 
-# A run forgot hardly anything if more than this share of what should be gone is still there.
-_MOST = 0.75
-# Less than this is not counted as something that should be gone.
+# A run has forgotten hardly anything if more than this share of what should be gone is still there.
+_HARDLY_FORGOTTEN = 0.75
+# If the original is ahead of the retrained model by no more than this, there is nothing to forget by that measure.
 _LEAST_DIFFERENCE = 0.1
-# How much faster to train if one run was too short.
-_FASTER = 3
+# The factor on learning rate and epochs that is suggested if the training changed too little.
+_FACTOR = 3
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Step:
     """Something to do next.
 
     Args:
-        text: why, and what to replace in the command.
-        command: a complete command, to be given where the run was started.
+        text: the reason, and what to replace in the command.
+        command: a complete command, to be run in the folder where the run was started.
     """
 
     text: str
@@ -41,8 +41,8 @@ class Place:
     """How commands name the run and its data.
 
     Args:
-        run: the run's folder.
-        settings: of the run.
+        run: path of the run's folder.
+        settings: the run's settings.
     """
 
     run: str
@@ -50,26 +50,27 @@ class Place:
 
     @classmethod
     def on_page(cls, run: Run) -> Place:
-        """Return the names for a page, which says nothing about the machine that it was made on."""
+        """Return the names for a page, which must not reveal the folders of the machine that it was made on."""
         return cls(shown_folder(run.folder), run.settings)
 
     @classmethod
     def here(cls, run: Run) -> Place:
-        """Return the names for the user's own terminal."""
+        """Return the names for the user's terminal: the real paths."""
         return cls(str(run.folder), saved_settings(run.folder, "RUN") if run.settings else {})
 
 
 def hardly_forgotten(summary: Summary) -> bool:
-    """Whether most of what should be gone is still there, by every measure that the run has.
+    """Return whether most of what should be gone is still there, by every measure that the run has.
 
-    What should be gone is what the original model has beyond the retrained one: in the probability of the forget
-    answers, and in the share of its answers that reveal the fact. Without a retrained model, all of it should be.
+    There are two measures: the probability of the forget answers, and the share of answers that reveal the fact. What
+    should be gone is the difference between the original and the retrained model. Without a retrained model, it is the
+    original's whole value.
     """
-    return bool(left := list(_left(summary))) and min(left) > _MOST
+    return bool(left := list(_shares_left(summary))) and min(left) > _HARDLY_FORGOTTEN
 
 
-def _left(summary: Summary) -> Iterator[float]:
-    """Yield the share of what should be gone that is still there."""
+def _shares_left(summary: Summary) -> Iterator[float]:
+    """Yield, for each measure, the share of what should be gone that is still there."""
     counts = summary.counts.get("given_away", {}).get("forget", {})
     revealed = {model: count.count / count.of for model, count in counts.items()}
     means = summary.means.get("forget", {}).get("probability", {})
@@ -86,7 +87,7 @@ def next_steps(run: Run, summary: Summary, state: str, place: Place) -> list[Ste
     Args:
         run: a finished run.
         summary: its numbers.
-        state: of its verdict.
+        state: the state of its verdict.
         place: how commands name the run and its data.
     """
     steps = [_change(run, place)] if hardly_forgotten(summary) else []
@@ -96,7 +97,7 @@ def next_steps(run: Run, summary: Summary, state: str, place: Place) -> list[Ste
 
 
 def follow_ups(run: Run, place: Place) -> list[Step]:
-    """Return what is worth doing with a run that needs nothing else: attack it, ask it, publish it."""
+    """Return what is worth doing with a run that needs no changes: attack it, chat with it, publish it."""
     name = shlex.quote(place.run)
     steps = [Step("Ask the original and the unlearned model yourself.", f"unlora chat {name}")]
     if run.attacks is None:
@@ -108,16 +109,16 @@ def follow_ups(run: Run, place: Place) -> list[Step]:
 
 def _change(run: Run, place: Place) -> Step:
     """Return what to change if hardly anything was forgotten."""
-    text, flags = _slow_training(run)
+    text, flags = _stronger_training(run)
     return Step(text, f"{repeat_command(run.folder, place.run)} {flags}")
 
 
-def _slow_training(run: Run) -> tuple[str, str]:
-    """Return why the training changed so little, and the flags that would change more."""
+def _stronger_training(run: Run) -> tuple[str, str]:
+    """Return the reason why the training changed so little, and flags that make it change more."""
     steps = [row["step"] for row in run.train if "step" in row]
     updates = f"{int(max(steps))} update{'' if max(steps) == 1 else 's'}" if steps else "the training"
     rate = float(run.settings.get("learning_rate") or PUSHING["learning_rate"])
-    faster = f"--learning_rate {_FASTER * rate:.2g}"
+    faster = f"--learning_rate {_FACTOR * rate:.2g}"
     excess = [row["teacher_excess"] for row in run.train if "teacher_excess" in row]
     if excess and excess[-1] <= AGREEMENT:
         reason = "The model agrees with its teacher, so the teacher finds these answers likely, too."
@@ -128,7 +129,7 @@ def _slow_training(run: Run) -> tuple[str, str]:
     few = f"After {updates}, this loss has changed too little."
     if run.settings.get("alternate_key") is not None:
         epochs = float(run.settings.get("num_train_epochs", UnlearnSettings.num_train_epochs))
-        longer = f"{faster} --num_train_epochs {_FASTER * epochs:g} --max_steps -1"
+        longer = f"{faster} --num_train_epochs {_FACTOR * epochs:g} --max_steps -1"
         return f"{few} Train longer, and with a higher learning rate.", longer
     teacher = "The loss distil trains until the model agrees with a teacher that does not know the facts"
     own = " --loss_kwargs {}" if run.settings.get("loss_kwargs") else ""
@@ -137,7 +138,7 @@ def _slow_training(run: Run) -> tuple[str, str]:
 
 
 def _compare_with_unseen(run: Run, summary: Summary, place: Place) -> Step:
-    """Return how to compare the forget set with unseen rows, and how many would settle the question."""
+    """Return the step that compares the forget set with unseen rows, with the number of rows that this takes."""
     rows = _forget_rows(run, summary)
     needed = None if rows is None else rows_that_settle(rows)
     names = ("forget_data", "forget_name", "forget_split")
@@ -160,6 +161,6 @@ def _compare_with_unseen(run: Run, summary: Summary, place: Place) -> Step:
 
 
 def _forget_rows(run: Run, summary: Summary) -> int | None:
-    """Return how many forget rows there are, as far as they are evaluated."""
+    """Return the number of evaluated forget rows, or else that of all forget rows in the record, if it is known."""
     recorded = run.record.get("data", {}).get("forget", {}).get("rows")
     return summary.examples.get("forget", recorded if isinstance(recorded, int) else None)

@@ -1,4 +1,4 @@
-"""How many answers still reveal the fact, and how many are broken text: counts, and the worst answer of each kind."""
+"""Answers that still reveal the fact, and answers that are broken text: their counts, and the worst of each kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unlora.runs.folder import MODELS
 
 @dataclass(frozen=True)
 class Count:
-    """So many of all answers."""
+    """A number of answers, `count`, out of all the answers, `of`."""
 
     count: int
     of: int
@@ -28,18 +28,18 @@ class Count:
         return f"{self.count} of {self.of}"
 
     def __add__(self, other: Count) -> Count:
-        """Return the count over the answers of both."""
+        """Add two counts over different answers."""
         return Count(self.count + other.count, self.of + other.of)
 
     def estimate(self) -> Estimate:
-        """Return the share with its 95 % interval (Wilson 1927), which is never empty."""
+        """Return the share with its 95 % interval (Wilson 1927), which has a positive width even for 0 and 1."""
         from scipy.stats import binomtest
 
         found = binomtest(self.count, self.of).proportion_ci(method="wilson")
         return Estimate(self.count / self.of, float(found.low), float(found.high))
 
     def exceeds(self, other: Count, level: float) -> bool:
-        """Whether the share is larger than the other, by Fisher's exact test at this level."""
+        """Return whether the share is significantly larger than the other one, by Fisher's exact test at this level."""
         from scipy.stats import fisher_exact
 
         table = [[part.count, part.of - part.count] for part in (self, other)]
@@ -52,13 +52,13 @@ Counts = Mapping[str, Mapping[str, Mapping[str, Count]]]
 
 @dataclass(frozen=True)
 class WorstAnswer:
-    """The answer of the unlearned model that shows best what a count means.
+    """The worst answer of the unlearned model of one kind, as an example of what is counted.
 
     Args:
-        kind: of the counts.
-        question: what was asked.
+        kind: a key of `COUNTS`.
+        question: the question.
         reference: the right answer.
-        answer: what the model says.
+        answer: the model's answer.
     """
 
     kind: str
@@ -68,7 +68,7 @@ class WorstAnswer:
 
 
 def answer_counts(run: Run) -> Counts:
-    """Return how many answers of each set are broken or reveal the fact, by model, as far as the logs tell."""
+    """Return how many answers are broken or reveal the fact, by set and model, for all logs that record this."""
     found: dict[str, dict[str, dict[str, Count]]] = {kind: {} for kind in COUNTS}
     for model in run.logs:
         for name in SETS:
@@ -79,11 +79,15 @@ def answer_counts(run: Run) -> Counts:
 
 
 def sampled_counts(run: Run) -> tuple[str, dict[str, Count]] | None:
-    """Return the setting with the most samples and how many facts each model reveals in them, or None without any."""
+    """Return the setting with the most samples, and the facts that each model reveals in them.
+
+    Returns:
+        (setting, {model: count}), or None if no answers were sampled.
+    """
     found = [attack for attack in (run.attacks.found if run.attacks else ()) if attack.counts_facts]
     if not found:
         return None
-    # All samples that were drawn are in it, so the counts are whole.
+    # The last setting has all samples that were drawn, so its mean over subsets of samples is a whole number of facts.
     counts = {
         model: Count(round(values["revealed"] * values["facts"]), int(values["facts"]))
         for model, values in found[-1].models.items()
@@ -93,7 +97,10 @@ def sampled_counts(run: Run) -> tuple[str, dict[str, Count]] | None:
 
 
 def _judged(run: Run, model: str, name: str) -> dict[str, tuple[NDArray[np.bool_], int]]:
-    """Return by kind which answers of a set are of it, and how many could be: only a row with a fact can reveal it."""
+    """Return {kind: (which answers of a set are of this kind, how many could be)}.
+
+    Only the answer to a row that has a fact can reveal it.
+    """
     columns = run.task(model, name)
     judged = judged_answers(columns, reference_measures(run.logs[model]))
     facts = sum(value is not None for value in columns.get("fact_recall", {}).values())
@@ -101,10 +108,10 @@ def _judged(run: Run, model: str, name: str) -> dict[str, tuple[NDArray[np.bool_
 
 
 def worst_answers(run: Run) -> list[WorstAnswer]:
-    """Return one answer to the forget questions for each kind of which the unlearned model has any.
+    """Return one answer to the forget questions for each kind that the unlearned model gives.
 
-    Of answers that reveal the fact it is the one whose right answer is the most likely; of broken ones the one that
-    the original model finds the least likely, and an empty one only if all of them are empty.
+    Among the answers that reveal the fact, this is the one whose right answer is the most likely. Among the broken
+    answers, it is the one that the original model finds the least likely; an empty one is chosen only if all are empty.
     """
     if "unlearned" not in run.logs:
         return []
@@ -129,14 +136,14 @@ def worst_answers(run: Run) -> list[WorstAnswer]:
 
 
 def counts_text(counts: Counts) -> str:
-    """Return sentences on the answers of the unlearned model: those to the forget questions, and others if broken."""
+    """Return sentences on the unlearned model's answers: on the forget set, and on other sets if more are broken."""
     sentences = []
     for kind, by_set in counts.items():
         for name, by_model in by_set.items():
             others = {model: by_model[model].count for model in ("original", "retrained") if model in by_model}
             own = by_model.get("unlearned")
             if own is None or (name != "forget" and own.count <= max(others.values(), default=0)):
-                continue  # of the other sets, only what unlearning broke matters
+                continue  # in the other sets, only what unlearning broke matters
             where = "" if name == "forget" else f" to the questions of the {SETS[name]}"
             compared = "; ".join(f"{model} model: {count}" for model, count in others.items())
             sentences.append(f"{own} answers{where} {COUNTS[kind].verb}{compared and f' ({compared})'}.")

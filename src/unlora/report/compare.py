@@ -1,4 +1,4 @@
-"""Several runs side by side: their numbers in one table, the Pareto front, and what makes them hard to compare."""
+"""Several runs side by side: their numbers in one table, the Pareto front, and why they may not be comparable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from unlora.report.unseen import most_telling
 from unlora.report.verdict import strongest, tests_of, verdict
 from unlora.runs.folder import DIFFERENCE
 
-# The columns of the table by key: the heading, and what an abbreviation in it stands for.
+# Columns of the table: key -> the heading, and an explanation of it, if it needs one.
 COLUMNS = {
     "log10_forget_quality": ("log₁₀ FQ", "FQ: forget quality."),
     "forget_probability": ("Forget P", "P: probability of the right answers."),
@@ -39,26 +39,26 @@ COLUMNS = {
     ),
     "utility_kept": ("Kept", "Kept: utility divided by the original model's, at most 1."),
     "membership_auc": ("AUC", "AUC: of the membership attack that is the most telling for the run."),
-    "brought_back": ("Back", "Back: forget P minus the retrained model's, under the attack that leaves the most."),
+    "brought_back": ("Back", "Back: forget P minus the retrained model's, under the strongest attack."),
 }
 _INTERVALS = (
     "Below each value is its 95 % interval over examples; several runs have mean ± one standard error over runs."
 )
-# The numbers of a file with aggregated values alone that have a column among these.
-_SAME = {
+# Metrics of logs that hold aggregated values only -> the columns for the same numbers.
+_COLUMN_OF = {
     "log10 forget quality": "log10_forget_quality",
     "forget probability": "forget_probability",
     "retain probability": "retain_probability",
     "model utility, geometric": "model_utility_geometric",
 }
-# The name of a number: a column, a metric of a benchmark, or the kind of number and which one.
+# The name of a number: a column, a metric of a benchmark, or a tuple of the kind of number and its name.
 Key = str | tuple[str, ...]
 
 
 def _numbers_of(run: Run, summary: Summary, model: str) -> Iterator[tuple[Key, Estimate | None]]:
-    """Yield every number of one model of a run that is compared with those of other runs."""
+    """Yield the key and the value of every number of one model that is compared between runs."""
     for name, by_model in summary.scores.items():
-        yield _SAME.get(name, name), by_model.get(model)
+        yield _COLUMN_OF.get(name, name), by_model.get(model)
     quality = summary.log_quality(model)
     yield "log10_forget_quality", None if quality is None else exactly(quality)
     for name in ("forget", "retain"):
@@ -89,7 +89,7 @@ def _numbers_of(run: Run, summary: Summary, model: str) -> Iterator[tuple[Key, E
 
 @dataclass(frozen=True)
 class Group:
-    """A line of the comparison: one run, or the runs of one method on several seeds."""
+    """A row of the comparison: one run, or the runs of one method with several seeds."""
 
     label: str
     runs: Sequence[Run]
@@ -101,7 +101,7 @@ class Group:
 
     @cached_property
     def _numbers(self) -> dict[tuple[str, Key], list[Estimate]]:
-        """By model and key the numbers of the runs that have them."""
+        """{(model, key): the numbers of the runs that have it}."""
         found: dict[tuple[str, Key], list[Estimate]] = {}
         for run, summary in zip(self.runs, self.summaries, strict=True):
             for model in ("original", "unlearned", "retrained"):
@@ -111,16 +111,19 @@ class Group:
         return found
 
     def knows(self, model: str) -> bool:
-        """Whether the model was evaluated along with the runs."""
+        """Return whether the model was evaluated along with any of the runs."""
         return any(model in run.logs or model in run.readings for run in self.runs)
 
     def keys(self, kind: str) -> list[tuple[str, ...]]:
-        """Return the keys of this kind, in the order of the runs."""
+        """Return the keys of this kind that the unlearned models have, in the order of the runs."""
         keys = (key for model, key in self._numbers if model == "unlearned")
         return [key for key in keys if isinstance(key, tuple) and key[0] == kind]
 
     def estimate(self, key: Key, model: str = "unlearned") -> Estimate | None:
-        """Return a number, if it is known: of a single run with its own interval, of several mean ± standard error."""
+        """Return a number, or None if it is not known.
+
+        A single run gives the number with its own interval, several runs give their mean ± one standard error.
+        """
         found = self._numbers.get((model, key))
         if not found or len(self.runs) == 1:
             return found[0] if found else None
@@ -129,36 +132,36 @@ class Group:
         return Estimate(fmean(values), fmean(values) - error, fmean(values) + error)
 
     def count(self, kind: str, model: str = "unlearned") -> Count | None:
-        """Return a count of answers over all runs, if it is known."""
+        """Return a count of answers, summed over all runs, or None if it is not known."""
         found = [count for s in self.summaries if (count := s.count(kind, "forget", model)) is not None]
         return sum(found[1:], found[0]) if found else None
 
     def ratios(self, model: str) -> Values:
-        """Return the truth ratios of all runs together, [examples]."""
+        """Return the concatenated truth ratios of all runs, [examples]."""
         found = [summary.ratios[model] for summary in self.summaries if model in summary.ratios]
         return np.concatenate(found) if found else np.array([])
 
     def place(self, axes: Axes | None, model: str = "unlearned") -> tuple[Estimate, Estimate] | None:
-        """Return where the group lies in a plane, if both coordinates are known."""
+        """Return the coordinates of the group in a plane, or None if one of them is not known."""
         if axes is None:
             return None
         x, y = (self.estimate((side, axes.x, axes.y), model) for side in "xy")
         return None if x is None or y is None else (x, y)
 
     def verdicts(self) -> str:
-        """Return the verdict of a single run, or those of several, counted."""
+        """Return the verdict of a single run, or how often each verdict occurs among several runs."""
         labels = [verdict(run, summary).label for run, summary in zip(self.runs, self.summaries, strict=True)]
         if len(labels) == 1:
             return labels[0]
         return ", ".join(f"{labels.count(label)} × {label.lower()}" for label in dict.fromkeys(labels))
 
     def tests(self) -> str:
-        """Return the tests that the verdicts rest on."""
+        """Return the names of the tests that the verdicts are based on."""
         pairs = zip(self.runs, self.summaries, strict=True)
         return " and ".join(dict.fromkeys(test for pair in pairs for test in tests_of(*pair))) or "none"
 
     def examples(self) -> list[str]:
-        """Return what identifies the examples that the runs were evaluated on."""
+        """Return texts that identify the examples on which the runs were evaluated."""
         asked = [prompt for run in self.runs for prompt in run.prompts("unlearned", "forget")]
         for run in self.runs:
             if run.benchmark is not None and "unlearned" in run.readings:
@@ -169,12 +172,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Section:
-    """Groups that are comparable: of one benchmark and split.
+    """Groups that are comparable because they are of the same benchmark and split.
 
     Args:
         title: what they have in common.
-        groups: the lines of the comparison.
-        failed: by name the runs that failed, and why.
+        groups: the rows of the comparison.
+        failed: {name of a run that failed: reason}.
     """
 
     title: str
@@ -183,36 +186,39 @@ class Section:
 
     @property
     def references(self) -> dict[str, Group]:
-        """For each model that runs are compared with, the first group that knows it."""
+        """{"original" or "retrained": the first group that was evaluated along with this model}."""
         known = {model: [group for group in self.groups if group.knows(model)] for model in ("original", "retrained")}
         return {model: groups[0] for model, groups in known.items() if groups}
 
     @property
     def axes(self) -> Axes | None:
-        """The plane that is drawn: the first one with a known better direction."""
+        """The plane that is drawn: the first one in which it is known which direction is better."""
         summaries = (summary for group in self.groups for summary in group.summaries)
         return next((s.axes for s in summaries if s.axes is not None and s.axes.better), None)
 
     @property
     def places(self) -> dict[str, tuple[Estimate, Estimate]]:
-        """By label where the groups lie in the plane."""
+        """{label: coordinates of the group in the plane}, for the groups whose coordinates are known."""
         places = {group.label: group.place(self.axes) for group in self.groups}
         return {label: place for label, place in places.items() if place is not None}
 
     @property
     def columns(self) -> dict[str, str]:
-        """The headings by key of the columns in which any group has a number; those of a benchmark come last."""
+        """{key: heading} of the columns in which any group has a number. A benchmark's own metrics come last."""
         own = dict.fromkeys(name for group in self.groups for s in group.summaries for name in s.scores)
-        own = {name: None for name in own if name not in _SAME}
+        own = {name: None for name in own if name not in _COLUMN_OF}
         headings = {key: heading for key, (heading, _) in COLUMNS.items()} | {name: name for name in own}
         known = {key for key in headings if any(group.estimate(key) is not None for group in self.groups)}
-        if all(run.settings for group in self.groups for run in group.runs):  # it is for logs of other tools
+        if all(run.settings for group in self.groups for run in group.runs):  # this column is for logs of other tools
             known.discard("model_utility_geometric")
         return {key: heading for key, heading in headings.items() if key in known}
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Return the names of the points that no other beats: better in one coordinate, and as good in the other."""
+    """Return the names of the points on the Pareto front.
+
+    One point beats another if it is at least as good in both coordinates and better in one of them.
+    """
 
     def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
         return one[0] >= other[0] and one[1] >= other[1] and one != other
@@ -223,7 +229,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 def best(section: Section) -> list[str]:
     """Return the labels on the Pareto front of utility and forgetting, by their means.
 
-    A utility above the original model's counts as the original's: unlearning cannot add to what the model could do.
+    A utility above the original model's counts as the original's, because unlearning does not add abilities.
     """
     better = 1 if section.axes is None else section.axes.better
     original = section.references.get("original")
@@ -233,7 +239,7 @@ def best(section: Section) -> list[str]:
 
 
 def comparison(section: Section) -> Table:
-    """Return a table with a row for each group and for each model that they are compared with."""
+    """Return a table with a row for each group, and for each model that the groups are compared with."""
     columns = section.columns
 
     def cell(group: Group, key: str, model: str) -> Cell:
@@ -271,7 +277,7 @@ def as_json(section: Section) -> list[dict[str, Any]]:
 
 
 def doubts(section: Section) -> list[str]:
-    """Return what keeps the numbers of the groups from being comparable."""
+    """Return the reasons why the numbers of the groups may not be comparable."""
     found = []
     if len({tuple(sorted(group.examples())) for group in section.groups}) > 1:
         found.append("The runs were not evaluated on the same examples, so their numbers are not comparable.")
@@ -286,9 +292,9 @@ def doubts(section: Section) -> list[str]:
 
 
 def labels_of(folders: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths that differ from each other, without the names that all of them have.
+    """Return short labels for different folders: the shortest distinct ends of their paths, without shared names.
 
-    The folders have to differ: runs a/seed-0/run and b/seed-0/run are "a" and "b".
+    For example, a/seed-0/run and b/seed-0/run become "a" and "b".
     """
     parts = [folder.parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):

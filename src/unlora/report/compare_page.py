@@ -13,15 +13,15 @@ from unlora.report.plots import Plot, Row
 from unlora.report.statistics import Estimate
 from unlora.report.tables import Cell, Table, flat
 
-# With more curves than this in one drawing, none of them can be followed.
+# With more curves than this in one plot, they cannot be told apart.
 _MOST_CURVES = 8
-# Settings in which runs of the same method differ.
-_PLACES = {"output_dir", "original_log", "retrained"}
+# Settings that are paths: they differ between runs of the same method, too, and are not listed.
+_PATHS = {"output_dir", "original_log", "retrained"}
 _RETRAINED = "retrained model"
 
 
 def write_comparison(sections: Sequence[Section], path: Path) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page. If this fails, an earlier page is left as it was."""
     parts = [
         {
             "title": section.title,
@@ -39,7 +39,7 @@ def write_comparison(sections: Sequence[Section], path: Path) -> None:
 
 
 def _plane(section: Section) -> Plot | None:
-    """Draw utility against forgetting, with the front."""
+    """Draw utility against forgetting, with the Pareto front."""
     axes, places, on_front = section.axes, section.places, best(section)
     if axes is None or not places:
         return None
@@ -55,7 +55,7 @@ def _plane(section: Section) -> Plot | None:
 
 
 def _overlay(section: Section) -> Plot | None:
-    """Draw the truth ratios of all groups, over their runs, and of the retrained model."""
+    """Draw the distributions of the truth ratios of each group, over all of its runs, and of the retrained model."""
     ours = {group.label: group.ratios("unlearned") for group in section.groups[:_MOST_CURVES]}
     ours = {label: values for label, values in ours.items() if len(values)}
     if not ours:
@@ -92,10 +92,10 @@ def _membership(section: Section) -> Plot | None:
 
 
 def _attacks(section: Section) -> Plot | None:
-    """Draw what every attack leaves between the unlearned and the retrained model, for all groups."""
+    """Draw the difference between the unlearned and the retrained model under every attack, for all groups."""
     rows = [_row(key[1], _by_group(section, key)) for key in _keys(section, "attack")]
     axis = "forget probability, unlearned − retrained"
-    caption = "What each attack leaves, compared with the same attack on the retrained model." + _cut(section)
+    caption = "What each attack brings back, compared with the same attack on the retrained model." + _cut(section)
     return plots.dots("Attacks", rows, _series(section), axis, caption, level=0.0)
 
 
@@ -120,13 +120,14 @@ def _row(label: str, values: Mapping[str, Estimate | None]) -> Row:
 
 
 def _cut(section: Section) -> str:
+    """Return the note for a plot that leaves out groups."""
     return f" Only the first {_MOST_CURVES} are shown." if len(section.groups) > _MOST_CURVES else ""
 
 
 def _differing_settings(section: Section) -> Table | None:
     """Return the settings in which the groups' first runs differ."""
     settings = {group.label: dict(flat(group.runs[0].settings)) for group in section.groups}
-    names = [name for name in dict.fromkeys(name for part in settings.values() for name in part) if name not in _PLACES]
+    names = [name for name in dict.fromkeys(name for part in settings.values() for name in part) if name not in _PATHS]
     rows = [
         [Cell(name), *(Cell(part.get(name, "default")) for part in settings.values())]
         for name in names

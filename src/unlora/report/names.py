@@ -1,4 +1,4 @@
-"""Labels of sets, metrics and models, and the formats of numbers, for everything that people read."""
+"""Labels of sets, metrics and models, and the format of numbers, in reports and on the terminal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ METRICS = {"probability": "probability", "rougeL_recall": "ROUGE-L recall", "tru
 
 @dataclass(frozen=True)
 class AnswerKind:
-    """A kind of generated answers that are counted.
+    """A kind of generated answer that is counted.
 
     Args:
-        label: of the count, in tables.
-        verb: what such answers do, in sentences.
-        example: what a single one is called.
-        sets: the sets that it is shown of.
-        possible: the key of the number of answers that could be of this kind.
+        label: label of the count in tables.
+        verb: verb phrase for answers of this kind in sentences.
+        example: title of a single answer of this kind.
+        sets: the sets in which answers of this kind are reported.
+        possible: key of the number of answers that could be of this kind, in a set's metrics.
     """
 
     label: str
@@ -45,7 +45,7 @@ OVERALL = {
     "forget_quality": "forget quality",
     "log10_forget_quality": "log10 forget quality",
 }
-# Stands for a number that was not measured, on pages.
+# Shown on pages in place of a number that was not measured.
 MISSING = "–"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -54,7 +54,7 @@ def metric_rows(models: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, 
     """Yield a label and the value of each model, set by set and then over all sets.
 
     Args:
-        models: by model the metrics that `unlora.evals.summarise` returns.
+        models: {model: metrics from `unlora.evals.summarise`}.
     """
     for key, label in SETS.items():
         if any(key in summary["sets"] for summary in models.values()):
@@ -66,7 +66,7 @@ def metric_rows(models: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, 
 
 
 def _count_rows(key: str, sets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[float | None]]]:
-    """Yield the counts of a set that any of the models has."""
+    """Yield a label and the count of each model, for each kind of answer that was counted for any model."""
     for metric, kind in COUNTS.items():
         counts = [values.get(metric) for values in sets]
         if key in kind.sets and any(count is not None for count in counts):
@@ -75,17 +75,17 @@ def _count_rows(key: str, sets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[s
 
 
 def number(value: float | None) -> str:
-    """Return four significant digits, or a dash for a number that was not measured."""
+    """Format a number with four significant digits; None, which stands for "not measured", becomes a dash."""
     return "-" if value is None else f"{value:.4g}"
 
 
 def fixed(value: float, digits: int = 3, sign: str = "") -> str:
-    """Return a number with this many decimals and a true minus sign; `sign="+"` shows a plus sign, too."""
+    """Format a number with this many decimals and a true minus sign; `sign="+"` shows a plus sign, too."""
     return f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
 def p_value(value: float) -> str:
-    """Return two significant digits, as a multiple of a power of ten below 0.001."""
+    """Format a p-value with two significant digits; below 0.001 as a multiple of a power of ten."""
     if value >= 1e-3:
         return f"{value:.2g}"
     mantissa, exponent = f"{value:.1e}".split("e")

@@ -1,4 +1,4 @@
-"""The page of one run: everything that the run's folder holds, and how to get what it does not hold."""
+"""The page of one run: all results in the run's folder, and how to obtain those that are missing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _MAIN = (
     *("model_name_or_path", "model_revision", "on", "forget_data", "forget_name", "retain_data", "retain_name"),
     *("init", "loss", "retain_weight", "r", "lora_alpha", "learning_rate", "num_train_epochs", "max_steps", "seed"),
 )
-# What the plane shows, by `Axes.better`.
+# `Axes.better` -> caption of the forgetting-utility plane.
 _PLANE = {
     1: "Utility increases to the right, forgetting upwards. The retrained model marks the goal.",
     -1: "Utility increases to the right, forgetting downwards. A retrained model would mark the goal.",
     0: "Utility against the probability of the forget answers. Lower is not better in itself: only a retrained "
     "model's value could tell how low it should be.",
 }
-# What is drawn of the trainer's log: key -> label, and a value that is marked.
+# Plots of the trainer's log: key -> label, and the value at which a line is drawn.
 _CURVES = {
     "forget_loss": ("forget loss", None),
     "retain_loss": ("retain loss", None),
@@ -38,7 +38,7 @@ _CURVES = {
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write the page of a run into its folder, whole or not at all, and return its path.
+    """Write the page of a run into its folder, and return its path. If this fails, an earlier page is left as it was.
 
     Raises:
         InputError: as `read_run`.
@@ -80,7 +80,7 @@ def _run_page(run: Run) -> str:
 
 
 def render(template: str, **values: object) -> str:
-    """Return a page. All values are escaped, except drawings, whose texts are escaped already."""
+    """Render a template. All values are escaped, except plots, whose texts are already escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -91,7 +91,7 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
     )
     text = environment.get_template(template).render(**values)
-    return text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be written
+    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be encoded as UTF-8
 
 
 def _plane(summary: Summary) -> Plot | None:
@@ -100,17 +100,17 @@ def _plane(summary: Summary) -> Plot | None:
         return None
     points = [plots.Point(model, *place, plots.MODELS[model]) for model, place in summary.axes.points.items()]
     caption = f"{_PLANE[summary.axes.better]} Whiskers are 95 % intervals."
-    if sets := [SETS[name] for name in summary.means if name != "forget"] if summary.terms else []:
+    if summary.terms:
+        sets = [SETS[name] for name in summary.means if name != "forget"]
         caption = f"Utility is measured on the {' and the '.join(sets)}. {caption}"
     return plots.plane(points, summary.axes, caption)
 
 
 def _distributions(summary: Summary) -> Plot | None:
-    """Draw the truth ratios of all models that have them."""
+    """Draw the distributions of the truth ratios of all models that have them."""
     if "unlearned" not in summary.ratios:
         return None
-    shown: tuple[str, ...] = ("unlearned", "original")
-    ours = {model: summary.ratios[model] for model in shown if model in summary.ratios}
+    ours = {model: summary.ratios[model] for model in ("unlearned", "original") if model in summary.ratios}
     retrained = summary.ratios.get("retrained")
     caption = "Truth ratios of the forget set: the share of examples at or below each value."
     if retrained is not None:
@@ -162,6 +162,6 @@ def _attack_rows(run: Run, metric: str) -> list[plots.Row]:
 
 
 def _training(run: Run) -> list[Plot]:
-    """Draw the losses over the steps, and the stopping test if there was one."""
+    """Draw the losses over the training steps, and the AUC of the stopping test if there was one."""
     points = {key: [(row["step"], row[key]) for row in run.train if {key, "step"} <= row.keys()] for key in _CURVES}
     return [plots.curve(points[key], label, level) for key, (label, level) in _CURVES.items() if points[key]]

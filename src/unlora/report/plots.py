@@ -1,7 +1,7 @@
-"""Plots as inline SVG: text stays text, ink is `currentColor` and series are CSS variables, for light and dark pages.
+"""Plots as inline SVG for light and dark pages: text stays text, lines and series take their colours from CSS.
 
-Matplotlib draws with colours that stand for CSS values, and these are put in afterwards. Series differ in marker and
-dash, too, so that nothing depends on colour alone.
+Matplotlib draws with placeholder colours, which are then replaced by CSS values: `currentColor` for lines and text, and
+variables for the series. Series also differ in marker and dash, so that nothing depends on colour alone.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from unlora.report.tables import Cell, Table
 if TYPE_CHECKING:
     import matplotlib.axes
 
-# Stand-ins, and what replaces them.
+# Placeholder colours, and the CSS values that replace them.
 _INK, _FAINT = "#010203", "#010204"
 _SERIES = [f"#0102{16 + place:02x}" for place in range(8)]
 _CSS = {_INK: "currentColor", _FAINT: "var(--rule)", **{code: f"var(--s{place})" for place, code in enumerate(_SERIES)}}
 _MARKERS, _DASHES = ("o", "s", "D", "^", "v", "P", "X", "*"), ("-", "--", ":", "-.")
-# Model -> its place among the series.
+# Model -> its number among the series.
 MODELS = {"unlearned": 0, "retrained": 1, "original": 2}
-# By name of a series its place, which decides colour and marker; None stands for what the others are compared with.
+# Name of a series -> its number, which decides colour and marker, or None for the one that others are compared with.
 Series = Mapping[str, int | None]
 _SIZE = (4.4, 2.8)  # inches of 72 CSS units
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing, what it shows, and its numbers."""
+    """A plot as SVG, with its caption and a table of its numbers."""
 
     svg: Markup
     caption: str
@@ -49,7 +49,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Point:
-    """A point with intervals; `series` as in `Series`."""
+    """A labelled point with intervals. `series` is its number, as in `Series`."""
 
     label: str
     x: Estimate
@@ -59,7 +59,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a dot plot: a label, and an estimate by series."""
+    """A row of a dot plot: its label, and {series: estimate}."""
 
     label: str
     values: Mapping[str, Estimate]
@@ -105,12 +105,12 @@ def distributions(
     """Draw the empirical distributions of truth ratios.
 
     Args:
-        ratios: by name the truth ratios, [examples]. With up to two of them, the largest distance between the first
+        ratios: {name: truth ratios, [examples]}. If there are at most two, the largest distance between the first one
             and the retrained model is marked.
-        retrained: the retrained model's, if known.
-        series: places of all names and of "retrained".
-        caption: what is shown.
-        quantiles: whether the plot has a table of them.
+        retrained: truth ratios of the retrained model, [examples], if known.
+        series: the numbers of all names and of "retrained".
+        caption: caption of the plot.
+        quantiles: whether to add a table of the quantiles.
     """
     curves = dict(ratios) if retrained is None else {"retrained": retrained, **ratios}
 
@@ -153,8 +153,7 @@ def largest_distance(one: Values, other: Values) -> tuple[float, float]:
 
 
 def curve(points: Sequence[tuple[float, float]], label: str, level: float | None = None) -> Plot:
-    """Draw one line over the steps of training."""
-
+    """Draw one line over the training steps."""
     from matplotlib.ticker import MaxNLocator
 
     def paint(ax: matplotlib.axes.Axes) -> None:
@@ -180,9 +179,12 @@ def dots(
     level: float | None = None,
     table: Table | None = None,
 ) -> Plot | None:
-    """Draw one line for each row that has a value, with a dot and a whisker for each series, the first row at the top.
+    """Draw a dot plot: the rows from top to bottom, each with a dot and whiskers for every series.
 
-    Series without a value are left out. Without any value there is no plot.
+    Rows and series without a value are left out.
+
+    Returns:
+        The plot, or None if there are no values.
     """
     rows = [row for row in rows if row.values.keys() & series.keys()]
     if not rows:
@@ -224,7 +226,7 @@ def dots(
 
 
 def _whiskers(estimates: Iterable[Estimate]) -> list[list[float]]:
-    """Return how far the intervals reach below and above the values."""
+    """Return the lengths of the whiskers, [[below the values], [above the values]]."""
     pairs = [(max(e.value - e.low, 0), max(e.high - e.value, 0)) for e in estimates]
     return [list(side) for side in zip(*pairs, strict=True)]
 
@@ -236,7 +238,7 @@ def _draw(
     size: tuple[float, float] = _SIZE,
     wide: bool = False,
 ) -> Markup:
-    """Return what `paint` draws on Matplotlib axes; a screen reader speaks the title and the description."""
+    """Return what `paint` draws on Matplotlib axes as SVG. Title and description are for screen readers."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -266,14 +268,14 @@ def _draw(
 
 
 def _inline(svg: str, title: str, description: str, kind: str) -> Markup:
-    """Return the drawing without what only a file of its own needs, with the page's font and colours."""
+    """Prepare an SVG file for a page: drop what only a separate file needs, and take font and colours from the page."""
     head = (
         f'role="img" aria-label="{title}. {description}" focusable="false">'
         f"<title>{title}</title><desc>{description}</desc>"
     )
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda found: f"<svg {found[1]} {head}", svg, count=1)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # repeated in every drawing, and nothing refers to them
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the ids are the same in every plot, and nothing refers to them
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     svg = svg.replace('<style type="text/css">*{stroke-linejoin: round; stroke-linecap: butt}</style>', "")
     svg = svg.replace("xlink:href", "href")
@@ -282,7 +284,7 @@ def _inline(svg: str, title: str, description: str, kind: str) -> Markup:
 
 
 def _short(text: str, most: int = 32) -> str:
-    """Return one short line of printable characters."""
+    """Return the text as one line of printable characters, cut to `most` characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
@@ -296,16 +298,16 @@ def _marker(series: int | None) -> str:
 
 
 def _label_points(ax: matplotlib.axes.Axes, points: Sequence[Point], level: float | None) -> None:
-    """Label the points, each at the first place beside it that no point, whisker, line or earlier label takes."""
+    """Label the points, each at the nearest free place: not over a point, a whisker, the line or an earlier label."""
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-    assert isinstance(ax.figure, Figure)  # Matplotlib also allows for figures inside figures
-    ax.figure.draw_without_rendering()  # the layout decides where points lie
+    assert isinstance(ax.figure, Figure)  # for mypy: axes may also belong to a subfigure
+    ax.figure.draw_without_rendering()  # the positions of the points depend on the layout
     unit = ax.figure.dpi / 72
 
     def around(point: Point) -> Bbox:
-        """The pixels that a point and its whiskers take."""
+        """Return the box of a point and its whiskers in pixels."""
         ends = ax.transData.transform([(point.x.low, point.y.low), (point.x.high, point.y.high)])
         return Bbox.union([Bbox(ends), Bbox([middle(point) - 4, middle(point) + 4])])
 
@@ -313,14 +315,14 @@ def _label_points(ax: matplotlib.axes.Axes, points: Sequence[Point], level: floa
         return np.asarray(ax.transData.transform((point.x.value, point.y.value)))
 
     taken = [around(point) for point in points]
-    if level is not None:  # the line, and the words at its left end
+    if level is not None:  # the line, and the text at its left end
         height = float(ax.transData.transform((0, level))[1])
         taken += [Bbox.from_extents(ax.bbox.x0, height - 1, ax.bbox.x1, height + 1)]
         taken += [Bbox.from_extents(ax.bbox.x0, height - 16 * unit, ax.bbox.x0 + 40 * unit, height)]
     for point in sorted(points, key=lambda point: -point.y.value):
         text, (x, y) = _short(point.label, 24), middle(point)
         width, height = 5.2 * len(text) * unit, 11 * unit
-        for step in range(60):  # further and further from the point: above and below it, right and left
+        for step in range(60):  # below and above the point, right and left of it, further and further away
             away = (step // 4 * 6 + 9) * (1 if step % 2 else -1)
             side, shift = ("right", -6) if step % 4 > 1 else ("left", 6)
             start = x + shift * unit - (width if side == "right" else 0)
@@ -333,7 +335,7 @@ def _label_points(ax: matplotlib.axes.Axes, points: Sequence[Point], level: floa
 
 
 def _plain_log_axis(ax: matplotlib.axes.Axes) -> None:
-    """Show plain numbers at few ticks: powers of ten, or steps of 1, 2 and 5 on an axis of less than three of them."""
+    """Show plain numbers at few ticks: powers of ten, or 1, 2 and 5 if the axis covers less than three decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = ax.get_xlim()

@@ -1,4 +1,4 @@
-"""What a page says first: is it gone, is the text still good, what did it cost, and what comes next."""
+"""The cards at the top of a page: is it gone, is the text still good, what did it cost, and what comes next."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Bar:
     """A labelled value as a bar.
 
     Args:
-        name: the model or the set that it is of.
+        name: the model or set.
         share: length of the bar, 0 to 1.
-        text: the value as it is shown.
+        text: the value as text.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Values side by side, and what they are."""
+    """A group of bars and its title."""
 
     title: str
     bars: tuple[Bar, ...]
@@ -42,12 +42,12 @@ class Bars:
 
 @dataclass(frozen=True)
 class ShownExample:
-    """One question with what is said to it.
+    """One question and its answers.
 
     Args:
-        title: why it is shown.
-        question: what was asked.
-        said: who gives which answer.
+        title: why the example is shown.
+        question: the question.
+        said: ("right" or a model, answer) pairs.
     """
 
     title: str
@@ -57,15 +57,15 @@ class ShownExample:
 
 @dataclass(frozen=True)
 class Card:
-    """The answer to one of the questions.
+    """The answer to one of the four questions.
 
     Args:
-        question: of the four.
-        value: the number to see first.
+        question: the heading.
+        value: the main number.
         label: what this number is.
         note: what to compare it with.
-        bars: values of all models or sets.
-        example: the worst one.
+        bars: the values of all models or sets.
+        example: the worst example.
         steps: what to do next.
     """
 
@@ -90,7 +90,7 @@ def cards(run: Run, summary: Summary, told: Verdict) -> list[Card]:
 
 
 def _gone(run: Run, summary: Summary, worst: WorstAnswer | None) -> Card:
-    """Return how many answers still give the fact away, or how likely the answers are where nothing was counted."""
+    """Return the card on forgetting: how many answers give the fact away or, without counts, how likely they are."""
     question, bars = "Is it gone?", _probabilities(summary)
     example = _of_worst(worst) or _of_likeliest(run)
     tests = []
@@ -110,7 +110,7 @@ def _gone(run: Run, summary: Summary, worst: WorstAnswer | None) -> Card:
 
 
 def _readable(summary: Summary, worst: WorstAnswer | None) -> Card:
-    """Return how many answers to the forget questions are broken text, and how many of the other sets."""
+    """Return the card on the text: how many answers are broken, in the forget set and in the other sets."""
     question, kind = "Is the text still good?", "broken"
     count = summary.count(kind, "forget", "unlearned")
     if count is None:
@@ -122,7 +122,7 @@ def _readable(summary: Summary, worst: WorstAnswer | None) -> Card:
 
 
 def _cost(run: Run, summary: Summary) -> Card:
-    """Return how much of the utility was kept, on which rows, and the answer that lost the most."""
+    """Return the card on the cost: the share of the utility that was kept, and the answer that lost the most."""
     question, name = "What did it cost?", summary.utility_name
     title = f"{capitalised(name)}{f', over {summary.terms} terms' if summary.terms else ''}"
     bars, example = _bars(title, summary.utility), _of_loss(run)
@@ -137,7 +137,7 @@ def _cost(run: Run, summary: Summary) -> Card:
 
 
 def _effort(run: Run) -> str:
-    """Return how long the training took, as far as the run recorded it."""
+    """Return a sentence on how long the training took; empty if the run did not record it."""
     seconds = run.record.get("times", {}).get("training")
     steps = max((row["step"] for row in run.train if "step" in row), default=None)
     if not isinstance(seconds, int | float) or steps is None:
@@ -151,7 +151,7 @@ def _probabilities(summary: Summary) -> Bars | None:
 
 
 def _bars(title: str, values: Mapping[str, Estimate]) -> Bars | None:
-    """Return a bar for each model, as a share of 1, or of the largest value where that is above 1."""
+    """Return a bar for each model, scaled to 1 or to the largest value, whichever is larger."""
     if "unlearned" not in values:
         return None
     most = max(1.0, *(value.value for value in values.values()))

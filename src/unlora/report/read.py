@@ -1,4 +1,4 @@
-"""A run's folder, read into typed values. Nothing in the files is trusted; a missing file gives None or is empty."""
+"""Read a run's folder into typed values. The files are not trusted; a missing file gives None or an empty value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unlora.benchmarks.tofu import TofuSchema
 from unlora.common.errors import NOT_AVAILABLE, InputError, Problem
 from unlora.common.reading import read_json, read_yaml
 from unlora.evals import Log, read_log
-from unlora.evals.log_format import TASKS
+from unlora.evals.log_format import TASKS, column
 from unlora.evals.logs import read_content
 from unlora.report.statistics import Estimate, estimate_of
 from unlora.runs.folder import (
@@ -44,7 +44,7 @@ class Membership:
     Args:
         sizes: number of examples in the sets "forget" and "holdout".
         areas: {model: {attack: area under the ROC curve of the forget set against unseen rows}}. All three models have
-            an entry, which is empty if the model was not attacked; the unlearned model always was.
+            an entry, which is empty if the model was not attacked. That of the unlearned model is never empty.
     """
 
     sizes: dict[str, int]
@@ -58,9 +58,13 @@ class Membership:
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack in one setting: {model: {metric: value}}.
+    """The results of one attack in one setting.
 
-    Beside a metric are its standard error as `<metric>_se`, or the ends of its interval as `<metric>_low` and `_high`.
+    Args:
+        name: name of the attack.
+        setting: its setting, such as the number of steps.
+        models: {model: {metric: value}}. A metric may come with its standard error as `<metric>_se`, or with the ends
+            of its interval as `<metric>_low` and `<metric>_high`.
     """
 
     name: str
@@ -74,11 +78,11 @@ class Attack:
 
     @property
     def counts_facts(self) -> bool:
-        """Whether it counts the facts that sampled answers reveal, instead of scoring the forget answers."""
+        """Whether the attack counts the facts that sampled answers reveal, instead of scoring the forget answers."""
         return any("revealed" in values for values in self.models.values())
 
     def estimate(self, model: str, metric: str = "forget_probability") -> Estimate | None:
-        """Return a metric with its own or its normal interval over draws, or None if it was not measured."""
+        """Return a metric with its recorded interval or a normal one over draws, or None if it was not measured."""
         values = self.models.get(model, {})
         if metric not in values:
             return None
@@ -90,7 +94,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class Attacks:
-    """The result of `unlora attack`, and by attack the reason why it was not possible."""
+    """The result of `unlora attack`: the attacks that ran, and for each of the others the reason why it could not."""
 
     found: list[Attack]
     unavailable: dict[str, str]
@@ -102,14 +106,14 @@ class Run:
 
     Args:
         folder: the run's folder.
-        settings: its configuration, a flat mapping of flags; only the last part of absolute paths is kept.
+        settings: its configuration, a flat mapping of flags. Absolute paths are cut to their last part.
         train: the trainer's log.
-        trained_on: by evaluated set how many of its rows the run also trained on; empty if the run did not note it.
-        logs: evaluation logs in TOFU's format by model (original, unlearned, retrained), as far as they exist.
+        trained_on: {evaluated set: number of its rows that the run also trained on}; empty if this was not recorded.
+        logs: {model: evaluation log in TOFU's format}, for the models (original, unlearned, retrained) that have one.
         benchmark: the benchmark with its own scoring that the models were evaluated on, if any.
-        readings: its numbers by model, as far as there are logs.
-        importance: by module the importance of its rows (or rows and columns).
-        membership, attacks: results of later commands.
+        readings: {model: the numbers of this benchmark}, for the models that have a log.
+        importance: {module: importance of its rows, or of its rows and columns}.
+        membership, attacks: results of `unlora membership` and `unlora attack`, if they were run.
         record: the run's own record.
     """
 
@@ -133,13 +137,12 @@ class Run:
         return f"{self.settings.get('init', '?')}+{self.settings.get('loss', 'default loss')}"
 
     def task(self, model: str, name: str) -> Mapping[str, Mapping[str, Any]]:
-        """Return the columns of a set in a model's log; empty if there are none."""
+        """Return the columns of a set in a model's log; empty if the log lacks the set."""
         return self.logs.get(model, {}).get(TASKS[name], {})
 
     def prompts(self, model: str, name: str) -> list[str]:
-        """Return what the model was asked, in the order of the examples."""
-        column = self.task(model, name).get("generated_text", {})
-        return [column[index][0] for index in sorted(column, key=int)]
+        """Return the prompts of a set in a model's log, in the order of the examples."""
+        return [prompt for prompt, *_ in column(self.task(model, name), "generated_text")]
 
 
 def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Run:
@@ -147,7 +150,7 @@ def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Ru
 
     Args:
         folder: the run's folder.
-        scored: by model the log of a benchmark with its own scoring; by default those in the folder.
+        scored: {model: log of a benchmark with its own scoring}. Defaults to the logs in the folder.
 
     Raises:
         InputError: there is no such run, or a file in it was not written by unlora.
@@ -162,7 +165,7 @@ def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Ru
     benchmark, readings = _read_benchmark(_scored(folder) if scored is None else scored)
     return Run(
         folder=folder,
-        settings=_read(folder / CONFIG, lambda path: _placeless(read_yaml(path))) or {},
+        settings=_read(folder / CONFIG, lambda path: _without_folders(read_yaml(path))) or {},
         train=_read(folder / METRICS, lambda path: _numbers(read_json(path)["train"])) or [],
         trained_on=_read(folder / METRICS, lambda path: _whole_numbers(read_json(path).get("trained_on", {}))) or {},
         logs=logs,
@@ -176,14 +179,14 @@ def read_run(folder: str | Path, scored: Mapping[str, Path] | None = None) -> Ru
 
 
 def read_log_as_run(path: Path, others: Mapping[str, Path]) -> Run:
-    """Read an evaluation log of a model that was unlearned elsewhere, as a run that has nothing else.
+    """Read the evaluation log of a model that was unlearned elsewhere, as a run that consists of this log alone.
 
     Args:
-        path: our log, one of TOFU's or of open-unlearning's.
-        others: by model ("original", "retrained") the logs to compare it with.
+        path: the log, in the format of unlora, TOFU or open-unlearning.
+        others: {"original" or "retrained": log to compare it with}.
 
     Raises:
-        InputError: a file that is no log, or logs of different benchmarks.
+        InputError: a file is not a log, or the logs are of different benchmarks.
     """
     paths = {"unlearned": path, **others}
     logs: dict[str, Log] = {}
@@ -216,7 +219,7 @@ def read_log_as_run(path: Path, others: Mapping[str, Path]) -> Run:
 
 
 def _scored(folder: Path) -> dict[str, Path]:
-    """Return the benchmark's logs by model. `unlora bench` keeps the unlearned model's beside the run's folder."""
+    """Return the benchmark's log of each model. `unlora bench` keeps the unlearned model's next to the run's folder."""
     places = {model: [folder / name] for model, name in SCORES.items()}
     places["unlearned"].append(folder.parent / CELL_SCORES)
     found = {model: next((path for path in paths if path.is_file()), None) for model, paths in places.items()}
@@ -224,6 +227,11 @@ def _scored(folder: Path) -> dict[str, Path]:
 
 
 def _read_benchmark(paths: Mapping[str, Path]) -> tuple[Benchmark | None, dict[str, Reading]]:
+    """Return the benchmark that the logs are of, and the numbers of each model. Files that do not exist are skipped.
+
+    Raises:
+        InputError: a file is not a log, or the logs are of different benchmarks or examples.
+    """
     retrained = _read(paths["retrained"], read_content) if "retrained" in paths else None
 
     def read(path: Path) -> tuple[Benchmark, Reading]:
@@ -235,7 +243,7 @@ def _read_benchmark(paths: Mapping[str, Path]) -> tuple[Benchmark | None, dict[s
         return benchmark, reading
 
     def _log(path: Path, benchmark: Benchmark) -> Any:
-        log = read_content(path)  # ours as it is; those of open-unlearning are converted
+        log = read_content(path)  # a log of unlora is used as it is; one of open-unlearning is converted
         return log if {"benchmark", "scores"} & log.keys() else benchmark.read_log(path, "RUN")
 
     found = {model: pair for model, path in paths.items() if (pair := _read(path, read)) is not None}
@@ -257,7 +265,11 @@ def _membership_of(readings: Mapping[str, Reading]) -> Membership | None:
 
 
 def _read(path: Path, parse: Callable[[Path], T]) -> T | None:
-    """Return the parsed file, or None if there is none."""
+    """Return the parsed file, or None if it does not exist.
+
+    Raises:
+        InputError: the file cannot be parsed.
+    """
     from safetensors import SafetensorError
 
     if not path.is_file():
@@ -269,8 +281,8 @@ def _read(path: Path, parse: Callable[[Path], T]) -> T | None:
         raise InputError(Problem("RUN", str(path), reason, "write it again, or delete it")) from error
 
 
-def _placeless(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep only the last part of absolute paths: readers of a page need not know where files are on the machine."""
+def _without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Cut absolute paths to their last part: a report that is passed on must not reveal the folders of this machine."""
 
     def shown(value: object) -> object:
         return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
@@ -279,7 +291,7 @@ def _placeless(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(rows: Iterable[Mapping[str, object]]) -> list[dict[str, float]]:
-    """Return the numbers in the trainer's log."""
+    """Return the entries of the trainer's log with their numeric values only."""
     return [{str(k): float(v) for k, v in row.items() if isinstance(v, int | float)} for row in rows]
 
 
@@ -316,7 +328,7 @@ def _attacks(report: Mapping[str, Mapping[str, Any]]) -> Attacks:
 
 
 def _check_tokens(folder: Path, log: Log) -> None:
-    """Refuse tokens and turns that an evaluation did not write. `read_log` has checked the rest of the log."""
+    """Raise `InputError` if the tokens or turns in a log are malformed. `read_log` has checked the rest of the log."""
     for task in set(TASKS.values()) & log.keys():
         losses = log[task].get("gt_token_loss", {})
         rows = [(texts, losses.get(index, [])) for index, texts in log[task].get("gt_tokens", {}).items()]

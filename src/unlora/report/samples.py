@@ -1,4 +1,4 @@
-"""Single examples of a run: the question, the right answer token by token, and what each model says."""
+"""Single examples of a run: the question, the right answer token by token, and the answer of each model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unlora.evals.log_format import TASKS
+from unlora.evals.log_format import TASKS, column
 from unlora.evals.summary import example_values
 from unlora.report.read import Run
 from unlora.report.statistics import Values
@@ -24,9 +24,9 @@ class ShownToken:
 
     Args:
         text: its text.
-        probability: by model.
-        change: what unlearning added to its probability, if the original's is known.
-        end: whether the token only ends the text.
+        probability: {model: its probability}.
+        change: its probability under the unlearned model minus that under the original, if the latter is known.
+        end: whether it is the end token.
     """
 
     text: str
@@ -40,12 +40,12 @@ class Sample:
     """One example.
 
     Args:
-        question: what was asked; in a conversation, the user's last turn.
+        question: the question; in a conversation, the user's last turn.
         turns: role and text of each turn before the answer, if there are several.
         reference: the right answer.
-        tokens: those of the right answer.
-        answers: what each model says.
-        probability: of the right answer, by model.
+        tokens: the tokens of the right answer.
+        answers: {model: its answer}.
+        probability: {model: probability of the right answer}.
     """
 
     question: str
@@ -57,21 +57,22 @@ class Sample:
 
 
 def sample_counts(run: Run) -> dict[str, int]:
-    """Return the number of evaluated examples by set."""
+    """Return {set: number of evaluated examples}."""
     return {name: len(run.prompts("unlearned", name)) for name in TASKS if run.task("unlearned", name)}
 
 
 def samples(run: Run, name: str, most: int | None = None) -> list[Sample]:
-    """Return the examples of a set that are most worth looking at: `most` of them, or as many as a page shows.
+    """Return the examples of a set that are most worth reading: at most `most`, or as many as a page shows.
 
-    Of the forget set these are the answers that are still the most likely, of other sets those that lost the most.
+    In the forget set, these are the examples whose right answers are still the most likely; in other sets, those whose
+    right answers lost the most probability.
     """
     asked = run.prompts("unlearned", name)
     models = [model for model in MODELS if asked and run.prompts(model, name) == asked]
     if not models:
         return []
     values = {model: example_values(name, run.task(model, name)).get("probability") for model in models}
-    probability = {model: column for model, column in values.items() if column is not None}
+    probability = {model: chances for model, chances in values.items() if chances is not None}
     order: Sequence[int] = range(len(asked))
     if "unlearned" in probability:
         score = -probability["unlearned"]
@@ -95,7 +96,7 @@ def _sample(run: Run, name: str, models: Sequence[str], probability: Mapping[str
 
 
 def turns_before(run: Run, name: str, place: int) -> list[tuple[str, str]]:
-    """Return role and text of each turn before an answer. A prompt without a chat is one turn of the user."""
+    """Return role and text of each turn before an answer. A prompt without chat turns is a single turn of the user."""
     if "turns" in run.task("unlearned", name):
         return [(role, text) for role, text in _cell(run, "unlearned", name, "turns", place)]
     prompt = run.prompts("unlearned", name)[place]
@@ -103,15 +104,14 @@ def turns_before(run: Run, name: str, place: int) -> list[tuple[str, str]]:
 
 
 def question_in(turns: Sequence[tuple[str, str]]) -> str:
-    """Return what is asked: the user's last turn."""
+    """Return the question: the user's last turn."""
     said = [text for role, text in turns if role == "user"]
     return said[-1] if said else "(nothing: the assistant begins)"
 
 
 def _cell(run: Run, model: str, name: str, metric: str, place: int) -> Any:
-    """Return a column's value of the example at this place."""
-    column = run.task(model, name)[metric]
-    return column[sorted(column, key=int)[place]]  # JSON's keys are texts, and "10" would come before "2"
+    """Return the value of one example in a column of a model's log."""
+    return column(run.task(model, name), metric)[place]
 
 
 def _tokens(run: Run, name: str, models: Sequence[str], place: int, reference: str) -> list[ShownToken]:
@@ -126,11 +126,11 @@ def _tokens(run: Run, name: str, models: Sequence[str], place: int, reference: s
         if _cell(run, model, name, "gt_tokens", place) == own
     }
     last = len(own) - 1
-    # The log does not mark the end token. If the others spell out the whole answer, it is the last one.
+    # The log does not mark the end token. The last token is one if the tokens before it spell out the whole answer.
     ends = "".join(own[:-1]).strip() == reference.strip()
     found = []
     for at, text in enumerate(own):
-        chances = {model: float(np.exp(-column[at])) for model, column in losses.items()}
+        chances = {model: float(np.exp(-values[at])) for model, values in losses.items()}
         change = chances["unlearned"] - chances["original"] if "original" in chances else None
         found.append(ShownToken(text if at else text.lstrip(), chances, change, end=ends and at == last))
     return found

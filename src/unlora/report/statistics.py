@@ -1,7 +1,7 @@
 """Uncertainty of means over examples: 95 % percentile intervals of a bootstrap over the examples.
 
-Examples are drawn with replacement (Efron 1979, The Annals of Statistics 7). All metrics of a set, and two models that
-are compared, see the same draws. An interval of a difference or a quotient is therefore a paired one.
+Examples are drawn with replacement (Efron 1979, The Annals of Statistics 7). All metrics of a set use the same draws,
+and so do two models that are compared. The interval of a difference or a quotient is therefore a paired one.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Values = NDArray[np.float64]
 # {set: {metric: [examples]}}
 Columns = Mapping[str, Mapping[str, Values]]
 _DRAWS, _SEED, _LEVEL = 1000, 0, 0.95
-# The middle `_LEVEL` of a normal distribution lies within this many standard errors of its mean.
+# The central `_LEVEL` of a normal distribution lies within this many standard errors of its mean.
 SPREAD = 1.96
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its interval. Both ends equal the value where a single example leaves no spread."""
+    """A value and its interval. If there is only one example, both ends equal the value."""
 
     value: float
     low: float
@@ -39,7 +39,7 @@ class Estimate:
 
 
 def estimate_of(measured: Measured, limits: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
-    """Return the value with its normal 95 % interval, which is cut where the quantity's own limits are."""
+    """Return the value with its normal 95 % interval, clipped to the range of the quantity."""
     reach, (lowest, highest) = SPREAD * measured.standard_error, limits
     return Estimate(
         measured.value,
@@ -54,9 +54,9 @@ def exactly(value: float) -> Estimate:
 
 
 def quotient(one: Measured, other: Measured) -> Estimate | None:
-    """Return one / other as if both were independent, to first order; None unless `other` is positive.
+    """Return one / other with a first-order interval for independent values; None unless `other` is positive.
 
-    Two measurements on the same examples usually vary together, so the interval is rather too wide.
+    Two measurements on the same examples are usually positively correlated, so the interval tends to be too wide.
     """
     if other.value <= 0:
         return None
@@ -66,18 +66,18 @@ def quotient(one: Measured, other: Measured) -> Estimate | None:
 
 
 def interval(value: float, drawn: Values) -> Estimate:
-    """Return the value with the middle `_LEVEL` of `drawn`, [draws]."""
+    """Return the value with the central `_LEVEL` interval of `drawn`, [draws]."""
     low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Estimate(float(value), float(low), float(high))
 
 
 def mean_estimate(values: Values) -> Estimate:
-    """Return the mean of [examples]."""
+    """Return the mean of values, [examples], with its bootstrap interval."""
     return interval(values.mean(), _bootstrap(np.mean, values))
 
 
 def difference(one: Values, other: Values, paired: bool) -> Estimate:
-    """Return the mean of `one` minus the mean of `other`.
+    """Return the mean of `one` minus the mean of `other`, with its bootstrap interval.
 
     Args:
         one, other: [examples].
@@ -90,9 +90,9 @@ def difference(one: Values, other: Values, paired: bool) -> Estimate:
 
 
 def utility_draws(columns: Columns) -> Values:
-    """Return the harmonic mean of the means of all metrics of all sets in each draw, [draws].
+    """Return the harmonic mean over the means of all metrics of all sets, for each bootstrap draw: [draws].
 
-    The draws depend only on the number of examples in each set, so two models are drawn alike.
+    The draws depend only on the number of examples in each set, so they are the same for two models.
     """
     from scipy.stats import hmean
 
@@ -106,10 +106,10 @@ def utility_draws(columns: Columns) -> Values:
 
 
 def _bootstrap(statistic: Callable[..., Any], *samples: NDArray[Any]) -> Values:
-    """Return the statistic of samples that are drawn independently with replacement, [draws]."""
+    """Return the statistic over bootstrap draws, [draws]. The samples are drawn independently of each other."""
     from scipy.stats import bootstrap
 
-    # SciPy refuses a sample of one example. Two copies of it are the same in every draw.
+    # SciPy refuses a sample of one example. With two copies of it, every draw is the same.
     enough = [np.resize(sample, max(2, len(sample))) for sample in samples]
     result = bootstrap(enough, statistic, n_resamples=_DRAWS, method="percentile", vectorized=True, rng=_SEED)
     return np.asarray(result.bootstrap_distribution)

@@ -1,4 +1,4 @@
-"""The numbers of a run, each with its uncertainty: what the pages show and what the verdict rests on."""
+"""The numbers of a run, each with its uncertainty. The pages and the verdict are based on them."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Axes:
 
     Args:
         x, y: labels of the axes; x is utility, y is forgetting.
-        better: 1 if more of y is better, -1 if less is; 0 if only a retrained model's value could tell.
-        points: by model its x and y.
-        level: value of y below which the test is significant, if y is a test.
+        better: 1 if a larger y is better, -1 if a smaller one is, 0 if this depends on the retrained model's value.
+        points: {model: (x, y)}.
+        level: if y is a p-value or its logarithm, the value below which the test is significant.
     """
 
     x: str
@@ -50,23 +50,23 @@ class Axes:
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that is computed from evaluation logs. What they cannot give is missing or None.
+    """Everything that is computed from evaluation logs. Values that the logs do not provide are missing or None.
 
     Args:
-        examples: number of evaluated examples by set.
+        examples: {set: number of evaluated examples}.
         means: {set: {metric: {model: mean over examples}}}.
-        utility: by model TOFU's model utility, the harmonic mean of `terms` means, or that of another benchmark.
+        utility: {model: utility}. TOFU's model utility, the harmonic mean of `terms` means, or another benchmark's.
         utility_name: label of this utility.
         terms: number of means in the model utility; 0 for another benchmark.
-        measured_on: the rows that the utility was measured on, in words; empty if that is not known.
+        measured_on: the rows that the utility was measured on, in words; empty if they are not known.
         kept: the unlearned model's utility divided by the original's. It may be above 1.
-        ratios: by model the forget set's geometric truth ratios, [examples].
-        quality: by model forget quality, the p-value against the retrained model's truth ratios.
+        ratios: {model: geometric truth ratios of the forget set, [examples]}.
+        quality: {model: forget quality}, the p-value against the retrained model's truth ratios.
         fall: probability of the forget answers, unlearned minus original.
-        gap: the same, unlearned minus retrained.
+        gap: probability of the forget answers, unlearned minus retrained.
         scores: {metric of another benchmark: {model: value}}.
-        counts: {kind of answer: {set: {model: how many}}}.
-        axes: the plane that is drawn.
+        counts: {kind of answer: {set: {model: count}}}.
+        axes: the forgetting-utility plane that is drawn.
     """
 
     examples: dict[str, int]
@@ -86,21 +86,21 @@ class Summary:
 
     @property
     def share_kept(self) -> Estimate | None:
-        """How much of the original's utility was kept, at most 1: unlearning cannot add to what the model could do."""
+        """The share of the original's utility that was kept, at most 1: unlearning does not add abilities."""
         if self.kept is None:
             return None
         return Estimate(*(min(end, 1.0) for end in (self.kept.value, self.kept.low, self.kept.high)))
 
     def count(self, kind: str, name: str, model: str) -> Count | None:
-        """Return a count of answers, if it is known."""
+        """Return the number of answers of this kind in a set, or None if it is not known."""
         return self.counts.get(kind, {}).get(name, {}).get(model)
 
     def log_quality(self, model: str) -> float | None:
-        """Return log10 of the forget quality, if it is known."""
+        """Return log10 of the forget quality, or None if it is not known."""
         return math.log10(self.quality[model]) if model in self.quality else None
 
     def mean(self, name: str, metric: str, model: str) -> Estimate | None:
-        """Return a mean, if it is known."""
+        """Return the mean of a metric over a set, or None if it is not known."""
         return self.means.get(name, {}).get(metric, {}).get(model)
 
 
@@ -142,7 +142,7 @@ def summarise_run(run: Run) -> Summary:
 
 
 def _measured_on(run: Run, sets: Columns) -> str:
-    """Return which rows the utility of sets in TOFU's schema was measured on, and whether they were trained on."""
+    """Describe the rows that TOFU's model utility was measured on, and how many of them were trained on."""
 
     def rows(name: str) -> str:
         size, trained = _size(sets[name]), run.trained_on.get(name)
@@ -158,7 +158,7 @@ def _plane_labels(benchmark: Benchmark) -> tuple[str, str]:
 
 
 def _measured_plane(run: Run) -> dict[str, tuple[Measured | None, Measured | None]]:
-    """Return by model the two numbers that span the benchmark's plane."""
+    """Return (utility, forgetting) of each model, the two numbers of the benchmark's plane."""
     if run.benchmark is None or run.benchmark.plane is None:
         return {}
     utility, forgetting = run.benchmark.plane
@@ -166,7 +166,7 @@ def _measured_plane(run: Run) -> dict[str, tuple[Measured | None, Measured | Non
 
 
 def _on_plane(benchmark: Benchmark, axis: int, value: Measured) -> Estimate:
-    """Return a coordinate (0: utility, 1: forgetting) with its interval, within the limits of its metric."""
+    """Return a coordinate (0: utility, 1: forgetting) with its interval, clipped to the range of its metric."""
     return estimate_of(value, benchmark.metric((benchmark.plane or ("", ""))[axis]).limits)
 
 
@@ -185,7 +185,7 @@ def _axes(
     quality: Mapping[str, float],
     means: Mapping[str, Mapping[str, Mapping[str, Estimate]]],
 ) -> Axes | None:
-    """Return TOFU's plane if there is a forget quality, else another benchmark's, else that of the probability."""
+    """Return TOFU's plane if forget quality is known, else the benchmark's, else utility against forget probability."""
     if utility and "unlearned" in quality:
         logs = {model: exactly(math.log10(quality[model])) for model in utility if model in quality}
         points = {model: (utility[model], log) for model, log in logs.items()}
@@ -214,9 +214,9 @@ def _means(name: str, values: Mapping[str, Columns]) -> dict[str, dict[str, Esti
 
 
 def smallest_distance(size: int, other: int) -> float:
-    """Return the distance between two empirical distributions above which a Kolmogorov-Smirnov test is significant.
+    """Return the critical distance of the two-sample Kolmogorov-Smirnov test: larger distances are significant.
 
-    This is the asymptotic critical value at `LEVEL`: c(α) · √((n+m)/(n·m)).
+    This is the asymptotic critical value at `LEVEL`: c(α) · √((n+m)/(n·m)), for samples of n and m examples.
     """
     from scipy.stats import kstwobign
 

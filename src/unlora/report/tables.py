@@ -1,4 +1,4 @@
-"""The tables of a run as they are shown: formatted, but not yet HTML."""
+"""The tables of a run, with formatted cells. The pages, the model card and the command line render them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unlora.runs.folder import DIFFERENCE, MODELS
 
 @dataclass(frozen=True)
 class Cell:
-    """A value, a smaller note below it, and the strength of its tint (0 to 1)."""
+    """A value, a smaller note below it, and the strength of the cell's tint (0 to 1)."""
 
     text: str
     note: str = ""
@@ -42,7 +42,7 @@ def estimate_cell(estimate: Estimate | None) -> Cell:
 
 
 def metrics_table(run: Run, summary: Summary) -> Table:
-    """Return every mean of every model."""
+    """Return all means of all models, with model utility and forget quality."""
     rows: list[tuple[Cell, Mapping[str, Cell]]] = []
     for name, metrics in summary.means.items():
         for metric, by_model in metrics.items():
@@ -79,7 +79,7 @@ def membership_table(run: Run) -> Table:
 
 
 def attacks_table(run: Run) -> Table:
-    """Return the probability and the recall of the forget answers under every attack."""
+    """Return the probability and the ROUGE-L recall of the forget answers under every attack."""
     assert run.attacks is not None
 
     def text(values: Mapping[str, float], metric: str) -> str:
@@ -107,12 +107,12 @@ def revealed_table(run: Run) -> Table | None:
         for attack in (run.attacks.found if run.attacks else ())
         if attack.counts_facts
     ]
-    caption = "Facts that so many samples reveal on average, with the 95 % interval of their share below it"
+    caption = "Facts that this many samples reveal on average, with the 95 % interval of their share below it"
     return _model_table(caption, "Attack", (*MODELS, DIFFERENCE), rows) if rows else None
 
 
 def revealed_cell(values: Mapping[str, float], model: str) -> Cell:
-    """Return the number of facts that a model reveals, with the interval of their share; a difference has a sign."""
+    """Return the number of facts that a model reveals, with the interval of their share. A difference has a sign."""
     sign = "+" if model == DIFFERENCE else ""
     count = fixed(values["revealed"] * values["facts"], 2, sign).rstrip("0").removesuffix(".")
     low, high = (fixed(values[f"revealed_{end}"], sign=sign) for end in ("low", "high"))
@@ -144,7 +144,7 @@ def training_table(run: Run) -> Table:
 
 
 def importance_tables(run: Run) -> list[Table]:
-    """Return, by layer and module, the mean importance of the rows, and how much single rows stand out."""
+    """Return two tables by layer and module: the mean importance of the rows, and how much single rows stand out."""
     means = {name: float(array.mean()) for name, array in run.importance.items()}
     spreads = {name: float(array.std()) / means[name] for name, array in run.importance.items() if means[name] > 0}
     captions = {
@@ -172,13 +172,13 @@ def _heat(caption: str, values: Mapping[str, float]) -> Table:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """Return layer and module of a name such as model.layers.3.mlp.up_proj."""
+    """Return the layer and module of a parameter name: "3" and "mlp.up_proj" for model.layers.3.mlp.up_proj."""
     match = re.search(r"\.(\d+)\.(.+)", name)
     return (match[1], match[2]) if match else (MISSING, name)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield nested values as dotted names and texts."""
+    """Flatten nested values into pairs of a dotted name and the value as text."""
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
@@ -188,7 +188,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def _shown(value: Any) -> str:
-    """Return a text as it is, a number with at most six significant digits, and anything else as JSON."""
+    """Format a value: a string as it is, a float with at most six significant digits, anything else as JSON."""
     if isinstance(value, str):
         return value
     return json.dumps(float(f"{value:.6g}") if isinstance(value, float) else value, ensure_ascii=False, default=str)

@@ -1,4 +1,4 @@
-"""What membership attacks say: whether the forget set can be distinguished from rows that the model never saw."""
+"""The results of membership attacks: can the forget set be distinguished from rows that the model never saw?"""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ import math
 from unlora.report.read import Membership
 from unlora.report.statistics import SPREAD, Measured
 
-# The distance of an AUC of 1 from one of 0.5: what a model gives away that knows every row by heart.
-_WHOLE = 0.5
+# The largest distance of an AUC from 0.5, reached if every forget row is more likely than every unseen row.
+_LARGEST_DISTANCE = 0.5
 
 
 def rows_that_settle(forget_rows: int) -> int | None:
     """Return how many unseen rows a membership attack needs, or None if no number of them is enough.
 
-    With so many it would detect half of what a model gives away whose rows are all more likely than unseen ones. If
-    the rows cannot be distinguished, the variance of the AUC of n and m rows is (n + m + 1) / (12 n m) (Mann and
-    Whitney 1947).
+    With this many rows, an attack detects an AUC that is half as far from 0.5 as possible. If the rows cannot be
+    distinguished, the variance of the AUC of n and m rows is (n + m + 1) / (12 n m) (Mann and Whitney 1947).
     """
-    needed = 12 * (_WHOLE / 2 / SPREAD) ** 2  # so that (n + m + 1) / (n m) may be at most this
+    needed = 12 * (_LARGEST_DISTANCE / 2 / SPREAD) ** 2  # the largest (n + m + 1) / (n m) with which this is detected
     if needed * forget_rows <= 1:
         return None
     return math.ceil((forget_rows + 1) / (needed * forget_rows - 1))
 
 
 def most_telling(membership: Membership) -> tuple[str, float]:
-    """Return the attack furthest from the retrained model's result (or 0.5), and by how many standard errors."""
+    """Return the attack with the AUC furthest from the retrained model's (or 0.5), and by how many standard errors."""
     distances = {}
     for name in membership.attacks:
         away, error = _distance(membership, name), _error(membership, name)
@@ -35,7 +34,7 @@ def most_telling(membership: Membership) -> tuple[str, float]:
 
 
 def _reference(membership: Membership, name: str) -> Measured:
-    """Return what the attack finds on a model that never saw the forget set."""
+    """Return the AUC of the attack on the retrained model, or 0.5 if it is not known."""
     return membership.areas["retrained"].get(name, Measured(0.5, 0.0))
 
 
@@ -44,19 +43,23 @@ def _distance(membership: Membership, name: str, model: str = "unlearned") -> fl
 
 
 def _error(membership: Membership, name: str) -> float:
-    """Return the standard error of the unlearned model's distance from the reference."""
+    """Return the standard error of the distance between the unlearned model's AUC and the reference."""
     return math.hypot(membership.areas["unlearned"][name].standard_error, _reference(membership, name).standard_error)
 
 
 def sensitive_attacks(membership: Membership) -> dict[str, float]:
-    """Return the attacks that would detect half of what the original gives away, and the least that they detect."""
+    """Return the attacks that would detect half of the original model's distance from the reference.
+
+    Returns:
+        {attack: smallest distance of an AUC from the reference that it detects}.
+    """
     known = [name for name in membership.attacks if name in membership.areas["original"]]
     least = {name: SPREAD * _error(membership, name) for name in known}
     return {name: at for name, at in least.items() if 0 < 2 * at <= _distance(membership, name, "original")}
 
 
 def areas_text(membership: Membership, name: str) -> str:
-    """Return the AUC of one attack on every model as text."""
+    """Return the AUC of one attack on each model, with standard errors, as text."""
     known = {
         m: membership.areas[m][name] for m in ("unlearned", "original", "retrained") if name in membership.areas[m]
     }

@@ -1,4 +1,4 @@
-"""The verdict in a sentence: a fixed rule from the numbers, described in docs/report.md. It never says "deleted"."""
+"""The verdict on a run: a fixed rule over its numbers, described in docs/report.md. It never says "deleted"."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from unlora.report.summary import LEVEL, Summary, smallest_distance, summarise_r
 from unlora.report.unseen import areas_text, most_telling, sensitive_attacks
 from unlora.runs.folder import DIFFERENCE
 
-# A model that keeps less of its utility than this has paid for its forgetting, whatever the tests say.
+# If less than this share of the utility was kept, the cost is called high, whatever the tests say.
 _LEAST_KEPT = 0.9
-# From here on, a utility is more than the original's when it is rounded to a tenth of a percent.
+# From this share on, the utility that was kept is shown as more than 100.0 %.
 _ROUNDED = 1.0005
-# What attacks are compared by, and the name of the evaluation without one.
+# The metric by which attacks are compared, and the name of the measurement without an attack.
 _PROBABILITY, _NO_ATTACK = "forget_probability", "none"
 _LABELS = {
     "alike": "No difference found",
@@ -45,15 +45,15 @@ class Verdict:
     """What can be said about a run.
 
     Args:
-        state: alike (no difference found), mixed, apart (distinguishable), undecided (the test could not tell) or
-            untested.
-        label: the same in a few words.
+        state: "alike" (no difference found), "mixed", "apart" (distinguishable), "undecided" (the test could not
+            tell) or "untested".
+        label: the verdict in a few words.
         sentence: what the numbers say about the forget set.
-        answers: how many answers still reveal the fact, and how many are broken text.
+        answers: the number of answers that still reveal the fact, and of those that are broken text.
         cost: what the numbers say about everything else.
-        attacks: what attacks brought back.
+        attacks: what the attacks brought back.
         steps: what to do next.
-        limits: what the verdict does not say.
+        limits: what the verdict does not cover.
     """
 
     state: str
@@ -67,7 +67,7 @@ class Verdict:
 
 
 def verdict_on(folder: Path) -> Verdict:
-    """Return the verdict on a run for the user's own terminal: commands name its folder and its data as they are."""
+    """Return the verdict on a run for the user's terminal, where commands contain the real paths of folder and data."""
     run = read_run(folder)
     return verdict(run, summarise_run(run), Place.here(run))
 
@@ -78,7 +78,7 @@ def verdict(run: Run, summary: Summary, place: Place | None = None) -> Verdict:
     Args:
         run: a finished run.
         summary: its numbers.
-        place: how commands name the run and its data; as on a page if not given.
+        place: how commands name the run and its data. Defaults to the names for a page.
     """
     state, sentence, limits = _forgetting(run, summary)
     label, worst = _LABELS[state], strongest(run)
@@ -102,10 +102,10 @@ def verdict(run: Run, summary: Summary, place: Place | None = None) -> Verdict:
 
 
 def _spoiled(summary: Summary) -> str | None:
-    """Return the label of a run whose answers are broken or reveal facts, beyond those of the model to compare with.
+    """Return a label if significantly more answers are broken or reveal facts than for the model to compare with.
 
-    That is the retrained model. If it is not known, answers are compared with the original's where broken, and should
-    not reveal any fact.
+    The model to compare with is the retrained one. Without it, the broken answers are compared with the original's,
+    and no answer should reveal a fact.
     """
     for kind, label in (
         ("broken", "No difference found, but the answers are broken text"),
@@ -136,7 +136,7 @@ def _forgetting(run: Run, summary: Summary) -> _Finding:
 
 
 def tests_of(run: Run, summary: Summary) -> list[str]:
-    """Return the tests that a verdict on the run can rest on."""
+    """Return the names of the tests that the verdict on the run is based on."""
     quality, unseen = _has_quality(summary), run.membership is not None
     known = {
         "forget quality": quality,
@@ -179,19 +179,19 @@ def _against_retrained(summary: Summary) -> _Finding:
 
 
 def _beside_retrained(summary: Summary, gap: Estimate) -> _Finding:
-    """Compare the answers' probability alone: without wrong answers there is no forget quality."""
+    """Compare the probability of the answers alone: without wrong answers there is no forget quality."""
     limit = "The forget rows have no wrong answers (perturbed_answer), so forget quality could not be tested."
     if gap.excludes_zero:
         return "apart", f"The unlearned model differs from the retrained one{_direction(gap)}.", (limit,)
     sentence = (
         "The answers are about as likely as under the retrained model (difference in probability: "
-        f"{_signed(gap)}), which a difference too small for these examples to show would not contradict. "
+        f"{_signed(gap)}), but there may be a difference that is too small to show on these examples. "
     )
     return "undecided", sentence + _fall(summary), (limit,)
 
 
 def _direction(gap: Estimate | None) -> str:
-    """Return how the answers' probability differs from the retrained model's, as the end of a sentence."""
+    """Return the end of a sentence: how the probability of the answers differs from the retrained model's."""
     if gap is None:
         return ""
     if gap.low > 0:
@@ -230,7 +230,7 @@ def _against_unseen(membership: Membership, summary: Summary) -> _Finding:
 
 
 def _at_the_last_check(checks: list[dict[str, float]], summary: Summary) -> _Finding:
-    # The adapter that is kept is from the check nearest to the target, which may be before the last one.
+    # The adapter that is kept is that of the check nearest to the target, which need not be the last one.
     step = checks[-1].get("stop_step", checks[-1].get("step"))
     kept = next((row for row in checks if row.get("step") == step), checks[-1])
     original = checks[0]["stop_ks_pvalue"]  # the first check is before the first step
@@ -251,7 +251,7 @@ def _at_the_last_check(checks: list[dict[str, float]], summary: Summary) -> _Fin
 
 
 def _fall(summary: Summary) -> str:
-    """Return a sentence on how much less likely the forget answers became."""
+    """Return a sentence on the change in the probability of the forget answers."""
     original, unlearned = (summary.mean("forget", "probability", model) for model in ("original", "unlearned"))
     if original is None or unlearned is None or summary.fall is None:
         return _moved(summary)
@@ -263,7 +263,7 @@ def _fall(summary: Summary) -> str:
 
 
 def _moved(summary: Summary) -> str:
-    """Return a sentence on the forgetting that another benchmark measures."""
+    """Return a sentence on the change in the forgetting metric of another benchmark; empty if there is none."""
     axes = summary.axes
     if axes is None or axes.better != -1 or "unlearned" not in axes.points:
         return ""
@@ -290,8 +290,8 @@ def _cost(summary: Summary) -> str:
     interval = f"95 % interval {100 * kept.low:.1f} to {100 * kept.high:.1f} %"
     if kept.value > _ROUNDED:
         return (
-            f"{words}: nothing of it was lost ({interval} of the original's). More than before is no gain, because "
-            "training practises rows like these."
+            f"{words}: nothing of it was lost ({interval} of the original's). A higher value is no gain in ability, "
+            "because the model was trained on rows like these."
         )
     return f"{words}: {100 * kept.value:.1f} % of it was kept ({interval})."
 
@@ -307,7 +307,7 @@ def _attacks(run: Run, worst: Attack | None) -> str:
 
 
 def _brought_back(run: Run, worst: Attack | None) -> str:
-    """Return a sentence on the attack that makes the answers the most likely; empty if there was none such."""
+    """Return a sentence on the attack that makes the answers the most likely; empty if no attack measured this."""
     if worst is None:
         return ""
     value, error = worst.models[DIFFERENCE][_PROBABILITY], worst.models[DIFFERENCE].get(f"{_PROBABILITY}_se")
@@ -335,13 +335,16 @@ def _sampled(run: Run) -> str:
 
 
 def _has_comparison(run: Run) -> bool:
-    """Return whether an attack was also tried on a retrained model."""
+    """Return whether an attack was also run on a retrained model."""
     found = [] if run.attacks is None else run.attacks.found
     return any(attack.name != _NO_ATTACK and DIFFERENCE in attack.models for attack in found)
 
 
 def _reveals(run: Run, tried: int) -> bool:
-    """Return whether samples reveal more facts than the retrained model's. `tried` is as in `_brings_back`."""
+    """Return whether sampled answers reveal significantly more facts than the retrained model's.
+
+    The level is divided by the number of attacks, `tried`, as in `_brings_back`.
+    """
     found = sampled_counts(run)
     if found is None or "retrained" not in found[1]:
         return False
@@ -349,7 +352,7 @@ def _reveals(run: Run, tried: int) -> bool:
 
 
 def strongest(run: Run) -> Attack | None:
-    """Return the attack that lifts the answers' probability furthest above that on the retrained model."""
+    """Return the attack with the largest difference in answer probability between unlearned and retrained model."""
     return max(_compared(run), key=lambda attack: attack.models[DIFFERENCE][_PROBABILITY], default=None)
 
 
@@ -361,10 +364,11 @@ def _compared(run: Run) -> list[Attack]:
 
 
 def _brings_back(attack: Attack | None, gap: Estimate | None, tried: int) -> bool:
-    """Return whether the attack's difference is, beyond its error, above what it may be without an attack.
+    """Return whether an attack raises the difference to the retrained model significantly above that without an attack.
 
-    The file does not hold the error over examples. That of the difference without an attack stands in for it, since it
-    is of the same examples. The attack is the best of `tried`, so the level is divided by their number (Bonferroni).
+    The file does not hold the standard error over examples. The one of the difference without an attack is used in its
+    place, since it is over the same examples. The attack is the strongest of `tried`, so the level is divided by their
+    number (Bonferroni).
     """
     if attack is None or gap is None:
         return False
