@@ -24,14 +24,14 @@ from transformers import AutoModelForCausalLM
 
 from helpers.models import make_tokenizer, tiny_config
 from unlora.bench import Cell, Progress, Results, grid, waves
-from unlora.bench.runner import _place, launcher
+from unlora.bench.runner import _environment, launcher
 from unlora.bench.sharing import shared_importance
 from unlora.bench.table import best, markdown, to_csv
 from unlora.benchmarks import BENCHMARKS, Benchmark, Metric
 from unlora.cli import main
 from unlora.cli.arguments import fill, read
 from unlora.cli.bench import command_of
-from unlora.cli.bench import flags as handed_on
+from unlora.cli.bench import flags as forwarded
 from unlora.common import plugins
 from unlora.common.errors import InputError
 from unlora.common.files import write_json, write_jsonl
@@ -266,8 +266,8 @@ def test_ray_is_asked_for_where_it_is_missing(tofu, tmp_path, capsys, monkeypatc
 
 def test_the_command_of_a_row_has_all_seeds_and_the_flags_of_its_method():
     given = ["--retrained", "forget01=log.json", "--seeds", "2", "--first_seed", "3", "--config", "preset", "--r", "4"]
-    args, rest = fill(read((BenchConfig,), ["tofu", "--output_dir", "old", *given], "bench", hands_on=True))
-    values = {**handed_on(rest), "loss_kwargs": {"beta": 1}, "target_modules": ["a", "b"], "lora_alpha": None}
+    args, rest = fill(read((BenchConfig,), ["tofu", "--output_dir", "old", *given], "bench", forwards=True))
+    values = {**forwarded(rest), "loss_kwargs": {"beta": 1}, "target_modules": ["a", "b"], "lora_alpha": None}
     command = command_of(args, "vila+ihl", "forget01", values)
     assert shlex.split(command) == [
         *("unlora", "bench", "tofu", "--methods", "vila+ihl", "--splits", "forget01", "--seeds", "2"),
@@ -377,15 +377,15 @@ def test_a_retrained_model_may_come_later_and_may_change(tofu, tmp_path, capfd):
     assert "changed since then: model_name_or_path" in capfd.readouterr().err
 
 
-def test_flags_are_handed_on_as_written():
-    assert handed_on(["--r", "4", "--bf16", "--target_modules", "q_proj", "k_proj", '--loss_kwargs={"beta": 1}']) == {
+def test_flags_are_forwarded_as_written():
+    assert forwarded(["--r", "4", "--bf16", "--target_modules", "q_proj", "k_proj", '--loss_kwargs={"beta": 1}']) == {
         "r": "4",
         "bf16": "true",
         "target_modules": ["q_proj", "k_proj"],
         "loss_kwargs": '{"beta": 1}',
     }
     with pytest.raises(InputError, match="no flag takes it"):
-        handed_on(["4"])
+        forwarded(["4"])
 
 
 def result(method, quality, failed=0):
@@ -541,8 +541,8 @@ def test_several_processes_share_the_unlearning_of_a_cell_through_accelerate(tof
 def test_gpus_are_dealt_to_the_cells_that_run_at_a_time(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
-    assert [_place(number, 3, 1)["CUDA_VISIBLE_DEVICES"] for number in range(3)] == ["3", "5", "6"]
-    assert [_place(number, 2, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)] == ["3,5", "6,7"]
+    assert [_environment(number, 3, 1)["CUDA_VISIBLE_DEVICES"] for number in range(3)] == ["3", "5", "6"]
+    assert [_environment(number, 2, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)] == ["3,5", "6,7"]
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_the_files_for_open_unlearning_are_complete(grid, tmp_path):
     ("row", "message"),
     [
         ("NPO", "write it as forget01:NPO=LOG.json"),
-        ("NPO=x.json", "each is of one split of forget01, forget05, forget10"),
+        ("NPO=x.json", "each needs one of the splits forget01, forget05, forget10"),
         ("forget10:NPO=missing.json", "cannot be read"),
     ],
 )

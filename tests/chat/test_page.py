@@ -292,7 +292,7 @@ def test_a_port_in_use_is_refused(run, capsys):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert main(["chat", str(run), "--port", str(port)]) == 2
-    assert f"port={port}: nothing can be served there" in capsys.readouterr().err
+    assert f"port={port}: the page cannot be served there" in capsys.readouterr().err
 
 
 def modules(package):

@@ -144,6 +144,22 @@ def test_commands_refuse_what_they_cannot_do(tmp_path, monkeypatch, argv):
     assert_refused(argv, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("r", "it is not a whole number"),
+        ("retain_weight", "it is not a number"),
+        ("streaming", "it is neither true nor false"),
+    ],
+)
+def test_a_value_of_the_wrong_type_has_the_same_reason_in_a_flag_and_in_a_file(tmp_path, name, reason):
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump({**REQUIRED["unlearn"], name: "some"}))
+    assert_refused(["validate", file], tmp_path, f"{name}='some': {reason}. Fix")
+    flags = [part for flag, given in REQUIRED["unlearn"].items() for part in (f"--{flag}", given)]
+    assert_refused(["unlearn", *flags, f"--{name}", "some"], tmp_path, f"{name}='some': {reason}. Fix")
+
+
 # What YAML can say, but no file of settings does; and what is not YAML at all.
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates()
 TREES = st.recursive(ATOMS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ATOMS, inner, max_size=3))

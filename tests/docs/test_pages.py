@@ -63,8 +63,8 @@ def flags_of(command: str) -> frozenset[str]:
 def test_every_command_and_flag_that_a_page_shows_exists(page):
     for command, flags in commands(page):
         assert command in COMMANDS
-        handed_on = ("unlearn", "evaluate") if command == "bench" else ()
-        assert set(flags) <= flags_of(command).union(*map(flags_of, handed_on))
+        forwarded = ("unlearn", "evaluate") if command == "bench" else ()
+        assert set(flags) <= flags_of(command).union(*map(flags_of, forwarded))
 
 
 def test_commands_are_found_with_their_flags(tmp_path):

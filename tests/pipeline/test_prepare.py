@@ -155,7 +155,7 @@ def test_plain_text_has_no_alternate_answers(model_folder, tmp_path, capsys):
 
 def test_importance_of_a_start_that_measures_nothing_is_refused(model_folder, data, tmp_path, capsys):
     assert main(["importance", *flags(model_folder, data, tmp_path / "run", init="pissa")]) == 2
-    assert "init='pissa': it measures nothing" in capsys.readouterr().err
+    assert "init='pissa': it measures no importance" in capsys.readouterr().err
     file = tmp_path / "i.safetensors"
     file.write_bytes(b"")
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", init="lora", importance_file=file)]) == 2

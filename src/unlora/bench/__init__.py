@@ -1,4 +1,4 @@
-"""A grid of methods, splits and seeds on one benchmark: every cell is one run of `unlora unlearn`, measured."""
+"""A grid of methods, splits and seeds on one benchmark. Each cell is one run of `unlora unlearn` and its evaluation."""
 
 from unlora.bench.cells import Cell, grid
 from unlora.bench.runner import Progress, run_cells, waves

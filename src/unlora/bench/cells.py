@@ -1,4 +1,4 @@
-"""The cells of a grid, and the files of each on disk."""
+"""The cells of a grid, and their files on disk."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from unlora.runs.stages import is_whole, recorded_contents
 from unlora.settings.names import method_problems
 
 CONFIG, SCORING, RUN, LOG, FAILED = "config.yaml", "scoring.yaml", "run", "log.txt", "failed.txt"
-# The hashes of the plugins that the cell depends on, if there are any.
+# The file with the hashes of the plugins that the cell depends on, if there are any.
 CODE = "plugins.yaml"
-# The setting that names the retrained model's log.
+# The setting for the retrained model's log.
 COMPARED = "retrained"
 
 
@@ -33,11 +33,11 @@ class Cell:
 
     Args:
         method: initialiser and loss.
-        split: of the benchmark.
-        seed: of everything.
-        folder: where it is kept.
-        evaluated_on: the benchmark whose evaluation follows the run; None if `unlora unlearn` evaluates itself.
-        on: the cell whose request this one continues from.
+        split: a split of the benchmark.
+        seed: seed of data, models and training.
+        folder: folder of the cell.
+        evaluated_on: benchmark whose evaluation follows the run; None if `unlora unlearn` itself evaluates.
+        on: the cell whose run this one continues from.
     """
 
     method: str
@@ -67,7 +67,7 @@ class Cell:
 
     @property
     def failure(self) -> str | None:
-        """The reason why the cell failed, if it did."""
+        """The reason why the cell failed, or None if it did not."""
         path = self.folder / FAILED
         return path.read_text(encoding="utf-8") if path.exists() else None
 
@@ -88,20 +88,22 @@ class Cell:
     ) -> None:
         """Write the settings of `unlora unlearn` and of the evaluation, and delete what an unfinished run left behind.
 
-        `code` are the hashes of the plugins that the cell's initialiser, losses and benchmark come from.
-
-        The log of the retrained model may change after a run was finished, because results are read with the new log.
+        Args:
+            flags: settings of `unlora unlearn`. The log of the retrained model may change after a run has finished,
+                because results are read with the new log.
+            scoring: settings of the evaluation, if it is not part of `unlora unlearn`.
+            code: hashes of the plugins that provide the cell's initialiser, losses and benchmark.
 
         Raises:
-            InputError: the run or its evaluation is finished, but was made with other settings; or another process is
-                writing to the run.
+            InputError: the run or its evaluation has finished with other settings, or another process is writing to
+                the run.
         """
         texts = {CONFIG: yaml.safe_dump(dict(flags), sort_keys=False)}
         if scoring is not None:
             texts[SCORING] = yaml.safe_dump(dict(scoring), sort_keys=False)
         if code:
             texts[CODE] = yaml.safe_dump({"plugin": list(code)})
-        check_free(self.folder / RUN)  # a process that an earlier, killed bench has started may still be running
+        check_free(self.folder / RUN)  # a process of an earlier bench that was killed may still be running
         done = {CONFIG: self.unlearned, CODE: self.unlearned, SCORING: (self.folder / CELL_SCORES).exists()}
         for name, text in texts.items():
             path = self.folder / name
@@ -118,10 +120,10 @@ class Cell:
             (self.folder / FAILED).unlink(missing_ok=True)
 
     def check_inputs(self, inputs: Mapping[str, str | None]) -> None:
-        """Raise `InputError` if the run, which is finished, was made from another model or other rows.
+        """Raise `InputError` if the run has finished with another model or other rows.
 
         Args:
-            inputs: the present hashes, by the argument that names what has them.
+            inputs: {argument: hash of the model or rows that it names now}.
         """
         recorded = recorded_contents(self.folder / RUN)
         recorded["model_name_or_path"] = recorded["model_name_or_path"]["weights"]
@@ -133,16 +135,17 @@ class Cell:
 
 
 def consent(path: Path) -> list[str]:
-    """Return the flag that allows code of the model to run, if the settings of a run or a cell have it.
+    """Return the flag that allows remote code, if the settings in this file contain it.
 
-    `unlora unlearn` takes it from the command line only. Those settings are from the user's own command line.
+    `unlora unlearn` only accepts it on the command line. The settings of a cell or a run can be trusted, because they
+    come from the user's own command line.
     """
     allowed = path.exists() and read_yaml(path).get("trust_remote_code") is True
     return ["--trust_remote_code", "true"] if allowed else []
 
 
 def differing(path: Path, text: str) -> list[str]:
-    """Return the settings in which a YAML file and a YAML text differ, except for the retrained model's log."""
+    """Return the names of the settings in which a YAML file and a YAML text differ, except for `COMPARED`."""
     one, other = read_yaml(path) if path.exists() else {}, yaml.safe_load(text)
     names = dict.fromkeys([*one, *other])
     return [name for name in names if name != COMPARED and one.get(name) != other.get(name)]
@@ -151,17 +154,17 @@ def differing(path: Path, text: str) -> list[str]:
 def grid(
     methods: Sequence[str], splits: Sequence[str], seeds: Iterable[int], folder: Path, benchmark: Benchmark
 ) -> list[Cell]:
-    """Return all combinations. The seed is the outermost loop, so that every method has a first result early.
+    """Return the cells of all combinations. The outermost loop is over seeds, so that every method soon has a result.
 
     Args:
-        methods: initialiser and loss of each.
-        splits: of the benchmark. Those that they continue from are added.
-        seeds: of everything.
-        folder: of the bench.
-        benchmark: whose splits they are.
+        methods: initialiser+loss of each method.
+        splits: splits of the benchmark. Splits that these continue from are added.
+        seeds: seeds of data, models and training.
+        folder: folder of the bench.
+        benchmark: the benchmark.
 
     Raises:
-        InputError: a method is not initialiser+loss, or one of them does not exist.
+        InputError: a method is not of the form initialiser+loss, or one of the two does not exist.
     """
     raise_if(problem for method in methods for problem in method_problems(method))
     evaluated_on = None if benchmark.evaluated_by_unlearn else benchmark.name
@@ -174,7 +177,7 @@ def grid(
 
 
 def _with_earlier(splits: Sequence[str], after: Mapping[str, str]) -> list[str]:
-    """Return the splits, each after those that it continues from."""
+    """Return the splits, each preceded by those that it continues from."""
     found: dict[str, None] = {}
     for split in splits:
         chain = [split]

@@ -12,7 +12,7 @@ from pathlib import Path
 from unlora.settings import names
 from unlora.settings.names import Table
 
-# (command, file that its output is appended to, environment variables) -> exit code
+# (command, file to which its output is appended, environment variables) -> exit code
 Execute = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 EXECUTORS: Table[Callable[[], AbstractContextManager[Execute]]] = names.EXECUTORS
 
@@ -33,17 +33,17 @@ def local() -> Iterator[Execute]:
 def ray_cluster() -> Iterator[Execute]:
     """Yield a function that runs commands as Ray tasks.
 
-    The cluster is the one of `RAY_ADDRESS` or of an earlier `ray.init`, or a new one on this machine.
+    The cluster is that of `RAY_ADDRESS` or of an earlier `ray.init`, or else a new one on this machine.
 
-    A command takes one CPU, and one GPU where the cluster has any; Ray says which. All nodes need this Python
-    environment, and see the bench's folder under the same path.
+    A command takes one CPU and, if the cluster has GPUs, one GPU, which Ray chooses. All nodes need this Python
+    environment, and access to the bench's folder under the same path.
     """
     import ray
 
     ours = not ray.is_initialized()
     if ours:
         ray.init(include_dashboard=False, log_to_driver=False)
-    # By name, each worker would import this package, and torch with it.
+    # If the function were pickled by reference, each worker would import this package, and torch with it.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     gpus = min(1, ray.cluster_resources().get("GPU", 0))
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_execute_in)
@@ -67,5 +67,5 @@ def ray_cluster() -> Iterator[Execute]:
 
 
 def _execute_in(folder: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-    os.chdir(folder)  # relative paths start there
+    os.chdir(folder)  # relative paths in the command refer to this folder
     return execute_here(command, log, environment)

@@ -1,4 +1,4 @@
-"""Evaluation logs of the original and the retrained models, which are made once and shared by the cells."""
+"""Evaluation logs of the original and the retrained models, which are computed once and shared by the cells."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ References = dict[str, Path]
 
 @dataclass(frozen=True)
 class Measurement:
-    """An evaluation, without the model.
+    """An evaluation of any model.
 
     Args:
-        benchmark: on which models are evaluated.
-        settings: of the evaluation.
+        benchmark: the benchmark.
+        settings: settings of the evaluation.
     """
 
     benchmark: Benchmark
@@ -42,22 +42,22 @@ class Measurement:
 
     @property
     def command(self) -> list[str]:
-        """The command that makes a log. It runs in a separate process, so that the GPU's memory is free afterwards."""
+        """The command that writes a log. It runs in a separate process, so that the GPU memory is freed afterwards."""
         return ["evaluate"] if self.benchmark.evaluated_by_unlearn else ["evaluate", "--benchmark", self.benchmark.name]
 
     def rows(self) -> Iterable[Record]:
-        """Return what a model is asked."""
+        """Return the rows that the model is evaluated on."""
         return self.benchmark.rows(self.benchmark.load(settings_of(self.benchmark.settings, self.settings)))
 
 
 class SharedLogs:
     """The logs in the folder of a bench. Their names are hashes of everything that they depend on.
 
-    These are the settings, the model's weights and the evaluated rows. Weights and rows are read only once, so they
-    must not change while the bench runs.
+    This includes the settings, the model's weights and the evaluated rows. Weights and rows are hashed only once, so
+    they must not change while the bench runs.
 
     Args:
-        folder: of the bench.
+        folder: folder of the bench.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,13 +70,13 @@ class SharedLogs:
         """Return the logs of the "original" model and, if there is one, of the "retrained" model.
 
         Args:
-            measurement: how they are evaluated.
+            measurement: how the models are evaluated.
             model: the original model.
-            retrained: a log (.json) or the folder of the retrained model.
-            original: a log of the original model, which is then not evaluated.
+            retrained: a log (.json) of the retrained model, or its folder.
+            original: a log of the original model. Without one, the model is evaluated.
 
         Raises:
-            InputError: there is no such log, or as for `log`.
+            InputError: a log does not exist, or as for `log`.
         """
         logs = {}
         if original is not None:
@@ -88,10 +88,10 @@ class SharedLogs:
         return logs if original is not None else {"original": self.log(measurement, model), **logs}
 
     def log(self, measurement: Measurement, model: ModelConfig) -> Path:
-        """Return the log of a model, which is made now unless it exists.
+        """Return the log of a model, after evaluating the model if the log does not exist.
 
         Raises:
-            InputError: rows or weights cannot be read, or the command failed. Its output is on the terminal.
+            InputError: rows or weights cannot be read, or the evaluation failed. Its errors are on the terminal.
         """
         command, settings = measurement.command, {**asdict(model), **measurement.settings}
         path = self.folder / "logs" / f"{_key([command, settings, *self._contents(measurement, model)])}.json"
@@ -100,9 +100,9 @@ class SharedLogs:
             write_text(config, yaml.safe_dump(settings, sort_keys=False))
             argv = [sys.executable, "-m", "unlora", *command, "--config", str(config), "--log", str(path)]
             argv += plugins.flags()
-            # Its table must not appear in the output of the bench, which may be JSON.
+            # The command's table must not appear in the output of the bench, which may be JSON.
             if subprocess.run([*argv, *(["--quiet"] if is_quiet() else [])], stdout=subprocess.DEVNULL).returncode:
-                reason, fix = f"`unlora {' '.join(command)}` cannot measure it", "see what it said above"
+                reason, fix = f"`unlora {' '.join(command)}` failed for it", "see the error above"
                 raise InputError(Problem("model", model.model_name_or_path, reason, fix))
         return path
 
@@ -113,7 +113,7 @@ class SharedLogs:
         return [rows, self._weights(model), *code]
 
     def inputs(self, model: ModelConfig, data: DataConfig) -> dict[str, str | None]:
-        """Return the hashes of what a cell is trained on, by the argument that names it. Streamed rows are left out."""
+        """Return {argument: hash of the model or rows that it names}, for the inputs of a cell except streamed rows."""
         names = ["forget"] if data.streaming else ["forget", "retain"]
         rows = {
             f"{name}_data": self._once(
@@ -141,7 +141,7 @@ def _existing(argument: str, name: str, fix: str) -> Path:
 
 
 def flags_of(log: Path) -> Path:
-    """Return the file with the settings that a log was made with. A log named by the user has no such file."""
+    """Return the file with the settings of a log's evaluation. A log that the user provides has no such file."""
     return log.with_suffix(".flags.yaml")
 
 

@@ -1,4 +1,4 @@
-"""The plan of a bench: every cell with its settings, after everything was checked that needs no training."""
+"""The plan of a bench: every cell with its settings, after all checks that need no training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unlora.pipeline.request import Request
 from unlora.settings import TextConfig, TofuSettings
 
 Values = Mapping[str, Any]
-# (split, seed) -> logs of the models that its cells are compared with.
+# (split, seed) -> logs of the models with which these cells are compared.
 ReferencesOf = dict[tuple[str, int], References]
 
 
@@ -24,18 +24,18 @@ ReferencesOf = dict[tuple[str, int], References]
 class Plan:
     """What a bench runs.
 
-    Settings of a request come from the preset, the benchmark, its settings for the loss, `shared`, the method and
-    `of_method`; the later ones win.
+    The settings of a request come from the preset, the benchmark, its settings for the loss, `shared`, the method and
+    `of_method`, in this order: later ones take precedence.
 
     Args:
-        benchmark: what is forgotten and measured.
-        options: what the user says about the benchmark.
-        methods: initialiser and loss of each, such as "vila+ihl".
-        splits: of the benchmark; all of them if empty.
-        seeds: each is the seed of a cell's data, models and training.
-        preset: settings of a configuration file.
-        shared: settings of all requests.
-        of_method: {method: its own settings}.
+        benchmark: the benchmark.
+        options: the user's options for the benchmark.
+        methods: initialiser+loss of each method, such as "vila+ihl".
+        splits: splits of the benchmark; all of them if empty.
+        seeds: seeds of data, models and training.
+        preset: settings from a configuration file.
+        shared: settings for all requests.
+        of_method: {method: settings for its requests}.
         evaluation: settings of the evaluation, if it is not part of `unlora unlearn`.
     """
 
@@ -50,10 +50,10 @@ class Plan:
     evaluation: Values = field(default_factory=dict)
 
     def prepare(self) -> tuple[list[Cell], ReferencesOf]:
-        """Write the configuration of each cell, and evaluate the models that the cells are compared with.
+        """Write the configuration of each cell, and evaluate the models with which the cells are compared.
 
         Raises:
-            InputError: anything wrong that can be seen before training.
+            InputError: any problem that can be found before training.
         """
         cells = self.cells()
         logs, references = SharedLogs(self.options.folder), ReferencesOf()
@@ -67,26 +67,27 @@ class Plan:
                 request = Request.of(settings)
                 cell.check_inputs(logs.inputs(request.model, request.data))
             self._prepare(cell, settings, references[place])
-        remove_leftovers(self.options.folder)  # of killed processes: no run is in use, which `Cell.prepare` has checked
+        # These are files of killed processes: `Cell.prepare` has checked that no process is writing to a run.
+        remove_leftovers(self.options.folder)
         return cells, references
 
     def cells(self) -> list[Cell]:
-        """Return the cells, and check everything that needs neither models nor data.
+        """Return the cells, after checking everything that needs neither models nor data.
 
         Raises:
-            InputError: anything wrong that can be seen so far.
+            InputError: any problem that these checks find.
         """
         known = self.benchmark.splits
         raise_if(unknown_name("splits", split, known) for split in self.splits if split not in known)
         raise_if(self.benchmark.problems(self.options))
         cells = grid(self.methods, self.splits or known, self.seeds, self.options.folder, self.benchmark)
-        for method in self.methods:  # before models are made and evaluated
+        for method in self.methods:  # before any model is trained or evaluated
             raise_if(plugins.unshared_problems(self._choices(method)))
         raise_if(unwritable_problems(self.options.folder, "output_dir"))
         return cells
 
     def _choices(self, method: str) -> dict[str, str]:
-        """Return what a cell chooses, by kind: all that may come from a plugin."""
+        """Return {kind: chosen name}, for everything that a plugin can provide to a cell."""
         choices = Request.of({"model_name_or_path": "any", **self.preset, **self._of_cell(method)}).choices
         return choices if self.benchmark.evaluated_by_unlearn else {**choices, "benchmark": self.benchmark.name}
 
@@ -112,7 +113,7 @@ class Plan:
         return found
 
     def _prepare(self, cell: Cell, settings: dict[str, Any], logs: References) -> None:
-        """Write the cell's configurations, and check its request unless that has been run."""
+        """Write the cell's configurations, and check its request unless it has been run."""
         retrained = {COMPARED: str(logs["retrained"])} if "retrained" in logs else {}
         evaluation = None
         if self.benchmark.evaluated_by_unlearn:
@@ -121,5 +122,5 @@ class Plan:
             evaluation = self._evaluation(cell.split, cell.seed) | retrained
         on = {} if cell.on is None else {"on": str(cell.on.folder / RUN)}
         cell.prepare({**settings, **on}, evaluation, plugins.hashes_of(self._choices(cell.method)))
-        if not cell.unlearned:  # without `on`, whose run is not there yet
+        if not cell.unlearned:  # without `on`, because the run that it names does not exist yet
             Request.of({**settings, "output_dir": str(cell.folder / RUN)}).check()

@@ -1,4 +1,4 @@
-"""The whole job on persona: train two models from scratch, unlearn, and evaluate all three models."""
+"""The whole workflow on persona: train two models from scratch, unlearn, and evaluate all three models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ from unlora.settings import EvalSettings, ModelConfig
 
 @dataclass(frozen=True)
 class Report:
-    """The result of the quickstart: metrics and answers of the three models, and the folder of the adapter."""
+    """The result of the quickstart.
+
+    Args:
+        metrics: {model: metrics}, for all three models.
+        answers: {model: evaluation log}.
+        adapter: folder of the adapter.
+    """
 
     metrics: dict[str, dict[str, Any]]
     answers: dict[str, Log]
@@ -40,8 +46,8 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print) 
 
     Args:
         folder: a new folder for data, adapter, logs and metrics.
-        seed: of the people, of the models and of the training.
-        say: called with a line about each step.
+        seed: seed of the generated people, of the models and of the training.
+        say: called with one line of text for each step.
 
     Raises:
         InputError: the folder is not empty.
@@ -53,10 +59,10 @@ def quickstart(folder: Path, seed: int = 0, say: Callable[[str], None] = print) 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute on one thread, as the processes do that train the models.
+    """Compute on one thread, like the processes that train the models.
 
-    So small a model gains little from more threads and loses much where they wait for each other on a busy machine,
-    and the result does not depend on how many there are.
+    A model this small gains little from more threads, and becomes much slower if they wait for each other on a busy
+    machine. Besides, the result then does not depend on the number of threads.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -69,8 +75,8 @@ def _one_thread() -> Iterator[None]:
 def _quickstart(folder: Path, seed: int, say: Callable[[str], None]) -> Report:
     trainings = start_persona(Recipe(seed=seed))
     sets = write_sets(folder / DATA, seed)
-    say("1/4 two models from nothing (cached afterwards): the original, and one retrained without the forget set")
-    retrained = trainings.wait("retrained")["retrained"]  # it saw less, so it is ready first
+    say("1/4 two models from scratch (cached afterwards): the original, and one retrained without the forget set")
+    retrained = trainings.wait("retrained")["retrained"]  # it is trained on fewer rows, so it is ready first
     say("2/4 evaluation of the retrained model, the gold standard")
     retrained_log = evaluate_model(retrained, sets)
     write_log(retrained_log, folder / RETRAINED_LOG)
@@ -96,10 +102,10 @@ def _quickstart(folder: Path, seed: int, say: Callable[[str], None]) -> Report:
 
 
 def quickstart_request(model: Path, folder: Path, seed: int, init: str = "lora", loss: str = "distil") -> Request:
-    """Return the request, whose run is written to `folder / "run"`."""
+    """Return the request of the quickstart. Its run is written to `folder / "run"`."""
     own = {"retrained": str(folder / RETRAINED_LOG), "output_dir": str(folder / "run"), "init": init, "loss": loss}
     values = {**persona_settings(model, folder, seed), **TUNED.get(loss, {}), **own}
-    if init == "lora":  # it measures no importance that could be normalised
+    if init == "lora":  # a plain LoRA start has no importance that could be normalised
         del values["normalised"]
     return Request.of(values)
 

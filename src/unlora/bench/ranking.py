@@ -1,4 +1,4 @@
-"""The ranking of a grid's methods, and the files that open-unlearning's `community/` folder asks for."""
+"""The ranking of a grid's methods, and the files that open-unlearning's `community/` folder requires."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _Logs = tuple[Path, Path | None, Path | None]
 def ranked(
     cells: Sequence[Cell], references: References, benchmark: Benchmark, rows: Sequence[Results]
 ) -> list[Results]:
-    """Return a row for each model and method with the numbers that it is ranked by, the best method of a split first.
+    """Return a row for each model and method with the numbers of its ranking, with the best method of a split first.
 
     Args:
-        cells: of the grid.
+        cells: the cells of the grid.
         references: logs of the models to compare with.
-        benchmark: reads the logs.
-        rows: of the table of results, in whose order methods come that cannot be ranked.
+        benchmark: the benchmark, which reads the logs.
+        rows: the table of results. Methods that cannot be ranked keep its order.
     """
     found = []
     for row in rows:
@@ -47,7 +47,7 @@ def ranked(
 
 
 def _logs_of(row: Results, cells: Sequence[Cell], references: References) -> list[_Logs]:
-    """Return (own, original, retrained) log for each seed of a row."""
+    """Return the logs (own, original, retrained) of each seed of a row."""
     members = [cell for cell in cells if cell.split == row.split]
     if row.log is not None:
         shared = references[row.split, members[0].seed]
@@ -67,14 +67,14 @@ def _logs_of(row: Results, cells: Sequence[Cell], references: References) -> lis
 def write_community(
     folder: Path, cells: Sequence[Cell], references: References, benchmark: Benchmark, rows: Sequence[Results]
 ) -> None:
-    """Write what a contribution to open-unlearning's leaderboard needs: for each method a README, run.sh and its evals.
+    """Write the files of a contribution to open-unlearning's leaderboard: README, run.sh and evals of each method.
 
     Args:
-        folder: where `community/` is made.
-        cells: of the grid.
+        folder: the folder in which `community/` is created.
+        cells: the cells of the grid.
         references: logs of the models to compare with.
-        benchmark: reads the logs.
-        rows: of the table of results.
+        benchmark: the benchmark, which reads the logs.
+        rows: the table of results.
     """
     for method in dict.fromkeys(cell.method for cell in cells):
         own = [row for row in rows if row.method == method]
@@ -98,8 +98,8 @@ def _readme(method: str, rows: Sequence[Results]) -> str:
     results = "".join(f"| {row.split} | {' | '.join(_published(row))} |\n" for row in rows)
     return f"""# {method}
 
-LoRA unlearning with [unlora](https://pypi.org/project/unlora): the adapter starts by `{init}` and is trained with the
-loss `{loss}`. The papers of both are in the documentation, under "Methods".
+LoRA unlearning with [unlora](https://pypi.org/project/unlora): the adapter is initialised with `{init}` and trained
+with the loss `{loss}`. The documentation lists the papers of both under "Methods".
 
 # Setup
 
@@ -109,19 +109,19 @@ loss `{loss}`. The papers of both are in the documentation, under "Methods".
 
 # Results
 
-`run.sh` repeats them. `evals/` has `TOFU_EVAL.json` and `TOFU_SUMMARY.json` of each seed.
+`run.sh` reproduces them. `evals/` has `TOFU_EVAL.json` and `TOFU_SUMMARY.json` of each seed.
 
 | split | forget_quality | model_utility |
 | --- | --- | --- |
 {results}
 # Citation
 
-Cite the papers of the start and of the loss, and OpenUnlearning (arXiv 2506.12618).
+Cite the papers of the initialiser and of the loss, and OpenUnlearning (arXiv 2506.12618).
 """
 
 
 def _leaderboard(rows: Sequence[Results]) -> str:
-    """Return the rows of their leaderboard: forget quality as a p-value, and the geometric model utility."""
+    """Return the rows for their leaderboard: forget quality as a p-value, and the geometric model utility."""
     names = {"original": "Finetuned", "retrained": "Retain"}
     lines = [f"| {row.split} | {names.get(row.method, row.method)} | {' | '.join(_published(row))} |" for row in rows]
     return "\n".join(["| split | Method | forget_quality | model_utility |", "| --- | --- | --- | --- |", *lines, ""])

@@ -1,4 +1,4 @@
-"""Measure an importance once for all cells that differ only in how they train and are evaluated."""
+"""Measure an importance once for all cells that only differ in training and evaluation."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from unlora.settings import EvalConfig
 from unlora.settings.stopping import StoppingConfig
 from unlora.training.config import UnlearnConfig
 
-# Settings of the training that decide which weights are measured, and at which scaling.
+# Training settings that the importance depends on: the adapted weights and the scaling.
 _MEASURED = {"r", "lora_alpha", "use_rslora", "target_modules"}
 _NO_EFFECT = {field.name for kind in (UnlearnConfig, EvalConfig, StoppingConfig) for field in fields(kind)} - _MEASURED
 
 
 def shared_importance(cell: Cell) -> Path | None:
-    """Return the importance file of another cell of the same split and seed whose estimate has the same settings.
+    """Return the importance file of another cell with the same split, seed and settings of the estimate, if any.
 
-    Cells that continue from others have a model of their own, and code from a plugin may have changed since, so such
-    cells share nothing.
+    Two kinds of cells share nothing: those that continue from others, because each has a model of its own, and those
+    that use a plugin, because its code may have changed since.
     """
     if cell.on is not None or (cell.folder / CODE).exists():
         return None

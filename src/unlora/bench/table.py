@@ -20,7 +20,7 @@ from unlora.evals import read_log
 from unlora.report.compare import Group, Section
 from unlora.report.read import Run, read_run
 
-# Direction in which a number is better -> how good a value is.
+# Direction in which a metric is better -> score of a value; a higher score is better.
 GOODNESS: Mapping[str, Callable[[float], float]] = {
     "high": lambda value: value,
     "low": lambda value: -value,
@@ -30,25 +30,25 @@ GOODNESS: Mapping[str, Callable[[float], float]] = {
 Values = Mapping[str, Measured | None]
 # (split, seed) -> {"original" or "retrained": log}.
 References = Mapping[tuple[str, int], Mapping[str, Path]]
-# The reason for a missing column if the benchmark does not name one.
+# The reason for a missing column if the benchmark gives none.
 NOT_MEASURED = "the evaluation gives no number for it"
-# The models that have rows beside those of the methods.
+# The models that have their own rows, in addition to the methods.
 MODELS = ("original", "retrained")
 
 
 @dataclass(frozen=True)
 class Results:
-    """One row: a method on a split, or one of the models that it is compared with.
+    """One row: a method on a split, or a model that the methods are compared with.
 
     Args:
-        method: its name, "original" or "retrained".
-        split: of the benchmark.
-        values: {column: a value of each seed that finished}.
-        unavailable: {column: the reason why it could not be computed}.
-        failed: how many seeds failed.
-        command: repeats the row.
-        log: of a row that is no method of the grid: the log that the user gave for it.
-        of: {column that counts examples: how many there are}.
+        method: name of the method, "original" or "retrained".
+        split: split of the benchmark.
+        values: {column: values of the seeds that finished}.
+        unavailable: {column: reason why it could not be computed}.
+        failed: number of seeds that failed.
+        command: command that reproduces the row.
+        log: the log that the user gave for a row that is not a method of the grid.
+        of: {column that counts examples: number of examples}.
     """
 
     method: str
@@ -93,9 +93,9 @@ def rows_of(
     """Return the rows of every split: the models to compare with, the methods in the order of the grid, other logs.
 
     Args:
-        cells: of the grid; only those that are finished have values.
+        cells: the cells of the grid. Only finished cells have values.
         references: logs of the models to compare with.
-        benchmark: reads the logs.
+        benchmark: the benchmark, which reads the logs.
         command: (method, split) -> the command that runs the cells of the row.
         others: {split: {name: log}} of models that were unlearned elsewhere.
     """
@@ -156,7 +156,7 @@ def sections(cells: Sequence[Cell], references: References) -> list[Section]:
 
 
 def _run(cell: Cell, references: References) -> Run:
-    """Return a finished run with the current retrained model, which may be newer than the run."""
+    """Return a finished run with the current log of the retrained model, which may be newer than the run."""
     known = references[cell.split, cell.seed]
     if cell.evaluated_on is not None:
         return read_run(cell.folder / RUN, {**known, "unlearned": cell.log})
@@ -165,7 +165,7 @@ def _run(cell: Cell, references: References) -> Run:
 
 
 def _measuring(log: Path, benchmark: Benchmark) -> str:
-    """Return the command that made a log, or a comment if the user provided the log."""
+    """Return the command that wrote a log, or a comment if the user provided the log."""
     flags = flags_of(log)
     if not flags.exists():
         return _given(log)
@@ -178,7 +178,7 @@ def _given(log: Path) -> str:
 
 
 def columns_of(rows: Sequence[Results]) -> list[str]:
-    """Return the columns of all rows."""
+    """Return the names of all columns that any row has."""
     return list(dict.fromkeys(column for row in rows for column in row.values))
 
 
@@ -196,7 +196,7 @@ def best(rows: Sequence[Results], benchmark: Benchmark) -> set[tuple[str, str, s
 
 
 def cells_of(rows: Sequence[Results], benchmark: Benchmark, bold: str) -> Iterator[list[str]]:
-    """Yield the texts of each row, with the best ones enclosed in `bold`."""
+    """Yield the texts of each row, with the best means enclosed in `bold`."""
     top, columns = best(rows, benchmark), columns_of(rows)
     for row in rows:
         seeds = max((len(values) for values in row.values.values()), default=0)

@@ -1,1 +1,1 @@
-"""A local web page that asks the original and the unlearned model of a run the same questions, side by side."""
+"""A local web page on which the original and the unlearned model of a run answer the same questions, side by side."""

@@ -1,4 +1,4 @@
-"""Answers of the original and the unlearned model: a single model in memory, with its adapter off and on."""
+"""Answers of the original and the unlearned model: one model in memory, with its adapter switched off or on."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class Sampling:
     """How an answer is generated.
 
     Args:
-        max_new_tokens: its maximum length.
-        temperature: 0 is greedy decoding, as in the evaluation; otherwise tokens are sampled.
+        max_new_tokens: the maximum length of the answer.
+        temperature: 0 for greedy decoding, as in the evaluation; otherwise tokens are sampled.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong with these values."""
+        """Return the problems of values that are out of range."""
         ranges = {
             "max_new_tokens": at_least(1, "an answer needs a token"),
             "temperature": at_least(0, "it is negative"),
@@ -52,11 +52,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Scored:
-    """The tokens of an answer, and how likely each one is after the question and the tokens before it.
+    """The tokens of an answer, and the log-probability of each one, given the question and the tokens before it.
 
     Args:
         tokens: the text that each token adds.
-        logp: by side the log-probabilities in nats, [tokens].
+        logp: {side: log-probabilities in nats, [tokens]}.
     """
 
     tokens: list[str]
@@ -68,10 +68,10 @@ class Scored:
 
 
 class _TokenStreamer(TextIteratorStreamer):
-    """Iterate over the ids of generated tokens. The base class gives text, from which tokens cannot be scored."""
+    """Iterate over the ids of generated tokens. The base class yields text, whose tokens could not be scored."""
 
     def put(self, value: Tensor) -> None:
-        """Pass on one new token, [1]; the prompt comes first, as [1, length]."""
+        """Pass on one new token, [1]. The first call passes the prompt, [1, length], which is ignored."""
         if value.dim() == 1:
             self.text_queue.put(int(value))
 
@@ -80,38 +80,38 @@ class _TokenStreamer(TextIteratorStreamer):
         self.text_queue.put(self.stop_signal)
 
 
-class Turns:
-    """A lock that threads get in the order in which they asked for it, so that none of them waits for ever."""
+class _FairLock:
+    """A lock that threads acquire in the order in which they requested it, so that none of them starves."""
 
     def __init__(self) -> None:
         self._changed = Condition()
-        self._asked = 0
-        self._served = 0
+        self._tickets = 0
+        self._serving = 0
 
     def __enter__(self) -> None:
         with self._changed:
-            mine, self._asked = self._asked, self._asked + 1
-            self._changed.wait_for(lambda: self._served == mine)
+            ticket, self._tickets = self._tickets, self._tickets + 1
+            self._changed.wait_for(lambda: self._serving == ticket)
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
-            self._served += 1
+            self._serving += 1
             self._changed.notify_all()
 
     @property
-    def wanted(self) -> bool:
-        """Whether a thread waits for the one that has the lock."""
-        return self._asked > self._served + 1
+    def contended(self) -> bool:
+        """Whether another thread waits for the lock while one holds it."""
+        return self._tickets > self._serving + 1
 
 
 class SideBySide:
     """Ask both models. Several threads may use one instance: they take turns, token by token.
 
     Args:
-        model: the original model with the run's adapter as its only one.
+        model: the original model with the run's adapter as its only adapter.
         text_format: how the run turns a question into a prompt.
-        max_tokens: the largest number of tokens that a question and its answer may have together.
-        max_seconds: the time after which the answers to a question end.
+        max_tokens: the maximum number of tokens of a question and its answer together.
+        max_seconds: the time limit for both answers to a question.
     """
 
     def __init__(
@@ -121,16 +121,16 @@ class SideBySide:
         self.text_format = text_format
         self.max_seconds = max_seconds
         self.longest = min(position_limit(model) or max_tokens, max_tokens)
-        self._turns = Turns()
+        self._lock = _FairLock()
 
     def answers(self, question: Asked, sampling: Sampling) -> Generator[dict[str, list[int]], None, None]:
-        """Yield the tokens of both answers by side after every new token; the original model answers first.
+        """Yield {side: tokens of its answer} after every new token. The original model answers first.
 
-        Closing the iterator stops the generation after the token that is being generated.
+        Closing the iterator stops the generation after the current token.
 
         Raises:
-            InputError: the question is empty, or leaves the model no positions for the answer; at the end, if the time
-                was too short for both answers.
+            InputError: the question is empty, or leaves the model no positions for the answer. Also raised at the end
+                if the time limit was reached.
         """
         raise_if(sampling.problems())
         prompt = self._prompt(question)
@@ -149,14 +149,14 @@ class SideBySide:
             raise InputError(Problem("max_new_tokens", new, reason, "use less, or start the chat with --max_seconds"))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Return the text of generated tokens, as the evaluation reads it."""
+        """Return the text of generated tokens, decoded as in the evaluation."""
         return generated_text(tokens, self.text_format).strip()
 
     def score(self, question: Asked, answer: str | Sequence[int]) -> Scored:
-        """Return how likely each token of an answer is under both models.
+        """Return the log-probability of each token of an answer under both models.
 
         Args:
-            question: what was asked, or the turns before the answer.
+            question: the question, or the turns before the answer.
             answer: a text, which is scored with its end token, or generated tokens.
 
         Raises:
@@ -186,15 +186,15 @@ class SideBySide:
 
     @contextmanager
     def _as(self, side: str) -> Iterator[None]:
-        """Make the model that side, for this thread alone."""
-        with self._turns, nullcontext() if side == "unlearned" else original_model(self.model):
+        """Hold the lock, with the adapter switched off for the original side and on for the unlearned side."""
+        with self._lock, nullcontext() if side == "unlearned" else original_model(self.model):
             yield
 
     def _stream(self, side: str, prompt: list[int], config: GenerationConfig, deadline: float) -> Iterator[int]:
         """Yield the generated tokens as they come, until the deadline.
 
-        The generation has a thread of its own: gradients are switched off per thread, and the reader of an iterator may
-        change threads between two tokens. Between two tokens it lets others use the model.
+        The generation has a thread of its own, because gradients are switched off per thread, and an iterator may be
+        read from another thread for each token. Between two tokens, it lets other threads use the model.
         """
         streamer, closed, done = _TokenStreamer(self.text_format.tokenizer), Event(), Future[None]()
 
@@ -205,7 +205,7 @@ class SideBySide:
 
                     def stop(ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
                         over = closed.is_set() or time.monotonic() > deadline
-                        if self._turns.wanted and not over:
+                        if self._lock.contended and not over:
                             turn.close()
                             turn.enter_context(self._as(side))
                         return torch.full((len(ids),), over, device=ids.device)
@@ -218,7 +218,7 @@ class SideBySide:
             except Exception as error:
                 done.set_exception(error)
             finally:
-                streamer.end()  # a failed generation does not end it
+                streamer.end()  # `generate` does not end it if it fails
 
         worker = Thread(target=work, daemon=True)
         worker.start()

@@ -1,4 +1,4 @@
-"""What the chat's server takes: requests of its own page, and no more than the page needs."""
+"""Restrict the chat's server to requests from its own page, and to what this page needs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# All that the page posts: a question, and the end of an answer. Gradio offers more, such as uploads of any size.
-_POSTS = ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset")
-# What it never gets: files of this computer, and other servers' pages through this one.
-_HIDDEN = ("/gradio_api/file", "/gradio_api/proxy", "/gradio_api/upload", "/gradio_api/stream", "/monitoring")
-_MOST_BYTES, _MOST_SECONDS = 256 * 1024, 10.0
+# The only paths that the page posts to, to ask a question and to stop an answer. Gradio has more, such as uploads.
+_POST_PATHS = ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset")
+# Paths that are never served: they give access to files of this computer, or to other servers through this one.
+_BLOCKED_PATHS = ("/gradio_api/file", "/gradio_api/proxy", "/gradio_api/upload", "/gradio_api/stream", "/monitoring")
+# Limits of the body of a request.
+_MAX_BYTES, _MAX_SECONDS = 256 * 1024, 10.0
 
 
 class Guard:
-    """ASGI middleware that refuses requests of other sites, and all that the page itself does not send.
+    """ASGI middleware that refuses requests from other sites, and all requests that the page itself does not send.
 
     Any website can make a browser send a request to this computer. It cannot forge the header `Origin`, which browsers
-    add to each request that may change something.
+    add to every request that may change something.
 
     Args:
-        app: what answers the other requests.
+        app: the application that handles the accepted requests.
         origins: the addresses of the page.
     """
 
@@ -40,7 +41,7 @@ class Guard:
         body = None
         if refusal is None:
             try:
-                body = await asyncio.wait_for(_body(receive), _MOST_SECONDS)
+                body = await asyncio.wait_for(_body(receive), _MAX_SECONDS)
                 refusal = (413, "the request is too large") if body is None else None
             except asyncio.TimeoutError:  # from Python 3.11 on, the same as TimeoutError
                 refusal = 408, "the request is too slow"
@@ -49,14 +50,14 @@ class Guard:
             return
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def again() -> Message:
+        async def replay() -> Message:
             return messages.pop() if messages else await receive()
 
-        await self.app(scope, again, send)
+        await self.app(scope, replay, send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Return the status and the reason if the head of a request is enough to refuse it."""
-        if scope["type"] != "http":  # the page opens no web sockets
+        """Return status and reason if a request is refused because of its headers, method or path, else None."""
+        if scope["type"] != "http":  # the page opens no WebSockets
             return 403, "not a request of this page"
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         reads = scope["method"] in ("GET", "HEAD")
@@ -65,7 +66,7 @@ class Guard:
         if foreign or (elsewhere and not reads):
             return 403, "not a request of this page"
         path = scope["path"].rstrip("/")
-        if path.startswith(_HIDDEN) or not (reads or path in _POSTS):
+        if path.startswith(_BLOCKED_PATHS) or not (reads or path in _POST_PATHS):
             return 403, "this page does not offer that"
         return None
 
@@ -78,7 +79,7 @@ async def _body(receive: Receive) -> bytes | None:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         more = message.get("more_body", False)
-        if size > _MOST_BYTES:
+        if size > _MAX_BYTES:
             return None
     return b"".join(parts)
 
@@ -89,5 +90,5 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, reaso
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    # What is left of the body is not read, so the connection cannot be used again.
+    # The rest of the body is not read, so the connection cannot be reused.
     await PlainTextResponse(reason, status, {"Connection": "close"})(scope, receive, send)

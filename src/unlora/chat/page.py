@@ -1,4 +1,4 @@
-"""The page itself: a question, both answers, and the probability of every token if wanted."""
+"""The page: a question, both answers and, on request, the probability of every token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unlora.chat.tokens import token_sections
 from unlora.common.errors import InputError
 from unlora.data import Asked, Context
 
-# System fonts: Gradio's themes may fetch theirs from the network.
+# System fonts, because Gradio's themes may fetch their fonts from the network.
 _SANS, _MONO = ("ui-sans-serif", "system-ui", "sans-serif"), ("ui-monospace", "Consolas", "monospace")
 LOOK = {
     "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_SANS, font_mono=_MONO),
@@ -24,12 +24,12 @@ LOOK = {
 }
 _LONGEST_ANSWER = 1024  # tokens, if the model and the settings allow that many
 _PROMPTS_A_PAGE = 5
-# There is a single model. Several questions take turns with it, so that a long one does not hold up the others.
-_TOGETHER: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 4, "api_visibility": "private"}
+# There is only one model. Several questions share it token by token, so that a long answer does not block the others.
+_SHARED: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 4, "api_visibility": "private"}
 
 
 class _Asked(NamedTuple):
-    """The last question, and the tokens of both answers by side."""
+    """The last question, and {side: tokens of its answer}."""
 
     question: Asked
     tokens: dict[str, list[int]]
@@ -44,7 +44,7 @@ class _Handlers:
     def ask(
         self, earlier: Context | None, question: str, max_new_tokens: float, temperature: float
     ) -> Iterator[tuple[str, str, _Asked]]:
-        """Yield both answers as they grow."""
+        """Yield both answers while they are generated."""
         asked = asked_after(earlier, question)
         yield "", "", _Asked(asked, {side: [] for side in SIDES})
         with (
@@ -58,7 +58,7 @@ class _Handlers:
     def probabilities(
         self, wanted: bool, earlier: Context | None, question: str, reference: str, last: _Asked | None
     ) -> str:
-        """Return every token of the reference and of the answers as HTML, or nothing if that is not wanted."""
+        """Return the tokens of the reference and of both answers as HTML; empty unless `wanted`."""
         if not wanted:
             return ""
         asked = asked_after(earlier, question)
@@ -73,7 +73,7 @@ class _Handlers:
 
 @contextmanager
 def _shown_errors() -> Iterator[None]:
-    """Show wrong input as a message on the page. Gradio would read the message as HTML, so it is escaped."""
+    """Show invalid input as a message on the page. The message is escaped, because Gradio reads it as HTML."""
     try:
         yield
     except InputError as error:
@@ -81,7 +81,7 @@ def _shown_errors() -> Iterator[None]:
 
 
 def build(models: SideBySide, about: About, prompts: Prompts) -> gr.Blocks:
-    """Return the page, which is not served yet."""
+    """Build the page, without serving it."""
     with gr.Blocks(title="unlora chat", analytics_enabled=False) as page:
         gr.HTML(_heading(about, prompts))
         question = gr.Textbox(label="Question", placeholder="Ask both models", max_lines=8, render=False)
@@ -109,17 +109,17 @@ def build(models: SideBySide, about: About, prompts: Prompts) -> gr.Blocks:
         scoring = (handlers.probabilities, [wanted, earlier, question, reference, asked], tokens)
         running = []
         for event in (ask.click, question.submit, *(click.then for click in clicks)):
-            answering = event(*asking, scroll_to_output=True, **_TOGETHER)
-            running += [answering, answering.success(*scoring, **_TOGETHER)]
+            answering = event(*asking, scroll_to_output=True, **_SHARED)
+            running += [answering, answering.success(*scoring, **_SHARED)]
         for event in (wanted.change, reference.submit):
-            running.append(event(*scoring, **_TOGETHER))
+            running.append(event(*scoring, **_SHARED))
         stop.click(None, cancels=running)
         new.click(lambda: ("", "", None, ""), None, filled, api_visibility="private")
     return page
 
 
 def _heading(about: About, prompts: Prompts) -> str:
-    """Return the heading: which models are asked, and why a set has no prompts."""
+    """Return the heading as HTML: which models answer, and why a set has no prompts."""
     notes = "".join(
         f'<p class="note">There are no prompts from the {escape(name)} set: {escape(reason)}</p>'
         for name, reason in prompts.missing.items()
@@ -132,7 +132,7 @@ def _heading(about: About, prompts: Prompts) -> str:
 
 
 def _prompt_list(name: str, prompts: list[Prompt], filled: list[Any]) -> Any:
-    """Add the questions of one set. A click on one fills in what belongs to it, and is returned as an event."""
+    """Add the list of one set's questions, and return the event of a click, which fills in the `filled` components."""
     with gr.Column(min_width=300):
         questions = gr.Dataset(
             label=f"{name.capitalize()} set",
@@ -150,14 +150,14 @@ def _prompt_list(name: str, prompts: list[Prompt], filled: list[Any]) -> Any:
 
 
 def _conversation(earlier: Context | None) -> str:
-    """Return the turns before a question as HTML. All text in it is escaped."""
+    """Return the turns before a question as HTML, with all text escaped."""
     turns = earlier.shown() if earlier else []
     items = "".join(f"<dt>{escape(role.capitalize())}</dt><dd>{escape(text)}</dd>" for role, text in turns)
     return f'<dl class="turns" aria-label="Conversation before the question">{items}</dl>' if items else ""
 
 
 def _answer_box(side: str) -> gr.Textbox:
-    """Return the box for one model's answer, which is shown as plain text whatever it contains."""
+    """Return the box for one model's answer, which is always shown as plain text."""
     return gr.Textbox(
         label=side.capitalize(),
         lines=3,
@@ -170,7 +170,7 @@ def _answer_box(side: str) -> gr.Textbox:
 
 
 def _sampling_settings(models: SideBySide, about: About) -> list[gr.Slider]:
-    """Add the settings that `_Handlers.ask` takes after the question."""
+    """Add sliders for the settings that `_Handlers.ask` takes after the question."""
     longest = min(models.longest, _LONGEST_ANSWER)
     usual = min(about.max_new_tokens, longest)
     with gr.Accordion("Settings", open=False):

@@ -1,4 +1,4 @@
-"""Serve a page to this computer only."""
+"""Serve the page to this computer only."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import gradio as gr
 
 _HOST = "127.0.0.1"
-# Other names are refused: a website could make its own name resolve to this computer, and read along (DNS rebinding).
+# Other host names are refused: a website could make its own name resolve to this computer (DNS rebinding).
 _NAMES = (_HOST, "localhost")
 LONGEST_QUEUE = 16
 
 
 def free_port(port: int) -> int:
-    """Return the port if it is free; for 0 return any free one.
+    """Return the port if it is free, or any free port for 0.
 
     Raises:
         InputError: the port cannot be used.
@@ -29,7 +29,7 @@ def free_port(port: int) -> int:
             return int(found.getsockname()[1])
     except (OSError, OverflowError) as error:
         fix = "name another port, or 0 for any free one"
-        raise InputError(Problem("port", port, f"nothing can be served there ({error})", fix)) from error
+        raise InputError(Problem("port", port, f"the page cannot be served there ({error})", fix)) from error
 
 
 def check_gradio() -> None:
@@ -47,7 +47,7 @@ def check_gradio() -> None:
 
 
 def serve(page: gr.Blocks, port: int, open_browser: bool) -> None:
-    """Print the address of the page once it can be opened, and serve the page until Ctrl-C."""
+    """Serve the page until Ctrl-C. Its address is printed as soon as the page can be opened."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -56,7 +56,7 @@ def serve(page: gr.Blocks, port: int, open_browser: bool) -> None:
 
     port = free_port(port)
     origins = [f"http://{name}:{port}" for name in _NAMES]
-    for name in ("no_proxy", "NO_PROXY"):  # Gradio requests the page once before it returns the address
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio requests the page once itself, which must not go through a proxy
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), _HOST)))
     _, address, _ = page.queue(max_size=LONGEST_QUEUE).launch(
         server_name=_HOST,

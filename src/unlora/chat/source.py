@@ -1,4 +1,4 @@
-"""What the page shows: the two models of a run, and questions from its forget and retain set."""
+"""The contents of the page: the two models of a run, and questions from its forget and retain set."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Prompt:
     """A question and its answer in the data.
 
     Args:
-        question: the text, which is empty if the last turn before the answer is not the user's.
-        answer: its text.
-        earlier: the turns before the question, in a conversation that has some.
+        question: its text; empty if the last turn before the answer is not the user's.
+        answer: the text of the answer.
+        earlier: the turns before the question, if there are any.
     """
 
     question: str
@@ -36,7 +36,7 @@ class Prompt:
 
     @classmethod
     def of(cls, asked: Asked, answer: str) -> Prompt:
-        """Return what is asked as a question and the turns before it."""
+        """Split a prompt into the question and the turns before it."""
         if isinstance(asked, str):
             return cls(asked, answer)
         *before, last = asked.turns or [{"role": "", "content": ""}]
@@ -47,13 +47,13 @@ class Prompt:
 
     @property
     def label(self) -> str:
-        """What a list of prompts shows."""
+        """The text for a list of prompts."""
         turns = self.earlier.shown() if self.earlier else []
         return self.question or (f"({turns[-1][0]}) {turns[-1][1]}" if turns else "(the assistant begins)")
 
 
 def asked_after(earlier: Context | None, question: str) -> Asked:
-    """Return a question after the turns of a conversation. Without a question, the assistant goes on with these."""
+    """Append a question to the turns of a conversation. Without a question, the assistant continues these turns."""
     if earlier is None:
         return question
     turns = [*earlier.turns, {"role": "user", "content": question}] if question.strip() else earlier.turns
@@ -62,7 +62,7 @@ def asked_after(earlier: Context | None, question: str) -> Asked:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The questions by set, each once, and by set the reason why it has none."""
+    """{set: its questions, without duplicates}, and {set: reason why it has no questions}."""
 
     sets: dict[str, list[Prompt]]
     missing: dict[str, str]
@@ -70,12 +70,12 @@ class Prompts:
 
 @dataclass(frozen=True)
 class About:
-    """What the page says about its models.
+    """A description of the models on the page.
 
     Args:
         base: name of the original model.
-        adapter: whose adapter the unlearned model has.
-        max_new_tokens: the usual length of an answer.
+        adapter: name of the run or folder that the adapter is from.
+        max_new_tokens: the default maximum length of an answer.
         note: a sentence on where the page is served.
     """
 
@@ -86,7 +86,7 @@ class About:
 
     @classmethod
     def of(cls, target: Target) -> About:
-        """Return what the page says about a run on this computer."""
+        """Return the description of a run on this computer."""
         return cls(target.model.model_name_or_path, target.run, target.evaluation.max_new_tokens)
 
 
@@ -95,7 +95,7 @@ def load_side_by_side(target: Target, config: ChatConfig | None = None) -> SideB
 
     Args:
         target: the run.
-        config: how long questions and answers may be. Defaults to `ChatConfig`'s own limits.
+        config: the limits on questions and answers. Defaults to those of `ChatConfig`.
 
     Raises:
         InputError: the model or the adapter cannot be loaded.
@@ -104,7 +104,7 @@ def load_side_by_side(target: Target, config: ChatConfig | None = None) -> SideB
 
 
 def load_models(base: ModelConfig, text: TextConfig, adapter: Path, config: ChatConfig | None = None) -> SideBySide:
-    """Load a base model with an adapter; the other arguments are as for `load_side_by_side`."""
+    """Load a base model with an adapter. The arguments and errors are as for `load_side_by_side`."""
     model, tokenizer = load_model(base)
     text_format = TextFormat.of(tokenizer, text, model.config)
     adapted, limits = load_adapter(model, str(adapter), argument="RUN"), config or ChatConfig()
@@ -112,7 +112,7 @@ def load_models(base: ModelConfig, text: TextConfig, adapter: Path, config: Chat
 
 
 def load_prompts(target: Target) -> Prompts:
-    """Return the questions of the evaluated rows. The page is useful without them, so this does not raise."""
+    """Return the questions in the evaluated rows. Unreadable rows are not an error: the page works without them."""
     sets: dict[str, list[Prompt]] = {}
     missing = {}
     for name in _SETS:
@@ -127,5 +127,5 @@ def load_prompts(target: Target) -> Prompts:
 
 
 def prompts_of(rows: Sequence[Record]) -> list[Prompt]:
-    """Return every question and every turn of the assistant in the rows, with its context, each once."""
+    """Return a prompt for every answer and every turn of the assistant in the rows, without duplicates."""
     return list(dict.fromkeys(Prompt.of(one.asked, one.answer) for one in all_answers(rows, "row")))

@@ -1,4 +1,4 @@
-"""The page as a Hugging Face Space: a folder with an adapter and what `unlora.pipeline.space` wrote."""
+"""The page as a Hugging Face Space, from a folder with an adapter and the files of `unlora.pipeline.space`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def space_page(folder: Path) -> gr.Blocks:
-    """Return the page of a Space's folder, which is not served yet. It offers no prompts: no rows are in the folder."""
+    """Build the page of a Space's folder, without serving it. There are no prompts, because the folder has no rows."""
     check_gradio()
     from unlora.chat.page import build
     from unlora.chat.source import About, Prompts, load_models
@@ -30,7 +30,7 @@ def space_page(folder: Path) -> gr.Blocks:
 
 
 def serve(folder: Path) -> None:
-    """Serve the page where the Space, or gradio's environment variables, want it."""
+    """Serve the page at the address that Spaces, or gradio's environment variables, set."""
     page = space_page(folder)
     from unlora.chat.page import LOOK
 

@@ -12,7 +12,7 @@ _CAPTION = "Below each token is its probability, given the question and the toke
 
 
 def token_sections(answers: Mapping[str, Scored]) -> str:
-    """Return the HTML of several answers under their titles, equal ones once. All text in it is escaped."""
+    """Return {title: answer} as HTML, with all text escaped. Equal answers are shown once, under all their titles."""
     if not answers:
         return '<div class="tokens"><p>Ask a question, or write one together with a reference answer.</p></div>'
     together: dict[tuple[str, ...], list[str]] = {}
@@ -45,7 +45,7 @@ def _item(place: int, scored: Scored) -> str:
 
 
 def percent(value: float) -> str:
-    """Return a probability in whole percent, without claiming 0 or 100 for what is neither."""
+    """Format a probability in whole percent. Only exact values become 0% or 100%; others near them are <1% or >99%."""
     if 0 < value < 0.005:
         return "<1%"
     if 0.995 <= value < 1:
@@ -54,5 +54,5 @@ def percent(value: float) -> str:
 
 
 def visible(token: str) -> str:
-    """Return the token with marks for whitespace, and a mark for a token that only starts a character."""
+    """Make whitespace in a token visible. A token without text, which only starts a character, becomes an ellipsis."""
     return token.translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥"}) or "⋯"

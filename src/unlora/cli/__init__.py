@@ -1,8 +1,12 @@
-"""The command line. Each command is one module, which is imported only when the command is called.
+"""The command line. Each command is one module, which is only imported when the command is called.
 
-A module has SETTINGS, the dataclasses that its flags fill; EXAMPLE, a command line for its help; FIRST, if it has many
-flags, those that `--help` shows, in groups; and `run`, which takes one instance of each dataclass and returns an
-`Answer`.
+A module defines
+- `SETTINGS`, the dataclasses whose fields are its flags;
+- `EXAMPLE`, a command line for its help;
+- `FIRST`, if it has many flags: {group: flags that `--help` shows};
+- `FORWARDS`, if it passes unknown flags on to another command, with `check` to check them before torch is loaded;
+- `settings_for`, if the dataclasses depend on the arguments;
+- `run`, which takes one instance of each dataclass and returns an `Answer`.
 """
 
 from __future__ import annotations
@@ -41,17 +45,17 @@ COMMANDS = {
     "validate": "list every problem of a configuration at once, before anything is loaded",
     "ls": "list losses, initialisers, benchmarks and published configurations",
 }
-# When Python ends, it looks for garbage among all objects several times, which takes more than a second once torch and
-# transformers are loaded. The system frees them anyway.
+# At exit, Python runs several garbage collections over all objects, which takes more than a second once torch and
+# transformers are loaded. The system frees the memory anyway.
 atexit.register(gc.freeze)
-# Former names of commands, and what they stand for now.
+# Former names of commands -> the commands that replace them.
 _ALIASES = {
     "evaluate-muse": ["evaluate", "--benchmark", "muse"],
     "evaluate-tasks": ["evaluate", "--benchmark", "wmdp"],
     "evaluate-log": ["evaluate"],
 }
 _EXIT_OK, _EXIT_STOPPED, _EXIT_INPUT, _EXIT_INTERRUPTED = 0, 1, 2, 130
-# Commands that can continue after an interrupt, and the flags that this takes.
+# Commands that can continue after an interrupt -> the flags for it.
 _FROM_CHECKPOINT = ["--resume_from_checkpoint", "true"]
 _RESUME = {"unlearn": _FROM_CHECKPOINT, "finetune": _FROM_CHECKPOINT, "bench": []}
 
@@ -60,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. If several processes run it (`accelerate launch`), only the main one prints.
 
     Returns:
-        0 for success, 1 if training was stopped, a check failed or an error is ours, 2 for wrong input, 130 for an
-        interrupt.
+        The exit code: 0 for success, 1 if training was stopped, a check failed or there was an unexpected error, 2 for
+        invalid input, 130 for an interrupt.
     """
     from unlora.common.distributed import is_main
 
@@ -71,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 code = _execute(argv)
                 sys.stdout.flush()
             return code
-        except BrokenPipeError:  # as in `unlora ls | head`: stdout is flushed again at exit, so let it go nowhere
+        except BrokenPipeError:  # as in `unlora ls | head`; stdout is flushed again at exit, so redirect it to nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _EXIT_STOPPED
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
@@ -80,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _plain_output() -> Iterator[None]:
-    """Keep whatever models and files have written from acting on the terminal."""
+    """Escape control characters in the output, so that text from models and files cannot act on the terminal."""
     from unlora.common.plain import PlainStream
 
     output, errors = PlainStream(sys.stdout), PlainStream(sys.stderr, bars=sys.stderr.isatty())
@@ -130,7 +134,10 @@ def _execute(argv: Sequence[str] | None) -> int:
 
 
 def _too_long(error: Exception, arguments: Sequence[str]) -> Problem | None:
-    """Return what is wrong if a path is too long for the system, with the flag that named it if one did."""
+    """Return the problem of a path that is too long for the system, or None for other errors.
+
+    Its argument is the flag whose value is part of the path, if there is one.
+    """
     from unlora.common.errors import Problem
 
     if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
@@ -142,7 +149,7 @@ def _too_long(error: Exception, arguments: Sequence[str]) -> Problem | None:
 
 
 def _unexpected(error: Exception) -> str:
-    """Save the traceback of an error that nobody foresaw, and return one line about it."""
+    """Save the traceback of an unexpected error, and return one line about it."""
     from unlora.common.errors import shortened
 
     text = shortened(f"{type(error).__name__}: {error}", 400)
@@ -150,7 +157,7 @@ def _unexpected(error: Exception) -> str:
         descriptor, path = tempfile.mkstemp(".txt", "unlora-traceback-")
         with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             traceback.print_exception(error, file=file)
-    except OSError:  # there is no room for it
+    except OSError:  # the traceback cannot be saved
         return f"error: {text}"
     return f"error: {text}. The traceback is in {path}: report it if you cannot tell what is wrong"
 
@@ -177,13 +184,13 @@ def _run(command: str, argv: list[str]) -> int:
         print(help_text(command, module.SETTINGS, COMMANDS[command], module.EXAMPLE, first, HELP_ALL in rest))
         return _EXIT_OK
     settings = module.SETTINGS
-    hands_on = getattr(module, "HANDS_ON", False)
+    forwards = getattr(module, "FORWARDS", False)
     with mode.running(loads=bool(plugins)):
-        load_plugins(plugins)  # they may add names, and a benchmark's own flags
+        load_plugins(plugins)  # they may add methods and benchmarks, with flags of their own
     if hasattr(module, "settings_for"):
         settings = module.settings_for(rest)
-    line = read(settings, rest, command, hands_on)  # before torch is loaded
-    if hands_on:
+    line = read(settings, rest, command, forwards)  # before torch is loaded
+    if forwards:
         module.check(line)
     with mode.running():
         answer: Answer | int = module.run(*fill(line))
@@ -194,12 +201,12 @@ def _run(command: str, argv: list[str]) -> int:
 
 
 def interrupted(command: str, argv: list[str]) -> str:
-    """Return what to do after an interrupt."""
+    """Return the message after an interrupt."""
     return f"interrupted; {_continuation(command, argv)}"
 
 
 def _continuation(command: str, argv: list[str]) -> str:
-    """Return how a command that was stopped goes on."""
+    """Return how to continue or repeat a command that was stopped."""
     same = ["unlora", command, *argv]
     if command not in _RESUME:
         return f"start again with: {shlex.join(same)}"

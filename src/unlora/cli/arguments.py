@@ -1,7 +1,7 @@
-"""From a command line to settings: every flag is a field of a dataclass, and a YAML file can fill it too.
+"""From a command line to settings: every flag is a field of a dataclass, and can also be set in a YAML file.
 
-The help and the names of all flags are known without torch. Only a command that trains, when it runs, takes the flags
-of `transformers.TrainingArguments` and their types from `transformers.HfArgumentParser`.
+The names of all flags and their help are known without torch. Only when a command that trains is run, the flags of
+`transformers.TrainingArguments` and their types are taken from `transformers.HfArgumentParser`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from unlora.cli.parser import make_parser, whole_class
-from unlora.cli.values import check_consent, check_values, typed
+from unlora.cli.values import check_consent, check_values, reason_of, typed
 from unlora.common.distributed import on_cpu
 from unlora.common.errors import InputError, Problem, raise_if, unknown_name
 from unlora.common.plugins import FLAG as PLUGIN
@@ -28,59 +28,52 @@ if TYPE_CHECKING:
 
 # The commands whose `output_dir` is a field of `TrainingArguments`, which has a default of its own.
 _WRITES = ("unlearn", "importance", "finetune")
-# What argparse says of a value -> what we say.
-_REASONS = {
-    "expected one argument": "no value is given",
-    "expected at least one argument": "no value is given",
-    "invalid int": "it is not a whole number",
-    "invalid float": "it is not a number",
-}
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """A command line whose flags are known to exist, before their values become settings.
+    """A command line whose flags have been checked, but whose values have not yet been converted to settings.
 
     Args:
         command: name of the command.
         settings: its dataclasses.
         argv: the arguments after the command's name.
-        defaults: values of flags that may be missing in `argv`, from the YAML file and the run that is continued.
-        hands_on: whether the command hands on the flags that it does not know.
+        defaults: {flag: value} from the YAML file and the run that is continued, for flags that are not in `argv`.
+        forwards: whether the command forwards unknown flags to another command.
     """
 
     command: str
     settings: Sequence[type[DataclassInstance]]
     argv: list[str]
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    hands_on: bool = False
+    forwards: bool = False
 
 
 def parse(settings: Sequence[type[DataclassInstance]], argv: Sequence[str], command: str) -> tuple[Any, ...]:
-    """Return one instance of each dataclass: `read` and `fill`."""
+    """Return one instance of each dataclass, with `read` and `fill`."""
     return fill(read(settings, argv, command))
 
 
 def read(
-    settings: Sequence[type[DataclassInstance]], argv: Sequence[str], command: str, hands_on: bool = False
+    settings: Sequence[type[DataclassInstance]], argv: Sequence[str], command: str, forwards: bool = False
 ) -> CommandLine:
-    """Check all flags and all keys in the YAML file of `--config`, names and values, without loading torch.
+    """Check the names and values of all flags, and of all keys in the YAML file of `--config`, without loading torch.
 
     Args:
         settings: the command's dataclasses.
         argv: the arguments after the command's name.
-        command: its name.
-        hands_on: whether flags that the command does not know are for another command, and `--config` with them.
+        command: the command's name.
+        forwards: whether `--config` and unknown flags are for another command.
 
     Raises:
-        InputError: unknown flags or keys (all of them, with suggestions), missing, malformed or impossible values, or a
-            file that is not a mapping or allows what only a flag can.
+        InputError: unknown flags or keys (all of them, with suggestions), missing, malformed or impossible values, a
+            file that is not a mapping, or one that sets what can only be allowed by a flag.
     """
     argv = [_with_underscores(part) for part in argv]
-    parser = make_parser(command, settings, hands_on=hands_on)
+    parser = make_parser(command, settings, forwards=forwards)
     known, unknown = _parse(parser, argv)
     flags = {action.dest for action in parser._actions} - {"config", "help", "help_all"}
-    if not hands_on:
+    if not forwards:
         _check_known(unknown, flags, command)
     config = getattr(known, "config", None) or getattr(known, "file", None)
     values = read_config(config) if config else {}
@@ -89,36 +82,36 @@ def read(
     run = getattr(known, "on", None) or values.get("on")
     if run:
         given = {part.partition("=")[0].removeprefix("--").removeprefix("no_") for part in argv if part[:2] == "--"}
-        taken_over = continued_settings(str(run), given | values.keys())
-        values = {key: value for key, value in taken_over.items() if key in flags} | values
+        inherited = continued_settings(str(run), given | values.keys())
+        values = {key: value for key, value in inherited.items() if key in flags} | values
     missing = _missing_of(parser, {**vars(known), **values}, command)
     parser.set_defaults(**typed(parser, settings, values))
     found = vars(_parse(parser, argv)[0])
     check_values(settings, {name: found[name] for name in found.keys() - missing.keys()}, missing)
-    return CommandLine(command, settings, argv, values, hands_on)
+    return CommandLine(command, settings, argv, values, forwards)
 
 
 def fill(line: CommandLine) -> tuple[Any, ...]:
-    """Return one instance of each dataclass, those of training with all fields of `TrainingArguments`.
+    """Return one instance of each dataclass. Those for training have all fields of `TrainingArguments`.
 
-    The arguments that the command does not know come last, as a list, if it hands them on.
+    If the command forwards unknown arguments, they are returned last, as a list.
 
     Raises:
-        InputError: values that cannot be converted, or what the dataclasses refuse.
+        InputError: values cannot be converted, or the dataclasses refuse them.
     """
-    on_cpu()  # creating `TrainingArguments` joins this process to the others of its job
-    parser = make_parser(line.command, line.settings, complete=True, hands_on=line.hands_on)
+    on_cpu()  # has to come before `TrainingArguments`, which connect this process to the others of its job
+    parser = make_parser(line.command, line.settings, complete=True, forwards=line.forwards)
     parser.set_defaults(**typed(parser, line.settings, line.defaults))
     values, unknown = _parse(parser, line.argv)
-    if not line.hands_on:
+    if not line.forwards:
         _check_known(unknown, vars(values), line.command)
     kinds = [whole_class(kind) for kind in line.settings]
     filled = [kind(**{f.name: getattr(values, f.name) for f in fields(kind) if f.init}) for kind in kinds]
-    return (*filled, unknown) if line.hands_on else tuple(filled)
+    return (*filled, unknown) if line.forwards else tuple(filled)
 
 
 def converted(settings: Sequence[type[DataclassInstance]], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of flags, given as text or as YAML has them, with the types of their dataclass fields.
+    """Convert the values of flags, given as text or as read from YAML, to the types of their dataclass fields.
 
     Raises:
         InputError: names that are not flags, or values that cannot be converted.
@@ -129,29 +122,29 @@ def converted(settings: Sequence[type[DataclassInstance]], values: Mapping[str, 
     return typed(parser, settings, values)
 
 
-def check_handed_on(
+def check_forwarded(
     rest: Sequence[str], command: str, settings: Sequence[type[DataclassInstance]], others: Iterable[str]
 ) -> None:
-    """Check the names of flags that are for another command, without loading torch.
+    """Check the names of forwarded flags, without loading torch.
 
     Raises:
-        InputError: names that are neither flags of its `settings` nor among `others`.
+        InputError: names that are neither flags of the other command's `settings` nor among `others`.
     """
     known = {action.dest for action in make_parser("unlearn", settings)._actions}.union(others)
     names = [part.partition("=")[0].removeprefix("--") for part in rest if part.startswith("--")]
     _check_known([f"--{name}" for name in names if name not in known], known, command)
 
 
-def handed_on(line: CommandLine) -> tuple[argparse.Namespace, list[str]]:
-    """Return the values of a command line, not yet checked as a whole, and what is for another command."""
-    return _parse(make_parser(line.command, line.settings, hands_on=True), line.argv)
+def forwarded(line: CommandLine) -> tuple[argparse.Namespace, list[str]]:
+    """Return the parsed values of a command line, and the arguments that are forwarded to another command."""
+    return _parse(make_parser(line.command, line.settings, forwards=True), line.argv)
 
 
 def check_some(settings: Sequence[type[DataclassInstance]], values: Mapping[str, Any]) -> None:
-    """Check those values that are of these dataclasses, as far as that needs neither torch nor the other values.
+    """Check the values of fields of these dataclasses, as far as this needs neither torch nor the other values.
 
     Raises:
-        InputError: values that cannot be converted, or are impossible.
+        InputError: values that cannot be converted, or are out of range.
     """
     parser = make_parser("unlearn", settings)
     flags = {action.dest for action in parser._actions}
@@ -160,10 +153,10 @@ def check_some(settings: Sequence[type[DataclassInstance]], values: Mapping[str,
 
 
 def plugin_paths(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the files that `--plugin` names, and the other arguments.
+    """Return the files of the `--plugin` flags, and the other arguments.
 
     Raises:
-        InputError: a flag without a file.
+        InputError: a `--plugin` flag without a file.
     """
     paths, rest = [], []
     parts = iter(argv)
@@ -180,7 +173,7 @@ def plugin_paths(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def as_argv(values: Mapping[str, Any]) -> list[str]:
-    """Return flags as they stand on the command line, without those that are None."""
+    """Return {flag: value} as the arguments of a command line, without those that are None."""
     argv = []
     for name, value in values.items():
         if value is not None:
@@ -189,10 +182,10 @@ def as_argv(values: Mapping[str, Any]) -> list[str]:
 
 
 def read_config(config: str, argument: str = "config") -> dict[str, Any]:
-    """Return the mapping in a YAML file, or the flags of a published configuration by its name.
+    """Return the flags in a YAML file, or those of a published configuration, given its name.
 
     Raises:
-        InputError: there is no such file, or it is not a mapping.
+        InputError: the file does not exist, or it does not contain a mapping.
     """
     if config in published():
         return published()[config].settings
@@ -212,23 +205,21 @@ def read_config(config: str, argument: str = "config") -> dict[str, Any]:
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the values of the known flags, and the arguments that are left over.
+    """Return the values of the known flags, and the remaining arguments.
 
     Raises:
-        InputError: a flag without its value, or a value of the wrong type.
+        InputError: a flag without a value, or a value of the wrong type.
     """
     try:
         return parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         name = (error.argument_name or "arguments").rpartition("/")[2].removeprefix("--").replace("-", "_")
         found = re.search(r"(?:value: |choice: |got )'?(.*?)'?(?: \(choose| but expected|$)", error.message)
-        reason = _REASONS.get(error.message.partition(" value: ")[0], error.message)
-        fix = f"`{' '.join(str(parser.usage).split()[:2])} --help` says what it takes"
-        raise InputError(Problem(name, found and found[1], reason, fix)) from error
+        raise InputError(Problem(name, found and found[1], *reason_of(error, parser))) from error
 
 
 def _check_known(unknown: Sequence[str], flags: Iterable[str], command: str) -> None:
-    """Raise `InputError` if there are arguments that no flag takes."""
+    """Raise `InputError` if there are unknown flags, or arguments that belong to no flag."""
     names = [part.partition("=")[0].removeprefix("--") for part in unknown if part.startswith("--")]
     nearest = {name: difflib.get_close_matches(name, flags, n=1) for name in names}
     listed = f"`unlora {command} --help` lists the flags"
@@ -239,7 +230,7 @@ def _check_known(unknown: Sequence[str], flags: Iterable[str], command: str) -> 
 
 
 def _unknown(argument: str, name: str, flags: Iterable[str]) -> Problem:
-    """Return the problem of a name in a configuration that is none of the flags."""
+    """Return the problem of a name in a configuration that is not a flag."""
     if name == PLUGIN.removeprefix("--"):
         reason = "a configuration may come from somebody else, and a plugin is code"
         return Problem(argument, name, reason, f"name it on the command line: {PLUGIN} FILE.py")
@@ -247,9 +238,9 @@ def _unknown(argument: str, name: str, flags: Iterable[str]) -> Problem:
 
 
 def _missing_of(parser: argparse.ArgumentParser, values: Mapping[str, Any], command: str) -> dict[str, Problem]:
-    """Return by name the problems of required settings that are not among the values.
+    """Return {name: problem} for the required settings that have no value.
 
-    A required setting has no default, so its dataclass field left `MISSING` as the default of its flag.
+    A required setting has no default, so the default of its flag is `MISSING`.
     """
     missing = {a.dest: _missing(a, command) for a in parser._actions if values.get(a.dest) is MISSING}
     if command in _WRITES and not (values.get("output_dir") or values.get("dry_run")):
@@ -265,13 +256,13 @@ def _missing(action: argparse.Action, command: str) -> Problem:
 
 
 def _with_underscores(argument: str) -> str:
-    """Return the argument with its flag, if it is one, spelled with underscores: `--retain-log` is `--retain_log`."""
+    """Spell a flag with underscores: `--retain-log` becomes `--retain_log`. Other arguments are returned unchanged."""
     flag, equals, value = argument.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
 
 
 def _as_argument(value: object) -> object:
-    """Return a value from YAML as it stands on the command line, so that both go through the same conversion."""
+    """Return a value from YAML as it is written on the command line, so that both are converted in the same way."""
     if isinstance(value, dict):
         return json.dumps(value)
     return value if value is None or isinstance(value, list) else str(value)

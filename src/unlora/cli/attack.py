@@ -19,12 +19,12 @@ _METRICS = {
     "retain_probability": "retain probability",
     "revealed": "facts revealed",
 }
-# The least number of columns of a terminal for a table with a frame, and with standard errors in the same line.
+# The minimum width of a terminal, in characters, for a table with a frame and with standard errors on the same line.
 _WIDE = 100
 
 
 def run(target: LoadedRunConfig, config: AttackConfig) -> Answer:
-    """Attack the run, and show a table of all models."""
+    """Attack the models of the run, and show a table of the results."""
     from unlora.pipeline.attack import attack
 
     report = attack(target.run, config, target.trust_remote_code)
@@ -32,7 +32,7 @@ def run(target: LoadedRunConfig, config: AttackConfig) -> Answer:
 
 
 def print_attacks(report: Mapping[str, Any]) -> None:
-    """Print one row for each attack, setting and metric, and one column for each model.
+    """Print a table with one row for each attack, setting and metric, and one column for each model.
 
     Metrics are of the forget set unless their name says otherwise.
     """

@@ -1,4 +1,4 @@
-"""`unlora bench`: a grid of methods, splits and seeds on a benchmark, resumable, one table."""
+"""`unlora bench`: run a grid of methods, splits and seeds on a benchmark, with one table as the result."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ if TYPE_CHECKING:
 EXAMPLE = "unlora bench persona --methods vila+ihl lora+gd --seeds 3 --output_dir bench --learning_rate 6e-4"
 SETTINGS = (BenchConfig,)
 PAGE = "compare.html"
-# All flags of `unlora unlearn` are accepted as well, and apply to every cell.
-HANDS_ON = True
+# All flags of `unlora unlearn` are accepted, too, and apply to every cell.
+FORWARDS = True
 
 
 def check(line: CommandLine) -> None:
-    """Check what is handed on and the files of `--config` and `--settings`, before torch is loaded.
+    """Check the forwarded flags and the files of `--config` and `--settings`, before torch is loaded.
 
     Raises:
-        InputError: names that are no flags of `unlora unlearn` or of the benchmark's evaluation, wrong values, or a
+        InputError: names that are not flags of `unlora unlearn` or of the benchmark's evaluation, invalid values, or a
             file that cannot be read.
     """
     from unlora.benchmarks import Options, find_benchmark
-    from unlora.cli.arguments import check_handed_on, check_some, handed_on
+    from unlora.cli.arguments import check_forwarded, check_some, forwarded
     from unlora.cli.unlearn import REQUEST
 
-    known, rest = handed_on(line)
+    known, rest = forwarded(line)
     benchmark = find_benchmark(known.benchmark)
     named = Options(Path(known.output_dir), known.model_name_or_path, known.data, _named(known.retrained))
     raise_if(benchmark.problems(named))
-    check_handed_on(rest, line.command, REQUEST, benchmark.settings.__dataclass_fields__)
+    check_forwarded(rest, line.command, REQUEST, benchmark.settings.__dataclass_fields__)
     check_some(REQUEST, flags(rest))
     path = known.settings and Path(known.settings)
     for values in (_preset(flags(rest)), *_read_settings(path, known.methods).values()):
-        check_handed_on([f"--{name}" for name in values], line.command, REQUEST, ())
+        check_forwarded([f"--{name}" for name in values], line.command, REQUEST, ())
         check_some(REQUEST, values)
 
 
 def run(args: BenchConfig, rest: list[str]) -> Answer:
-    """Run the cells that are not finished, and write the tables and the page of results."""
+    """Run the cells that have not finished, and write the tables and the page of results."""
     from unlora.bench.table import print_table
     from unlora.common.locks import writing_to
 
-    handed_on = flags(rest)
-    plan = _plan_of(args, handed_on)
+    forwarded = flags(rest)
+    plan = _plan_of(args, forwarded)
     others = _other_logs(args, plan)
     if args.dry_run:
         cells = plan.cells()
         states = {str(cell): "finished" if cell.finished else "to be run" for cell in cells}
         return Answer({"cells": states}, lambda: _print_plan(states, args.processes))
     with writing_to(args.output_dir):
-        rows, order = _rows(args, plan, handed_on, others)
+        rows, order = _rows(args, plan, forwarded, others)
     page = args.output_dir / PAGE
     value = {"rows": [row.as_json() for row in rows], "ranking": [row.as_json() for row in order]}
     failed = any(row.failed for row in rows)
@@ -74,7 +74,7 @@ def run(args: BenchConfig, rest: list[str]) -> Answer:
 
 
 def _print_plan(states: Mapping[str, str], processes: int) -> None:
-    """Print the cells of a bench, and how many of them are left."""
+    """Print the cells of a bench, and the number of cells that are left to run."""
     for cell, state in states.items():
         print(f"{cell}: {state}")
     left = sum(state != "finished" for state in states.values())
@@ -82,9 +82,9 @@ def _print_plan(states: Mapping[str, str], processes: int) -> None:
 
 
 def _rows(
-    args: BenchConfig, plan: Plan, handed_on: Mapping[str, Any], others: Mapping[str, Mapping[str, Path]]
+    args: BenchConfig, plan: Plan, forwarded: Mapping[str, Any], others: Mapping[str, Mapping[str, Path]]
 ) -> tuple[list[Results], list[Results]]:
-    """Run the cells that are not finished, write tables and page, and return the rows of both tables."""
+    """Run the cells that have not finished, write tables and page, and return the rows of results and ranking."""
     from unlora.bench import Progress, rows_of, run_cells, waves
     from unlora.bench.executors import EXECUTORS
     from unlora.bench.ranking import ranked, write_community
@@ -100,7 +100,7 @@ def _rows(
             run_cells(wave, args.processes, progress, args.num_processes, execute)
 
     def row_command(method: str, split: str) -> str:
-        return command_of(args, method, split, {**handed_on, **plan.of_method.get(method, {})})
+        return command_of(args, method, split, {**forwarded, **plan.of_method.get(method, {})})
 
     rows = rows_of(cells, references, plan.benchmark, row_command, others)
     order = ranked(cells, references, plan.benchmark, rows)
@@ -114,10 +114,10 @@ def _rows(
 
 
 def _other_logs(args: BenchConfig, plan: Plan) -> dict[str, dict[str, Path]]:
-    """Return {split: {name: log}} of the rows that are no methods of the grid, after reading each log once.
+    """Return {split: {name: log}} for the extra rows of `--rows`, after checking that each log can be read.
 
     Raises:
-        InputError: a row that does not name a split and a log, or a log that cannot be read.
+        InputError: a row does not name a split and a log, or a log cannot be read.
     """
     splits = list(plan.splits or plan.benchmark.splits)
     found: dict[str, dict[str, Path]] = {}
@@ -127,14 +127,14 @@ def _other_logs(args: BenchConfig, plan: Plan) -> dict[str, dict[str, Path]]:
         split, name = (split, name) if colon else (splits[0] if len(splits) == 1 else "", place)
         if not equals or not name or split not in splits:
             fix = f"write it as {splits[0]}:{name or 'NAME'}=LOG.json"
-            raise InputError(Problem("rows", row, f"each is of one split of {', '.join(splits)}", fix))
+            raise InputError(Problem("rows", row, f"each needs one of the splits {', '.join(splits)}", fix))
         plan.benchmark.read_log(log, "rows")
         found.setdefault(split, {})[name] = Path(log)
     return found
 
 
 def command_of(args: BenchConfig, method: str, split: str, values: Mapping[str, Any]) -> str:
-    """Return the command that repeats one row in a new folder; `values` are its settings of `unlora unlearn`."""
+    """Return the command that repeats one row in a new folder. `values` are its settings for `unlora unlearn`."""
     from unlora.cli.arguments import as_argv
     from unlora.common import plugins
 
@@ -152,8 +152,8 @@ def command_of(args: BenchConfig, method: str, split: str, values: Mapping[str, 
     return shlex.join(["unlora", "bench", args.benchmark, *as_argv({**own, **values}), *plugins.flags()])
 
 
-def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
-    """Return the plan that the flags describe, with the settings of requests and evaluations as typed values."""
+def _plan_of(args: BenchConfig, forwarded: Mapping[str, Any]) -> Plan:
+    """Return the plan for the flags, with the settings of requests and evaluations converted to their types."""
     from unlora.bench.plan import Plan
     from unlora.benchmarks import Options, find_benchmark
     from unlora.cli.arguments import converted
@@ -162,11 +162,11 @@ def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
 
     benchmark = find_benchmark(args.benchmark)
     raise_if([*args.problems(), *_gpu_problems(args)])
-    preset = _preset(handed_on)
-    shared = {name: value for name, value in handed_on.items() if name != "config"}
+    preset = _preset(forwarded)
+    shared = {name: value for name, value in forwarded.items() if name != "config"}
     of_method = _read_settings(args.settings, args.methods)
     for values in (preset, *of_method.values()):
-        check_consent(values, [f"--{name}" for name in handed_on])
+        check_consent(values, [f"--{name}" for name in forwarded])
     names = () if benchmark.evaluated_by_unlearn else benchmark.settings.__dataclass_fields__.keys()
     evaluation = {name: shared.pop(name) for name in names & shared.keys()}
     return Plan(
@@ -182,18 +182,18 @@ def _plan_of(args: BenchConfig, handed_on: Mapping[str, Any]) -> Plan:
     )
 
 
-def _preset(handed_on: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags in the file of `--config`, which those of the benchmark and of the user override."""
+def _preset(forwarded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags in the file of `--config`. Those of the benchmark and of the user take precedence over them."""
     from unlora.cli.arguments import read_config
 
-    return read_config(handed_on["config"]) if "config" in handed_on else {}
+    return read_config(forwarded["config"]) if "config" in forwarded else {}
 
 
 def _read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the settings of single methods, from a YAML file {method: {flag: value}}.
+    """Return the settings of single methods from a YAML file, {method: {flag: value}}.
 
     Raises:
-        InputError: no such mapping, or a method that is not in the grid.
+        InputError: the file is not such a mapping, or a method is not in the grid.
     """
     if path is None:
         return {}
@@ -208,7 +208,7 @@ def _read_settings(path: Path | None, methods: Sequence[str]) -> dict[str, dict[
 
 
 def _gpu_problems(args: BenchConfig) -> list[Problem]:
-    """Return the problem of more processes for a cell than there are GPUs. Without any, they share the CPU."""
+    """Return a problem if a cell has more processes than there are GPUs. Without any GPU, they share the CPU."""
     import torch
 
     gpus = torch.cuda.device_count()
@@ -218,7 +218,7 @@ def _gpu_problems(args: BenchConfig) -> list[Problem]:
 
 
 def _named(sources: list[str]) -> dict[str, str]:
-    """Return {split: source} for arguments "split=source". A source without a split is for all splits."""
+    """Return {split: source} for arguments of the form "split=source". A source without a split is for all splits."""
     from unlora.benchmarks.interface import ALL
 
     pairs = (source.partition("=") for source in sources)
@@ -226,7 +226,7 @@ def _named(sources: list[str]) -> dict[str, str]:
 
 
 def flags(rest: list[str]) -> dict[str, Any]:
-    """Return the flags that are passed on to `unlora unlearn`, as {name: text or list of texts}."""
+    """Return the flags that are forwarded to `unlora unlearn`, as {name: text or list of texts}."""
     values: dict[str, Any] = {}
     name = None
     for part in rest:

@@ -13,7 +13,7 @@ def run(about: LoadedRunConfig, config: ChatConfig) -> int:
     """Serve the page of the run, print its address, and return on Ctrl-C."""
     from unlora.chat.server import check_gradio, free_port, serve
 
-    # Whatever can fail quickly comes before the models are loaded, and gradio before `chat.page` imports it.
+    # What can fail quickly is checked before the models are loaded, and gradio before `chat.page` imports it.
     raise_if(config.problems())
     free_port(config.port)
     check_gradio()

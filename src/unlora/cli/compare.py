@@ -1,4 +1,4 @@
-"""`unlora compare`: runs side by side, as a table and as a page."""
+"""`unlora compare`: compare runs side by side, in a table and on a page."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _print_table(section: Section) -> None:
     rows = [[cell.text for cell in row] for row in shown.rows]
     widths = [max(map(len, [*head.split(), *texts])) for head, *texts in zip(shown.columns, *rows, strict=True)]
     room = console.width - sum(width + 2 for width in widths[1:-1]) - 1
-    # Names that leave no room for the numbers are numbered here, and follow the table.
+    # If the names leave no room for the numbers, the rows are numbered, and the names follow below the table.
     numbered = widths[0] > room
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
     table.add_column("Run", no_wrap=True)

@@ -1,4 +1,4 @@
-"""`unlora evaluate`: the numbers of a benchmark for a model, with or without an adapter, or for an existing log."""
+"""`unlora evaluate`: evaluate a model, with or without an adapter, or an existing log on a benchmark."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ FIRST = {
     "the benchmark": ("benchmark", "forget_data", "retain_data", "data", "ds_size"),
     "the result": ("log", "retrained"),
 }
-# What the help shows: the settings of the built-in benchmarks. Only those of the chosen one are flags.
+# The help shows the settings of all built-in benchmarks. Only those of the chosen benchmark are accepted as flags.
 SETTINGS = (ModelConfig, EvaluateConfig, TextConfig, OwnSetsSettings, BenchmarkSettings, TaskSettings)
 
 
 def settings_for(argv: Sequence[str]) -> tuple[Any, ...]:
-    """Return the settings of the benchmark that is named; without a model only what reads an existing log."""
+    """Return the settings of the chosen benchmark or, if no model is named, those for reading an existing log."""
     if not {"--model_name_or_path", "--on", "--config"} & {part.partition("=")[0] for part in argv}:
         return (LogConfig,)
     check_some(SETTINGS, flags(list(argv)))  # before the benchmarks load torch
@@ -47,7 +47,7 @@ def settings_for(argv: Sequence[str]) -> tuple[Any, ...]:
 
 
 def run(*settings: Any) -> Answer:
-    """Evaluate a model and write its log, or read an existing log if no model is named; show the numbers."""
+    """Evaluate a model and write its log or, if no model is named, read an existing log. Show the numbers."""
     if len(settings) == 1:
         return _summarise_log(*settings)
     from unlora.pipeline.benchmark import measure
@@ -59,10 +59,10 @@ def run(*settings: Any) -> Answer:
 
 
 def _summarise_log(config: LogConfig) -> Answer:
-    """Show the numbers of an existing log, without a model.
+    """Show the numbers of an existing log, and convert it if `config.convert` is set.
 
     Raises:
-        InputError: a log that cannot be read, or a retrained model's log that it cannot be compared with.
+        InputError: the log cannot be read, or cannot be compared with that of the retrained model.
     """
     from unlora.cli.tables import print_numbers
     from unlora.evals.log_format import KEPT
@@ -77,7 +77,7 @@ def _summarise_log(config: LogConfig) -> Answer:
         benchmark.write_log(config.convert, log, summary)
 
     def show() -> None:
-        if reading.examples or KEPT not in log:  # a file with aggregated values alone has none
+        if reading.examples or KEPT not in log:  # a file that only has aggregated values has no examples
             _show(benchmark, reading, summary)
         if KEPT in log:
             print_numbers("number in the file, by open-unlearning's name", summary["open_unlearning"])

@@ -1,4 +1,4 @@
-"""`unlora export`: a run's adapter or the merged model, with a model card, in a folder and on the Hub."""
+"""`unlora export`: export a run's adapter or the merged model, with a model card, to a folder and to the Hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(source: LoadedRunConfig, config: ExportConfig) -> Answer:
 
 
 def _print_result(result: Mapping[str, Any]) -> None:
-    """Print what a smaller rank cost, and where the folder was uploaded."""
+    """Print the cost of a smaller rank, and the address of the uploaded repository."""
     from unlora.cli.tables import compression_text
 
     if result["compression"] is not None:

@@ -39,7 +39,7 @@ def run(model_config: ModelConfig, data: TrainDataConfig, args: FinetuneConfig, 
 
     raise_if([*model_config.problems(), *data.problems(), *args.problems()])
     raise_if(_frozen_problems(model_config))
-    with together():  # no process may write before all of them have seen that the folder is free
+    with together():  # no process may write before all of them have checked that the folder is free
         check_start(Path(args.output_dir), changed_arguments(args), args.resume_from_checkpoint)
     rows = load_set(data, "train")
     model, tokenizer = load_model(model_config)
@@ -53,7 +53,7 @@ def run(model_config: ModelConfig, data: TrainDataConfig, args: FinetuneConfig, 
 
 
 def _frozen_problems(model: ModelConfig) -> Iterator[Problem]:
-    """Yield what is named as the model and is not a whole one whose weights can move."""
+    """Yield the problems of a model that cannot be fine-tuned: an adapter, or one with quantised or sharded weights."""
     from unlora.models.source import source_of
 
     if model.on is not None:

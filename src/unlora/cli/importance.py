@@ -1,4 +1,4 @@
-"""`unlora importance`: the importance alone, for `--importance_file` of later runs."""
+"""`unlora importance`: estimate the importance without training, for `--importance_file` of later runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["EXAMPLE", "FIRST", "SETTINGS", "run"]
 
 
 def run(*settings: Any) -> Answer:
-    """Estimate the importance into `output_dir`."""
+    """Estimate the importance, and write it to `output_dir`."""
     from unlora.common.errors import InputError, Problem
     from unlora.importance import INITIALISERS
     from unlora.pipeline.importance import importance_for
@@ -27,12 +27,12 @@ def run(*settings: Any) -> Answer:
     from unlora.runs.folder import IMPORTANCE
     from unlora.settings.names import AUTO
 
-    # Measuring is all that this command does, so it takes an initialiser that measures, whatever the loss.
+    # This command only measures the importance, so the default is an initialiser that needs it, whatever the loss.
     parts = [replace(part, init="vila") if getattr(part, "init", None) == AUTO else part for part in settings]
     request = Request(*parts)
     init = request.importance.init
     if init in INITIALISERS and not INITIALISERS[init].uses_data:
-        raise InputError(Problem("init", init, "it measures nothing", "run `unlora unlearn` with it directly"))
+        raise InputError(Problem("init", init, "it measures no importance", "run `unlora unlearn` with it directly"))
     job = prepare(request)
     with locked(job, describe_job(job)) as job:
         start(job)

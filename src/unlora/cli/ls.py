@@ -1,4 +1,4 @@
-"""`unlora ls`: what there is to choose from."""
+"""`unlora ls`: list losses, initialisers, teachers, benchmarks and published configurations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _print_markdown(tables: Mapping[str, Choices]) -> None:
 
 
 def _print_tables(tables: Mapping[str, Choices]) -> None:
-    """Print one paragraph for each row, with a line or more for each column, so that no text is ever cut."""
+    """Print each row as a paragraph that starts a new line for each column, so that no text is ever cut."""
     from unlora.settings.training import DISTILLING
     from unlora.training.config import UnlearnConfig
 
@@ -48,7 +48,7 @@ def _print_tables(tables: Mapping[str, Choices]) -> None:
 
 
 def _paragraph(text: str, width: int) -> str:
-    """Return indented text, wrapped between words. A word that is wider than the terminal is not broken."""
+    """Indent text, and wrap it between words. A word that is wider than the terminal is not broken."""
     return textwrap.fill(
         text,
         width,

@@ -1,6 +1,6 @@
-"""`unlora membership`: memorisation of the forget set, and how well it can be told from data that was never seen.
+"""`unlora membership`: measure memorisation, and how well the forget set can be distinguished from unseen data.
 
-This is not a benchmark of `unlora evaluate`, because it reads rows of any kind and needs no other sets.
+This is not a benchmark of `unlora evaluate`, because it accepts rows of any kind and needs no other sets.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run(model: ModelConfig, text: TextConfig, config: MembershipConfig) -> Answe
 
 
 def _print_tables(metrics: Mapping[str, Any]) -> None:
-    """Print memorisation by set, and membership by attack. A dash stands for what was not measured."""
+    """Print the memorisation of each set, and the results of each attack. A dash stands for a missing value."""
     from rich.table import Table
 
     from unlora.common.console import PlainConsole

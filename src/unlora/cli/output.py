@@ -1,4 +1,4 @@
-"""The result of a command, and how it is printed: as tables and a path, only the path, or JSON."""
+"""The result of a command, and how it is printed: as tables and a path, as the path alone, or as JSON."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Answer:
     """The result of a command.
 
     Args:
-        value: what `--json` prints. A mapping also gets the path.
-        show: prints the result for people.
-        path: where the result is. It is printed last, and with `--quiet` alone.
+        value: what `--json` prints. The path is added to a mapping.
+        show: called to print the result as text and tables.
+        path: path of the result. It is printed last; with `--quiet`, it is all that is printed.
         code: the exit code.
     """
 
@@ -33,26 +33,27 @@ class Answer:
 
 @dataclass(frozen=True)
 class Mode:
-    """How the result is printed."""
+    """How the result is printed: `--quiet` and `--json`."""
 
     quiet: bool
     json: bool
 
     @contextmanager
     def running(self, loads: bool = True) -> Iterator[None]:
-        """Keep stdout free for the result while the command runs, with `--json` or `--quiet`.
+        """Keep other output off stdout while the command runs, if `--json` or `--quiet` is given.
 
         Args:
-            loads: whether libraries are loaded that take seconds, which is then said. Without them there is no bar.
+            loads: whether libraries may be loaded that take seconds. This is then announced, and progress bars are set
+                up, which loads transformers.
         """
         from unlora.common.progress import Silence, terminal
 
-        # accelerate imports DeepSpeed if it is installed, and DeepSpeed logs to stdout. `unlora.models.sharding` turns
-        # the logger on again, on stderr, for runs that use DeepSpeed.
+        # accelerate imports DeepSpeed if it is installed, and DeepSpeed logs to stdout. For runs that use DeepSpeed,
+        # `unlora.models.sharding` enables its logger again, on stderr.
         logging.getLogger("DeepSpeed").disabled = True
         if loads and not self.quiet and "torch" not in sys.modules:
             print("loading libraries ...", file=sys.stderr, flush=True)
-        with terminal(self.quiet) if loads else nullcontext():  # it loads transformers
+        with terminal(self.quiet) if loads else nullcontext():
             stdout = Silence() if self.quiet else sys.stderr if self.json else sys.stdout
             with redirect_stdout(stdout):
                 yield
@@ -71,5 +72,5 @@ class Mode:
 
 
 def output_mode(argv: list[str]) -> tuple[Mode, list[str]]:
-    """Return the mode that the flags ask for, and the other arguments."""
+    """Return the mode that the flags select, and the other arguments."""
     return Mode("--quiet" in argv, "--json" in argv), [part for part in argv if part not in OUTPUT]

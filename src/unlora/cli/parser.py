@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 HELP = ("-h", "--help")
 HELP_ALL = "--help_all"
-# Flags of every command that only change what is printed: see `unlora.cli.output`.
+# Flags of every command that only affect what is printed: see `unlora.cli.output`.
 OUTPUT = {
     "--quiet": "print errors, and at the end the path of the result, but nothing else",
     "--json": "print the result as one JSON document, and nothing else, on stdout",
 }
-# Our own training settings -> the class that adds all fields of `transformers.TrainingArguments` and needs torch.
+# Training settings without torch -> the class that adds all fields of `transformers.TrainingArguments`.
 _TRAINING = {
     UnlearnSettings: "unlora.training.config:UnlearnConfig",
     FinetuneSettings: "unlora.training.finetune:FinetuneConfig",
@@ -41,12 +41,12 @@ def help_text(
     """Return what `unlora COMMAND --help` prints.
 
     Args:
-        command: its name.
+        command: name of the command.
         settings: its dataclasses.
         about: what the command does.
-        example: a command line.
-        first: group -> the flags that matter first, which are then the only ones shown; empty shows all.
-        complete: whether to show all flags, with the fields of `TrainingArguments`, for which torch is loaded.
+        example: an example of a command line.
+        first: {group: most important flags}. Only these are shown, unless it is empty or `complete` is true.
+        complete: whether to show all flags, with the fields of `TrainingArguments`. This loads torch.
     """
     parser = make_parser(command, settings, complete)
     if first and not complete:
@@ -61,10 +61,10 @@ def help_text(
 
 
 def _show_only(parser: argparse.ArgumentParser, first: Mapping[str, Sequence[str]]) -> None:
-    """Keep the help of the flags in `first`, in its groups, and that of arguments without a flag. Hide all others."""
+    """Hide the help of all flags except those in `first`, which are shown in its groups, and positional arguments."""
     actions = {action.dest: action for action in parser._actions if action.help is not argparse.SUPPRESS}
-    options, *groups = parser._action_groups[2:]  # the first two are argparse's own, and empty here
-    for group in groups:  # what has neither a description nor flags is not printed
+    options, *groups = parser._action_groups[2:]  # the first two are argparse's default groups, which are empty here
+    for group in groups:  # a group with neither a description nor flags is not printed
         group.description = None
         group._group_actions[:] = [action for action in group._group_actions if not action.option_strings]
     for title, names in first.items():
@@ -78,29 +78,30 @@ def _show_only(parser: argparse.ArgumentParser, first: Mapping[str, Sequence[str
 
 
 def make_parser(
-    command: str, settings: Iterable[type[DataclassInstance]], complete: bool = False, hands_on: bool = False
+    command: str, settings: Iterable[type[DataclassInstance]], complete: bool = False, forwards: bool = False
 ) -> argparse.ArgumentParser:
     """Return the parser of a command, with one group of flags for each dataclass.
 
     Args:
-        command: its name.
+        command: name of the command.
         settings: its dataclasses.
-        complete: whether it knows the fields of `TrainingArguments` with their types and help, or only their names.
-        hands_on: whether `--config` is for another command.
+        complete: whether to add the fields of `TrainingArguments` with their types and help, instead of only their
+            names. This loads torch.
+        forwards: whether `--config` is for another command.
     """
     parents = [_training_parser(whole_class(kind)) for kind in settings if complete and kind in _TRAINING]
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, formatter_class=_Formatter, parents=parents
     )
     options = parser.add_argument_group("options")
-    options.add_argument(*HELP, action="store_true", help="print this")
-    if not hands_on:
+    options.add_argument(*HELP, action="store_true", help="print this help")
+    if not forwards:
         text = "YAML file of flags, or the name of a published configuration"
         options.add_argument("--config", metavar="RUN.yaml", help=text)
     usage = ["unlora", command]
     for kind in settings:
         known = {action.dest for action in parser._actions}
-        own = [f for f in fields(kind) if f.name not in known]  # several benchmarks share some settings
+        own = [f for f in fields(kind) if f.name not in known]  # some settings belong to several benchmarks
         group = parser.add_argument_group((kind.__doc__ or kind.__name__).partition("\n")[0].rstrip("."))
         hints = get_type_hints(kind)
         usage += [shown for f in own if (shown := _add_field(group, f, hints[f.name]))]
@@ -111,7 +112,7 @@ def make_parser(
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Leaves room for long names, and shows defaults as they are written on the command line."""
+    """Leave room for long names, and show defaults as they are written on the command line."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
@@ -124,7 +125,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def _add_field(group: argparse._ArgumentGroup, field: Field[Any], hint: object) -> str:
-    """Add the argument of a field. Return its part of the usage line, which only positional arguments have."""
+    """Add the argument for a field. Return its part of the usage line, which is empty unless it is positional."""
     options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     several = get_origin(options[0]) is list
     kind = get_args(options[0])[0] if several else options[0]
@@ -150,12 +151,12 @@ def _add_field(group: argparse._ArgumentGroup, field: Field[Any], hint: object) 
 def _boolean(text: str) -> bool:
     values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"neither true nor false is the value: {text!r}")
+        raise argparse.ArgumentTypeError(f"invalid bool value: {text!r}")
     return values[text.lower()]
 
 
 def whole_class(kind: type[DataclassInstance]) -> type[DataclassInstance]:
-    """Return the class that is filled: for our own training settings the one with all fields."""
+    """Return the class to instantiate: for training settings, the one with all fields of `TrainingArguments`."""
     return resolve_name(_TRAINING[kind]) if kind in _TRAINING else kind
 
 
@@ -167,16 +168,16 @@ def _training_parser(kind: type[DataclassInstance]) -> argparse.ArgumentParser:
     parser._optionals.title = "training arguments"
     for action in parser._actions:
         if action.nargs is None and action.type is string_to_bool:
-            action.nargs, action.const = "?", True  # HfArgumentParser leaves it out where None is a value, too
+            action.nargs, action.const = "?", True  # HfArgumentParser does not do this for `bool | None`
     return parser
 
 
 def _add_training_names(parser: argparse.ArgumentParser, command: str, kind: type[DataclassInstance]) -> None:
-    """Let the parser accept the fields of `TrainingArguments`. Their types are known only after loading torch."""
+    """Let the parser accept the fields of `TrainingArguments`, whose exact types are only known after loading torch."""
     text = f"every field of transformers.TrainingArguments is a flag too: unlora {command} {HELP_ALL} lists them"
     group = parser.add_argument_group("training arguments", text)
     group.add_argument("--output_dir", metavar="STR", help="Where the result goes: a new folder. Required.")
-    group.add_argument(HELP_ALL, action="store_true", help="list these, too")
+    group.add_argument(HELP_ALL, action="store_true", help="list these flags, too")
     hidden: dict[str, Any] = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
     for name, hint in field_types().items():
         if name in {f.name for f in fields(kind)} | {"output_dir"}:

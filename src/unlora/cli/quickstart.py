@@ -1,4 +1,4 @@
-"""`unlora quickstart`: the whole job on persona."""
+"""`unlora quickstart`: run the whole workflow on persona."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(config: QuickstartConfig) -> Answer:
     started = time.monotonic()
     folder = config.output_dir or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
     check_unused(folder, "output_dir")
-    preload_persona(Recipe(seed=config.seed))  # at the same time as this process loads its own libraries
+    preload_persona(Recipe(seed=config.seed))  # in the background, while this process loads its own libraries
 
     import datasets
 
@@ -57,7 +57,7 @@ def _print_answers(logs: Mapping[str, Mapping[str, Any]]) -> None:
     for name, count in _SHOWN.items():
         table = Table("question", *(f"{model}'s answer" for model in logs), title=f"{name} set")
         columns = [log[TASKS[name]]["generated_text"] for log in logs.values()]
-        # With eight questions per person, every ninth one is about another person.
+        # There are eight questions per person, so with a step of nine each one is about another person and fact.
         for index in list(columns[0])[: 9 * count : 9]:
             prompt = columns[0][index][0].removeprefix("Question: ").removesuffix("\nAnswer:")
             table.add_row(prompt, *(column[index][1] for column in columns))

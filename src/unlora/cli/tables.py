@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from unlora.pipeline.forecast import Forecast
     from unlora.report.verdict import Verdict
 
-_WIDTH = 100  # characters of a line of text
+_WIDTH = 100  # maximum number of characters of a line of text
 _SUMMARY_COLUMNS = {**METRICS, "truth_ratio_geometric": "geometric"}
-# Terms of model utility in TOFU: three of each set but forget.
+# Number of terms of model utility in TOFU: three for each set except the forget set.
 _WHOLE_UTILITY = 3 * (len(BENCHMARK_SETS["tofu"]) - 1)
 
 
 def print_comparison(models: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print one column for each model and one row for each metric; a dash stands for what was not measured.
+    """Print a table with one column for each model and one row for each metric. A dash stands for a missing value.
 
     Args:
-        models: by model the metrics that `unlora.evals.summarise` returns.
+        models: {model: metrics from `unlora.evals.summarise`}.
     """
     from rich.table import Table
 
@@ -42,7 +42,7 @@ def print_comparison(models: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def print_reading(reading: Reading, benchmark: Benchmark) -> None:
-    """Print one row for each number of a log, with its standard error where that is known."""
+    """Print a table with one row for each number of a log, with its standard error if it is known."""
     from rich.table import Table
 
     from unlora.common.console import PlainConsole
@@ -60,10 +60,10 @@ def print_reading(reading: Reading, benchmark: Benchmark) -> None:
 
 
 def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
-    """Print the metrics of each set of an evaluation in TOFU's schema, and what is missing for the whole.
+    """Print the metrics of each set and over all sets of an evaluation in TOFU's schema, and what they lack.
 
     Args:
-        summary: from `unlora.evals.summary.summarise`.
+        summary: the result of `unlora.evals.summary.summarise`.
         expected: the sets of the benchmark.
     """
     from rich.table import Table
@@ -91,12 +91,12 @@ def print_sets(summary: Mapping[str, Any], expected: Sequence[str]) -> None:
     if summary["forget_quality"] is None:
         lacking = "forget rows with wrong answers (perturbed_answer)"
         if not retrained:
-            lacking = "--retrained, the log with every example of a model that never saw them"
+            lacking = "--retrained, the log, with every example, of a model that never saw these rows"
         console.print(f"forget quality needs {lacking}")
 
 
 def print_numbers(heading: str, numbers: Mapping[str, float]) -> None:
-    """Print numbers by name."""
+    """Print a table of names and numbers."""
     from rich.table import Table
 
     from unlora.common.console import PlainConsole
@@ -108,7 +108,7 @@ def print_numbers(heading: str, numbers: Mapping[str, float]) -> None:
 
 
 def print_forecast(expected: Forecast) -> None:
-    """Print what a run would do."""
+    """Print the forecast of a run."""
     from unlora.pipeline.forecast import describe
 
     for name, text in describe(expected).items():
@@ -116,7 +116,7 @@ def print_forecast(expected: Forecast) -> None:
 
 
 def print_verdict(told: Verdict) -> None:
-    """Print what can be said about a run and what to do next. Commands stay on one line, so that they can be copied."""
+    """Print the verdict on a run and what to do next. Commands stay on one line, so that they can be copied."""
     print(f"{told.label}\n")
     for part in filter(None, (told.sentence, told.answers, told.cost, told.attacks)):
         print(fill(part, _WIDTH))
@@ -125,7 +125,7 @@ def print_verdict(told: Verdict) -> None:
 
 
 def compression_text(cost: Mapping[str, Any]) -> str:
-    """Return a sentence on what fewer ranks cost; `cost` has the fields of `Compression`."""
+    """Return a sentence on the cost of a smaller rank. `cost` has the fields of `Compression`."""
     return (
         "exported at rank {rank}: relative error of the weight change {relative_error:.3g}, of a single module "
         "up to {largest_relative_error:.3g}"

@@ -1,4 +1,4 @@
-"""`unlora unlearn`: one request, from its data to the report."""
+"""`unlora unlearn`: run one request, from its data to the report."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(*settings: Any) -> Answer:
 
 
 def _print_metrics(metrics: Mapping[str, Any]) -> None:
-    """Print one table of both models, and what a smaller rank cost."""
+    """Print a table of both models' metrics, and the cost of a smaller rank."""
     from unlora.cli.tables import compression_text, print_comparison
 
     if "unlearned" in metrics:

@@ -1,4 +1,4 @@
-"""`unlora validate`: what is wrong with a configuration, before anything is loaded."""
+"""`unlora validate`: list all problems of a configuration, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SETTINGS = (ValidateConfig, *unlearn.REQUEST)
 
 
 def run(_: ValidateConfig, *settings: Any) -> Answer:
-    """Check the YAML file given first, or the same flags as for `unlora unlearn`."""
+    """Check the YAML file that is named, or the flags, which are those of `unlora unlearn`."""
     from unlora.pipeline.request import Request
 
     Request(*settings).check()

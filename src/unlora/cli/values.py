@@ -1,4 +1,4 @@
-"""The values of flags, from the command line or from a YAML file: their types and ranges, known without torch."""
+"""Check the types and ranges of the values of flags, from the command line or a YAML file, without loading torch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,26 @@ from unlora.settings.setting import annotations_of
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# Settings with which the user allows something that only a flag can allow, because a file may be a stranger's.
+# Settings that can only be turned on by a flag, because a configuration file may have been written by a stranger.
 _CONSENTS = ("trust_remote_code",)
+# The beginning of argparse's message on a value -> the reason that we give.
+_REASONS = {
+    "expected one argument": "no value is given",
+    "expected at least one argument": "no value is given",
+    "invalid int": "it is not a whole number",
+    "invalid float": "it is not a number",
+    "invalid bool": "it is neither true nor false",
+}
+
+
+def reason_of(error: argparse.ArgumentError, parser: argparse.ArgumentParser) -> tuple[str, str]:
+    """Return the reason and the fix for an error of argparse."""
+    fix = f"`{' '.join(str(parser.usage).split()[:2])} --help` says what it takes"
+    return _REASONS.get(error.message.partition(" value: ")[0], error.message), fix
 
 
 def check_consent(values: Mapping[str, Any], argv: Sequence[str], argument: str = "config") -> None:
-    """Raise `InputError` if a configuration allows what only the user's own flag can allow."""
+    """Raise `InputError` if a configuration turns on a setting that can only be turned on by the user's own flag."""
     given = {part.partition("=")[0].removeprefix("--") for part in argv}
     raise_if(
         Problem(argument, f"{name}: {values[name]}", "only you can allow this", f"add --{name} true if you do")
@@ -35,15 +49,15 @@ def check_consent(values: Mapping[str, Any], argv: Sequence[str], argument: str 
 def typed(
     parser: argparse.ArgumentParser, settings: Sequence[type[DataclassInstance]], values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return values, given as text or as YAML has them, with the types of their flags.
+    """Convert values, given as text or as read from YAML, to the types of their flags.
 
     Raises:
-        InputError: all values that cannot be converted.
+        InputError: values cannot be converted. The error lists all of them.
     """
     hints = dict(field_types())
     for kind in settings:
         hints |= annotations_of(kind)
-    # A flag that is true by default has a second one, `--no_NAME`, which takes no value.
+    # A flag that is true by default has a second action, `--no_NAME`, which takes no value and is left out here.
     named = [
         action for action in parser._actions if f"--{action.dest}" in (action.option_strings or [f"--{action.dest}"])
     ]
@@ -60,12 +74,12 @@ def typed(
 
 
 def _typed(parser: argparse.ArgumentParser, action: argparse.Action, value: Any, hint: str) -> Any:
-    """Return one value with the type of its flag."""
+    """Convert one value to the type of its flag."""
     name = action.dest
     if value is None:
         if "None" in hint:
             return None
-        raise InputError(Problem(name, None, "null is not a value of it", "give one, or remove the line"))
+        raise InputError(Problem(name, None, "it cannot be null", "give a value, or remove the line"))
     if isinstance(value, dict):
         if "dict" in hint:
             return json.dumps(value)
@@ -74,9 +88,10 @@ def _typed(parser: argparse.ArgumentParser, action: argparse.Action, value: Any,
         one = _converted(parser, action, value)
         return [one] if action.nargs in ("+", "*") and hint.startswith("list") else one
     if "list" not in hint:
-        raise InputError(Problem(name, value, "it takes one value, and this is a list", _fix(hint)))
+        raise InputError(Problem(name, value, "it takes a single value, and this is a list", _fix(hint)))
     if any(part is None or isinstance(part, list | dict) for part in value):
-        raise InputError(Problem(name, value, "not every part of it is a value", "write single values in the list"))
+        reason = "the list contains null, a list or a mapping"
+        raise InputError(Problem(name, value, reason, "write single values in the list"))
     return [_converted(parser, action, part) for part in value]
 
 
@@ -87,7 +102,7 @@ def _fix(hint: str) -> str:
 
 def _converted(parser: argparse.ArgumentParser, action: argparse.Action, value: object) -> Any:
     if "\0" in str(value):
-        raise InputError(Problem(action.dest, value, "it has a null character, which no name has", "remove it"))
+        raise InputError(Problem(action.dest, value, "it has a null character", "remove this character"))
     if action.nargs == 0:  # a switch, which takes no text
         if not isinstance(value, bool):
             raise InputError(Problem(action.dest, value, "it is neither true nor false", _fix("bool")))
@@ -95,8 +110,7 @@ def _converted(parser: argparse.ArgumentParser, action: argparse.Action, value: 
     try:
         return parser._get_value(action, str(value))
     except argparse.ArgumentError as error:
-        fix = f"`{' '.join(str(parser.usage).split()[:2])} --help` says what it takes"
-        raise InputError(Problem(action.dest, value, error.message, fix)) from error
+        raise InputError(Problem(action.dest, value, *reason_of(error, parser))) from error
 
 
 def check_values(
@@ -105,13 +119,13 @@ def check_values(
     missing: Mapping[str, Problem] | None = None,
     some: bool = False,
 ) -> None:
-    """Raise one `InputError` with all that is wrong with the values of flags, each of its type.
+    """Raise one `InputError` with all problems of the values of flags.
 
     Args:
-        settings: the dataclasses that they are for. Of our training settings, those that need no torch.
-        values: by name. Fields that are missing have their defaults.
-        missing: by name the problems of values that are required and not given.
-        some: whether other values will be added, so that only problems of these are problems.
+        settings: the dataclasses of the values. For training, these are the classes that need no torch.
+        values: {name: value of the right type}. Missing fields have their defaults.
+        missing: {name: problem} for the required values that are missing.
+        some: whether other values will be added later, so that only problems of the given values count.
     """
     raise_if(_null_problems(values))
     problems = []
@@ -130,7 +144,7 @@ def check_values(
 
 
 def _null_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield the texts with a null character, which a YAML file can have. No path and no name can."""
+    """Yield a problem for each text with a null character. YAML allows this character, but paths and names do not."""
     for name, value in values.items():
         texts = value if isinstance(value, list) else [value]
         if any(isinstance(text, str | Path) and "\0" in str(text) for text in texts):

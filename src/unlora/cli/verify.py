@@ -1,4 +1,4 @@
-"""`unlora verify`: are the data, the base, the adapter and the logs of a run unchanged?"""
+"""`unlora verify`: check whether the data, the base, the adapter and the logs of a run are unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SETTINGS = (VerifyConfig,)
 
 
 def run(config: VerifyConfig) -> Answer:
-    """Say of each part whether it is unchanged. The exit code is 1 unless all parts are."""
+    """Report for each part whether it is unchanged. The exit code is 0 if all parts are, and 1 otherwise."""
     from unlora.runs.verify import UNCHANGED, verify
 
     parts = verify(**asdict(config))

@@ -110,7 +110,8 @@ def _distributions(summary: Summary) -> Plot | None:
     """Draw the distributions of the truth ratios of all models that have them."""
     if "unlearned" not in summary.ratios:
         return None
-    ours = {model: summary.ratios[model] for model in ("unlearned", "original") if model in summary.ratios}
+    shown: tuple[str, ...] = ("unlearned", "original")
+    ours = {model: summary.ratios[model] for model in shown if model in summary.ratios}
     retrained = summary.ratios.get("retrained")
     caption = "Truth ratios of the forget set: the share of examples at or below each value."
     if retrained is not None:
