@@ -1,4 +1,4 @@
-"""Teachers: predictions of a model that does not know the fact, made by the original model itself."""
+"""Teachers: make the original model predict each forget answer as a model would that does not know the fact."""
 
 from unlora.teachers.interface import Taught, Teacher, Teaching
 from unlora.teachers.table import TEACHERS, register_teacher

@@ -1,30 +1,35 @@
-"""Changed names: what the original model says about somebody else, asked the same question.
+"""Changed names: teach what the original model predicts when the same row is about somebody else.
 
-In each forget row the names are replaced, in the question and in the answer, by the name of somebody else. The model
-cannot recall the fact there, so it says what is generally said in such a place: a plausible answer of the right form.
-Its predictions of the answer's tokens are the lesson for the true row. A name that the question contains is taught as
-the original predicts it in the true row, because it is no secret there. Of any other name, only the first token is
-taught: whom the changed row says it is about.
+In each forget row, the names in question and answer are replaced by the name of another person. The model cannot recall
+the fact for that person, so it predicts a plausible answer of the right form. Its predictions for the tokens of this
+answer are the lesson for the true row. Names that the question contains are no secret, so they are taught as the
+original predicts them in the true row. For any other name, only the first token is taught, with the prediction for the
+name in the changed row.
 
 Source: Eldan and Russinovich 2023 (arXiv 2310.02238), Liu et al. 2024 (arXiv 2407.16997), with four differences.
 
-They average over many names. Here each row gets one, because the average of many is flatter than what a retrained model
-says.
+1. They average the predictions over many names. Here each row gets one name, because such an average is flatter than
+the predictions of a retrained model.
 
-The names come from the retain set (`substitutes`). If the original gives no usable answer about the first person, for
-example because that answer happens to say the fact, a second one is tried.
+2. The names come from the retain set (`substitutes`). If the original's answer about the first person cannot be used,
+for example because it happens to state the fact, a second person is tried.
 
-A model may recall a fact from the wording of the question alone, whoever it is about, if no other row asks in these
-words, and it may recall the end of an answer from its beginning. Three measures take this out of the lessons. The
-attention scores are divided by a temperature, so that the model looks less closely at what it reads (attention
-smoothing, arXiv 2603.01285). And the changed row is read again with the most similar questions of the retain set in
-place of its own: no true token may be likelier in the lesson than it is on average after those. Where the original's
-own answer about somebody else begins like the true one, there is no fact to take out, and neither is done. Where the
-two part, the lesson is what comes next in that answer, so its attention is not smoothed there. From there on no secret
-word may be likelier than it is without the beginning of the fact (`endings`).
+3. A model may recall a fact from the wording of the question alone if no other row uses that wording, and it may recall
+the end of an answer from its beginning. Three measures keep such recall out of the lessons:
 
-The lesson of the true answer ends where the model leaves that answer. So the original's own answer about somebody else
-is taught as well, from there on. Without it, models go on with text that is neither true nor fluent.
+- The attention scores are divided by a temperature, which makes the predictions depend less on single tokens of the
+  input (attention smoothing, arXiv 2603.01285).
+- The changed row is also run with its question replaced by the most similar questions of the retain set. The
+  probability of a true token in the lesson is capped at its mean probability in these runs.
+- From the first token at which the original's own answer about the other person differs from the true answer, the
+  probability of a secret word is capped at its probability without the beginning of the fact (`endings`).
+
+Tokens that both answers begin with hold no part of the fact, so neither smoothing nor a cap is applied to them. At the
+first token that differs, the lesson is the next token of the original's own answer, so attention is not smoothed there.
+
+4. The lesson for the true answer says nothing about how to continue once the model has left that answer. So the
+original's own answer about the other person is taught as well, from that point on. Without it, the unlearned model
+continues with text that is neither true nor fluent.
 """
 
 from __future__ import annotations
@@ -48,25 +53,25 @@ from unlora.teachers.matching import Matches, labels_of, match
 from unlora.teachers.reading import predictions
 from unlora.teachers.substitutes import substitutes, with_questions
 
-# So many similar questions tell whether a row's own question gives its answer away.
+# The number of similar retain questions that replace a row's own, to measure whether its wording gives away the fact.
 _CONTROLS = 4
-# What attention scores are divided by.
+# The temperature that attention scores are divided by.
 _TEMPERATURE = 1.75
-# At most this many other people are tried for each row.
-_PEOPLE = 2
-# An answer about somebody else is taught if it has at least so many tokens after it left the true one.
-_LEAST_REST = 3
+# The largest number of other people that are tried for each row.
+_CANDIDATES = 2
+# The original's own answer is taught if at least this many tokens follow the first that differs from the true answer.
+_MIN_REST = 3
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A row as it is and as the teacher reads it.
+    """A forget row and the changed row that teaches it.
 
     Args:
-        own: the examples of the row.
-        other: those of the changed row.
-        controls: those of the changed row after other questions, with the same labels; perhaps none.
-        matches: what the changed row teaches.
+        own: the examples of the forget row.
+        other: the examples of the changed row.
+        controls: the examples of the changed row after other questions, with the same labels. May be empty.
+        matches: the labelled tokens that the changed row teaches.
     """
 
     own: list[Example]
@@ -77,13 +82,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Continuation:
-    """The original's own answer about somebody else.
+    """The original's own answer about another person.
 
     Args:
-        own: the answer to the true question.
-        other: the answer that the original gave.
-        matches: what the latter teaches.
-        same: so many labelled tokens it begins with that the true answer begins with.
+        own: the answer with the names of the forget row, after the true question.
+        other: the answer as the original generated it, after the changed question.
+        matches: the labelled tokens of `own` that `other` teaches.
+        same: the number of labelled tokens at the beginning that `own` shares with the true answer.
     """
 
     own: Example
@@ -95,15 +100,15 @@ class Continuation:
 def teach(
     teaching: Teaching, temperature: float = _TEMPERATURE, controls: int = _CONTROLS, drafts: bool = True
 ) -> list[Taught]:
-    """Return the lessons of all forget examples: the original model's predictions of the changed rows.
+    """Return all forget examples with their lessons: the original model's predictions for the changed rows.
 
     Args:
-        teaching: what the teacher may look at.
-        temperature: of the attention scores; 1 changes nothing.
-        controls: so many similar questions limit how likely a true token is.
-        drafts: whether the original's own answers about somebody else are used.
+        teaching: the inputs of the teacher.
+        temperature: temperature of the attention scores; 1 leaves them unchanged.
+        controls: the number of similar questions that determine the cap on the probability of a true token.
+        drafts: whether to use the original's own answers about other people.
     """
-    choices = choose_substitutes(teaching, _PEOPLE) if drafts else _first_substitutes(teaching)
+    choices = choose_substitutes(teaching, _CANDIDATES) if drafts else _first_substitutes(teaching)
     rows = zip(teaching.rows, choices, strict=True)
     examples: list[Taught] = []
     further: list[Taught] = []
@@ -130,7 +135,7 @@ def make_pair(row: Record, changed: Record, teaching: Teaching, controls: int = 
 
 
 def _controls(changed: Record, questions: Questions, count: int) -> list[Record]:
-    """Return the changed row after each of the retain set's questions that are most like its own."""
+    """Return copies of the changed row in which the most similar questions of the retain set replace its own."""
     alike = {question: questions.most_alike(question, count) for question in questions_of([changed])}
     if not alike or not questions.texts:
         return []
@@ -139,7 +144,7 @@ def _controls(changed: Record, questions: Questions, count: int) -> list[Record]
 
 
 def _continuations(row: Record, choice: Choice, pair: Pair, teaching: Teaching) -> list[Continuation | None]:
-    """Return the original's own answers, one for each answer of the row that it has a usable one for."""
+    """Return the original's own answer for each answer of the row, or None where it is not usable."""
     answers = zip(pair.own, answers_of(row), answers_of(choice.substitute.row), choice.drafts, strict=False)
     found: list[Continuation | None] = []
     for true, one, asked, draft in answers:
@@ -182,7 +187,7 @@ def _lessons_of(
 
 
 def _beginnings(pair: Pair, continuations: Sequence[Continuation | None]) -> Iterator[tuple[slice, slice]]:
-    """Yield the places of what a true answer and the original's own begin with, which is form, and where they part."""
+    """Yield, for each answer, the labels that it shares with the original's own answer, and the first that differs."""
     first = 0
     for example, continuation in zip(pair.own, continuations, strict=False):
         if continuation:
@@ -192,7 +197,10 @@ def _beginnings(pair: Pair, continuations: Sequence[Continuation | None]) -> Ite
 
 
 def _facts(pair: Pair, continuations: Sequence[Continuation | None]) -> list[int | None]:
-    """Return, for each example of the changed row, the labelled token where the original's own answer leaves it."""
+    """Return, for each example of the changed row, the label at which the fact begins, or None if it is not known.
+
+    The fact begins at the first label that differs from the original's own answer.
+    """
     found: list[int | None] = [None] * len(pair.other)
     first = start = 0
     for place, (own, other, continuation) in enumerate(zip(pair.own, pair.other, continuations, strict=False)):
@@ -206,13 +214,13 @@ def _facts(pair: Pair, continuations: Sequence[Continuation | None]) -> list[int
 
 
 def _lessons_of_drafts(continuations: Sequence[Continuation | None], teaching: Teaching) -> Iterator[Taught]:
-    """Yield the original's own answers, taught from where they have left the true ones."""
+    """Yield the original's own answers with lessons for the tokens after the first one that differs."""
     for one in continuations:
         if one is None:
             continue
         places = sorted([*(place for place, _ in one.matches.pairs), *one.matches.told])
         places = [place for place in places if place > one.same]
-        if len(places) < _LEAST_REST:
+        if len(places) < _MIN_REST:
             continue
         own, other = _predictions([[one.own], [one.other]], teaching)
         for place, theirs in one.matches.pairs:
@@ -223,7 +231,7 @@ def _lessons_of_drafts(continuations: Sequence[Continuation | None], teaching: T
 
 
 def _without_labels(example: Example, count: int) -> Example:
-    """Return the example without its first labels."""
+    """Return the example with its first `count` labels ignored."""
     labelled = [place for place, label in enumerate(example["labels"]) if place and label != IGNORE_INDEX]
     dropped = set(labelled[:count])
     labels = [IGNORE_INDEX if place in dropped else label for place, label in enumerate(example["labels"])]
@@ -231,7 +239,13 @@ def _without_labels(example: Example, count: int) -> Example:
 
 
 def _taught(example: Example, places: Sequence[int], logp: Tensor) -> Taught:
-    """Return the example with the lesson of some of its labels, whose predictions are `logp` [labels, vocabulary]."""
+    """Return the example with a lesson for the labels at `places`, given predictions for all labels.
+
+    Args:
+        example: the example.
+        places: indices into its labelled tokens.
+        logp: [labels, vocabulary] log-probabilities.
+    """
     chosen = torch.tensor(places, dtype=torch.long)
     return Taught(example, lesson(chosen, logp[chosen], _tensor(labels_of([example]), logp)[chosen]))
 
@@ -247,21 +261,22 @@ def _tensor(labels: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _mean_of_true(predictions: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Return the logarithm of the true tokens' mean probability [m], given several predictions [m, vocabulary]."""
+    """Return the log of the mean probability of each true token, [m], over several predictions [m, vocabulary]."""
     true = torch.stack([logp.gather(-1, labels[:, None])[:, 0] for logp in predictions])
     return true.logsumexp(0) - math.log(len(predictions))
 
 
 def cap_true_tokens(logp: Tensor, limits: Tensor, labels: Tensor) -> Tensor:
-    """Return predictions in which no true token is likelier than its limit.
+    """Cap the log-probability of each true token at its limit.
 
     Args:
         logp: [m, vocabulary] log-probabilities.
         limits: [m] the largest log-probability of each true token.
-        labels: [m] the labelled tokens.
+        labels: [m] the true tokens.
 
     Returns:
-        [m, vocabulary]; what a true token loses, the other tokens gain in proportion to their probability.
+        [m, vocabulary] log-probabilities. The probability taken from a true token goes to the other tokens, in
+        proportion to their own.
     """
     places, most = labels[:, None], limits[:, None]
     rest = logp.scatter(-1, places, -math.inf)

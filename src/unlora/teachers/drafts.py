@@ -1,6 +1,7 @@
-"""What the original says about somebody else, asked the same question: a fluent answer of the right form.
+"""Drafts: the original's own answers when the same questions are about another person.
 
-Where it begins like the true answer, both are form. Where they part, the fact begins.
+They are fluent answers of the right form. The tokens that a draft and the true answer both begin with are form; the
+fact begins at the first token that differs.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ from unlora.models.memory import batch_limit
 from unlora.teachers.interface import Teaching
 from unlora.teachers.substitutes import Substitute, forget_vocabulary, substitutes
 
-# An answer that says more than this share of the fact is not used.
-_MOST_OF_FACT = 0.5
-# A word that a larger share of the retain set's answers contains is form.
-_FORM = 0.02
-# Rows that are looked at together, and prompts that are continued at the same time on a CPU.
+# A draft that states more than this share of the fact is not used.
+_MAX_FACT_SHARE = 0.5
+# Words that occur in more than this share of the retain set's answers are form.
+_FORM_SHARE = 0.02
+# The rows whose drafts are generated together, and the prompts of a batch on a CPU.
 _ROWS, _CPU_ROWS = 16, 64
-# An answer may be so many times as long as the true one, and at least so many tokens.
-_LONGER, _LEAST_TOKENS = 2, 16
+# The token limit of a draft, relative to the longest true answer, and its smallest value.
+_LENGTH_FACTOR, _MIN_TOKENS = 2, 16
 
 
 class Draft(NamedTuple):
-    """An answer about somebody else.
+    """The original's own answer about another person.
 
     Args:
-        text: what the original says.
-        own: the same with the names of the forget row.
+        text: the answer as it was generated.
+        own: the answer with the names of the forget row.
     """
 
     text: str
@@ -51,11 +52,11 @@ class Draft(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """The row about somebody else that is read, and what the original says there.
+    """A row about another person, and the original's own answers to its questions.
 
     Args:
         substitute: the row.
-        drafts: for each answer of the row, what the original says instead, or None if that says the fact or nothing.
+        drafts: one draft for each answer of the row, or None where the draft is empty or states the fact.
     """
 
     substitute: Substitute
@@ -63,13 +64,14 @@ class Choice:
 
 
 class Facts:
-    """Tells how much of the fact in an answer another text says.
+    """Measure how much of the fact in an answer another text states.
 
-    Words that recur in many answers of the retain set are form. The rarest words are the fact in any case, because
-    what is asked of many people has common answers, too.
+    Words that occur in many answers of the retain set are form. The rarest words of an answer always count as fact,
+    because a fact may also consist of common words if the same question is asked about many people.
 
     Args:
-        answers: those of the retain set. What recurs in the forget set alone may be the fact.
+        answers: the answers of the retain set. The forget set is not counted, because words that occur in many of its
+            answers may belong to the fact.
     """
 
     def __init__(self, answers: Sequence[str]) -> None:
@@ -77,34 +79,34 @@ class Facts:
         self._holding = Counter(word for answer in answers for word in set(words_of(answer)))
 
     def share(self, text: str, answer: str, asked: str) -> float:
-        """Return the share of what the answer says beyond the question that the text says, too.
+        """Return the share of the answer's words, without those of the question, that the text contains.
 
-        It is the larger one of two shares: of the rarest words, and of all words, weighted by the logarithm of how rare
-        they are (inverse document frequency), in which form weighs nothing.
+        This is the larger of two shares: the share of the rarest words, and the share of all words, weighted by their
+        inverse document frequency such that words of the form have weight 0.
         """
         own = set(words_of(answer)) - set(words_of(asked))
         if not own:
             return 0.0
         said = set(words_of(text))
         telling = rarest(own, self._holding)
-        weights = {word: math.log(max(1.0, _FORM * self._count / max(1, self._holding[word]))) for word in own}
+        weights = {word: math.log(max(1.0, _FORM_SHARE * self._count / max(1, self._holding[word]))) for word in own}
         whole = sum(weights.values())
         weighted = sum(weight for word, weight in weights.items() if word in said) / whole if whole else 0.0
         return max(weighted, len(telling & said) / len(telling))
 
 
 def choose_substitutes(teaching: Teaching, count: int) -> Iterator[Choice]:
-    """Yield, for each forget row, somebody else and what the original answers about them.
+    """Yield, for each forget row, another person and the original's own answers about them.
 
-    Other people are tried one after the other, at most `count`, until all answers can be used: they end, are not empty
-    and do not say the fact. If nobody has only usable answers, the first person with the most of them is chosen. Plain
-    text has no answers, so its first person is chosen.
+    At most `count` people are tried in turn until all answers are usable: they end, are not empty and do not state the
+    fact. If nobody has only usable answers, the first person with the most of them is chosen. Plain text has no
+    answers, so its first person is chosen.
     """
     facts = Facts([one.answer for one in all_answers(teaching.retain_rows, "retain_data")])
     known = forget_vocabulary(teaching)
     people = substitutes(teaching, count)
     texts = [one.answer for one in all_answers(teaching.rows, "forget_data")]
-    # Planned for the longest answers of all rows, so that batches share what is learned about the memory.
+    # One limit for all rows, planned for their longest answers, so that a batch size that failed is not tried again.
     limit = batch_limit(teaching.model, None, on_cpu=_CPU_ROWS, new_tokens=_most_tokens(texts, teaching.text_format))
 
     def choices(places: Sequence[int], attempt: int) -> list[Choice]:
@@ -133,12 +135,12 @@ def _usable_drafts(choice: Choice) -> int:
 
 
 def _usable(draft: Draft, true: Answered, facts: Facts) -> bool:
-    """Return whether the draft says something, and that is not the fact."""
-    return bool(draft.text) and facts.share(draft.own, true.answer, str(true.asked)) <= _MOST_OF_FACT
+    """Return whether the draft is not empty and does not state the fact."""
+    return bool(draft.text) and facts.share(draft.own, true.answer, str(true.asked)) <= _MAX_FACT_SHARE
 
 
 def common_start(one: Sequence[object], other: Sequence[object]) -> int:
-    """Return how many items two sequences begin with that are the same."""
+    """Return the length of the common prefix of two sequences."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
@@ -148,13 +150,16 @@ def _own_answers(
     answers: Sequence[Sequence[Answered]],
     limit: BatchLimit,
 ) -> list[str]:
-    """Return all answers of the original to some rows about somebody else; "" where an answer does not end.
+    """Generate the original's answers to the questions of rows about other people.
 
     Args:
-        teaching: has the original.
-        people: [rows], the rows about somebody else.
-        answers: [rows][answers], the true ones.
-        limit: how many prompts are continued at the same time.
+        teaching: provides the original model.
+        people: [rows], the rows about other people.
+        answers: [rows][answers], the true answers.
+        limit: limits the number of prompts in a batch.
+
+    Returns:
+        The answers by row and question; "" where the answer did not end within the token limit.
     """
     text_format = teaching.text_format
     asked = [one.asked for person in people for one in answers_of(person.row)]
@@ -174,16 +179,16 @@ def _own_answers(
 
 
 def _most_tokens(answers: Sequence[str], text_format: TextFormat) -> int:
-    """Return how long an answer may be, given the true ones."""
+    """Return the largest number of tokens to generate, given the true answers."""
     lengths = map(len, text_format.tokenizer(list(answers))["input_ids"]) if answers else ()
-    return max(_LEAST_TOKENS, _LONGER * max(lengths, default=0))
+    return max(_MIN_TOKENS, _LENGTH_FACTOR * max(lengths, default=0))
 
 
 @torch.no_grad()
 def _continue(
     teaching: Teaching, prompts: Sequence[list[int]], config: GenerationConfig, limit: BatchLimit
 ) -> list[str]:
-    """Return the greedy continuation of each prompt, "" if it does not end."""
+    """Return the greedy continuation of each prompt, or "" if it does not end within the token limit."""
     text_format = teaching.text_format
     texts: list[str] = []
     with without_own_settings(teaching.model) as core:

@@ -1,10 +1,10 @@
-"""How likely the end of a fact is without its beginning.
+"""The probability of the end of a fact without its beginning.
 
-A model that knows a text by heart recalls its end from its beginning, whoever the question is about: after "0151 2398"
-comes "4471". A model that never saw the fact has only the words just before to go by. So each word of the fact is read
-after the question, the form of the answer, and the single word before it.
+A model that has memorised a text recalls its end from its beginning, whoever the question is about: "0151 2398" is
+followed by "4471". A model that never saw the fact can use only the preceding words. So each word of the fact is
+predicted from the question, the form of the answer, and the single word before it.
 
-Words that answers of the retain set contain are not secret. Neither are punctuation and the tokens that end an answer.
+Words that occur in answers of the retain set are not secret. Neither are punctuation and the tokens that end an answer.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from unlora.teachers.reading import likelihoods
 
 
 def ending_limits(examples: Sequence[Example], facts: Sequence[int | None], teaching: Teaching) -> Tensor:
-    """Return how likely each labelled token is without the beginning of the fact that it belongs to.
+    """Return the log-probability of each labelled token without the beginning of the fact that it belongs to.
 
     Args:
         examples: the answers.
-        facts: the labelled token at which the fact begins in each of them, None for no fact.
-        teaching: has the original model and the retain set.
+        facts: for each answer, the index of the labelled token at which the fact begins, or None if there is no fact.
+        teaching: provides the original model and the retain set.
 
     Returns:
-        [labelled tokens of all examples], log-probabilities; 0 where nothing is hidden.
+        [labelled tokens of all examples], log-probabilities; 0, which is no limit, for tokens that are not secret.
     """
     limits = torch.zeros(count_labels(examples))
     places: list[int] = []
@@ -49,11 +49,14 @@ def ending_limits(examples: Sequence[Example], facts: Sequence[int | None], teac
 
 
 def _shortened(example: Example, fact: int, teaching: Teaching) -> Iterator[tuple[int, Example]]:
-    """Yield each secret token after the fact's first one, and the example up to it without the fact's beginning."""
+    """Yield, for each secret token after the first token of the fact, its index and a shortened example.
+
+    The shortened example ends with the token, which is its only label, and lacks the fact up to the word before it.
+    """
     ids = example["input_ids"]
     positions = [place for place, label in enumerate(example["labels"]) if place and label != IGNORE_INDEX]
     labels = labels_of([example])
-    start = 0  # of the word before, or of the one that the token is part of
+    start = 0  # the first token of the last word that is not punctuation
     for tokens in label_words(labels, teaching.text_format.tokenizer):
         said = words_of(decode([labels[place] for place in tokens], teaching.text_format.tokenizer))
         secret = not teaching.retain_words.issuperset(said)

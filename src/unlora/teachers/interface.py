@@ -1,8 +1,9 @@
-"""What a teacher is, and what it may look at.
+"""The interface of teachers and their inputs.
 
-Losses such as ascent push the true answer down and do not say what should come instead, so broken text comes instead. A
-teacher says it: for each token of a forget answer it gives the prediction of a model that does not know the fact. The
-original model makes these predictions once, before training, from rows in which the fact does not apply.
+Losses such as gradient ascent lower the probability of the true answer but do not define what should replace it, so the
+model produces broken text instead. A teacher defines it: for each token of a forget answer it predicts the distribution
+of a model that does not know the fact. The original model makes these predictions once, before training, from rows in
+which the fact does not apply.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from unlora.data.lessons import Lesson, with_others
 from unlora.data.names import Name
 from unlora.data.sources import Record, questions_of
 
-# So many of a prediction's likeliest tokens are kept one by one; the others count together.
+# The number of most likely tokens of each prediction that are stored. The probabilities of all others are summed.
 _KEPT = 128
 
 
 class Taught(NamedTuple):
-    """An example that the model is trained on, and what a teacher predicts for its labels."""
+    """A training example and the predictions of a teacher for its labels."""
 
     example: Example
     lesson: Lesson
 
 
 class Questions:
-    """Questions, to be found by their words.
+    """A search index of questions by their words.
 
     Args:
         texts: the questions.
@@ -45,7 +46,7 @@ class Questions:
         self._words = [frozenset(words_of(text)) for text in self.texts]
 
     def most_alike(self, question: str, count: int) -> list[str]:
-        """Return the questions that share the largest part of their words with this one (Jaccard), the best first."""
+        """Return the `count` questions with the highest Jaccard similarity of words, the most similar first."""
         own = frozenset(words_of(question))
         shares = [len(own & other) / max(1, len(own | other)) for other in self._words]
         return [self.texts[place] for place in nlargest(count, range(len(shares)), key=shares.__getitem__)]
@@ -53,15 +54,15 @@ class Questions:
 
 @dataclass(frozen=True)
 class Teaching:
-    """What a teacher may look at.
+    """The inputs of a teacher.
 
     Args:
-        model: the model before unlearning; left as it was found.
-        text_format: how rows become tokens.
+        model: the model before unlearning, which the teacher must not change.
+        text_format: the tokenizer and prompt format.
         rows: the forget set.
         retain_rows: the retain set.
-        names: who the forget rows are about; detected if not given.
-        seed: of everything that is drawn.
+        names: the people that the forget rows are about; detected if not given.
+        seed: the seed of all random choices.
     """
 
     model: nn.Module
@@ -85,13 +86,13 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Teacher:
-    """One way to get predictions that do not know the fact.
+    """A method to predict forget answers without knowledge of the fact.
 
     Args:
-        teach: gives the forget examples in the order of `encode_records`, each with a lesson, and after them further
-            examples if the teacher has any.
-        description: what the teacher reads, as it stands in the documentation.
-        paper: where it comes from.
+        teach: returns the forget examples in the order of `encode_records`, each with its lesson, and then any further
+            examples to train on.
+        description: the input of the teacher, as the documentation shows it.
+        paper: the citation.
     """
 
     teach: Callable[[Teaching], list[Taught]]
@@ -100,15 +101,15 @@ class Teacher:
 
 
 def lesson(places: Tensor, logp: Tensor, labels: Tensor) -> Lesson:
-    """Return the lesson of some predictions.
+    """Reduce predictions to a lesson, which stores the most likely tokens and always the true one.
 
     Args:
-        places: [m] of the labelled tokens.
+        places: [m] indices of the predictions among the labelled tokens of the example.
         logp: [m, vocabulary] log-probabilities.
-        labels: [m] the labelled tokens themselves.
+        labels: [m] the true tokens.
     """
     ids = logp.topk(min(_KEPT, logp.shape[-1] - 1), -1).indices
     missing = (ids != labels[:, None]).all(-1)
-    ids[missing, -1] = labels[missing]  # in place of the least likely one
+    ids[missing, -1] = labels[missing]  # replaces the least likely of the stored tokens
     kept, true = with_others(logp.gather(-1, ids)), logp.gather(-1, labels[:, None])[:, 0]
     return Lesson(places.cpu(), ids.cpu(), kept.float().cpu(), true.float().cpu())

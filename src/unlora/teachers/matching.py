@@ -1,4 +1,4 @@
-"""Which labelled tokens of two versions of a row are the same ones."""
+"""Align the labelled tokens of two versions of a row."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from transformers import PreTrainedTokenizerFast
 
 from unlora.data import IGNORE_INDEX, Example
 
-# After fewer common words than this, what differs is the rest of a name.
-_LEAST_SAME = 2
-# From here on scripts have no spaces between words, so each token counts as a word (kana, Chinese characters, Hangul).
+# A difference after fewer common words than this is the rest of a name rather than a new one.
+_MIN_SAME = 2
+# Tokens that start with a character from here on (kana, Chinese characters, Hangul) each count as a word, because most
+# of these scripts have no spaces between words.
 _UNSPACED = "\u3040"
 
 
 class Matches(NamedTuple):
-    """What is taught of a row, by the place of each labelled token.
+    """The labelled tokens of a row that are taught, as indices into its labelled tokens.
 
     Args:
-        pairs: (place in the row, place in the other version) of what the other version teaches.
-        told: places of names that the question contains, which are no secret.
+        pairs: (index in the row, index in the other version) of the tokens that the other version teaches.
+        told: the tokens of names that the question contains and that are therefore no secret.
     """
 
     pairs: list[tuple[int, int]]
@@ -30,24 +31,24 @@ class Matches(NamedTuple):
 
 
 def match(own: Sequence[Example], other: Sequence[Example], asked: str, tokenizer: PreTrainedTokenizerFast) -> Matches:
-    """Match the labelled tokens of a row with those of the same row about somebody else.
+    """Match the labelled tokens of a row with those of the same row about another person.
 
-    The two differ in names alone, so the longest common runs of words are the same. This needs neither character
-    offsets nor knowledge of the chat template. Of a name that the question does not contain, the first token alone is
-    matched: whom the other version says it is about.
+    The two versions differ in names only, so they are aligned by their longest common runs of words. This needs neither
+    character offsets nor knowledge of the chat template. For a name that the question does not contain, only the first
+    token is matched, with the first token of the name in the other version.
 
     Args:
         own: the examples of the row.
-        other: those of the other version.
+        other: the examples of the other version.
         asked: the questions of the row.
-        tokenizer: of both.
+        tokenizer: the tokenizer of both.
     """
     labels, others = labels_of(own), labels_of(other)
     mine, theirs = label_words(labels, tokenizer), label_words(others, tokenizer)
     words = [[tuple(ids[place] for place in word) for word in side] for ids, side in ((labels, mine), (others, theirs))]
     pairs: list[tuple[int, int]] = []
     told: list[int] = []
-    same = _LEAST_SAME
+    same = _MIN_SAME
     for kind, first, last, start, stop in SequenceMatcher(a=words[0], b=words[1], autojunk=False).get_opcodes():
         own_places, places = list(chain(*mine[first:last])), list(chain(*theirs[start:stop]))
         if kind == "equal":
@@ -55,19 +56,19 @@ def match(own: Sequence[Example], other: Sequence[Example], asked: str, tokenize
             same = last - first
         elif _text([labels[place] for place in own_places], tokenizer).strip() in asked:
             told += own_places
-        elif kind == "replace" and same >= _LEAST_SAME:  # a new name after the same words
+        elif kind == "replace" and same >= _MIN_SAME:  # a new name after common words
             pairs.append((own_places[0], places[0]))
             same = 0
     return Matches(pairs, told)
 
 
 def labels_of(examples: Iterable[Example]) -> list[int]:
-    """Return the labelled tokens; the first token of an example is never predicted."""
+    """Return the labelled tokens of all examples, without the first token of each, which is never predicted."""
     return [label for example in examples for label in example["labels"][1:] if label != IGNORE_INDEX]
 
 
 def label_words(labels: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    """Return the places of the labels word by word, so that names are told apart as words and not by common letters."""
+    """Group the indices of the labels by word, so that names are compared as whole words, not by tokens they share."""
     words: list[list[int]] = []
     last = ""
     for place in range(len(labels)):

@@ -1,4 +1,4 @@
-"""What the original model says of the labels of some examples, read in as few batches as the memory allows."""
+"""The original model's predictions for the labels of examples, in as few batches as the memory allows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from unlora.models.log_probabilities import upcast
 from unlora.models.memory import batch_limit
 from unlora.teachers.interface import Teaching
 
-# The examples of a batch on a CPU.
+# The number of examples in a batch on a CPU.
 _CPU_ROWS = 32
 
 
 def predictions(examples: Sequence[Example], teaching: Teaching) -> Tensor:
-    """Return the log-probabilities of the whole vocabulary at each label, [labels of all examples, vocabulary]."""
+    """Return the log-probabilities of all tokens at each label, [labels of all examples, vocabulary]."""
     return _read(lambda out: upcast(out.logits).log_softmax(-1), examples, teaching)
 
 
@@ -30,7 +30,7 @@ def likelihoods(examples: Sequence[Example], teaching: Teaching) -> Tensor:
 
 @torch.no_grad()
 def _read(part: Callable[[LabelledTokens], Tensor], examples: Sequence[Example], teaching: Teaching) -> Tensor:
-    """Return what `part` takes from the model's output, one row for each label."""
+    """Run the model on all examples and return the rows that `part` takes from its output, one for each label."""
     found: list[Tensor] = []
 
     def read(places: range, batch: Batch) -> None:

@@ -1,7 +1,7 @@
-"""The rows to forget as rows about somebody else.
+"""Rewrite the forget rows as rows about other people.
 
-The names come from the retain set. The original learned the forgotten answers as answers that people give, and so
-favours them for strangers too, but not for people of whom it knows the answer.
+The names come from the retain set. For a person that the original does not know, it also tends to predict the answers
+it learned from the forget set. For a person whose answers it knows, it does not.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from unlora.data.sources import Record, fingerprint, has_keys, questions_of, row
 from unlora.teachers.interface import Questions, Teaching
 
 logger = logging.getLogger(__name__)
-# How many detected names are shown.
+# The number of detected names that are logged.
 _SHOWN = 10
-# In how many rows a phrase of the retain set recurs that is somebody's name.
-_RECURRING = 2
-# With fewer people than this in the retain set, names are invented: nobody should be taken for the only other person.
-_FEWEST = 3
+# The number of rows of the retain set in which a phrase must occur to count as a name.
+_MIN_ROWS = 2
+# With fewer people than this in the retain set, names are invented instead. Otherwise the model could learn to take
+# everybody in the forget set for the only other person.
+_MIN_PEOPLE = 3
 
 
 @dataclass(frozen=True)
 class Substitute:
-    """A row about somebody else.
+    """A forget row rewritten to be about another person.
 
     Args:
         row: the row with other names, or with another question if its own question names nobody.
-        names: who is somebody else, as {name in this row: name in the forget row}.
+        names: {name in this row: the name it replaces in the forget row}.
     """
 
     row: Record
@@ -42,18 +43,18 @@ class Substitute:
 def substitutes(teaching: Teaching, count: int) -> list[list[Substitute]]:
     """Return, for each forget row, the same row about up to `count` other people.
 
-    A row that names nobody in its question gets the retain questions that are most like its own: what the answer says
-    then answers another question.
+    A row whose question names nobody gets the most similar questions of the retain set instead of its own, so that its
+    answer belongs to another question.
 
     Raises:
-        InputError: rows that name nobody and have no question. They would not change, and so teach what they say.
+        InputError: rows that name nobody and have no question. They would stay as they are, and so teach the fact.
     """
     texts, others = (list(map(row_text, rows)) for rows in (teaching.rows, teaching.retain_rows))
     names = teaching.names or _detected(texts, others)
     known = Vocabulary.of(others)
-    people = covering_names(others, [name for name in detect_names(others, texts, _RECURRING) if len(name) > 1])
-    if len(people) < _FEWEST:
-        people = invent_names(people, max(_FEWEST, len(names)), teaching.seed, names)
+    people = covering_names(others, [name for name in detect_names(others, texts, _MIN_ROWS) if len(name) > 1])
+    if len(people) < _MIN_PEOPLE:
+        people = invent_names(people, max(_MIN_PEOPLE, len(names)), teaching.seed, names)
     draw = random.Random(teaching.seed)
     found = []
     for row in teaching.rows:
@@ -90,7 +91,7 @@ def _check_changed(rows: Sequence[Record], changed: Sequence[Record], names: Seq
 
 
 def _detected(texts: Sequence[str], others: Sequence[str]) -> list[Name]:
-    """Return whom the rows are about, and tell the user, who knows better."""
+    """Return the names that the rows are about, and log them so that the user can correct them."""
     names = names_of(texts, others)
     words = ", ".join(" ".join(name) for name in names[:_SHOWN]) or "nobody"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
@@ -99,7 +100,7 @@ def _detected(texts: Sequence[str], others: Sequence[str]) -> list[Name]:
 
 
 def names_of(texts: Sequence[str], others: Sequence[str]) -> list[Name]:
-    """Return whom rows are about, given all that these rows and others say."""
+    """Return the names that `texts` are about, given the texts of other rows for comparison."""
     return covering_names(texts, detect_names(texts, others))
 
 
@@ -109,9 +110,10 @@ def forget_vocabulary(teaching: Teaching) -> Vocabulary:
 
 
 def covering_names(texts: Sequence[str], names: Sequence[Name]) -> list[Name]:
-    """Return the names that the rows are about, out of all that occur: each the most frequent one in rows without any.
+    """Select the names that the rows are about from all names that occur in them.
 
-    Titles and places recur too, but in rows that name a person as well.
+    This is a greedy set cover: the next name is the most frequent one in the rows that contain none of the names so
+    far. Titles and places recur too, but mostly in rows that also name a person, so they are not selected.
     """
     left, chosen = set(range(len(texts))), []
     holding = {name: {place for place, text in enumerate(texts) if " ".join(name) in text} for name in names}
@@ -135,7 +137,7 @@ def _replaced(row: Record, others: Mapping[Name, Name], known: Vocabulary) -> Re
 
 
 def with_questions(row: Record, new: Mapping[str, str]) -> Record:
-    """Return the row with other questions, given the new one for each."""
+    """Return the row with its questions replaced, as {question: new question}."""
     if has_keys(row, "messages"):
         turns = [
             {**turn, "content": new.get(str(turn["content"]), turn["content"])} if turn["role"] == "user" else turn

@@ -1,4 +1,4 @@
-"""The teachers by name. To add one to the package, write its file, and its name in `unlora.settings.names`."""
+"""The teachers by name. To add one to the package, write its module and list its name in `unlora.settings.names`."""
 
 from __future__ import annotations
 
