@@ -1,4 +1,4 @@
-"""Forget and retain losses: pure functions of what the model predicts, and the tables that name them."""
+"""Forget and retain losses: pure functions of the model's outputs, and the tables that list them by name."""
 
 from unlora.losses.interface import Loss
 from unlora.losses.table import LOSSES, RETAIN_LOSSES, register_loss

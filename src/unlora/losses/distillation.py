@@ -1,8 +1,8 @@
-"""Losses that distil: they say what should take the place of what is forgotten, and that all else should stay.
+"""Distillation losses: a teacher defines what replaces the forgotten answers, and the original model all other answers.
 
-Here t is the prediction of a teacher and p that of the model. Both are softened by a temperature τ: t^(1/τ) and
-p^(1/τ), renormalised. Plain KL is small as soon as an unlikely token has some small probability. The softened KL also
-asks for the right odds among unlikely tokens, and these decide how much more likely a true answer is than a wrong one.
+Here t is the teacher's distribution and p the model's. Both are softened by a temperature τ: t^(1/τ) and p^(1/τ),
+renormalised. Plain KL is small as soon as an unlikely token has some small probability. The softened KL also depends on
+the odds among unlikely tokens, which decide how much more likely a true answer is than a wrong one.
 
 Shapes: `logits` and `ref_logits` [tokens, vocabulary], `logp` (log p(y_t)) [tokens].
 """
@@ -24,8 +24,8 @@ def distillation(
 ) -> Tensor:
     """mean_t (τ²·KL_τ(t ‖ p) + μ·max(0, log p(y_t) − log t(y_t))), at least 0. Tokens that are not taught count as 0.
 
-    The second term lowers a true token until it is as unlikely as the teacher finds it, and no further. The KL is over
-    the teacher's most likely tokens, each by itself, and all other tokens together.
+    The second term lowers the probability of a true token to the teacher's, and no further. The KL treats each of the
+    teacher's most likely tokens as a class of its own, and all other tokens together as one more class.
 
     Args:
         logits: the logits of the model.
@@ -48,12 +48,12 @@ def teacher_kl(logits: Tensor, logp: Tensor, lesson: Lesson) -> Tensor:
 
 @torch.no_grad()
 def teacher_excess(logits: Tensor, logp: Tensor, lesson: Lesson) -> Tensor:
-    """mean_t max(0, log p(y_t) − log t(y_t)), in nats: how far true tokens are above what the teacher gives them."""
+    """mean_t max(0, log p(y_t) − log t(y_t)), in nats: how far true tokens are above their probability under t."""
     return _excess(logp, lesson).sum() / len(logp)
 
 
 def softened_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """mean_t τ²·KL_τ(ref ‖ p), τ = 2, in nats: the model should answer as the original does."""
+    """mean_t τ²·KL_τ(ref ‖ p), τ = 2, in nats. This keeps the model's predictions those of the original."""
     own, reference = (upcast(values).div(_TEMPERATURE).log_softmax(-1) for values in (logits, ref_logits))
     return _TEMPERATURE**2 * _kl(reference, own).mean()
 
@@ -69,7 +69,7 @@ def _excess(logp: Tensor, lesson: Lesson) -> Tensor:
 
 
 def _kl(reference: Tensor, own: Tensor) -> Tensor:
-    """Return the KL of each row of log-probabilities, in nats."""
+    """Return the KL divergence of each row of log-probabilities, in nats."""
     return (reference.exp() * (reference - own)).sum(-1)
 
 

@@ -1,4 +1,4 @@
-"""Retain weights that are learned with the model: dual variables of an upper bound on the retain loss."""
+"""Retain weights that are updated during training: the dual variable of an upper bound on the retain loss."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def dual_ascent(
     Args:
         weight: λ before the step.
         retain_loss: the mean retain loss over the batches of an optimiser step.
-        epoch: how many epochs have passed, this step included.
+        epoch: the number of epochs trained so far, including this step; may be fractional.
         dual_step_size: η.
         epsilon: ε, in the unit of the retain loss.
-        dual_warmup_epochs: for how many epochs λ stays as it is.
+        dual_warmup_epochs: the number of epochs in which λ is not updated.
     """
     if epoch <= dual_warmup_epochs:
         return weight

@@ -1,8 +1,7 @@
-"""Forget losses of single tokens, minimised so that the labelled tokens of the forget set are forgotten.
+"""Token-level forget losses: means over the labelled tokens of a batch, minimised in training.
 
-Here y is a labelled token, z the logits that predict it, p = softmax(z), and sg(·) has no gradient. Every loss is the
-mean over the labelled tokens of a batch. Shapes: `logits` and `ref_logits` [tokens, vocabulary], `targets` and `logp`
-[tokens].
+Here y is a labelled token, z the logits that predict it, p = softmax(z), and sg(·) the stop-gradient operator. Shapes:
+`logits` and `ref_logits` [tokens, vocabulary], `targets` and `logp` [tokens].
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def gradient_ascent(logp: Tensor) -> Tensor:
 def inverted_hinge(logits: Tensor, targets: Tensor) -> Tensor:
     """mean_t (1 + p(y_t) − max_{v≠y_t} p(v)), in [0, 2] (IHL, Cha et al. 2025, arXiv 2408.06621).
 
-    This lowers the true token's probability to just below that of the runner-up. Unlike ascent, it then stops.
+    This lowers the true token's probability to just below that of the runner-up, and unlike gradient ascent no further.
     """
     probabilities = upcast(logits).softmax(-1)
     true = probabilities.gather(1, targets[:, None])[:, 0]
@@ -35,7 +34,7 @@ def inverted_hinge(logits: Tensor, targets: Tensor) -> Tensor:
 def weighted_ascent(logp: Tensor, beta: float = 1.0) -> Tensor:
     """mean_t sg(p(y_t))^β · log p(y_t), in [−1/(eβ), 0] (WGA, Wang et al. 2025, arXiv 2502.19301).
 
-    This is gradient ascent whose pull fades with the token's probability. β = 0 is plain gradient ascent.
+    This is gradient ascent whose weight falls with the token's probability. β = 0 is plain gradient ascent.
     """
     return (logp.detach().mul(beta).exp() * logp).mean()
 
@@ -43,7 +42,8 @@ def weighted_ascent(logp: Tensor, beta: float = 1.0) -> Tensor:
 def saturation_importance(logp: Tensor, beta1: float = 5.0, beta2: float = 1.0) -> Tensor:
     """mean_t sg(p(y_t)^β₁ · (1 − p(y_t))^β₂) · log p(y_t), at most 0 (SatImp, Yang et al. 2025, arXiv 2505.11953).
 
-    This is gradient ascent on tokens that are neither forgotten already (small p) nor easy to predict (p near 1).
+    This weights gradient ascent towards tokens that are neither forgotten already (p near 0) nor easy to predict
+    (p near 1).
     """
     fixed = logp.detach()
     # −expm1(log p) is 1 − p without the cancellation that would leave only rounding errors near p = 1.
@@ -54,13 +54,15 @@ def saturation_importance(logp: Tensor, beta1: float = 5.0, beta2: float = 1.0) 
 def cross_entropy_unlearning(logits: Tensor, targets: Tensor, example: Tensor, skip_first: int = 0) -> Tensor:
     """mean_t (−Σ_v q(v)·log p(v)), q = softmax(sg(z) with z_y = −∞), at least 0 (CE-U, Yang 2025, arXiv 2503.01224).
 
-    This teaches the model its own distribution without the true token. The gradient of the true token's logit is
-    p(y), so it fades as the token is forgotten.
+    The target is the model's own distribution without the true token. The gradient with respect to the true token's
+    logit is p(y), so it vanishes as the token is forgotten.
 
     Args:
-        logits, targets: of the labelled tokens.
-        example: [tokens], the row that each token belongs to, in ascending order.
-        skip_first: how many tokens at the beginning of each answer count as 0. The paper's experiments skip one.
+        logits: the logits at the labelled positions.
+        targets: the labelled tokens.
+        example: [tokens] the index of the row that each token belongs to, in ascending order.
+        skip_first: the number of tokens at the beginning of each answer whose loss is set to 0. The paper's experiments
+            skip one.
     """
     logits = upcast(logits)
     without_target = logits.detach().scatter(1, targets[:, None], -torch.inf).softmax(-1)
@@ -72,7 +74,8 @@ def cross_entropy_unlearning(logits: Tensor, targets: Tensor, example: Tensor, s
 def adjusted_distillation(logits: Tensor, targets: Tensor, ref_logits: Tensor, beta: float = 10.0) -> Tensor:
     """mean_t (−Σ_v q(v)·log p(v)), q = softmax(z_ref − β·1_y), at least 0 (UnDIAL, Dong et al. 2025, arXiv 2402.10052).
 
-    This distils the original model with the true token's logit lowered by β. The target is fixed, so training settles.
+    The target is the original model's distribution with the true token's logit lowered by β. Because it is fixed,
+    training converges.
     """
     reference, index = upcast(ref_logits), targets[:, None]
     lowered = reference.scatter_add(1, index, reference.new_full(index.shape, -beta))
@@ -82,7 +85,7 @@ def adjusted_distillation(logits: Tensor, targets: Tensor, ref_logits: Tensor, b
 def logit_margin(logits: Tensor) -> Tensor:
     """mean_t (max_v z_v − mean_v z_v)², at least 0 (logit-margin flattening, Entesari et al. 2025, arXiv 2506.05314).
 
-    It is zero where all tokens are equally likely. Without a softmax, the gradient does not vanish on the way there.
+    It is zero if all tokens are equally likely. As there is no softmax, the gradient does not vanish before that.
     """
     logits = upcast(logits)
     return (logits.amax(-1) - logits.mean(-1)).square().mean()

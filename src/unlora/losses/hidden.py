@@ -1,4 +1,4 @@
-"""Losses of hidden states: RMU, representation misdirection for unlearning (Li et al. 2024, arXiv 2403.03218).
+"""Losses on hidden states: RMU, representation misdirection for unlearning (Li et al. 2024, arXiv 2403.03218).
 
 Shapes: `states` and `ref_states` are [tokens, hidden], the output of one decoder layer at the labelled positions.
 """
@@ -17,12 +17,12 @@ from unlora.models.log_probabilities import upcast
 def misdirection(states: Tensor, steering_coeff: float = 6.5, seed: int = 42) -> Tensor:
     """mean (h − c·u/‖u‖)² over labelled positions and dimensions, at least 0 (RMU's forget loss).
 
-    This pulls all hidden states to one random direction u, from which later layers cannot tell what was said. The
-    entries of u are uniform in [0, 1).
+    This pulls all hidden states towards one random vector c·u/‖u‖, which tells later layers nothing about the input.
+    The entries of u are uniform in [0, 1).
 
     Args:
         states: h.
-        steering_coeff: c, the length of the vector that they are pulled to. The paper takes 6.5 for Zephyr-7B.
+        steering_coeff: c, the length of this vector. The paper uses 6.5 for Zephyr-7B.
         seed: the seed of u.
     """
     states = upcast(states)

@@ -1,4 +1,4 @@
-"""What a loss is, and what the trainer must provide for it."""
+"""The interface between losses and the trainer."""
 
 from __future__ import annotations
 
@@ -16,30 +16,29 @@ from unlora.models.forward import Outputs, labelled_tokens
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss, and what the trainer must provide for it.
+    """A loss function and its requirements.
 
-    Calling it with what the model predicts and with settings computes it: `LOSSES["npo"](out, beta=0.2)`.
+    Call it with the outputs of the forward pass and the settings: `LOSSES["npo"](out, beta=0.2)`.
 
     Args:
-        function: a pure function that returns a scalar tensor. Arguments without a default are tensors, named like
-            the fields and properties of what `forward` returns (`logp`, `logits`, ...). Arguments with a default are
-            the loss's settings. Naming `ref_logp`, `ref_logits` or `ref_states` asks for the original model's
-            predictions: `ref_logp` is computed once, the others at each step with the adapters off. Naming `lesson`
-            asks for the lessons of a teacher.
+        function: a pure function that returns a scalar tensor. Arguments without a default are tensors, named like the
+            fields and properties of the outputs of `forward` (`logp`, `logits`, ...). Arguments with a default are the
+            settings of the loss. The trainer also computes `ref_logp`, `ref_logits` or `ref_states`, the outputs of the
+            original model, if they are arguments: `ref_logp` once before training, the others at each step with the
+            adapters disabled. For an argument `lesson`, it provides the lessons of a teacher.
         formula: the equation, as in the table of docs/methods.md.
         paper: the citation.
-        retain: the retain loss that goes with a forget loss unless the user chooses another; "none" for no retain
-            term.
-        reads: the columns of the forget set that go through the model, in this order: the answers to "forget", the
+        retain: the default retain loss for a forget loss; "none" for no retain term.
+        reads: the columns of the forget set that the model is run on, in this order: the answers to "forget", the
             "alternate" answers, or both.
-        forward: (model, batch, **settings) -> the model's predictions; the same for a forget loss and its retain loss.
-        check: (model, **settings) -> what is wrong with the settings for that model.
+        forward: (model, batch, **settings) -> the outputs. A forget loss and its retain loss must have the same.
+        check: (model, **settings) -> problems of the settings for that model.
         update_weight: (λ, retain loss, **settings) -> λ after an optimiser step, if λ is not constant. An argument
-            `epoch` is given how many epochs have passed.
-        measures: pure functions of the same tensors by name. Their values are logged beside the loss, as means over
-            the same items. `teacher_kl` and `teacher_excess` show when the model agrees with its teacher.
-        nats: whether its value is in nats, so that guessing blindly costs at most ln(vocabulary).
-        mean_over: what it is the mean of: the labelled tokens or the pairs of a batch.
+            `epoch` receives the number of epochs trained so far.
+        measures: {name: pure function of the same tensors}. Their values are logged beside the loss, as means over the
+            same items. `teacher_kl` and `teacher_excess` show when the model agrees with its teacher.
+        nats: whether the loss is in nats, so that a uniform guess costs at most ln(vocabulary).
+        mean_over: the unit of the mean: the labelled tokens or the pairs of a batch.
     """
 
     function: Callable[..., Tensor]
@@ -55,7 +54,7 @@ class Loss:
     mean_over: Literal["tokens", "pairs"] = "tokens"
 
     def __call__(self, out: Outputs, **settings: Any) -> Tensor:
-        """Return the loss, a scalar. Settings of its forward pass or of λ are ignored here."""
+        """Return the loss, a scalar. Settings that only `forward` or `update_weight` take are ignored."""
         tensors = {name: getattr(out, name) for name in self.inputs}
         value = self.function(**tensors, **own_settings(self.function, settings))
         if not isinstance(value, Tensor) or value.dim():
@@ -65,7 +64,7 @@ class Loss:
         return value
 
     def progress(self, out: Outputs) -> dict[str, Tensor]:
-        """Return the measures of what the model predicts, each a scalar."""
+        """Return {name: scalar} of all measures."""
         tensors = {name: getattr(out, name) for name in self.inputs}
         return {name: measure(**tensors) for name, measure in self.measures.items()}
 
@@ -77,7 +76,7 @@ class Loss:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The loss's own settings with their defaults: those of its forward pass, its function and its update of λ."""
+        """The settings of the loss with their defaults, from `forward`, `function` and `update_weight`."""
         functions = [function for function in (self.forward, self.function, self.update_weight) if function]
         parameters = [part for function in functions for part in inspect.signature(function).parameters.values()]
         return {part.name: part.default for part in parameters if part.default is not inspect.Parameter.empty}
@@ -89,7 +88,7 @@ class Loss:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a teacher's lessons are made before training."""
+        """Whether the lessons of a teacher are needed for training."""
         return "lesson" in self.inputs
 
     @property
@@ -98,10 +97,15 @@ class Loss:
         return "ref_logits" in self.inputs or "ref_states" in self.inputs
 
     def model_problems(self, model: nn.Module, settings: Mapping[str, Any]) -> list[Problem]:
-        """Return what is wrong with the loss's settings (all of them) for this model."""
+        """Return the problems of the settings for this model.
+
+        Args:
+            model: the model to train.
+            settings: all settings of the loss.
+        """
         return self.check(model, **own_settings(self.check, settings)) if self.check else []
 
 
 def own_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a loss's settings that one of its functions takes."""
+    """Return the settings that a function of the loss takes."""
     return {name: settings[name] for name in inspect.signature(function).parameters if name in settings}

@@ -1,4 +1,4 @@
-"""Retain losses, which keep the model as it was on the retain set.
+"""Retain losses, which preserve the model's behaviour on the retain set.
 
 Shapes: `logp` [tokens]; `logits` and `ref_logits` [tokens, vocabulary].
 """
@@ -26,5 +26,5 @@ def kl_to_reference(logits: Tensor, ref_logits: Tensor) -> Tensor:
 _TOFU = "Maini et al. 2024 (arXiv 2401.06121)"
 NLL = Loss(nll, "mean_t (−log p(y_t))", _TOFU)
 KL = Loss(kl_to_reference, "mean_t KL(ref ‖ p)", _TOFU)
-# A forget loss, which teaches the alternate answers as a retain loss would.
+# A forget loss: the usual NLL, but of the alternate answers.
 IDK = Loss(nll, "mean_t (−log p(y'_t))", _TOFU, reads=("alternate",))

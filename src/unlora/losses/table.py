@@ -1,8 +1,8 @@
-"""Which losses and which of their settings go together, and how a loss of your own gets a name.
+"""The losses by name, the registration of further ones, and checks of a choice of losses and settings.
 
-To add one to the package, write its function and its entry in one file of this room, its name in
-`unlora.settings.names`, its test, and its row in docs/methods.md (a test compares them). Your own code adds one with
-`register_loss`, without changing the package (docs/how-to/own-loss.md).
+To add a loss to the package, write its function and its `Loss` in a module of this package, and add its name to
+`unlora.settings.names`, a test, and a row to docs/methods.md (a test compares them). Outside the package, add one with
+`register_loss` (docs/how-to/own-loss.md).
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from unlora.settings.names import NO_RETAIN, Table, loss_problems
 
 LOSSES: Table[Loss] = names.LOSSES
 RETAIN_LOSSES: Table[Loss] = names.RETAIN_LOSSES
-# What a forward pass returns -> the names of the tensors that a loss can take from it.
+# {forward pass: the names of the tensors that a loss can take from its outputs}.
 _TENSORS = {
     labelled_tokens: [*(part.name for part in fields(LabelledTokens)), "logp", "counts", "example_logp"],
     hidden_states: [part.name for part in fields(HiddenStates)],
 }
 # Tensors that are computed for the forget set only.
 _OF_FORGET_SET = ("ref_logp", "lesson")
-# Settings that the loss is divided by or scaled with. All others may be 0.
+# Settings that must be positive, because the loss is scaled or divided by them. All others may be 0.
 _POSITIVE = ("beta", "steering_coeff", "dual_step_size", "temperature")
 
 
 def register_loss(name: str, loss: Loss, losses: Table[Loss] = LOSSES) -> None:
-    """Make a loss known by a name in this process: to `UnlearnConfig`, the trainer and every command.
+    """Register a loss under a name, for `UnlearnConfig`, the trainer and all commands in this process.
 
     Args:
-        name: the value of `loss` (or `retain_loss`) that chooses it.
+        name: the value of `loss` (or `retain_loss`) that selects it.
         loss: the loss.
         losses: the table to add it to: `LOSSES`, or `RETAIN_LOSSES` for a retain loss.
 
     Raises:
-        InputError: the name is taken, its function takes a tensor that there is not, or its own retain loss is unknown
-            or takes tensors of another forward pass.
+        InputError: the name is taken, the function has an argument that is no tensor of the forward pass, or the
+            default retain loss is unknown or has another forward pass.
     """
     kind = "loss" if losses is LOSSES else "retain loss"
     if name == NO_RETAIN:
@@ -56,7 +56,7 @@ def register_loss(name: str, loss: Loss, losses: Table[Loss] = LOSSES) -> None:
 
 
 def _input_problems(loss: Loss, of_forget_set: bool) -> Iterator[Problem]:
-    """Yield the tensors that the function takes and the trainer cannot give."""
+    """Yield a problem for each argument of the function that the trainer cannot provide."""
     known = _TENSORS.get(loss.forward)
     if known is None:  # a forward pass of the user's own
         return
@@ -67,25 +67,25 @@ def _input_problems(loss: Loss, of_forget_set: bool) -> Iterator[Problem]:
 
 
 def check_losses(loss: str, retain_loss: str | None, settings: Mapping[str, Any]) -> list[Problem]:
-    """Return what is wrong with a choice of losses, as far as they exist, and with the settings of the forget loss.
+    """Return the problems of a combination of losses, and of the settings of the forget loss.
 
-    Whether they exist is known without torch: see `unlora.settings.names.loss_problems`.
+    Unknown names are not reported here, but by `unlora.settings.names.loss_problems`, which does not import torch.
     """
     if loss not in LOSSES:
         return []
-    together = () if loss_problems(loss, retain_loss) else (retain_loss or LOSSES[loss].retain,)
-    fit = [problem for name in together for problem in _retain_problems(loss, LOSSES[loss], name)]
-    return [*fit, *_setting_problems(loss, settings)]
+    known = not loss_problems(loss, retain_loss)
+    problems = _retain_problems(loss, LOSSES[loss], retain_loss or LOSSES[loss].retain) if known else ()
+    return [*problems, *_setting_problems(loss, settings)]
 
 
 def _retain_problems(loss: str, entry: Loss, retain_loss: str) -> Iterator[Problem]:
-    """Yield why a forget loss and a known retain loss do not go together."""
+    """Yield the problems of combining a forget loss with a known retain loss."""
     if retain_loss == NO_RETAIN:
         if entry.update_weight:
             reason = f"{loss!r} adjusts the weight of a retain loss, and there would be none"
             yield Problem("retain_loss", retain_loss, reason, f"use {entry.retain!r}")
     elif entry.retain == NO_RETAIN:
-        fix = "use 'gd', which is the same with a retain term" if loss == "ga" else "remove retain_loss"
+        fix = "use 'gd', which is 'ga' with a retain term" if loss == "ga" else "remove retain_loss"
         yield Problem("retain_loss", retain_loss, f"{loss!r} is defined without a retain term", fix)
     elif RETAIN_LOSSES[retain_loss].forward is not entry.forward:
         # One forward pass serves both losses, so both must be computed from the same outputs.
@@ -109,7 +109,7 @@ def _setting_problems(loss: str, settings: Mapping[str, Any]) -> Iterator[Proble
 
 
 def _fix(name: str, value: object, default: int | float) -> str | None:
-    """Return what a setting must be, if its value is not that."""
+    """Return the fix for an invalid value of a setting, or None if the value is valid."""
     whole, positive = isinstance(default, int), name in _POSITIVE
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         in_range = value > 0 or (value == 0 and not positive)
