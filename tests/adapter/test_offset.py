@@ -258,7 +258,7 @@ def test_ranks_and_alphas_of_single_modules_are_those_of_peft(tiny_model, batch)
         ({"r": 4, "use_dora": True}, "use_dora=True.*plain LoRA"),
         ({"r": 4, "init_lora_weights": "pissa"}, "init_lora_weights='pissa'.*plain LoRA"),
         ({"r": 4, "rank_pattern": {"k_proj": 17}}, r"rank_pattern\['k_proj'\]=17: .* 1 to 16"),
-        ({"r": 4, "rank_pattern": {"k_porj": 2}}, "rank_pattern='k_porj': no adapted layer"),
+        ({"r": 4, "rank_pattern": {"k_porj": 2}}, "rank_pattern='k_porj': it matches no adapted layer"),
         ({"r": 4, "alpha_pattern": {"q_proj": 0}}, r"alpha_pattern\['q_proj'\]=0"),
         ({"r": 4, "modules_to_save": ["lm_head"]}, "modules_to_save=.*plain LoRA"),
     ],

@@ -40,7 +40,7 @@ def test_the_share_of_what_is_left_out_is_that_of_the_weights():
     found = left_out(tiny("Mixtral"))
     assert found.names == ["mlp.gate", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     assert found.share == pytest.approx(rest / (rest + attention))
-    assert str(found).endswith("mlp.experts.down_proj (86 % of the weights beside embeddings and output head)")
+    assert str(found).endswith("mlp.experts.down_proj (86 % of the weights outside embeddings and output head)")
     assert left_out(tiny("Llama, 1 to 3.3")) is None
 
 
@@ -53,7 +53,7 @@ def test_the_share_of_what_is_left_out_is_that_of_the_weights():
             "layers.0.mixer.x_proj and 1 more': the layer around it reads its weight directly",
         ),
         ("Llama 4", "router", "it returns more than its product, as routers do"),
-        ("GLM-4.5", "gate_proj", "PEFT takes its name for that of the stacked experts' weights"),
+        ("GLM-4.5", "gate_proj", "PEFT mistakes its name for the name of stacked expert weights"),
         ("Gemma 3n", "altup.modality_router", "it runs more than once in a pass"),
     ],
 )

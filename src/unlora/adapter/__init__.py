@@ -1,4 +1,4 @@
-"""Where the LoRA adapter starts, the offset that cancels it at step 0, and the export for the untouched base."""
+"""The LoRA adapter: its initialisation, the offset that cancels it at step 0, and its export for the original base."""
 
 from unlora.adapter.export import compression, export_adapter
 from unlora.adapter.factorise import weighted_low_rank

@@ -1,4 +1,4 @@
-"""Reduce the rank of a low-rank product by its truncated SVD, without ever forming the product."""
+"""Reduce the rank of a low-rank product by its truncated SVD, without forming the product."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Compressed(NamedTuple):
-    """A product b·a of lower rank, and how far it is from the given B·A.
+    """A low-rank approximation b·a of a product B·A, and its error.
 
     Args:
         a: [rank, in].
@@ -29,12 +29,12 @@ class Compressed(NamedTuple):
 
 @dataclass(frozen=True)
 class Compression:
-    """What the compression of an adapter cost.
+    """The error of a compressed adapter.
 
     Args:
-        rank: the largest rank of a module after it.
-        relative_error: sqrt(Σ‖ΔW − ΔW_k‖² / Σ‖ΔW‖²) over all modules, where ΔW is the change
-            that the adapter makes to a weight and ΔW_k what is left of it.
+        rank: the largest rank of a module after compression.
+        relative_error: sqrt(Σ‖ΔW − ΔW_k‖² / Σ‖ΔW‖²) over all modules, where ΔW is the adapter's change of a weight and
+            ΔW_k its approximation of lower rank.
         largest_relative_error: the largest ‖ΔW − ΔW_k‖ / ‖ΔW‖ of any module.
     """
 
@@ -47,13 +47,13 @@ class Compression:
 def compress(a: Tensor, b: Tensor, rank: int) -> Compressed:
     """Return the best approximation of B·A of at most this rank (Eckart and Young 1936).
 
-    With B = Q_b·R_b and Aᵀ = Q_a·R_a, the SVD of the small R_b·R_aᵀ is that of B·A up to the Qs. Both new
-    factors get the square roots of the singular values.
+    With the QR decompositions B = Q_b·R_b and Aᵀ = Q_a·R_a and the SVD R_b·R_aᵀ = U·S·Vᵀ of a small matrix, the SVD of
+    B·A is (Q_b·U)·S·(Q_a·V)ᵀ. The square roots of the singular values go into both new factors.
 
     Args:
         a: [old rank, in].
         b: [out, old rank].
-        rank: at least 1. Factors of no higher rank are returned as they are.
+        rank: at least 1. Factors whose rank is not above it are returned unchanged.
 
     Returns:
         Factors of the given dtype on the given device, computed in float32 or float64.
@@ -72,7 +72,7 @@ def compress(a: Tensor, b: Tensor, rank: int) -> Compressed:
 
 
 def total(parts: Iterable[tuple[Compressed, float]]) -> Compression:
-    """Return the cost over all modules, each given with the scaling of its product."""
+    """Return the error over all modules, given as (compressed product, its scaling)."""
     rank, norm, error, largest = 0, 0.0, 0.0, 0.0
     for part, scaling in parts:
         rank = max(rank, len(part.a))

@@ -23,7 +23,7 @@ from unlora.models.hashes import ADAPTER_WEIGHTS
 
 
 class _Factors(NamedTuple):
-    """One module's part of the exported adapter, ΔW = scaling·B·A: a [rank, in], b [out, rank]."""
+    """The factors of one module in the exported adapter, ΔW = scaling·b·a, with a [rank, in] and b [out, rank]."""
 
     a: Tensor
     b: Tensor
@@ -31,18 +31,18 @@ class _Factors(NamedTuple):
 
 
 def export_adapter(model: PeftModel, path: str | Path, max_rank: int | None = None) -> Path:
-    """Write a plain PEFT folder that turns the original base into the unlearned model.
+    """Write one PEFT adapter that turns the original base into the unlearned model.
 
     A' = [A; A₀; A₁; ...] and B' = [B, −B₀, (s₁/s)·B₁, ...] hold this request's adapters and the active earlier ones
     (A_k, B_k) with their scalings s_k. The rank is 2r (r without an offset) plus the earlier ranks. alpha' is chosen so
-    that the scaling s of "unlearn" stays the same. Modules of other ranks are named in `rank_pattern` and
-    `alpha_pattern`. The folder loads with `PeftModel.from_pretrained(base, path)` where unlora is not installed.
+    that the scaling s of "unlearn" stays the same. Modules of other ranks are listed in `rank_pattern` and
+    `alpha_pattern`. The adapter loads with `PeftModel.from_pretrained(base, path)`, without unlora.
 
     Args:
         model: from `attach_adapters`.
         path: a folder that does not exist yet or is empty.
-        max_rank: the largest rank of a module, reached by the truncated SVD of the change of its weight; `compression`
-            returns what that costs. The exact adapter is written if it is not given.
+        max_rank: the largest rank of a module, to which the change of its weight is reduced by truncated SVD;
+            `compression` returns the error. None writes the exact adapter.
 
     Returns:
         The folder.
@@ -57,44 +57,44 @@ def export_adapter(model: PeftModel, path: str | Path, max_rank: int | None = No
     with atomic_path(folder) as partial:
         _write(model, factors, partial)
         if folder.exists():
-            folder.rmdir()  # it is empty, as checked; not every system renames onto an existing folder
+            folder.rmdir()  # empty, as checked above; some systems cannot rename onto an existing folder
     return folder
 
 
 def compression(model: PeftModel, max_rank: int) -> Compression:
-    """Return what `export_adapter` with this `max_rank` costs."""
+    """Return the error of `export_adapter` with this `max_rank`."""
     _check_attached(model)
     return _compressed(model, max_rank)[1]
 
 
 def write_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the files of the exact exported adapter into `folder`, whatever else is in it."""
+    """Write the files of the exact exported adapter into `folder`, which may contain other files."""
     _write(model, _joined_factors(model), folder)
 
 
 @torch.no_grad()
 def read_adapter(model: PeftModel, folder: Path) -> None:
-    """Set "unlearn" and "offset" of `model` to what `write_adapter` wrote.
+    """Load the weights of "unlearn" and "offset" from a folder that `write_adapter` wrote.
 
     Raises:
-        InputError: the file is missing or corrupt, or was written for other layers, another rank, or on top of other
-            earlier adapters than the model has.
+        InputError: the file is missing or corrupt, or was written for other layers, another rank or other earlier
+            adapters.
     """
     joined = _joined_factors(model)
     saved, present = _read_weights(folder), _named_tensors(joined)
     if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in present.items()}:
-        raise _not_resumable(folder, "it is of another model or rank")
+        raise _not_resumable(folder, "it was saved for another model or rank")
     layers = dict(lora_layers(model))
     for name in joined:
         layer = layers[name]
         ours = [adapter for adapter in (UNLEARN, OFFSET) if adapter in layer.lora_A]
         ranks = [layer.r[adapter] for adapter in ours]
-        # The ranks of all adapters lie side by side in the first dimension of A and the second of B, ours first.
+        # All adapters are concatenated along the rank, the first dimension of A and the second of B, ours first.
         for dim, (factor, key) in enumerate(zip((layer.lora_A, layer.lora_B), _keys(name), strict=True)):
             earlier = present[key].shape[dim] - sum(ranks)
             *parts, then = saved[key].split([*ranks, earlier], dim)
             if not torch.equal(present[key].narrow(dim, sum(ranks), earlier), then):
-                raise _not_resumable(folder, "it was made on top of other earlier adapters")
+                raise _not_resumable(folder, "it was made with other earlier adapters")
             for adapter, part in zip(ours, parts, strict=True):
                 factor[adapter].weight.copy_(part)
 
@@ -109,7 +109,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _not_resumable(folder: Path, reason: str) -> InputError:
-    fix = "name a checkpoint of this run, or start anew"
+    fix = "name a checkpoint of this run, or start a new run"
     return InputError(Problem("resume_from_checkpoint", str(folder), reason, fix))
 
 
@@ -121,14 +121,14 @@ def _check_attached(model: object) -> None:
 
 @torch.no_grad()
 def _joined_factors(model: PeftModel) -> dict[str, _Factors]:
-    """Return, by module, the factors of all active adapters side by side, "unlearn" and "offset" first."""
+    """Return {module name: factors of its active adapters, concatenated along the rank}, ours first."""
     ours: LoraConfig = model.peft_config[UNLEARN]
     usual = ours.lora_alpha / (ours.r**0.5 if ours.use_rslora else ours.r)
     joined = {}
     for name, layer in lora_layers(model):
         adapters = [adapter for adapter in model.active_adapters if adapter in layer.lora_A]
         if adapters:
-            # An exported module has one scaling, so the ratio of an adapter's own to it goes into its B.
+            # An exported module has a single scaling, so each B is multiplied by the ratio of its own scaling to it.
             scaling = layer.scaling.get(UNLEARN, usual)
             a = torch.cat([layer.lora_A[key].weight for key in adapters])
             b = torch.cat([layer.lora_B[key].weight * (layer.scaling[key] / scaling) for key in adapters], dim=1)
@@ -140,7 +140,7 @@ def _compressed(model: PeftModel, max_rank: int) -> tuple[dict[str, _Factors], C
     if max_rank < 1:
         raise InputError(Problem("max_rank", max_rank, "an adapter has at least rank 1", "use a positive rank"))
     joined = _joined_factors(model)
-    layers = bar(joined.items(), desc="fewer ranks", unit=" layers")
+    layers = bar(joined.items(), desc="compressing the adapter", unit=" layers")
     parts = {name: compress(module.a, module.b, max_rank) for name, module in layers}
     cost = total((part, joined[name].scaling) for name, part in parts.items())
     return {name: _Factors(part.a, part.b, joined[name].scaling) for name, part in parts.items()}, cost
@@ -154,7 +154,7 @@ def _write(model: PeftModel, factors: dict[str, _Factors], folder: Path) -> None
 
 
 def _named_tensors(factors: dict[str, _Factors]) -> dict[str, Tensor]:
-    """Return the factors under the names that PEFT gives them in a file."""
+    """Return the factors under their names in a PEFT file."""
     return {
         key: tensor.cpu().contiguous()
         for name, module in factors.items()
@@ -167,11 +167,11 @@ def _keys(name: str) -> tuple[str, str]:
 
 
 def _joined_config(model: PeftModel, factors: dict[str, _Factors]) -> LoraConfig:
-    """Return LoRA settings under which the factors act as all adapters did.
+    """Return LoRA settings with which the joined factors have the same effect as all adapters.
 
-    `r` is the largest rank, for programs that ask for it and read no patterns. Every module of another rank or alpha
-    has a pattern that matches exactly its name (PEFT adds the $). rsLoRA is never set, because its scaling alpha/√r
-    would change with the rank.
+    `r` is the largest rank, for programs that do not read the patterns. Every module of another rank or alpha has a
+    pattern that matches exactly its name (PEFT adds the $). rsLoRA is never set, because its scaling alpha/√r would
+    change with the rank.
     """
     ours: LoraConfig = model.peft_config[UNLEARN]
     ranks = {name: len(module.a) for name, module in factors.items()}
@@ -192,7 +192,7 @@ def _joined_config(model: PeftModel, factors: dict[str, _Factors]) -> LoraConfig
 
 
 def _target_modules(model: PeftModel, names: set[str]) -> list[str]:
-    """Return the last parts of the names (`q_proj`) if these match no other module, else the whole names."""
+    """Return the last components of the names (`q_proj`) if these match no other module, else the full names."""
     last = {name.rpartition(".")[2] for name in names}
     matched = {name for name in base_modules(model) if name.rpartition(".")[2] in last}
     return sorted(last if matched == names else names)

@@ -1,4 +1,4 @@
-"""Weighted low-rank factorisation: start the adapter at the part of a weight that its important rows span."""
+"""Weighted low-rank factorisation of a weight, which initialises the adapter from the weight's important rows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 from unlora.common.errors import InputError, Problem
 
-# Up to this many rows or columns the full SVD takes less than a second, and is exact. Above it, a randomised SVD is
-# used. The other two numbers keep its error within 1 % of the smallest possible (a test says so).
+# Up to this size of the smaller dimension, the full SVD is used, which is exact and takes less than a second. Above it,
+# a randomised SVD is used, whose settings keep its error within 1 % of the optimum (checked by a test).
 FULL_SVD_SIZE = 512
 _OVERSAMPLING = 24
 _POWER_ITERATIONS = 6
@@ -17,24 +17,24 @@ _POWER_ITERATIONS = 6
 def weighted_low_rank(
     weight: Tensor, row_importance: Tensor, rank: int, scaling: float, *, delta: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
-    """Return the factors whose product s·B₀·A₀ is, up to δ, closest to W under Σ_ij importance_i·(W − s·B·A)²_ij.
+    """Return the factors A₀, B₀ that, up to δ, minimise Σ_ij importance_i·(W − s·B·A)²_ij.
 
-    With w = sqrt(row_importance) and U, S, V = SVD_r(diag(w)·W), the truncated SVD:
+    With w = sqrt(row_importance) and the truncated SVD U, S, V = SVD_r(diag(w)·W),
     A₀ = (V·√(S/s))ᵀ and B₀ = diag(1/(w + δ))·U·√(S/s).
 
     Args:
         weight: [out, in].
         row_importance: [out] importance summed over each row, or [out, in] importance; at least 0.
         rank: at least 1 and at most min(out, in).
-        scaling: s, what the adapter multiplies B·A by (alpha / rank in plain LoRA).
-        delta: δ, which keeps rows without importance finite.
+        scaling: s, the adapter's factor of B·A (alpha / rank in plain LoRA).
+        delta: δ, which keeps B₀ finite in rows of importance 0.
 
     Returns:
-        A₀ [rank, in] and B₀ [out, rank], float32. The factorisation is seeded: equal inputs give equal factors.
+        A₀ [rank, in] and B₀ [out, rank], float32. The result is deterministic.
 
     Raises:
-        InputError: a rank that the weight does not have, a scaling that is not positive, or importances of another
-            shape, negative or not finite.
+        InputError: the rank is out of range, the scaling is not positive, or the importance has another shape or
+            entries that are negative or not finite.
 
     Source: FILA (arXiv 2408.06621), weighted low-rank approximation.
     """
@@ -44,8 +44,8 @@ def weighted_low_rank(
     weight = weight.detach().float()
     s, v = _truncated_svd(row_weight[:, None] * weight, rank)
     a0 = (v * (s / scaling).sqrt()).T.contiguous()
-    # U = diag(w)·W·V/S, and diag(1/(w + δ)) nearly cancels diag(w). The U of the SVD itself has rounding errors, which
-    # 1/w would blow up in rows of little importance.
+    # U = diag(w)·W·V/S, and diag(1/(w + δ)) nearly cancels diag(w). The U that the SVD returns has rounding errors,
+    # which 1/w would amplify in rows of little importance.
     inverse_root = torch.where(s > 0, (s * scaling).rsqrt(), 0.0)
     return a0, (row_weight / (row_weight + delta))[:, None] * (weight @ v) * inverse_root
 

@@ -1,16 +1,17 @@
-"""Run all LoRA adapters of a layer as one, in the base model's precision.
+"""Run all LoRA adapters of a layer as one adapter, in the base model's precision.
 
 s₁·B₁ A₁ x + s₂·B₂ A₂ x + … = s₁ · [B₁, B₂·s₂/s₁, …] · [A₁; A₂; …] x takes two multiplications, however many adapters
 there are. "unlearn" (A, B) and its offset (A₀, −B₀) become, with ΔA = A − A₀ and ΔB = B − B₀,
 
     B A − B₀ A₀ = ΔB A + B₀ ΔA = B ΔA + ΔB A₀.
 
-What training has changed is then a sum of two small products, and not the difference of two large ones, of which
-bfloat16 would keep little. At the start both are exactly zero. The forward pass computes ΔB A + B₀ ΔA and the backward
-pass B ΔA + ΔB A₀, because A x and Bᵀδ are what the gradients of B and A are made from.
+The change from training is then the sum of two small products instead of the difference of two large ones, which would
+lose most of its digits in bfloat16. At the start both products are exactly zero. The forward pass computes ΔB A + B₀ ΔA
+and the backward pass B ΔA + ΔB A₀, because the gradient of B needs A x, and the gradient of A needs Bᵀδ, where δ is the
+gradient of the layer's output.
 
-The factors are joined once per pass of the model, for all layers of the same shape together. The parameters stay as
-they are, in float32 if the model has half precision.
+The factors are joined once per forward pass of the model, for all layers of the same shape together. The parameters
+themselves are not changed; they are float32 if the model has half precision.
 """
 
 from __future__ import annotations
@@ -35,30 +36,31 @@ from unlora.adapter.settings import OFFSET, UNLEARN
 
 @contextmanager
 def fused_adapters(model: PeftModel, training: bool = True) -> Iterator[None]:
-    """Within, layers run their active adapters together and without dropout. Which are active may change meanwhile.
+    """Fuse the active adapters of each layer, without dropout, within this context.
 
-    Linear layers with plain LoRA do so. Others, such as those with DoRA, run as they always do.
+    The set of active adapters may change within the context. Only linear layers with plain LoRA are fused. Others, such
+    as those with DoRA, run as usual.
 
     Args:
-        model: with adapters.
-        training: whether parameters may change meanwhile.
+        model: the model with adapters.
+        training: whether parameters may change within the context.
     """
     layers = [layer for _, layer in lora_layers(model) if _is_plain(layer)]
     joined = _JoinedFactors(layers)
     with ExitStack() as stack:
         if training:
-            # Every pass begins at the embeddings. PEFT does not run the hooks of the model itself.
+            # Every forward pass begins at the embeddings. PEFT bypasses the hooks of the model itself.
             embeddings = model.get_base_model().get_input_embeddings()
-            stack.callback(embeddings.register_forward_pre_hook(lambda *_: joined.forget()).remove)
+            stack.callback(embeddings.register_forward_pre_hook(lambda *_: joined.clear()).remove)
         for layer in layers:
-            # On the instance, so that hooks of the layer and PEFT's own switches go on working.
+            # Patched on the instance, so that hooks of the layer and PEFT's own switches keep working.
             stack.callback(_restore_forward, layer, vars(layer).get("forward"))
             layer.forward = partial(_forward, layer, joined)
         yield
 
 
 def _restore_forward(layer: LoraLayer, before: Callable[..., Tensor] | None) -> None:
-    """Give a layer its own forward pass back, or that of fused adapters around these."""
+    """Restore the forward pass of a layer: its own, or the one from an enclosing `fused_adapters`."""
     if before is None:
         del layer.forward
     else:
@@ -66,9 +68,9 @@ def _restore_forward(layer: LoraLayer, before: Callable[..., Tensor] | None) -> 
 
 
 def _is_plain(layer: LoraLayer) -> bool:
-    """Return whether a layer is linear and its adapters add nothing but s·B A x, apart from its weight."""
-    kinds = layer.lora_variant or any(layer.lora_bias.values()) or layer.merged
-    return not kinds and isinstance(layer.get_base_layer(), (nn.Linear, Conv1D))
+    """Return whether a layer is linear and its adapters are unmerged and add only s·B A x."""
+    special = layer.lora_variant or any(layer.lora_bias.values()) or layer.merged
+    return not special and isinstance(layer.get_base_layer(), (nn.Linear, Conv1D))
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,11 @@ class _Factors:
     """The joined factors of one layer.
 
     Args:
-        a: [ranks, in], for the forward pass. That of "unlearn" comes first.
-        b: [out, ranks], to be multiplied by the scaling.
+        a: [ranks, in], for the forward pass. The rows of "unlearn" come first.
+        b: [out, ranks], for the forward pass, without the scaling.
         back_a: [ranks, in], for the backward pass: back_b · back_a = b · a.
-        back_b: [out, ranks].
-        scaling: that of the first adapter.
+        back_b: [out, ranks], for the backward pass.
+        scaling: the scaling of the first adapter, which the other adapters' factors are adjusted to.
         rank: the rank of "unlearn", or 0 if it is not active.
     """
 
@@ -93,22 +95,22 @@ class _Factors:
 
 
 class _JoinedFactors:
-    """The joined factors of all layers, as they were when the model's last pass began."""
+    """A cache of the joined factors of all layers, valid for one forward pass of the model."""
 
     def __init__(self, layers: Sequence[LoraLayer]) -> None:
         self._layers = layers
-        self._known: dict[tuple[Any, ...], dict[LoraLayer, _Factors]] = {}
+        self._cache: dict[tuple[Any, ...], dict[LoraLayer, _Factors]] = {}
 
-    def forget(self) -> None:
-        """Join them anew when they are asked for: parameters may have changed."""
-        self._known = {}
+    def clear(self) -> None:
+        """Clear the cache, because parameters may have changed."""
+        self._cache = {}
 
     def of(self, layer: LoraLayer, names: tuple[str, ...], dtype: torch.dtype) -> _Factors:
-        """Return the factors of a layer's active adapters, and join those of all other layers in the same state."""
-        if layer not in self._known.get((names, dtype), {}):
+        """Return the joined factors of a layer, computed for all layers with the same active adapters at once."""
+        if layer not in self._cache.get((names, dtype), {}):
             alike = [other for other in self._layers if _active(other) == names]
-            self._known[names, dtype] = _joined(alike, names, dtype)
-        return self._known[names, dtype][layer]
+            self._cache[names, dtype] = _joined(alike, names, dtype)
+        return self._cache[names, dtype][layer]
 
 
 def _active(layer: LoraLayer) -> tuple[str, ...]:
@@ -149,7 +151,7 @@ def _forward(layer: LoraLayer, joined: _JoinedFactors, inputs: Tensor, *args: An
     names = _active(layer)
     if not names:
         return result
-    # Gradients in float16 would underflow, so there the adapter computes in float32, and the sum is rounded at the end.
+    # Gradients in float16 would underflow, so a float16 model's adapters run in float32, and only their sum is rounded.
     dtype = torch.float32 if result.dtype == torch.float16 else result.dtype
     factors = joined.of(layer, names, dtype)
     output = result.to(dtype)
@@ -161,7 +163,7 @@ def _forward(layer: LoraLayer, joined: _JoinedFactors, inputs: Tensor, *args: An
 
 
 class _AddAdapters(torch.autograd.Function):
-    """Adds s·b a x to the result of a layer. The gradients are those of "unlearn", which is part of a and b."""
+    """Add s·b a x to the output of a layer. Its parameters are the factors of "unlearn", which are part of a and b."""
 
     @staticmethod
     def forward(
@@ -172,7 +174,7 @@ class _AddAdapters(torch.autograd.Function):
         weight_a: Tensor | None,
         weight_b: Tensor | None,
     ) -> Tensor:
-        """Return the sum [..., out] in place of the result, from inputs [..., in] of the same dtype."""
+        """Add s·b a x to `result` [..., out] in place, given inputs [..., in] of the same dtype."""
         device = result.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             hidden = inputs.flatten(0, -2) @ factors.a.T
@@ -185,7 +187,7 @@ class _AddAdapters(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the result, the inputs and "unlearn"."""
+        """Return the gradients of the result, the inputs and the factors of "unlearn"."""
         (inputs, hidden), factors = ctx.saved_tensors, ctx.factors
         rows = gradient.flatten(0, -2)
         of_hidden = _scaled_product(rows, factors.back_b, factors.scaling)

@@ -1,9 +1,9 @@
-"""The offset adapter: start LoRA anywhere without touching the base weights.
+"""The offset adapter: initialise LoRA at any factors without changing the base weights.
 
 Two adapters are added, y = W x + s·B A x − s·B₀ A₀ x: "unlearn" starts at (A₀, B₀) and is trained, "offset" holds
-(A₀, −B₀) and is frozen. At step 0 they cancel, and the model is the original. With both off it is the original at any
-time. A plain LoRA start (B = 0) has nothing to cancel and needs no offset. Adapters that the model already has stay
-active, frozen.
+(A₀, −B₀) and is frozen. At step 0 they cancel, and the model equals the original. With both disabled it equals the
+original at any time. A plain LoRA start (B = 0) has nothing to cancel and needs no offset. Adapters that the model
+already has stay active but frozen.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ def attach_adapters(
         config: an `UnlearnConfig` or a `peft.LoraConfig` (r, lora_alpha, use_rslora, target_modules and the patterns of
             rank and alpha are read).
         importance: {module name in the base: [out, in] importance or [out] row sums} for every adapted module. None
-            starts as plain LoRA does, with A Kaiming-uniform and B = 0, and without an offset. A is then drawn from
+            initialises plain LoRA, with A Kaiming-uniform and B = 0, and without an offset. A is then drawn from
             torch's global generator, so the same `torch.manual_seed` gives the same start.
 
     Returns:
         A PEFT model (`base` itself if it is one) with all these adapters active and only "unlearn" trainable.
 
     Raises:
-        InputError: settings that `check_adapter_settings` refuses, a module without importance, or no importance
-            above zero.
+        InputError: `check_adapter_settings` reports a problem, an adapted module has no importance, or the importance
+            is zero everywhere.
     """
     if importance is None:
         return attach_factors(base, config, None, offset=False)
     if importance and not any(bool(values.any()) for values in importance.values()):
-        # Each factor's gradient is a product with the other factor, so at (0, 0) both would stay where they are.
+        # Each factor's gradient is a product with the other factor, so at (0, 0) neither would ever change.
         reason = "it is zero everywhere, so all factors would start at zero and never get a gradient"
         fix = "measure it on at least two different forget examples"
         raise InputError(Problem("importance", f"{len(importance)} modules", reason, fix))
@@ -74,7 +74,7 @@ def attach_factors(
     *,
     offset: bool,
 ) -> PeftModel:
-    """Add "unlearn" at the given factors, and with `offset` the frozen adapter that cancels them.
+    """Add "unlearn", initialised at the given factors, and with `offset` the frozen adapter that cancels them.
 
     Args:
         base: as for `attach_adapters`.
@@ -83,11 +83,11 @@ def attach_factors(
         offset: whether to add the offset.
 
     Raises:
-        InputError: settings that `check_adapter_settings` refuses.
+        InputError: `check_adapter_settings` reports a problem.
     """
     raise_if(check_adapter_settings(base, config))
     earlier = list(base.active_adapters) if isinstance(base, PeftModel) else []
-    lora_config, offset_config = (_lora_config(base, config) for _ in range(2))  # PEFT may change what it is given
+    lora_config, offset_config = (_lora_config(base, config) for _ in range(2))  # PEFT may modify its argument
     if isinstance(base, PeftModel):
         model = base
         model.add_adapter(UNLEARN, lora_config)
@@ -97,8 +97,8 @@ def attach_factors(
         model.add_adapter(OFFSET, offset_config)
     model.base_model.set_adapter([UNLEARN, *([OFFSET] if offset else []), *earlier])
     freeze_others(model)
-    for name, layer in bar(lora_layers(model), desc="start of the adapter", unit=" layers"):
-        # Earlier adapters must not change from batch to batch, because the export holds them without dropout.
+    for name, layer in bar(lora_layers(model), desc="initialising the adapter", unit=" layers"):
+        # Earlier adapters run without dropout, because the export contains them without it.
         layer.lora_dropout.update({other: nn.Identity() for other in earlier if other in layer.lora_dropout})
         if factors and UNLEARN in layer.lora_A:
             _start_at(layer, *factors(name, layer))
@@ -106,7 +106,7 @@ def attach_factors(
 
 
 def _lora_config(base: nn.Module, config: AdapterSettings) -> LoraConfig:
-    """Return PEFT's settings of one of our adapters."""
+    """Return the PEFT settings for "unlearn" and "offset"."""
     inner = base.get_base_model() if isinstance(base, PeftModel) else base
     targets = target_shapes(base, config.target_modules)
     ranks, alphas = rank_patterns(config, targets)
@@ -127,10 +127,10 @@ def _lora_config(base: nn.Module, config: AdapterSettings) -> LoraConfig:
 
 @torch.no_grad()
 def _start_at(layer: LoraLayer, a0: Tensor, b0: Tensor) -> None:
-    """Set "unlearn" to the factors, and "offset" to what cancels them.
+    """Set "unlearn" to the factors, and "offset" to their exact opposite.
 
-    The offset copies what "unlearn" has stored. If it copied the float32 factors, then in a half-precision model both
-    would be rounded on their own, and would no longer be exact opposites.
+    The offset is copied from the stored weights of "unlearn", not from the float32 factors, so that both have the same
+    rounding errors in a half-precision model.
     """
     layer.lora_A[UNLEARN].weight.copy_(a0)
     layer.lora_B[UNLEARN].weight.copy_(b0)
@@ -140,7 +140,7 @@ def _start_at(layer: LoraLayer, a0: Tensor, b0: Tensor) -> None:
 
 
 def detach_adapters(model: PeftModel) -> nn.Module:
-    """Return what `attach_adapters` or `attach_factors` was given, without their adapters. Earlier ones stay."""
+    """Undo `attach_adapters` or `attach_factors`, and return the model that it was given. Earlier adapters stay."""
     ours, earlier = [name for name in (UNLEARN, OFFSET) if name in model.peft_config], _earlier_adapters(model)
     if len(ours) == len(model.peft_config):
         return model.unload()
@@ -149,7 +149,7 @@ def detach_adapters(model: PeftModel) -> nn.Module:
         model.delete_adapter(name)
     inner = model.get_base_model()
     for name, layer in lora_layers(model):
-        if not layer.lora_A:  # PEFT leaves its wrapper on layers that no adapter is left in
+        if not layer.lora_A:  # PEFT does not remove its wrapper from layers without adapters
             inner.set_submodule(name, layer.get_base_layer())
     return model
 
@@ -166,7 +166,7 @@ def cancels(layer: LoraLayer) -> bool:
 
 @contextmanager
 def without_request(layer: LoraLayer) -> Iterator[None]:
-    """Within, only earlier adapters are active in this layer."""
+    """Deactivate "unlearn" and "offset" in this layer within the context; earlier adapters stay active."""
     active, trainable = list(layer.active_adapters), {p: p.requires_grad for p in layer.parameters()}
     layer.set_adapter([name for name in active if name not in (UNLEARN, OFFSET)], inference_mode=True)
     try:
@@ -179,9 +179,10 @@ def without_request(layer: LoraLayer) -> Iterator[None]:
 
 @contextmanager
 def reference_model(model: PeftModel) -> Iterator[None]:
-    """Within, the model is the one from before this request: only earlier adapters act, without dropout or gradients.
+    """Turn the model into the one before this request within the context, without dropout or gradients.
 
-    This is the reference of NPO, DPO and KL losses, so that no second copy of the model is needed.
+    Only the earlier adapters are active. This is the reference model of NPO, DPO and KL losses, which therefore need no
+    second copy of the model.
     """
     active, was_training = list(model.active_adapters), [module for module in model.modules() if module.training]
     model.eval()
@@ -198,10 +199,10 @@ def reference_model(model: PeftModel) -> Iterator[None]:
 
 
 def freeze_others(model: PeftModel) -> None:
-    """Make "unlearn" the only adapter that is trainable.
+    """Freeze all parameters except those of "unlearn".
 
-    PEFT makes every active adapter trainable in `set_adapter` and when it leaves `disable_adapter`. A trainable offset
-    would move with "unlearn", and the model would no longer start at the original.
+    PEFT makes every active adapter trainable in `set_adapter` and on leaving `disable_adapter`. A trained offset would
+    no longer cancel the start of "unlearn".
     """
     for name, parameter in model.named_parameters():
         if f".{UNLEARN}." not in name:
@@ -210,9 +211,9 @@ def freeze_others(model: PeftModel) -> None:
 
 @torch.no_grad()
 def base_weight(layer: LoraLayer) -> Tensor:
-    """Return the weight that acts before this request, W + Σ s·B·A over the earlier adapters, [out, in] in floats.
+    """Return the effective weight before this request, W + Σ s·B·A over the earlier adapters, [out, in].
 
-    It is dequantised if need be, and transposed if the layer stores it the other way round.
+    Quantised weights are dequantised, and weights stored as [in, out] are transposed.
     """
     weight = _dequantised(layer.get_base_layer())
     weight = weight.T if getattr(layer, "fan_in_fan_out", False) else weight  # Conv1D stores [in, out]
@@ -223,10 +224,10 @@ def base_weight(layer: LoraLayer) -> Tensor:
 
 
 def _dequantised(module: Any) -> Tensor:
-    """Return the weight of a linear layer in floats, in the layer's own layout. The layer is left as it is."""
+    """Return the weight of a linear layer in floating point, in the layer's own layout."""
     state = getattr(module, "state", None)
-    if state is not None and hasattr(state, "SCB"):  # 8 bits, where PEFT's function loses the scales on the CPU
-        scales = module.weight.SCB if state.SCB is None else state.SCB  # moved to the state in the first forward pass
+    if state is not None and hasattr(state, "SCB"):  # 8 bits: PEFT's function loses the scales on the CPU
+        scales = module.weight.SCB if state.SCB is None else state.SCB  # the first forward pass moves it to the state
         return module.weight.data * (scales[:, None].float() / 127)
     return whole(dequantize_module_weight(module))
 
@@ -243,7 +244,7 @@ def _earlier_adapters(model: PeftModel) -> list[str]:
 
 @contextmanager
 def original_model(model: nn.Module) -> Iterator[nn.Module]:
-    """Run the model as it was before any request: with the adapter that it started with, if it has one."""
+    """Turn the model into the original within the context: only the adapter it was loaded with, if any, is active."""
     if not isinstance(model, PeftModel):
         yield model
     elif UNLEARN in model.peft_config:

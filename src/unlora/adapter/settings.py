@@ -1,4 +1,4 @@
-"""Which layers an adapter is put on, and what about its settings or the model's earlier adapters would not work."""
+"""Checks of an adapter's settings and of the model's earlier adapters, and the ranks of layers that are small."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from unlora.models.hashes import ADAPTER_WEIGHTS
 from unlora.settings.checks import range_problems
 from unlora.settings.training import ADAPTER_RANGES
 
-# Names of an adapter's tensors: those of LoRA and DoRA, and what stands after the name of a module in others.
+# Names of an adapter's tensors: the factors of LoRA and DoRA, and the suffix after the module name in other tensors.
 _FACTORS = re.compile(r"\.lora_(?:A|B|magnitude_vector)\b")
 _WITHIN = re.compile(r"(?:\.(?:base_layer|modules_to_save|original_module|token_adapter))*\.\w+$")
 UNLEARN, OFFSET = "unlearn", "offset"
-# The fields of a `peft.LoraConfig` that our own adapters may set: those that only describe it, and plain LoRA's.
+# The fields of a `peft.LoraConfig` that our adapters may set: descriptive ones, and the settings of plain LoRA.
 _LORA_FIELDS = (
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "runtime_config", "fan_in_fan_out"),
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "rank_pattern", "alpha_pattern"),
 )
 _EARLIER_FIELDS = (*_LORA_FIELDS, "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights")
-# Starts of a LoRA adapter that leave the base weights as they are. PiSSA, CorDA and others subtract from them.
+# Initialisations of LoRA that leave the base weights unchanged. PiSSA, CorDA and others subtract from them.
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 class AdapterSettings(Protocol):
-    """What an adapter is made from. `UnlearnConfig` and `peft.LoraConfig` both have these fields."""
+    """The settings of an adapter. `UnlearnConfig` and `peft.LoraConfig` both have these fields."""
 
     r: int
     lora_alpha: float
@@ -58,7 +58,7 @@ class AdapterSettings(Protocol):
 
 
 def check_adapter_settings(base: nn.Module, config: AdapterSettings) -> list[Problem]:
-    """Return everything about the adapter, and about those that the model already has, that would not work."""
+    """Return all problems of the adapter's settings and of the adapters that the model already has."""
     targets = target_shapes(base, config.target_modules)
     return [
         *_unread_settings(config),
@@ -70,7 +70,7 @@ def check_adapter_settings(base: nn.Module, config: AdapterSettings) -> list[Pro
 
 
 def _range_problems(config: AdapterSettings) -> Iterator[Problem]:
-    """Check the numbers that need no model. An `UnlearnConfig` has passed the same check, a `LoraConfig` has not."""
+    """Check the ranges of all numbers. An `UnlearnConfig` has passed this check already, a `LoraConfig` has not."""
     yield from range_problems(config, ADAPTER_RANGES)
     for argument, name in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         for pattern, value in _pattern(config, argument).items():
@@ -102,11 +102,11 @@ def _target_problems(base: nn.Module, config: AdapterSettings, targets: list[str
 
 
 def _pattern_problems(config: AdapterSettings, targets: Mapping[str, tuple[int, ...]]) -> Iterator[Problem]:
-    """Yield patterns that match no layer, and ranks of a pattern that none of its layers is large enough for."""
+    """Yield a problem for each pattern that matches no layer, and each rank that is too large for all its layers."""
     for argument in ("rank_pattern", "alpha_pattern"):
         patterns = _pattern(config, argument)
-        for pattern in patterns.keys() - {get_pattern_key(list(patterns), name) for name in targets}:
-            yield Problem(argument, pattern, "no adapted layer has such a name", "remove it")
+        for pattern in sorted(patterns.keys() - {get_pattern_key(list(patterns), name) for name in targets}):
+            yield Problem(argument, pattern, "it matches no adapted layer", "remove it")
     largest: dict[str, int] = {}  # by the pattern that sets a layer's rank
     for name, shape in targets.items():
         if key := _rank_key(config, name):
@@ -121,9 +121,9 @@ def _pattern_problems(config: AdapterSettings, targets: Mapping[str, tuple[int, 
 def rank_patterns(
     config: AdapterSettings, targets: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, int], dict[str, float]]:
-    """Return PEFT's `rank_pattern` and `alpha_pattern`: the user's, and those of layers too small for their rank.
+    """Return PEFT's `rank_pattern` and `alpha_pattern`: the user's, and one for each layer that is too small.
 
-    A smaller rank comes with an alpha that leaves the scaling of the layer as it is.
+    A layer that is too small for its rank gets its largest possible one, and an alpha that keeps its scaling.
     """
     alphas = _pattern(config, "alpha_pattern")
     own_ranks, own_alphas = {}, {}
@@ -132,12 +132,12 @@ def rank_patterns(
         exact = f"^{re.escape(name)}"
         own_ranks[exact] = limit
         own_alphas[exact] = alpha * (limit / rank) ** (0.5 if config.use_rslora else 1)
-    # The first pattern that matches counts.
+    # PEFT uses the first pattern that matches.
     return {**own_ranks, **_pattern(config, "rank_pattern")}, {**own_alphas, **alphas}
 
 
 def adapter_notes(base: nn.Module, config: AdapterSettings) -> list[str]:
-    """Return what a user should know before training: weights that are left out, and layers with a smaller rank."""
+    """Return notes for the user: the weights that are not adapted, and the layers with a smaller rank."""
     lines = []
     if is_everything(config.target_modules) and (rest := left_out(base)):
         lines.append(f"not adapted: {rest}")
@@ -150,26 +150,29 @@ def adapter_notes(base: nn.Module, config: AdapterSettings) -> list[str]:
 
 
 def _too_small(config: AdapterSettings, targets: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
-    """Return {module name: (its largest rank, the rank that it should get)} of the layers that are too small."""
+    """Return {module name: (largest possible rank, configured rank)} of the layers too small for their rank."""
     ranks: dict[Any, int] = {None: config.r, **_pattern(config, "rank_pattern")}
     wanted = {name: ranks[_rank_key(config, name)] for name in targets}
     return {name: (min(shape), wanted[name]) for name, shape in targets.items() if min(shape) < wanted[name]}
 
 
 def _rank_key(config: AdapterSettings, name: str) -> str | None:
-    """Return the user's pattern that sets the rank of a layer, or None where `r` does."""
+    """Return the pattern in the user's `rank_pattern` that matches a layer, or None if `r` is its rank."""
     patterns = _pattern(config, "rank_pattern")
     key = get_pattern_key(list(patterns), name)
     return key if key in patterns else None
 
 
 def _pattern(config: AdapterSettings, argument: str) -> dict[str, Any]:
-    """Return the ranks or alphas of single modules, which only a `peft.LoraConfig` has."""
+    """Return `rank_pattern` or `alpha_pattern`, which only a `peft.LoraConfig` has."""
     return getattr(config, argument, None) or {}
 
 
 def _unread_settings(config: AdapterSettings | PeftConfig, fields: tuple[str, ...] = _LORA_FIELDS) -> list[Problem]:
-    """Return the settings of a `peft.LoraConfig` other than `fields`, which make something else of it than LoRA."""
+    """Return a problem for each setting of a `peft.LoraConfig` outside `fields` that is not at its default.
+
+    Such an adapter would not be plain LoRA.
+    """
     if not isinstance(config, LoraConfig):
         return []
     plain = LoraConfig()
@@ -181,7 +184,7 @@ def _unread_settings(config: AdapterSettings | PeftConfig, fields: tuple[str, ..
 
 
 def _earlier_problems(base: nn.Module) -> Iterator[Problem]:
-    """Yield what about the model's own adapters keeps them from staying active and being exported with ours."""
+    """Yield the reasons why the adapters that the model already has cannot stay active and be exported with ours."""
     layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
     kind = type(base).__name__
     if not isinstance(base, PeftModel):
@@ -194,7 +197,7 @@ def _earlier_problems(base: nn.Module) -> Iterator[Problem]:
         yield Problem("model", kind, reason, "export that adapter, and load it on the base under another name")
     if any(layer.merged or layer.disable_adapters for layer in layers):
         reason = "its adapters are merged into the weights or switched off"
-        yield Problem("model", kind, reason, "unmerge or enable them, or load the model anew")
+        yield Problem("model", kind, reason, "unmerge or enable them, or reload the model")
     for name in base.active_adapters:
         odd = _not_plain(base.peft_config[name], [layer for layer in layers if name in getattr(layer, "r", ())])
         if odd:
@@ -203,7 +206,7 @@ def _earlier_problems(base: nn.Module) -> Iterator[Problem]:
 
 
 def _not_plain(config: PeftConfig, layers: Iterable[BaseTunerLayer]) -> list[str]:
-    """Return what keeps an adapter from being written as two factors for each linear layer."""
+    """Return the properties of an adapter that cannot be exported as two factors per linear layer."""
     if not isinstance(config, LoraConfig):
         return [config.peft_type.value]
     odd = [problem.argument for problem in _unread_settings(config, _EARLIER_FIELDS)]
@@ -215,7 +218,7 @@ def _not_plain(config: PeftConfig, layers: Iterable[BaseTunerLayer]) -> list[str
 
 
 def odd_parts(folder: Path) -> list[str]:
-    """Return what keeps a saved adapter from being written as two factors for each linear layer."""
+    """Return the properties of a saved adapter that cannot be exported as two factors per linear layer."""
     odd = _not_plain(PeftConfig.from_pretrained(folder), [])
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:
         others = {name for name in weights.keys() if not _FACTORS.search(name)}  # noqa: SIM118 - not a mapping

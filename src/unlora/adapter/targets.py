@@ -1,7 +1,7 @@
-"""Which weights of a model an adapter reaches: the linear layers, but for a few that would not work.
+"""The layers of a model that can be adapted: all linear layers but the output head and a few exceptions.
 
-Everything else is left out: the weights of experts that are stacked in one parameter, convolutions, and the linear
-layers that `unreachable` names. `left_out` lists them, so that a user is told.
+Not adapted are the weights of experts that are stacked in one parameter, convolutions, and the linear layers that
+`unreachable` returns. `left_out` lists them, so that the user can be told.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from unlora.models.forward import text_part
 
 TargetModules = str | Collection[str] | None
 EVERYTHING = "all-linear"
-# Where the code of models is: of transformers, and of those that bring their own.
+# Modules with the code of models: transformers' own, and code loaded from a model's repository.
 _MODELING = ("transformers.models.", "transformers_modules.")
 _ROUTER = "it returns more than its product, as routers do"
 _BYPASSED = "the layer around it reads its weight directly, so that an adapter on it would have no effect"
-# Layers that run more than once in a pass.
+# Layers that run more than once per forward pass.
 _REPEATED = ("altup.modality_router",)
 _RUNS_TWICE = "it runs more than once in a pass, so that the gradients of single examples are not known"
-_EXPERT_NAME = "PEFT takes its name for that of the stacked experts' weights"
+_EXPERT_NAME = "PEFT mistakes its name for the name of stacked expert weights"
 
 
 def target_shapes(base: nn.Module, target_modules: TargetModules) -> dict[str, tuple[int, ...]]:
-    """Return {module name: (out, in)} of the linear layers that are adapted. None means all but the output head."""
+    """Return {module name: (out, in)} of the linear layers to adapt. None selects all but the output head."""
     left_out = unreachable(base)
     linear = {name: module for name, module in _linear_layers(base).items() if name not in left_out}
     if is_everything(target_modules):
@@ -49,12 +49,12 @@ def target_shapes(base: nn.Module, target_modules: TargetModules) -> dict[str, t
 
 
 def is_everything(target_modules: TargetModules) -> bool:
-    """Return whether all linear layers but the output head are meant."""
+    """Return whether `target_modules` selects all linear layers but the output head."""
     return target_modules in (None, EVERYTHING) or list(target_modules) == [EVERYTHING]
 
 
 def unreachable(base: nn.Module) -> dict[str, str]:
-    """Return {module name: reason} of the linear layers that LoRA on modules cannot adapt."""
+    """Return {module name: reason} of the linear layers that cannot be adapted."""
     modules, linear = base_modules(base), _linear_layers(base)
     as_experts = _names_of_experts(base, {name.rpartition(".")[2] for name in linear})
     found = {}
@@ -72,7 +72,7 @@ def unreachable(base: nn.Module) -> dict[str, str]:
 
 
 def named_unreachable(base: nn.Module, target_modules: TargetModules) -> dict[str, str]:
-    """Return {module name: reason} of those that the user names."""
+    """Return {module name: reason} of the unreachable layers that `target_modules` names explicitly."""
     if is_everything(target_modules):
         return {}
     return {name: reason for name, reason in unreachable(base).items() if _names(target_modules, name)}
@@ -80,22 +80,22 @@ def named_unreachable(base: nn.Module, target_modules: TargetModules) -> dict[st
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The weights beside embeddings and output head that no adapter reaches.
+    """The weights that are not adapted, apart from embeddings and output head.
 
     Args:
-        names: what they are called within a decoder layer, each name once.
-        share: their share of all weights beside embeddings and output head.
+        names: their distinct names within a decoder layer.
+        share: their share of all weights apart from embeddings and output head.
     """
 
     names: list[str]
     share: float
 
     def __str__(self) -> str:
-        return f"{', '.join(self.names)} ({_percent(self.share)} of the weights beside embeddings and output head)"
+        return f"{', '.join(self.names)} ({_percent(self.share)} of the weights outside embeddings and output head)"
 
 
 def left_out(base: nn.Module) -> LeftOut | None:
-    """Return the matrices that are left out although all linear layers are adapted, if there are any."""
+    """Return the matrices that are not adapted even if all linear layers are, or None if there are none."""
     modules, adapted, start = base_modules(base), target_shapes(base, None), text_prefix(base)
     sizes: dict[str, int] = defaultdict(int)
     reached = 0
@@ -106,7 +106,7 @@ def left_out(base: nn.Module) -> LeftOut | None:
             reached += prod(adapted[name])
             continue
         for own, parameter in module.named_parameters(recurse=False):
-            # No vector, whatever its shape, and no bias, of which stacked experts have a matrix.
+            # Vectors of any shape do not count, and neither do biases, which are matrices in stacked experts.
             if parameter.dim() > 1 and parameter.numel() > max(parameter.shape) and not own.endswith("bias"):
                 sizes[within_layer(f"{name}.{own}")] += parameter.numel()
     total = reached + sum(sizes.values())
@@ -114,7 +114,7 @@ def left_out(base: nn.Module) -> LeftOut | None:
 
 
 def base_modules(base: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of the model under any adapters, by the names that they have without adapters."""
+    """Return {name: module} of the base model, with adapter layers replaced by the layers that they wrap."""
     inner = base.get_base_model() if isinstance(base, PeftModel) else base
     modules: dict[str, nn.Module] = dict(inner.named_modules())
     wrapped = {name: module.get_base_layer() for name, module in modules.items() if isinstance(module, LoraLayer)}
@@ -123,12 +123,12 @@ def base_modules(base: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether the module is a linear layer, however it stores its weight."""
+    """Return whether the module is a linear layer, including GPT-2's Conv1D."""
     return isinstance(module, nn.Linear | Conv1D)
 
 
 def linear_shape(module: nn.Linear | Conv1D) -> tuple[int, ...]:
-    """Return (out, in) of a linear layer, however it stores its weight."""
+    """Return (out, in) of a linear layer, also if its weight is transposed or quantised."""
     if hasattr(module, "in_features"):  # a quantised weight is packed and has another shape
         return (int(module.out_features), int(module.in_features))
     return tuple(module.weight.shape[::-1])  # GPT-2's Conv1D stores [in, out]
@@ -146,7 +146,7 @@ def _linear_layers(base: nn.Module) -> dict[str, Any]:
 
 
 def text_prefix(base: nn.Module) -> str:
-    """Return how the names of the modules begin that read text: in a vision-language model, no others are ever run."""
+    """Return the name prefix of the modules that process text. A vision-language model runs no others on text."""
     core = base.get_base_model() if isinstance(base, PeftModel) else base
     part = text_part(core) if isinstance(core, PreTrainedModel) else core
     return next((f"{name}." for name, module in core.named_modules() if name and module is part), "")
@@ -157,7 +157,7 @@ def _names(target_modules: TargetModules, name: str) -> bool:
 
 
 def within_layer(name: str) -> str:
-    """Return the part of a name after the number of its layer: `mlp.experts.down_proj`."""
+    """Return the part of a module name after the layer index, such as `mlp.experts.down_proj`."""
     return re.sub(r"^.*?\.\d+\.", "", name).removesuffix(".weight")
 
 
@@ -166,7 +166,7 @@ def _percent(share: float) -> str:
 
 
 def _returns_product(module: nn.Module) -> bool:
-    """Return whether a linear layer of a model's own class returns one tensor. It is tried without any memory."""
+    """Return whether a linear layer returns a single tensor. Custom classes are run on the meta device to find out."""
     kind = type(module)
     if kind.forward in (nn.Linear.forward, Conv1D.forward) or not kind.__module__.startswith(_MODELING):
         return True
@@ -175,15 +175,15 @@ def _returns_product(module: nn.Module) -> bool:
     given = {name: empty[name] for name, _ in module.named_parameters(recurse=False) if name in empty}
     try:
         return isinstance(functional_call(module, given, (torch.empty(1, size, device="meta"),)), Tensor)
-    except Exception:  # a linear layer runs on any input, so it is something else
+    except Exception:  # a plain linear layer would run on any input
         return False
 
 
 @cache
 def _read_directly(kind: type[nn.Module]) -> set[str]:
-    """Return the layers of a state-space mixer whose weights its code hands to a fused kernel.
+    """Return the names of the layers of a state-space mixer whose weights are passed to a fused kernel.
 
-    Such mixers have a convolution. On a CPU some of them call the layers, and on a GPU they do not.
+    Such mixers are recognised by their convolution. Some of them call the layers on a CPU, but not on a GPU.
     """
     if not kind.__module__.startswith(_MODELING):
         return set()
@@ -194,10 +194,10 @@ def _read_directly(kind: type[nn.Module]) -> set[str]:
 
 
 def _names_of_experts(base: nn.Module, leaves: set[str]) -> set[str]:
-    """Return the names that PEFT replaces by the stacked weights of experts, wherever in the model they are.
+    """Return the layer names that PEFT takes for stacked expert weights anywhere in the model.
 
-    In older versions of transformers each expert had linear layers of these names. In some models the dense layers and
-    the shared experts still have.
+    In older versions of transformers each expert had linear layers with these names. In some models, dense layers and
+    shared experts still have them.
     """
     inner = base.get_base_model() if isinstance(base, PeftModel) else base
     found = set()
@@ -205,7 +205,7 @@ def _names_of_experts(base: nn.Module, leaves: set[str]) -> set[str]:
         config = LoraConfig(target_modules=[leaf])
         try:
             convert_peft_config_for_transformers(config, inner, None)
-        except ValueError:  # it would have to come with another one, with which it is fused
+        except ValueError:  # PEFT converts it only together with the layer it is fused with
             found.add(leaf)
         if leaf not in config.target_modules:
             found.add(leaf)
