@@ -9,7 +9,7 @@ from unlora.common.errors import InputError
 from unlora.data import IGNORE_INDEX, TextFormat, encode_records, pad_batch
 from unlora.data.batching import BatchLimit
 from unlora.data.padding import Batches
-from unlora.importance import attach_probe, gradient_moments, moments, shelf
+from unlora.importance import attach_probe, gradient_buffer, gradient_moments, moments
 
 ROWS = [
     {"question": "Where was Ada Lovelace born?", "answer": "London."},
@@ -337,12 +337,12 @@ def test_whole_weights_are_measured_under_adapters_too(tiny_model, examples):
     assert_moments(gradient_moments(model, batches(examples), weights=[name]), (*expected, tokens))
 
 
-@pytest.mark.parametrize("page", [1, 2**18])
+@pytest.mark.parametrize("chunk", [1, 2**18])
 def test_moments_after_an_out_of_memory_error_are_those_of_smaller_batches(
-    tiny_model, examples, page, monkeypatch, caplog
+    tiny_model, examples, chunk, monkeypatch, caplog
 ):
     """The error comes in the backward pass, when other layers have had their share of the batch."""
-    monkeypatch.setattr(shelf, "_CPU_PAGE", page)
+    monkeypatch.setattr(gradient_buffer, "_CPU_CHUNK", chunk)
     probe = attach_probe(tiny_model("llama"), LoraConfig(r=3, lora_alpha=6))
     expected = gradient_moments(probe, batches(examples, 1))
     limit = BatchLimit(rows=4)

@@ -1,4 +1,4 @@
-"""Which rows of which weights matter for the forget set: gradient moments, the importance from them, initialisers."""
+"""The importance of weights for the forget set: gradient moments, importance scores and adapter initialisers."""
 
 from unlora.importance.initialiser import Initialiser, Measurement
 from unlora.importance.moments import Moments, gradient_moments

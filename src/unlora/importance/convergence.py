@@ -1,4 +1,4 @@
-"""How close an importance is to the one from unlimited data, estimated from two halves of what was measured."""
+"""Estimate from two halves of the data how close an importance is to the one from unlimited data."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 def stability(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """Estimate how an importance correlates with the one from unlimited data, given that of either half of its data.
+    """Estimate the correlation of an importance with the one from unlimited data, given the importances of two halves.
 
-    Spearman's rank correlation r of the halves, averaged over layers, is the reliability of half the data. That of all
-    of it is 2r/(1 + r) (Spearman and Brown 1910), and the square root of a reliability is the correlation with what is
-    measured.
+    Spearman's rank correlation r between the halves, averaged over layers, is the reliability of a measurement on half
+    of the data. The reliability on all of the data is 2r/(1 + r) (Spearman and Brown 1910), and its square root is the
+    correlation with the true values.
 
     Args:
         one: {layer: [out]} row importance from one half.
-        other: the same from the other half.
+        other: {layer: [out]} row importance from the other half.
 
     Returns:
         A value from 0 to 1.
@@ -29,9 +29,9 @@ def stability(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Return Spearman's correlation of [rows] and [rows].
+    """Return Spearman's rank correlation of two arrays, [rows] each.
 
-    It is undefined where one of them is constant. Here it is then 1 if both are constant, else 0.
+    It is undefined for constant arrays. Then this returns 1 if both are constant, and otherwise 0.
     """
     constant = [np.ptp(values) == 0 for values in (one, other)]
     return float(all(constant)) if any(constant) else float(spearmanr(one, other).statistic)

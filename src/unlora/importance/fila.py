@@ -1,4 +1,4 @@
-"""FILA: the Fisher information of a weight from the mean square of its own gradient.
+"""FILA: the Fisher information of a weight as the mean square of its own gradient.
 
 Cha et al., "Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs", ICLR 2025 (arXiv 2408.06621). The
 importance of a weight is F_forget / (ε + F_retain) with F = E[g²], summed over each row.
@@ -17,7 +17,7 @@ from unlora.importance.initialiser import RATIO_SETTINGS, Initialiser, Measureme
 from unlora.importance.moments import Moments, gradient_moments
 from unlora.importance.ratio import importance_ratio
 
-# Weights that are measured in one pass over the data. Two float32 moments over each of two sets take 4 GiB.
+# The number of weights that are measured in one pass over the data. Their two float32 moments on two sets take 4 GiB.
 GROUP_SIZE = 2**28
 
 
@@ -51,7 +51,7 @@ def fisher(moments: Moments, centred: bool = False) -> Iterator[tuple[str, Tenso
 
 
 def _groups(shapes: Mapping[str, tuple[int, ...]], size: int) -> Iterator[list[str]]:
-    """Yield the names in their order, in groups of at most `size` numbers, or of one layer that is larger by itself."""
+    """Split the layers, in order, into groups of at most `size` weights. A larger layer is a group of its own."""
     group: list[str] = []
     for name, shape in shapes.items():
         if group and sum(prod(shapes[member]) for member in group) + prod(shape) > size:

@@ -1,4 +1,4 @@
-"""What an initialiser is, and what it is given to decide where the adapter starts."""
+"""The interface of initialisers and their inputs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from unlora.data.padding import Batch
 from unlora.importance.moments import Moments
 from unlora.settings import SMOOTHING, ImportanceConfig
 
-# The settings of `ImportanceConfig` that decide how two Fisher informations become an importance.
+# The settings of `ImportanceConfig` that determine the importance for given Fisher informations.
 RATIO_SETTINGS = ("smoothing", "epsilon", "centred")
-# The settings that the pipeline reads for every initialiser that uses data: what it samples, batches and stores.
+# The settings that the pipeline reads for every initialiser that uses data: sampling, batching and storage.
 _DATA_SETTINGS = (
     *("normalised", "moments_per", "forget_passes", "importance_seed"),
     *("retain_samples", "importance_batch_size", "importance_file"),
@@ -25,17 +25,17 @@ _DATA_SETTINGS = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an initialiser is given.
+    """The inputs of an initialiser.
 
     Args:
-        model: the original model. It must be left as it was found.
-        adapter: rank, scaling and target modules of the adapter to start.
-        config: how the importance is estimated.
-        forget: returns this process's batches of the forget set, anew at each call.
-        retain: the same for the retain sample, or for a part of it that a slice names: `retain(slice(0, 128))`.
+        model: the original model, which must not be changed.
+        adapter: rank, scaling and target modules of the adapter to initialise.
+        config: the settings of the importance.
+        forget: returns a new iterable of this process's batches of the forget set at each call.
+        retain: likewise for the retain sample, or for a slice of it: `retain(slice(0, 128))`.
         retain_size: the number of examples in the retain sample.
-        limit: what the size of the batches follows. `gradient_moments` halves it if the memory is too small, which
-            needs batches that can be iterated again.
+        limit: the limit that the batches follow. `gradient_moments` halves it when it runs out of memory, which needs
+            batches that can be iterated again.
     """
 
     model: nn.Module
@@ -49,19 +49,19 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Initialiser:
-    """One way to start the adapter.
+    """A method to initialise the adapter.
 
     Args:
-        row_importance: returns {module name: [out] importance of each row of the weight}, not negative. Its square
-            roots are the row weights of `weighted_low_rank`. Returns None for a plain LoRA start (A random, B = 0).
+        row_importance: returns {module name: [out] importance of each row of the weight}, at least 0. Its square roots
+            are the row weights of `weighted_low_rank`. Returns None for a plain LoRA start (A random, B = 0).
         formula: the importance of a weight W [out, in], as the documentation shows it.
         paper: the citation.
         reads: the names of the settings of `ImportanceConfig` that `row_importance` itself reads.
-        uses_data: whether it looks at the forget and retain sets. If so, the result is saved with the run and can be
+        uses_data: whether it depends on the forget and retain sets. If so, the result is saved with the run and can be
             reused through `importance_file`.
-        fisher: (moments, centred) -> (module name, [out, in] Fisher information) for one layer after the other, if
-            the method is a choice of Fisher information. It makes the name a `method` of `relative_importance`.
-        centred: whether that information is by default the variance of the gradient or its mean square.
+        fisher: (moments, centred) -> iterator of (module name, [out, in] Fisher information), layer by layer, if the
+            method is based on Fisher information. It makes the name a `method` of `relative_importance`.
+        centred: whether the Fisher information is by default the variance of the gradient instead of its mean square.
     """
 
     row_importance: Callable[[Measurement], dict[str, Tensor] | None]
@@ -74,15 +74,15 @@ class Initialiser:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings that have an effect, with their defaults. None means that data or machine decide."""
+        """All settings that have an effect, with their defaults. None if the value depends on data or hardware."""
         names = (*self.reads, *(_DATA_SETTINGS if self.uses_data else ()))
         own = {"epsilon": SMOOTHING[ImportanceConfig.smoothing], "centred": self.centred}
         return {name: own.get(name, getattr(ImportanceConfig, name)) for name in names}
 
     def takes_variance(self, config: ImportanceConfig) -> bool:
-        """Whether it takes the variance of gradients, which needs at least two of them."""
+        """Whether the variance of gradients is used, which needs at least two examples."""
         return self.centred if config.centred is None or "centred" not in self.reads else config.centred
 
     def ratio(self, config: ImportanceConfig) -> dict[str, Any]:
-        """The keyword arguments of `importance_ratio` that the settings ask for."""
+        """The keyword arguments of `importance_ratio` for these settings."""
         return {**config.ratio(), "centred": self.takes_variance(config)}

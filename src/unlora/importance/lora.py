@@ -1,4 +1,4 @@
-"""Plain LoRA, the start that all others are compared with (Hu et al., ICLR 2022, arXiv 2106.09685)."""
+"""Plain LoRA, the baseline of all initialisers (Hu et al., ICLR 2022, arXiv 2106.09685)."""
 
 from __future__ import annotations
 

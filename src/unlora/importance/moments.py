@@ -1,9 +1,9 @@
-"""Exact first and second moments of per-example gradients of linear maps, many examples in one backward pass.
+"""Exact first and second moments of per-example gradients of linear maps, for many examples in one backward pass.
 
 A LoRA factor is a linear map h = M x, and so is a whole weight. Its gradient for example i is Σ_t δ_t x_tᵀ over the
-example's own tokens, where δ_t is the gradient of h_t. The inputs x and output gradients δ of a batch therefore hold
-every example's gradient, apart from each other. A tap on the map multiplies them in the backward pass and adds the
-result to the moments, so that no gradient is ever kept.
+example's own tokens, where δ_t is the gradient of h_t. So the gradient of every single example can be computed from the
+inputs x and output gradients δ of a batch. A tap on the map does so in the backward pass and adds the result to the
+moments, so that no gradient has to be stored.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from unlora.adapter.targets import base_modules, linear_shape
 from unlora.common.distributed import add_up, gather, in_lockstep, together
 from unlora.common.errors import InputError, Problem, unknown_name
 from unlora.data.batching import BatchLimit
-from unlora.importance.shelf import Shelf, add_moments
+from unlora.importance.gradient_buffer import GradientBuffer, add_moments
 from unlora.importance.taps import Tap, tapped
 from unlora.models.batches import out_of_memory
 from unlora.models.forward import labelled_tokens
 from unlora.settings import GRANULARITIES
 
-# Gradients [examples, out, in] are formed for as many examples at a time as make up this many numbers (256 MiB).
+# The largest number of elements of the gradients [examples, out, in] that are computed at a time (256 MiB).
 BLOCK_SIZE = 2**26
 
 
@@ -49,7 +49,7 @@ class Moments:
     examples: int
 
     def __add__(self, other: Moments) -> Moments:
-        """Return the moments over the examples of both, which must be of the same parameters."""
+        """Return the moments over the examples of both. They must have the same parameters."""
         tokens = self.tokens + other.tokens
         share = self.tokens / tokens
         mean, second = (
@@ -76,23 +76,24 @@ def gradient_moments(
     all_processes: bool = False,
     limit: BatchLimit | None = None,
 ) -> Moments:
-    """Return the moments of the gradient of each trainable LoRA factor over `batches`, at the model's present weights.
+    """Return the moments of the gradient of each trainable LoRA factor over `batches`, at the model's current weights.
 
-    The model runs without dropout and is left as it was found. Layers with gradient checkpointing switched on use it
-    here too. Apart from the model and its activations, only the moments take memory.
+    The model runs without dropout and is not changed. Layers for which gradient checkpointing is enabled use it here
+    too. Apart from the model and its activations, only the moments take memory.
 
     Args:
-        model: a PEFT LoRA model, whose factors that require a gradient are measured; with `weights`, any causal LM.
+        model: a PEFT LoRA model, of which all factors that require a gradient are measured; with `weights`, any
+            causal LM.
         batches: dicts of input_ids, attention_mask and labels, each [examples, length], padded on either side. Labels
             are shifted here, and −100 is ignored.
         per: "example" for one gradient per example; "batch" for one per batch, of the mean-token loss over all its
             examples, as in the released code of VILA and FILA.
         weights: names of linear modules whose whole weights are measured instead (FILA). This takes two float32 copies
-            of these weights, so large models are measured some layers at a time.
-        all_processes: in a job of several processes, return the moments over the batches of all. Each process calls
-            this with its own batches, possibly none.
-        limit: what the size of the batches follows, if they can be iterated again. If one is too large for the memory,
-            the limit is halved, and the moments are taken anew.
+            of these weights, so large models are measured a few layers at a time.
+        all_processes: in a job of several processes, return the moments over the batches of all processes. Each process
+            calls this with its own batches, possibly none.
+        limit: the limit that the batches follow, if they can be iterated again. If a batch does not fit in memory, the
+            limit is halved and the measurement starts again.
 
     Returns:
         `Moments` on the parameters' device. The keys are the factors' names in `model.named_parameters()`, or
@@ -113,10 +114,10 @@ def gradient_moments(
     counted = torch.zeros(2, dtype=torch.long, device=next(iter(taps.values())).mean.device)  # tokens and examples
     with (
         together() if all_processes else nullcontext(),
-        _without_cancelled_adapters(model, taps) as (listeners, shelf),
+        _without_cancelled_adapters(model, taps) as (listeners, buffer),
         tapped(model, listeners),
     ):
-        while not _all_added(model, batches, per, listeners, shelf, counted, limit):
+        while not _all_added(model, batches, per, listeners, buffer, counted, limit):
             for sums in (counted, *(part for tap in taps.values() for part in (tap.mean, tap.second))):
                 sums.zero_()
     tokens, examples = counted.tolist()
@@ -124,7 +125,7 @@ def gradient_moments(
         tokens, examples = (sum(numbers) for numbers in zip(*gather((tokens, examples)), strict=True))
         add_up(part for tap in taps.values() for part in (tap.mean, tap.second))
     if not tokens:
-        reason, fix = "there is no loss to take a gradient of", "check the labels"
+        reason, fix = "without a labelled token there is no loss", "check the labels"
         raise InputError(Problem("batches", "0 labelled tokens", reason, fix))
     mean = {name: tap.mean.div_(tokens) for name, tap in taps.items()}
     return Moments(mean, {name: tap.second.div_(tokens) for name, tap in taps.items()}, tokens, examples)
@@ -135,13 +136,13 @@ def _all_added(
     batches: Iterable[Mapping[str, Tensor]],
     per: str,
     taps: Sequence[Tap],
-    shelf: Shelf | None,
+    buffer: GradientBuffer | None,
     counted: Tensor,
     limit: BatchLimit | None,
 ) -> bool:
-    """Add the moments of all batches. If the memory is too small for one, halve the limit and return False.
+    """Add the moments of all batches. If a batch does not fit in memory, halve the limit and return False.
 
-    What was added before is of no use then, because the layers that came before the error have counted the batch.
+    The sums are then invalid, because some layers have added the failed batch and others have not.
     """
 
     def add() -> None:
@@ -153,9 +154,9 @@ def _all_added(
             # The sum of mean-token losses: an example's loss has a gradient at its own tokens only.
             per_token = counts[out.example] if per == "example" else counts
             (-out.logp / per_token).sum().backward()
-            if shelf is not None:
-                shelf.end_batch()
-            # Kept on the device, so that no batch waits for the one before it.
+            if buffer is not None:
+                buffer.end_batch()
+            # Counted on the device, so that no batch waits for the one before it.
             counted.add_(torch.stack([counts.sum(), (counts > 0).sum()]))
 
     if limit is None:
@@ -164,14 +165,14 @@ def _all_added(
     failure = out_of_memory(add)
     if failure is None:
         return True
-    if shelf is not None:
-        shelf.forget_batch()
+    if buffer is not None:
+        buffer.discard_batch()
     limit.halve(failure)
     return False
 
 
 class _MomentTap(Tap):
-    """Adds up the moments of the gradient of one linear map, [out, in].
+    """Accumulate the moments of the gradient of one linear map, [out, in].
 
     Args:
         module: the linear map.
@@ -194,10 +195,10 @@ class _MomentTap(Tap):
 
 
 class _CancelledTap(Tap):
-    """Adds up the moments of both factors of a layer whose adapter and offset cancel: h = W x + s·B A x − s·B A x.
+    """Accumulate the moments of both factors of a layer whose adapter and offset cancel: h = W x + s·B A x − s·B A x.
 
-    With δ the gradient of h, the gradient of z = A x is s·Bᵀδ and that of B z is s·δ. So nothing but W has to run. The
-    products of bfloat16 are bfloat16, and the moments are float32.
+    With δ the gradient of h, the gradient of z = A x is s·Bᵀδ and that of B z is s·δ. So only W has to run. Products of
+    bfloat16 tensors stay bfloat16, and the moments are float32.
 
     Args:
         module: the layer.
@@ -212,11 +213,11 @@ class _CancelledTap(Tap):
         self.scaled_a, self.scaled_b = a * module.scaling[UNLEARN], b * module.scaling[UNLEARN]
         self.size = a.numel() + b.numel()
 
-    def put_on(self, shelf: Shelf, place: int) -> None:
-        """Keep the moments on a shelf, from which the taps of the factors see their parts."""
-        self.shelf, self.place = shelf, place
+    def use_buffer(self, buffer: GradientBuffer, place: int) -> None:
+        """Replace the moments of both factors by views of a buffer that is shared with other layers."""
+        self.buffer, self.place = buffer, place
         split = self.of_a.mean.numel()
-        mean, second = shelf.moments(place)
+        mean, second = buffer.moments(place)
         self.of_a.mean, self.of_b.mean = mean[:split].view_as(self.of_a.mean), mean[split:].view_as(self.of_b.mean)
         self.of_a.second, self.of_b.second = (
             second[:split].view_as(self.of_a.mean),
@@ -235,16 +236,16 @@ class _CancelledTap(Tap):
             self.of_b.add(counts, hidden, gradient)
             return
 
-        def fill(room: Tensor) -> None:
-            of_a, of_b = room.split([self.of_a.mean.numel(), self.of_b.mean.numel()], 1)
+        def fill(slot: Tensor) -> None:
+            of_a, of_b = slot.split([self.of_a.mean.numel(), self.of_b.mean.numel()], 1)
             torch.bmm(of_hidden.mT, inputs, out=of_a.unflatten(1, self.of_a.mean.shape))
             torch.bmm(gradient.mT, hidden, out=of_b.unflatten(1, self.of_b.mean.shape))
 
-        self.shelf.add(self.place, counts, dtype, fill)
+        self.buffer.add(self.place, counts, dtype, fill)
 
 
 def _factor_taps(model: nn.Module) -> dict[str, _MomentTap]:
-    """Return a tap for each trainable lora_A and lora_B weight, by its parameter's name."""
+    """Return {parameter name: tap} for each trainable lora_A and lora_B weight."""
     modules = dict(model.named_modules())
     return {
         name: _MomentTap(modules[name.removesuffix(".weight")], tuple(parameter.shape), name)
@@ -254,7 +255,7 @@ def _factor_taps(model: nn.Module) -> dict[str, _MomentTap]:
 
 
 def _weight_taps(model: nn.Module, modules: Sequence[str]) -> dict[str, _MomentTap]:
-    """Return a tap for each named linear module, by its weight's name."""
+    """Return {weight name: tap} for each of the linear modules."""
     linear = base_modules(model)
     return {f"{name}.weight": _MomentTap(linear[name], linear_shape(linear[name]), name) for name in modules}
 
@@ -262,11 +263,11 @@ def _weight_taps(model: nn.Module, modules: Sequence[str]) -> dict[str, _MomentT
 @contextmanager
 def _without_cancelled_adapters(
     model: nn.Module, taps: Mapping[str, _MomentTap]
-) -> Iterator[tuple[list[Tap], Shelf | None]]:
-    """Within, layers whose adapter and offset cancel exactly run neither.
+) -> Iterator[tuple[list[Tap], GradientBuffer | None]]:
+    """Deactivate adapter and offset within the context in all layers where they cancel exactly.
 
-    What the factors' taps would see follows from the layer's own input and output gradient. Yields the taps that see
-    everything then, and the shelf of those layers.
+    The gradients of their factors follow from the layer's own input and output gradient. Yields the taps that replace
+    the given ones, and the gradient buffer of these layers, if there are any.
     """
     of_factor = {tap.module: tap for tap in taps.values()}
     cancelled: list[_CancelledTap] = []
@@ -277,8 +278,8 @@ def _without_cancelled_adapters(
                 if all(factor in of_factor for factor in factors):
                     cancelled.append(_CancelledTap(layer, *(of_factor.pop(factor) for factor in factors)))
                     stack.enter_context(without_request(layer))
-        shelf = Shelf([tap.size for tap in cancelled], cancelled[0].scaled_a.device) if cancelled else None
+        buffer = GradientBuffer([tap.size for tap in cancelled], cancelled[0].scaled_a.device) if cancelled else None
         for place, tap in enumerate(cancelled):
-            assert shelf is not None
-            tap.put_on(shelf, place)
-        yield [*of_factor.values(), *cancelled], shelf
+            assert buffer is not None
+            tap.use_buffer(buffer, place)
+        yield [*of_factor.values(), *cancelled], buffer

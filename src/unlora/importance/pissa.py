@@ -1,4 +1,4 @@
-"""PiSSA: start at the principal part of each weight, whatever the data (Meng et al. 2024, arXiv 2404.02948)."""
+"""PiSSA: initialise with the principal components of each weight, without data (Meng et al. 2024, arXiv 2404.02948)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unlora.importance.initialiser import Initialiser, Measurement
 
 
 def row_importance(measurement: Measurement) -> dict[str, Tensor]:
-    """Return the same importance for every row: the weighted factorisation is then the plain truncated SVD."""
+    """Return importance 1 for every row, with which the weighted factorisation is the plain truncated SVD."""
     shapes = target_shapes(measurement.model, measurement.adapter.target_modules)
     return {name: torch.ones(shape[0]) for name, shape in shapes.items()}
 

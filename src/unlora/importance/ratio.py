@@ -1,4 +1,4 @@
-"""Relative importance: how much a weight matters for the forget set, over how much it matters for the retain set."""
+"""Relative importance: the ratio of a weight's Fisher information on the forget set to that on the retain set."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def importance_ratio(
 ) -> dict[str, Tensor]:
     """Return F_forget / (ε + F_retain) of each adapted weight (FILA, Cha et al., ICLR 2025, arXiv 2408.06621).
 
-    `fisher` makes the Fisher informations from the moments: (moments, centred) -> (module name, [out, in]), one layer
-    after the other. All other arguments, the result and the errors are those of `relative_importance`.
+    `fisher` computes the Fisher information from the moments: (moments, centred) -> iterator of (module name,
+    [out, in]), layer by layer. All other arguments, the result and the errors are as in `relative_importance`.
     """
     if smoothing not in SMOOTHING:
         raise InputError(unknown_name("smoothing", smoothing, SMOOTHING))
@@ -54,7 +54,7 @@ def importance_ratio(
 
 
 def normalised_rows(importance: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scale each layer's row sums [out] to mean 1, as `normalised` does, but after the ratio was taken."""
+    """Scale each layer's row sums [out] to mean 1, as `normalised` does in `importance_ratio`."""
     return {name: rows / _not_zero(rows.mean()) for name, rows in importance.items()}
 
 

@@ -1,4 +1,4 @@
-"""The start of an adapter in one call, for people who train with a loop of their own, with transformers or with TRL."""
+"""Initialise an adapter in one call, for training with a custom loop, transformers or TRL."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from unlora.importance.table import INITIALISERS
 from unlora.models.memory import batch_limit
 from unlora.settings import ImportanceConfig
 
-# The rows of a batch on a CPU, where the user does not say.
+# The default number of rows in a batch on a CPU.
 _CPU_ROWS = 8
-# Rank and alpha of the paper.
+# Rank and alpha of the VILA paper.
 _RANK, _ALPHA = 8, 16
 
 
@@ -36,9 +36,9 @@ def start_adapter(
     batch_size: int | None = None,
     prompt_format: str = "auto",
 ) -> PeftModel:
-    """Measure what the forget set needs, and return the model with a LoRA adapter that starts there.
+    """Measure the importance for the forget set, and add a LoRA adapter that is initialised from it.
 
-    Train it as any PEFT model, and write the result with `export_adapter`.
+    Train the returned model like any PEFT model, and write the result with `export_adapter`.
 
     Args:
         model: a causal LM. Its weights are never changed.
@@ -52,11 +52,11 @@ def start_adapter(
         prompt_format: how questions become prompts.
 
     Returns:
-        The model at its unchanged predictions: "unlearn" is trainable, and "offset" cancels its start.
+        The model, with the same predictions as before: "unlearn" is trainable, and "offset" cancels its start.
 
     Raises:
-        InputError: an unknown initialiser, fewer than two rows, rows that cannot be tokenised, a batch without rows, or
-            adapter settings that would not work.
+        InputError: an unknown initialiser, fewer than two rows, rows that cannot be tokenised, a batch size below 1, or
+            invalid adapter settings.
     """
     text_format = TextFormat(tokenizer, prompt_format)
     sets = {"forget": forget, "retain": retain}
@@ -73,7 +73,7 @@ def start_on(
     config: AdapterSettings | None = None,
     batch_size: int | None = None,
 ) -> PeftModel:
-    """Return the same as `start_adapter`, from tokenised examples."""
+    """Do the same as `start_adapter`, from tokenised examples."""
     raise_if([] if init in INITIALISERS else [unknown_name("init", init, INITIALISERS)])
     limit = batch_limit(model, batch_size, on_cpu=_CPU_ROWS, backward=True)
     reason, fix = "the variance of gradients needs at least two rows", "give more rows, or use init='pissa' or 'lora'"

@@ -1,4 +1,4 @@
-"""Importance on disk: safetensors, with a key of the model, the data and the settings that it was made from."""
+"""Importance files: safetensors with a key that identifies the model, the data and the settings of the measurement."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _FORMAT = "unlora-importance-1"
 
 
 def importance_key(model: nn.Module, datasets: Iterable[Sequence[Example]], settings: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the model's weights, the tokenised datasets and the settings of the estimate."""
+    """Return the SHA-256 of the model's weights, the tokenised datasets and the settings of the importance."""
     digest = weights_digest(sorted(model.state_dict().items()))
     digest.update(json.dumps([list(datasets), dict(settings)], sort_keys=True).encode())
     return str(digest.hexdigest())
 
 
 def save_importance(importance: Mapping[str, Tensor], path: str | Path, key: str, settings: Mapping[str, Any]) -> None:
-    """Write {module name: [out] or [out, in] importance}, whole or not at all."""
+    """Write {module name: [out] or [out, in] importance} atomically."""
     metadata = {"format": _FORMAT, "key": key, "settings": json.dumps(dict(settings), sort_keys=True)}
     tensors = {name: tensor.contiguous() for name, tensor in importance.items()}
     with atomic_path(path) as partial:
@@ -36,7 +36,7 @@ def save_importance(importance: Mapping[str, Tensor], path: str | Path, key: str
 
 
 def load_importance(path: str | Path, key: str) -> dict[str, Tensor]:
-    """Load what `save_importance` wrote.
+    """Load a file that `save_importance` wrote.
 
     Raises:
         InputError: the file is missing, corrupt, not an importance, or made for another model, data or settings.
@@ -59,6 +59,6 @@ def load_importance(path: str | Path, key: str) -> dict[str, Tensor]:
         name for name, tensor in tensors.items() if not torch.isfinite(tensor).all() or tensor.dim() not in (1, 2)
     ]:
         raise InputError(
-            Problem("importance_file", str(path), f"the importance of {odd[0]} is not one number a row", fix)
+            Problem("importance_file", str(path), f"the importance of {odd[0]} is not one number per row", fix)
         )
     return tensors

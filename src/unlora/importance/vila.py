@@ -1,4 +1,4 @@
-"""VILA: the Fisher information of a weight from the gradient variances of its LoRA factors.
+"""VILA: the Fisher information of a weight, computed from the gradient variances of its LoRA factors.
 
 Kim et al., "Improving Fisher Information Estimation and Efficiency for LoRA-based LLM Unlearning", COLM 2025
 (arXiv 2508.21300). The method, in the order of this file:
@@ -10,8 +10,8 @@ Kim et al., "Improving Fisher Information Estimation and Efficiency for LoRA-bas
    Fisher information of the weight (`fisher`).
 4. The importance of a weight is F_forget / (ε + F_retain) (`importance_ratio`), summed over each row.
 
-The start A₀, B₀ follows from the row importance as in FILA (`adapter/factorise.py`). Where we differ from the released
-code, and why, is in docs/methods.md.
+The factors A₀, B₀ are computed from the row importance as in FILA (`adapter/factorise.py`). docs/methods.md lists the
+differences from the released code and their reasons.
 """
 
 from __future__ import annotations
@@ -36,16 +36,12 @@ from unlora.settings import ImportanceConfig
 
 logger = logging.getLogger(__name__)
 
-# The importance is first checked for convergence after this many retain examples, and then each time they doubled.
+# The number of retain examples before the first check for convergence. It doubles before each further check.
 FIRST_CHECK = 128
 
 
 def row_importance(measurement: Measurement) -> dict[str, Tensor]:
-    """Return {module name: [out]} from a pass over the forget set and one over as much retain data as is needed.
-
-    Of `ImportanceConfig` this reads `sigma`, `probe_offset` and `retain_convergence`, which are VILA's own, beside the
-    settings of the ratio.
-    """
+    """Return {module name: [out]}, measured on the forget set and on as much of the retain sample as is needed."""
     config = measurement.config
     probe = attach_probe(
         measurement.model, measurement.adapter, config.sigma, config.importance_seed, offset=config.probe_offset
@@ -78,11 +74,11 @@ def attach_probe(
     *,
     offset: bool = True,
 ) -> PeftModel:
-    """Attach random factors A, B ~ N(0, σ²), at which the gradients are taken. `detach_adapters` removes them.
+    """Attach random factors A, B ~ N(0, σ²), at which the gradients are measured. `detach_adapters` removes them.
 
-    LoRA's usual start would not do: where B is 0, the gradient of A is 0 too. With `offset`, a second adapter cancels
-    the random product, so the gradients are those of the original model, earlier adapters included. Without it the
-    product disturbs the model, as it does in the released code.
+    LoRA's usual initialisation cannot be used, because the gradient of A is 0 if B is 0. With `offset`, a second
+    adapter cancels the random product, so that the gradients are those of the original model, including its earlier
+    adapters. Without it, the random product changes the model, as in the released code.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -99,9 +95,9 @@ def attach_probe(
 def fisher(moments: Moments, centred: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Yield (module name in the base model, F_W = V_B · V_A), [out, rank] · [rank, in] = [out, in].
 
-    V is the variance of the gradient of a LoRA factor, or its mean square E[g²] if not `centred`. Fisher information
-    is the variance of the score, and equals E[g²] only where E[g] = 0: on data that the model itself would have
-    produced. A forget set is not such data.
+    V is the variance of the gradient of a LoRA factor, or its mean square E[g²] if not `centred`. The Fisher
+    information is the variance of the score. It equals E[g²] only if E[g] = 0, which holds for data sampled from the
+    model itself, but not for a forget set.
     """
     if not all(".lora_" in name for name in moments.mean):
         reason, fix = "these are moments of whole weights", "measure LoRA factors, or use method='fila'"
@@ -111,7 +107,7 @@ def fisher(moments: Moments, centred: bool = True) -> Iterator[tuple[str, Tensor
         if factor:
             v_b = moments.information(f"{module}.lora_B.{tail}", centred)
             v_a = moments.information(name_a, centred)
-            yield module.removeprefix("base_model.model."), v_b @ v_a  # the prefix is that of PEFT's wrapper
+            yield module.removeprefix("base_model.model."), v_b @ v_a  # the prefix comes from PEFT's wrapper
 
 
 def retain_moments(
@@ -120,20 +116,23 @@ def retain_moments(
     importance: Callable[[Moments], Mapping[str, Tensor]],
     threshold: float,
 ) -> Moments:
-    """Return the moments of the retain sample, or of as much of it as the importance needs (not in the paper).
+    """Measure the retain sample, or as much of it as the importance needs to converge (not in the paper).
 
-    The sample is measured in two halves, of 128 examples together, then of 256, 512 and so on. Before each step the
-    importances from the two halves are compared. Nothing more is measured once their `stability` reaches `threshold`.
+    The moments of the first 128 examples are measured in two halves. While the `stability` of the importances from the
+    two halves is below `threshold`, the number of examples is doubled (256, 512, ...).
 
     Args:
-        measure: returns the moments of a part of the sample.
+        measure: returns the moments of a slice of the sample.
         size: the number of examples in the sample.
         importance: moments of the retain set -> {module name: [out]}.
-        threshold: the sufficient correlation with the importance from unlimited data, below 1.
+        threshold: the estimated correlation with the importance from unlimited data that is sufficient, below 1.
+
+    Returns:
+        The moments over all examples that were measured.
     """
     if size <= FIRST_CHECK:
         return measure(slice(0, size))
-    # Every second example goes to the other half, so that no half depends on the order of the data.
+    # The halves alternate between examples, so that they do not depend on the order of the data.
     halves = [measure(slice(half, FIRST_CHECK, 2)) for half in (0, 1)]
     stop = FIRST_CHECK
     while stop < size:
