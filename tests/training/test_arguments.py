@@ -43,9 +43,15 @@ def test_liger_s_kernels_need_a_gpu(config, tmp_path):
             {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
             "load_best_model_at_end=",
         ),
-        ({"save_strategy": "best", "metric_for_best_model": "x"}, "save_strategy='best': no metric decides"),
+        (
+            {"save_strategy": "best", "metric_for_best_model": "x"},
+            "save_strategy='best': neither training",
+        ),
         ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}, "lr_scheduler_type='reduce_lr_on"),
-        ({"metric_for_best_model": "model_utility"}, "metric_for_best_model='model_utility': no metric decides"),
+        (
+            {"metric_for_best_model": "model_utility"},
+            "metric_for_best_model='model_utility': neither training",
+        ),
     ],
 )
 def test_no_metric_of_an_evaluation_decides_about_anything(config, tmp_path, settings, message):
@@ -55,7 +61,7 @@ def test_no_metric_of_an_evaluation_decides_about_anything(config, tmp_path, set
 
 @pytest.mark.parametrize(("name", "value"), [("eval_strategy", "epoch"), ("eval_on_start", True)])
 def test_fine_tuning_evaluates_nothing(tmp_path, name, value):
-    with pytest.raises(InputError, match=f"{name}=.*measure checkpoints by `unlora evaluate`"):
+    with pytest.raises(InputError, match=f"{name}=.*evaluate checkpoints with `unlora evaluate`"):
         checked(FinetuneConfig, output_dir=str(tmp_path), use_cpu=True, **{name: value})
 
 
@@ -79,7 +85,7 @@ def test_fine_tuning_evaluates_nothing(tmp_path, name, value):
             {"gradient_checkpointing_kwargs": {"debug": True, "use_reentrant": True}},
             "gradient_checkpointing_kwargs=.*debug",
         ),
-        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type='cosine_with_min_lr'.*Fix: write in lr_sch"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type='cosine_with_min_lr'.*Fix: give lr_sch"),
         (
             {"lr_scheduler_type": "polynomial", "max_steps": 2, "warmup_steps": 2},
             "lr_scheduler_type=.*division by zero",

@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_else_the_one_before_it_is_u
             (checkpoint / name).write_bytes(content)
     resumed = make_trainer(tiny_model, tokenizer, tmp_path, **settings)
     resumed.train(resume_from_checkpoint="true")
-    assert [record.args[1] for record in caplog.records if "deleted" in record.msg] == [
+    assert [record.args[1] for record in caplog.records if "deleting" in record.msg] == [
         "hashes.json",
         "optimizer.safetensors",
     ]

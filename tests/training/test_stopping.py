@@ -248,7 +248,7 @@ HOLDOUTS = {
 
 def test_a_single_unseen_row_is_compared_and_the_user_told_what_it_can_show(learned, tiny_model, tokenizer, caplog):
     test = UnseenTest(FORGET, HOLDOUT[:1], TextFormat(tokenizer))
-    assert "10 forget and 1 unseen rows are so few that no AUC would show a difference" in caplog.text
+    assert "10 forget and 1 unseen rows are too few: no AUC would be a significant difference" in caplog.text
     model = tiny_model("llama")
     model.load_state_dict(learned)
     compared = test(model)

@@ -1,1 +1,1 @@
-"""Training loops and their checkpoints."""
+"""Trainers for unlearning and fine-tuning, their settings, callbacks and checkpoints."""

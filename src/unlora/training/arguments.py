@@ -1,4 +1,4 @@
-"""The `TrainingArguments` that our trainers accept, with checks that run before anything is loaded."""
+"""The `TrainingArguments` of our trainers, with checks that run before anything is loaded."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from unlora.common.reading import parse_json, read_json
 from unlora.models.hub import check_hub
 from unlora.settings.checks import at_least, value_problems
 
-# Arguments that shard a model while it trains, and the variables through which `accelerate launch` sets them.
+# Arguments that shard the model during training, and the environment variables by which `accelerate launch` sets them.
 _SHARDING = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP", "fsdp_config": None}
-# What transformers raises for arguments that do not go together.
+# The exceptions that transformers raises for invalid combinations of arguments.
 _ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
-# Schedules of the learning rate that follow a metric of the evaluation.
+# Learning rate schedules that depend on an evaluation metric.
 _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
-# The trackers that we test. For the others transformers itself checks whether they are installed.
+# The trackers that we test. For all others, transformers checks whether they are installed.
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
@@ -40,8 +40,8 @@ class SafeArguments(TrainingArguments):
     """The `TrainingArguments` that `SafeTrainer` supports.
 
     Raises:
-        InputError: if the model would be sharded during training (DeepSpeed, FSDP): `SafeTrainer` could not write
-            the checkpoints of such a model.
+        InputError: the model would be sharded during training (DeepSpeed, FSDP), so that `SafeTrainer` could not write
+            its checkpoints, or transformers rejects an argument.
     """
 
     def __post_init__(self) -> None:
@@ -59,16 +59,16 @@ class SafeArguments(TrainingArguments):
             raise InputError(*self._refused(error)) from error
 
     def _refused(self, error: Exception) -> list[Problem]:
-        """Return the problem of each given argument that an error of transformers names, or of all of them."""
+        """Return a problem for each given argument that transformers' error mentions, or one for all arguments."""
         reason, fix = f"transformers refuses it ({type(error).__name__}: {error})", "use another value, or leave it out"
         given = {f.name: getattr(self, f.name) for f in fields(TrainingArguments) if getattr(self, f.name) != f.default}
         named = {name: value for name, value in given.items() if re.search(rf"\b{name}\b", str(error))}
         return [Problem(name, value, reason, fix) for name, value in named.items()] or [
-            Problem("arguments", "of the training", reason, "change what it names")
+            Problem("arguments", "of the training", reason, "change the values that the error is about")
         ]
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong with the settings, before anything is loaded."""
+        """Return the problems of the settings that can be found before anything is loaded."""
         return [
             *reporting_problems(self.report_to),
             *_kernel_problems(self.use_liger_kernel, self.use_cpu),
@@ -83,14 +83,15 @@ class SafeArguments(TrainingArguments):
 
     @property
     def evaluates(self) -> bool:
-        """Whether the model is evaluated while it trains."""
+        """Whether the model is evaluated during training."""
         return self.eval_strategy != "no" or self.eval_on_start
 
     def _choice_problems(self) -> Iterator[Problem]:
-        """Yield the settings that let a metric of the evaluation decide."""
-        reason, fix = "no metric decides about training or checkpoints here", "remove it"
+        """Yield a problem for each setting that depends on an evaluation metric."""
+        reason, fix = "neither training nor checkpoints depend on an evaluation metric here", "remove it"
         if self.load_best_model_at_end:
-            yield Problem("load_best_model_at_end", True, reason, f"{fix}, or --save_strategy epoch and choose one")
+            instead = f"{fix}, or use --save_strategy epoch and choose a checkpoint"
+            yield Problem("load_best_model_at_end", True, reason, instead)
         if self.save_strategy == "best":
             yield Problem("save_strategy", "best", reason, "use epoch or steps")
         if self.lr_scheduler_type in _BY_METRIC:
@@ -101,8 +102,8 @@ class SafeArguments(TrainingArguments):
 
 def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
     """Return the training arguments that differ from their defaults, as plain values for YAML."""
-    # Creating another `TrainingArguments` sets up the device again. With another device than before, this process would
-    # leave the process group that it trains with, so the second one gets the same `use_cpu`.
+    # Creating another `TrainingArguments` sets up the device again. With another device, this process would leave the
+    # process group that it trains with, so the defaults get the same `use_cpu`.
     values, defaults = args.to_dict(), type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict()
     defaults |= {"output_dir": None, "use_cpu": False}
     return {name: value for name, value in values.items() if value != defaults[name]}
@@ -120,16 +121,16 @@ def _kernel_problems(use_liger_kernel: bool, use_cpu: bool) -> list[Problem]:
 
 
 def _accelerator_config(value: Any) -> AcceleratorConfig:
-    """Return how accelerate is set up, from a mapping, its JSON or the path of a file with it."""
+    """Return accelerate's configuration, given as a mapping, as JSON or as the path of a JSON file."""
     name, fix = "accelerator_config", "write it as '{\"even_batches\": true}', or name a JSON file"
     config = value
     if not isinstance(value, AcceleratorConfig):
-        with from_elsewhere(name, value, "it does not set up accelerate", fix):
+        with from_elsewhere(name, value, "it is not a configuration of accelerate", fix):
             if isinstance(value, str):
                 value = parse_json(value) if value.lstrip().startswith("{") else read_json(Path(value))
             config = AcceleratorConfig(**(value or {}))
     accumulation = config.gradient_accumulation_kwargs or {}
-    with from_elsewhere(name, value, "accelerate does not take its gradient_accumulation_kwargs", "correct them"):
+    with from_elsewhere(name, value, "accelerate rejects its gradient_accumulation_kwargs", "correct them"):
         GradientAccumulationPlugin(**accumulation)
     if "num_steps" in accumulation:
         reason = "its num_steps would replace gradient_accumulation_steps"
@@ -139,13 +140,14 @@ def _accelerator_config(value: Any) -> AcceleratorConfig:
 
 
 def _schedule_problems(args: TrainingArguments) -> list[Problem]:
-    """Return the problem of settings that the schedule does not take, or needs. Transformers finds most of them late.
+    """Return a problem if settings of the schedule are invalid or missing, which transformers mostly notices late.
 
-    The schedule of a single weight is asked for the first and the last steps, if their number is known.
+    The schedule is created for a single weight and evaluated at the first and last steps, of 10 if their number is not
+    known.
     """
     name, settings = SchedulerType(args.lr_scheduler_type).value, args.lr_scheduler_kwargs or {}
     given: dict[str, Any] = {"lr_scheduler_kwargs": settings} if settings else {"lr_scheduler_type": name}
-    fix = f"write in lr_scheduler_kwargs what the schedule {name!r} takes: transformers' page on schedules lists it"
+    fix = f"give lr_scheduler_kwargs the settings of {name!r}: transformers' documentation lists them"
     refused_anyway = name in _BY_METRIC or args.learning_rate < 0
     if refused_anyway or (name.startswith("constant") and not settings):
         return []
@@ -157,13 +159,13 @@ def _schedule_problems(args: TrainingArguments) -> list[Problem]:
         schedule = get_scheduler(name, optimiser, args.get_warmup_steps(steps), steps, dict(settings))
         for factor in getattr(schedule, "lr_lambdas", []):
             _ = [factor(step) for step in (0, 1, steps - 1, steps)]
-    except Exception as error:  # each schedule checks, or does not check, in its own way
+    except Exception as error:  # the schedules check their settings in different ways, or not at all
         return [Problem(*given.popitem(), f"the schedule refuses it ({error})", fix)]
     return []
 
 
 def _optimiser_problems(args: TrainingArguments) -> list[Problem]:
-    """Return the problem of `optim_args` that the optimiser does not take, or that have no effect on it."""
+    """Return a problem if the optimiser rejects `optim_args`, or if they or `optim_target_modules` have no effect."""
     name = OptimizerNames(args.optim).value
     if args.optim_target_modules and not any(part in name for part in ("galore", "apollo")):
         reason = f"it has no effect on {name}"
@@ -172,14 +174,14 @@ def _optimiser_problems(args: TrainingArguments) -> list[Problem]:
         ]
     if not args.optim_args:
         return []
-    fix = "write what this optimiser takes as name=value, or leave it out"
+    fix = "write settings of this optimiser as name=value, or leave it out"
     try:
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
         kind([torch.zeros(1, requires_grad=True)], **settings)
         without = copy(args)
         without.optim_args = None
         _, others = Trainer.get_optimizer_cls_and_kwargs(without)
-    except Exception as error:  # each optimiser checks in its own way
+    except Exception as error:  # the optimisers check their settings in different ways
         return [Problem("optim_args", args.optim_args, f"{name} refuses it ({error})", fix)]
     if settings == others:
         return [Problem("optim_args", args.optim_args, f"it has no effect on {name}", fix)]
@@ -188,7 +190,7 @@ def _optimiser_problems(args: TrainingArguments) -> list[Problem]:
 
 @dataclass
 class _Checkpointing:
-    """What `gradient_checkpointing_kwargs` can say: settings of PyTorch's `checkpoint`, and of transformers."""
+    """The settings in `gradient_checkpointing_kwargs`, of PyTorch's `checkpoint` and of transformers."""
 
     use_reentrant: bool = False
     preserve_rng_state: bool = True
@@ -200,7 +202,7 @@ class _Checkpointing:
 
 
 def _checkpointing_problems(settings: dict[str, Any]) -> list[Problem]:
-    """Return the problems of settings that checkpointing does not take. It is tried on a single number."""
+    """Return the problems of `gradient_checkpointing_kwargs`. Valid ones are tried on a tensor with one element."""
     name, known = "gradient_checkpointing_kwargs", asdict(_Checkpointing())
     if not settings:
         return []
@@ -216,7 +218,7 @@ def _checkpointing_problems(settings: dict[str, Any]) -> list[Problem]:
     own = {key: value for key, value in settings.items() if key not in ("every_n_layers", "offload")}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is not given; it comes again with the training
+            warnings.simplefilter("ignore")  # PyTorch warns of missing settings, and will do so again in training
             checkpoint(torch.nn.Identity(), torch.ones(1, requires_grad=True), **own)
     except Exception as error:
         return [Problem(name, settings, f"PyTorch refuses it ({error})", "correct it, or leave it out")]
@@ -240,22 +242,22 @@ def _compilation_problems(args: TrainingArguments) -> list[Problem]:
 
 def _worker_problems(args: TrainingArguments) -> list[Problem]:
     names = ("dataloader_persistent_workers", "dataloader_multiprocessing_context")
-    reason, fix = "the data are loaded without other processes", "set --dataloader_num_workers, or remove it"
+    reason, fix = "the data is loaded without worker processes", "set --dataloader_num_workers, or remove it"
     given = {name: value for name in names if (value := getattr(args, name))} if not args.dataloader_num_workers else {}
     return [Problem(name, value, reason, fix) for name, value in given.items()]
 
 
 def batch_problems(args: TrainingArguments, examples: int) -> list[Problem]:
-    """Return the problem of too few examples for a batch, if batches that are not full are dropped."""
+    """Return a problem if there are too few examples for one batch and incomplete batches are dropped."""
     size = args.train_batch_size * args.world_size
     if not args.dataloader_drop_last or examples >= size:
         return []
-    reason = f"the {examples} examples do not fill a batch of {size}, so that nothing would be trained"
+    reason = f"the {examples} examples do not fill a batch of {size}, so there would be no batch to train on"
     return [Problem("dataloader_drop_last", True, reason, "remove it, or lower per_device_train_batch_size")]
 
 
 def _hub_problems(args: TrainingArguments) -> list[Problem]:
-    """Return the problem of checkpoints that could not be uploaded."""
+    """Return a problem if checkpoints should be uploaded to the Hub and could not be."""
     try:
         if args.push_to_hub:
             check_hub("push_to_hub", args.hub_model_id or Path(str(args.output_dir)).absolute().name)

@@ -1,4 +1,4 @@
-"""Trainer callbacks that any training run uses: what shows its progress, and the moments of its checkpoints."""
+"""Trainer callbacks of every training run: the display of its progress, and the timing of its checkpoints."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from unlora.common.progress import bar, tell
 
 
 class TrainingBar(TrainerCallback):
-    """A progress bar over the optimiser steps that shows the last logged losses and the name of the run, if any."""
+    """A progress bar over optimiser steps, with the name of the run, if it has one, and the last logged losses."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the bar at the step from which the run starts or resumes."""
+        """Start the bar at the step at which training starts or resumes."""
         name = f"training {args.run_name}" if args.run_name else "training"
         self.bar = bar(total=state.max_steps, initial=state.global_step, desc=name, unit=" steps")
 
@@ -39,7 +39,7 @@ class TrainingBar(TrainerCallback):
 
 
 class TrainingLines(TrainerCallback):
-    """One line for each entry in the log that has a loss. With `disable_tqdm`, it takes the place of the bar."""
+    """Print a line for each log entry with a loss. With `disable_tqdm`, this replaces the progress bar."""
 
     def on_log(
         self,
@@ -49,7 +49,7 @@ class TrainingLines(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the line, such as "step 20 of 400: loss 0.31, forget_loss 0.17, retain_loss 0.07"."""
+        """Print the line, such as "step 20 of 400: loss 0.31, forget_loss 0.17, retain_loss 0.07"."""
         losses = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if name.endswith("loss")]
         if losses:
             tell(f"step {state.global_step} of {state.max_steps}: {', '.join(losses)}")
@@ -63,11 +63,11 @@ class SavedCallback(Protocol):
         """Write the state into the folder of a checkpoint."""
 
     def load(self, checkpoint: Path) -> None:
-        """Take up the state of the checkpoint that training resumes from."""
+        """Restore the state from the checkpoint that training resumes from."""
 
 
 class AtTrainBegin(TrainerCallback):
-    """Call a function when training begins, also when it resumes."""
+    """Call a function when training begins or resumes."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self.function = function
@@ -77,35 +77,35 @@ class AtTrainBegin(TrainerCallback):
         self.function()
 
 
-class CheckpointMoments(TrainerCallback):
-    """A context that decides at which moment a due checkpoint is written. It has to be the last callback.
+class CheckpointTiming(TrainerCallback):
+    """A callback and context manager that decides when a due checkpoint is written. It must be the last callback.
 
-    The checkpoint of an epoch's last step is written at the end of the epoch, after the epoch's own entry in the log,
-    so that a resumed run does not lack this entry. The first Ctrl-C saves a checkpoint after the current step and stops
-    the training, and a second one stops at once.
+    The checkpoint of an epoch's last step is written at the end of the epoch, after the log entry of the epoch, so that
+    a resumed run has this entry too. The first Ctrl-C saves a checkpoint after the current step and stops training; a
+    second one stops at once.
 
     Args:
-        listens: whether Ctrl-C is heard. Several processes would not stop at the same step, and only the main thread
-            may set a signal handler.
+        handles_interrupts: whether to handle Ctrl-C. Several processes would not stop at the same step, and only the
+            main thread can set a signal handler.
 
     Raises:
-        KeyboardInterrupt: on leaving the context, if there was a Ctrl-C.
+        KeyboardInterrupt: on leaving the context, after a Ctrl-C.
     """
 
-    def __init__(self, listens: bool) -> None:
-        self.listens = listens
+    def __init__(self, handles_interrupts: bool) -> None:
+        self.handles_interrupts = handles_interrupts
         self.interrupted = False
-        self.over = False  # whether training has ended, other than by an interrupt
+        self.over = False  # whether training has ended for another reason than an interrupt
         self._cut_short = False
         self._due = False
 
-    def __enter__(self) -> CheckpointMoments:
-        if self.listens:
+    def __enter__(self) -> CheckpointTiming:
+        if self.handles_interrupts:
             self.previous_handler = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        if self.listens:
+        if self.handles_interrupts:
             signal.signal(signal.SIGINT, self.previous_handler)
         if self.interrupted and kind is None:
             raise KeyboardInterrupt
@@ -116,7 +116,7 @@ class CheckpointMoments(TrainerCallback):
         print("interrupted: stopping after this step, with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop if the user asked for it, and put off the checkpoint of an epoch's last step."""
+        """Stop after an interrupt, and postpone the checkpoint of an epoch's last step."""
         self.over = control.should_training_stop
         ends_epoch = self.over or state.epoch == int(state.epoch)
         self._cut_short = self.interrupted and not ends_epoch
@@ -129,7 +129,7 @@ class CheckpointMoments(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save the checkpoint that was put off. Nothing is due at the end of an epoch that was cut short."""
+        """Save the postponed checkpoint. After an epoch that was interrupted, neither save, log nor evaluate."""
         if self._cut_short:
             control.should_log = control.should_save = control.should_evaluate = False
         elif self._due:

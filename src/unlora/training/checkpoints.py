@@ -1,4 +1,4 @@
-"""A Trainer whose checkpoints appear whole or not at all, and contain safetensors and JSON only."""
+"""A Trainer that writes checkpoints atomically, and only as safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -23,72 +23,72 @@ from unlora.common.errors import InputError, Problem
 from unlora.common.files import flush, new_folder, remove, replace_folder, unfinished, write_json
 from unlora.common.reading import read_json
 from unlora.models.hashes import file_sha256
-from unlora.training.callbacks import AtTrainBegin, CheckpointMoments, SavedCallback, TrainingBar, TrainingLines
+from unlora.training.callbacks import AtTrainBegin, CheckpointTiming, SavedCallback, TrainingBar, TrainingLines
 from unlora.training.tensor_files import load_state, save_state
 
 logger = logging.getLogger(__name__)
 _OPTIMIZER = "optimizer.safetensors"
-# The file of a checkpoint with the hashes of all others.
+# The file in a checkpoint with the hashes of all other files.
 _HASHES = "hashes.json"
 
 
 class SafeTrainer(Trainer):
     """transformers' Trainer without pickle: the optimiser, scheduler and random states are safetensors too.
 
-    A run that is killed at any moment resumes from its last complete checkpoint and ends with the result and the log
-    that it would have had. A run that is interrupted (Ctrl-C) finishes its current step and saves a checkpoint of it.
-    Callbacks with `save` and `load` have their state in every checkpoint.
+    A run that is killed at any time resumes from its last complete checkpoint, and ends with the same result and log as
+    without interruption. A run that is interrupted (Ctrl-C) finishes its current step and saves a checkpoint. Callbacks
+    with `save` and `load` store their state in every checkpoint.
     """
 
     _staging: str | None = None
-    # What the checkpoint says about the log and the end of training, from loading it until training begins.
+    # The saved `_progress` of the checkpoint, from loading it until training begins.
     _resumed: dict[str, Any] | None = None
     _over = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
-            self.args.dataloader_pin_memory = False  # pinning has no use here, and torch warns about it at every epoch
-        # They print the log to stdout, which is for results. In a notebook the default is a third one.
+            self.args.dataloader_pin_memory = False  # useless on a CPU, and torch warns about it in every epoch
+        # These callbacks print the log to stdout, which is for results. The last one differs in a notebook.
         for printer in (ProgressCallback, PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
             self.remove_callback(printer)
         self.add_callback(TrainingLines() if self.args.disable_tqdm else TrainingBar())
-        self.add_callback(AtTrainBegin(self._take_up))
+        self.add_callback(AtTrainBegin(self._restore_progress))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as transformers' Trainer does; an interrupt raises `KeyboardInterrupt` after a checkpoint was saved.
+        """Train like transformers' Trainer. An interrupt raises `KeyboardInterrupt` after saving a checkpoint.
 
         Args:
-            resume_from_checkpoint: true for the last whole checkpoint in `output_dir`, or the folder of one.
-            *args: as of the superclass.
-            **kwargs: as of the superclass.
+            resume_from_checkpoint: true for the last complete checkpoint in `output_dir`, or a checkpoint folder.
+            *args: as in the superclass.
+            **kwargs: as in the superclass.
 
         Raises:
-            InputError: the checkpoint is not a whole one.
+            InputError: the checkpoint is incomplete or damaged.
         """
         checkpoint = on_main(lambda: checkpoint_to_resume(self.args, resume_from_checkpoint))
         alone = self.args.world_size == 1 and threading.current_thread() is threading.main_thread()
-        self._moments = CheckpointMoments(listens=alone)
-        self.add_callback(self._moments)
-        with self._moments:
+        self._timing = CheckpointTiming(handles_interrupts=alone)
+        self.add_callback(self._timing)
+        with self._timing:
             result = super().train(checkpoint, *args, **kwargs)
-        self.remove_callback(self._moments)
+        self.remove_callback(self._timing)
         return result
 
     def _run_epoch(self, *, epoch: int, train_dataloader: DataLoader, **kwargs: Any) -> None:
-        # The superclass would make one step more from a checkpoint of the last step within an epoch.
+        # If training ended within an epoch, the superclass would do one more step after resuming from its checkpoint.
         if self._over:
             self.control.should_training_stop = True
             return
-        # With several processes the superclass does not reach the sampler in the epoch from whose middle it resumes,
-        # which would then have the order of the first epoch.
+        # With several processes, the superclass does not set the epoch of the sampler when it resumes within an epoch,
+        # so that this epoch would have the order of the first one.
         sampler = _sampler_in(train_dataloader)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return the superclass's estimate, which walks over all modules in every step to count their parameters."""
+        """Return the superclass's estimate without counting the parameters of all modules in every step."""
         return 6 * int(inputs["input_ids"].numel()) * self._parameters
 
     @cached_property
@@ -96,17 +96,17 @@ class SafeTrainer(Trainer):
         return int(self.model.num_parameters(exclude_embeddings=True))
 
     def _progress(self) -> dict[str, Any]:
-        """Return what this process needs to go on with the log, and whether training is over."""
+        """Return the state that this process needs to continue the log, and whether training is over."""
         return {
             "loss": self._tr_loss,
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
-            "over": self._moments.over,
+            "over": self._timing.over,
             "max_steps": self.state.max_steps,
         }
 
-    def _take_up(self) -> None:
-        """Go on where the checkpoint was made. Transformers has just set its sums to 0."""
+    def _restore_progress(self) -> None:
+        """Restore the state that `_progress` saved, because transformers resets its sums when training begins."""
         saved, self._resumed = self._resumed, None
         self._over = False
         if saved is None:
@@ -114,19 +114,19 @@ class SafeTrainer(Trainer):
         self._tr_loss = saved["loss"].to(self.args.device)
         self._total_loss_scalar, self._globalstep_last_logged = saved["total_loss"], saved["last_logged"]
         self._over = saved["over"] and saved["max_steps"] == self.state.max_steps
-        self.state.compute_steps(self.args, self.state.max_steps)  # a resumed run may save at other steps
+        self.state.compute_steps(self.args, self.state.max_steps)  # `save_steps` may have changed since the checkpoint
         if self.args.should_save:
-            self._delete_old_checkpoints()  # if the run was killed before it did
+            self._delete_old_checkpoints()  # the run may have been killed before it did so
 
     def _get_output_dir(self, trial: dict[str, Any] | None) -> str:
         return self._staging or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: dict[str, Any] | None) -> None:
-        """Write the checkpoint into a staging folder, and move it to its place when it is complete."""
+        """Write the checkpoint to a staging folder, and move it to its final place when it is complete."""
         run, limit = Path(self._get_output_dir(trial)), self.args.save_total_limit
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         staging = run / ".checkpoint.partial"
-        # Without a limit the superclass deletes nothing: old checkpoints must stay until the new one is in place.
+        # Old checkpoints must stay until the new one is in place. Without a limit, the superclass does not delete them.
         self._staging, self.args.save_total_limit = str(staging), None
         if self.args.should_save:
             run.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,10 @@ class SafeTrainer(Trainer):
             self._delete_old_checkpoints()
 
     def _delete_old_checkpoints(self) -> None:
-        """Keep `save_total_limit` checkpoints. Each old one is moved away first, so none is ever half deleted."""
+        """Delete all but the last `save_total_limit` checkpoints.
+
+        Each is renamed first, so that a partly deleted one is never taken for a checkpoint.
+        """
         limit = self.args.save_total_limit
         if limit is not None and limit > 0:
             for path in map(Path, sort_checkpoints(self.args.output_dir)[:-limit]):
@@ -188,7 +191,7 @@ class SafeTrainer(Trainer):
             scaler.load_state_dict(load_state(Path(checkpoint) / "scaler.safetensors"))
 
     def _process_file(self, folder: str) -> Path:
-        """Return the file with what differs between the processes."""
+        """Return the file with the state of this process."""
         return Path(folder) / f"process_{self.args.process_index}.safetensors"
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -209,7 +212,7 @@ class SafeTrainer(Trainer):
 
 
 def _sampler_in(loader: DataLoader) -> Sampler[Any]:
-    """Return the sampler of single examples, around which accelerate puts others that make batches."""
+    """Return the sampler of single examples, which accelerate wraps in batch samplers."""
     batches: Any = loader.batch_sampler
     while hasattr(batches, "batch_sampler"):
         batches = batches.batch_sampler
@@ -218,10 +221,10 @@ def _sampler_in(loader: DataLoader) -> Sampler[Any]:
 
 
 def checkpoint_to_resume(args: TrainingArguments, choice: str | bool | None) -> str | None:
-    """Return the checkpoint folder that `resume_from_checkpoint` means, or None to start from the beginning.
+    """Return the checkpoint folder that `resume_from_checkpoint` selects, or None to start from the beginning.
 
-    The command line passes a string. "true" means the last whole checkpoint in `output_dir`; there is none if the run
-    was killed before its first checkpoint. A damaged one there is deleted with a warning.
+    The command line passes a string. "true" selects the last complete checkpoint in `output_dir`, if the run has saved
+    one. Damaged checkpoints after it are deleted with a warning.
 
     Raises:
         InputError: the folder is not a checkpoint, lacks a file that resuming needs, or is damaged.
@@ -233,7 +236,7 @@ def checkpoint_to_resume(args: TrainingArguments, choice: str | bool | None) -> 
         _check_complete(Path(text), args.world_size)
         if damaged := _damaged(Path(text)):
             reason = f"its {damaged} is not what was written: it was damaged or changed"
-            raise InputError(Problem("resume_from_checkpoint", text, reason, "name the checkpoint before it"))
+            raise InputError(Problem("resume_from_checkpoint", text, reason, "name the previous checkpoint"))
         return text
     saved = sort_checkpoints(args.output_dir) if Path(args.output_dir).is_dir() else []
     for path in map(Path, reversed(saved)):
@@ -241,13 +244,13 @@ def checkpoint_to_resume(args: TrainingArguments, choice: str | bool | None) -> 
         damaged = _damaged(path)
         if damaged is None:
             return str(path)
-        logger.warning("%s is deleted, because its %s was damaged. Training goes on from before it", path, damaged)
+        logger.warning("deleting %s, because its %s is damaged. Training resumes from an earlier step", path, damaged)
         remove(path)
     return None
 
 
 def _check_complete(checkpoint: Path, processes: int) -> None:
-    """Raise `InputError` if the folder is not a checkpoint of so many processes."""
+    """Raise `InputError` if the folder is not a complete checkpoint of a run with this number of processes."""
     own = [f"process_{number}.safetensors" for number in range(processes)]
     missing = [name for name in (TRAINER_STATE_NAME, _OPTIMIZER, _HASHES, *own) if not (checkpoint / name).is_file()]
     if missing:
@@ -257,13 +260,13 @@ def _check_complete(checkpoint: Path, processes: int) -> None:
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
-    """Return the hash of each file in a checkpoint."""
+    """Return {relative path: hash} of all files in a checkpoint."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     return {path.relative_to(checkpoint).as_posix(): file_sha256(path) for path in files}
 
 
 def _damaged(checkpoint: Path) -> str | None:
-    """Return the first file of a checkpoint that is not what was written, or None if all are."""
+    """Return the first file of a checkpoint that has changed since it was written, or None."""
     try:
         written = dict(read_json(checkpoint / _HASHES))
     except (ValueError, TypeError):

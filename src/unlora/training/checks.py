@@ -1,4 +1,4 @@
-"""Whether the arguments of the trainer suit each other."""
+"""Checks that the arguments of `UnlearnTrainer` are consistent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def argument_problems(
     alternates: Sequence[Example] | None,
     lessons: Sequence[Lesson] | None,
 ) -> list[Problem]:
-    """Return what the model, the datasets and the settings lack for each other. The arguments are the trainer's."""
+    """Return the problems of the combination of model, datasets and settings, given the arguments of the trainer."""
     problems = []
     if not isinstance(model, PeftModel) or UNLEARN not in model.peft_config:
         reason, fix = f"it has no adapter {UNLEARN!r}", "pass the model that attach_adapters returns"
@@ -38,7 +38,7 @@ def argument_problems(
         reason, fix = f"{args.chosen_retain_loss!r} needs retain data", "give retain examples or use retain_loss='none'"
         problems.append(Problem("retain_dataset", "0 examples", reason, fix))
     if "alternate" in LOSSES[args.loss].reads and alternates is None:
-        reason = f"{args.loss!r} teaches another answer to each forget question"
+        reason = f"{args.loss!r} trains on an alternate answer to each forget question"
         problems.append(Problem("alternates", None, reason, "give one tokenised example for each forget example"))
     if LOSSES[args.loss].needs_teacher and lessons is None:
         reason, fix = f"{args.loss!r} distils a teacher", "give one lesson for each forget example"
@@ -51,7 +51,7 @@ def argument_problems(
 
 
 def evaluator_problems(args: UnlearnConfig, evaluator: object) -> list[Problem]:
-    """Return the problem of evaluations that nothing makes."""
+    """Return a problem if the settings ask for evaluations and there is no evaluator."""
     if not args.evaluates or evaluator is not None:
         return []
     fix = "give a function that returns the model's numbers, or use eval_strategy='no'"

@@ -1,4 +1,4 @@
-"""`UnlearnConfig`: everything that `UnlearnTrainer` and the adapter need to know."""
+"""`UnlearnConfig`: the settings of `UnlearnTrainer` and the adapter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
     paper (rank 8, alpha 16, weight decay 0.01, 5 epochs, effective batch size 32).
 
     Raises:
-        InputError: unknown losses or loss settings, or values that cannot work. It lists all of them at once.
+        InputError: unknown losses or loss settings, or invalid values. It lists all of them.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "loss_kwargs"]
@@ -43,7 +43,7 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
         raise_if(self.problems())
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong with the settings themselves. Whether they suit a model is `model_problems`'s task."""
+        """Return the problems of the settings alone. `model_problems` checks them for a model."""
         if not isinstance(self.loss_kwargs, dict):
             return [Problem("loss_kwargs", self.loss_kwargs, "not a JSON object", "write it as '{\"beta\": 0.1}'")]
         return [
@@ -73,25 +73,25 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
 
     @property
     def chosen_retain_loss(self) -> str:
-        """The name of the retain loss: the user's choice, or the one that the forget loss comes with."""
+        """The name of the retain loss: the user's choice, or the default of the forget loss."""
         return self.retain_loss or LOSSES[self.loss].retain
 
     @property
     def scaling(self) -> float:
-        """The factor s of the adapter's weight change s·B·A."""
+        """The scaling s of the adapter's weight change s·B·A."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     @property
     def pairing_seed(self) -> int:
-        """The seed that determines the order of the data."""
+        """The seed of the order of the data."""
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def loss_settings(self) -> dict[str, Any]:
-        """The forget loss's own settings: the user's values, and defaults for the rest."""
+        """All settings of the forget loss: the user's values, and defaults for the rest."""
         assert isinstance(self.loss_kwargs, dict)
         return {**LOSSES[self.loss].settings, **self.loss_kwargs}
 
     def model_problems(self, model: nn.Module) -> list[Problem]:
-        """Return what is wrong with the forget loss's settings for this model."""
+        """Return the problems of the forget loss's settings for this model."""
         return LOSSES[self.loss].model_problems(model, self.loss_settings)

@@ -1,4 +1,4 @@
-"""Ordinary fine-tuning, which makes the original model and the retrained model that never saw the forget set."""
+"""Ordinary fine-tuning, which produces the original model, and the retrained model that never saw the forget set."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ class FinetuneConfig(FinetuneSettings, SafeArguments):
         )
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong with the settings, before anything is loaded."""
+        """Return the problems of the settings that can be found before anything is loaded."""
         return [*super().problems(), *self.own_problems(), *self._evaluation_problems()]
 
     def _evaluation_problems(self) -> list[Problem]:
         given = {"eval_strategy": str(self.eval_strategy.value) != "no", "eval_on_start": self.eval_on_start}
-        reason, fix = "fine-tuning reads no evaluation set", "remove it, and measure checkpoints by `unlora evaluate`"
+        reason, fix = "fine-tuning has no evaluation set", "remove it, and evaluate checkpoints with `unlora evaluate`"
         return [Problem(name, getattr(self, name), reason, fix) for name, is_given in given.items() if is_given]
 
 
 class _FinetuneTrainer(TrainerInParts):
-    """A Trainer that computes logits at labelled positions only, which saves the memory of all the others."""
+    """A Trainer that computes logits only at labelled positions, which saves memory."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.model_accepts_loss_kwargs = True  # the loss is divided by the labels of the update, whatever the model is
+        self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of labels of the update
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
         """Return the number of labels in all batches of an update, over all processes."""
@@ -83,9 +83,9 @@ class _FinetuneTrainer(TrainerInParts):
         assert num_items_in_batch is not None
         out, smoothing = labelled_tokens(model, inputs), self.args.label_smoothing_factor
         losses = -out.logp
-        if smoothing:  # the label and, with this weight, a token that is drawn from the whole vocabulary
+        if smoothing:  # mix the label with the uniform distribution over the vocabulary, which has this weight
             losses = losses.lerp(-upcast(out.logits).log_softmax(-1).mean(-1), smoothing)
-        # The number is that of all processes, whose gradients will be averaged.
+        # The labels are counted over all processes, and gradients are averaged over processes.
         loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
 
@@ -102,17 +102,17 @@ def finetune(
     Args:
         model: a causal language model. It is changed in place.
         tokenizer: its tokenizer, which is saved with it.
-        examples: what `encode_records` returned.
-        args: settings. Checkpoints and the final model are written to `output_dir`, which must be a new folder unless
-            the run is resumed (`resume_from_checkpoint`). A finished run that is resumed is not trained again.
+        examples: the training examples, from `encode_records`.
+        args: the settings. Checkpoints and the final model are written to `output_dir`, which must be a new folder
+            unless the run is resumed (`resume_from_checkpoint`). Resuming a finished run does nothing.
         lora: the adapter to train, which is merged into the weights at the end; None trains all weights.
 
     Returns:
         `output_dir`.
 
     Raises:
-        InputError: no batch is full, the folder is in use, another process is writing to it, or it was started with
-            other settings, with another model or with other data.
+        InputError: incomplete batches are dropped and no batch is complete, the folder is in use, another process is
+            writing to it, or the run was started with other settings, another model or other data.
     """
     folder = Path(args.output_dir)
     raise_if(batch_problems(args, len(examples)))
@@ -139,7 +139,7 @@ def _contents(
     args: TrainingArguments,
     lora: LoraConfig | None,
 ) -> dict[str, Any]:
-    """Return what identifies everything that a training reads, by the argument that names it."""
+    """Return {argument: hash or value} that identifies all inputs of the training."""
     weights = weights_digest(sorted(model.state_dict().items())).hexdigest()
     return {
         "model_name_or_path": [weights, tokenizer_sha256(tokenizer)],
@@ -159,8 +159,8 @@ def _train(
 ) -> SafeTrainer:
     """Train all weights or an adapter, which is merged into the weights."""
     if lora is not None:
-        set_seed(args.seed)  # for the random start of the adapter
-        if is_everything(lora.target_modules):  # PEFT's own choice has layers on which LoRA has no effect
+        set_seed(args.seed)  # for the random initialisation of the adapter
+        if is_everything(lora.target_modules):  # PEFT's own choice includes layers on which LoRA has no effect
             lora.target_modules = list(target_shapes(model, None))
         model = get_peft_model(model, lora)
         if args.gradient_checkpointing:

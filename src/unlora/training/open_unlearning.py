@@ -1,15 +1,16 @@
-"""A trainer for open-unlearning (https://github.com/locuslab/open-unlearning), which its Hydra configs can name.
+"""A trainer for the Hydra configs of open-unlearning (https://github.com/locuslab/open-unlearning).
 
-In `src/trainer/__init__.py` there, add
+In `src/trainer/__init__.py` of open-unlearning, add
 
     from trainer.unlearn.base import UnlearnTrainer
     from unlora.training.open_unlearning import unlora_trainer
 
     _register_trainer(unlora_trainer(UnlearnTrainer))
 
-and name `handler: Unlora` in a trainer config. The class has the signature of the trainers there: keyword arguments
-of the method (`method_args`), and those of `transformers.Trainer`. It reads their pairs of a forget and a retain
-example, starts a LoRA adapter where the forget set is, and trains it with one of our losses.
+and set `handler: Unlora` in a trainer config. The class has the signature of open-unlearning's trainers: the keyword
+arguments of the method (`method_args`), and those of `transformers.Trainer`. It reads open-unlearning's pairs of a
+forget and a retain example, initialises a LoRA adapter from the importance of the weights for the forget set, and
+trains it with one of our losses.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _INPUTS = ("input_ids", "attention_mask", "labels")
 
 
 def unlora_trainer(base: type[Trainer] = Trainer) -> type[Trainer]:
-    """Return the trainer as a subclass of theirs, so that their evaluators run as for any other method.
+    """Return the trainer as a subclass of open-unlearning's, so that its evaluators run as for any other method.
 
     Args:
         base: `trainer.unlearn.base.UnlearnTrainer` of open-unlearning.
@@ -46,14 +47,16 @@ def unlora_trainer(base: type[Trainer] = Trainer) -> type[Trainer]:
 
 
 class Unlora(Trainer):
-    """LoRA unlearning from a start that unlora measures; `method_args` of a trainer config are its first arguments.
+    """Unlearning with a LoRA adapter that unlora initialises. The first arguments are a trainer config's `method_args`.
 
     Args:
         init: the initialiser: vila, fila, pissa or lora.
-        loss: the forget loss; see `unlora ls losses`. Losses with alternates or a teacher are not offered here.
-        retain_loss: by default the one that goes with the forget loss.
-        forget_weight, retain_weight: γ and λ in γ · forget loss + λ · retain loss.
-        r, lora_alpha: of the adapter.
+        loss: the forget loss; see `unlora ls losses`. Losses with alternates or a teacher are not supported here.
+        retain_loss: the retain loss; by default the one of the forget loss.
+        forget_weight: γ in γ · forget loss + λ · retain loss.
+        retain_weight: λ.
+        r: the rank of the adapter.
+        lora_alpha: alpha of the adapter.
         loss_kwargs: settings of the forget loss.
     """
 
@@ -76,7 +79,7 @@ class Unlora(Trainer):
         self.retain_loss = RETAIN_LOSSES.get(retain_loss or self.forget_loss.retain)
         self.loss_settings = {**self.forget_loss.settings, **own}
         forget, retain = _examples(kwargs["train_dataset"])
-        # Some versions of their `load_trainer` use the name that transformers had for it once.
+        # Some versions of open-unlearning's `load_trainer` use the old name of this argument in transformers.
         tokenizer = kwargs["processing_class"] = kwargs.pop("tokenizer", None) or kwargs.get("processing_class")
         adapter = LoraConfig(r=r, lora_alpha=lora_alpha)
         size = kwargs["args"].per_device_train_batch_size
@@ -116,7 +119,7 @@ class Unlora(Trainer):
         return with_reference
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write the adapter for the base, and the tokenizer: their `eval.py` loads the folder as a model."""
+        """Write the exported adapter and the tokenizer, so that open-unlearning's `eval.py` can load the folder."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_adapter(unwrapped(self.model), folder)
@@ -125,19 +128,19 @@ class Unlora(Trainer):
 
 
 def _examples(pairs: Any) -> tuple[list[Example], list[Example]]:
-    """Return the forget and the retain examples of one of their datasets of pairs.
+    """Return the forget and the retain examples of an open-unlearning dataset of pairs.
 
     Raises:
         InputError: pairs without a retain example.
     """
     rows = [pairs[place] for place in range(len(pairs))]
     if any("retain" not in row for row in rows):
-        raise InputError(Problem("data.retain", None, "a start is measured on both sets", "name a retain set"))
+        raise InputError(Problem("data.retain", None, "the importance is measured on both sets", "name a retain set"))
     return [_example(row["forget"]) for row in rows], [_example(row["retain"]) for row in rows]
 
 
 def _example(row: Mapping[str, Any]) -> Example:
-    """Return one of their examples, whose values are tensors, as ours."""
+    """Convert an open-unlearning example, whose values are tensors."""
     ids, labels = (list(map(int, row[name])) for name in ("input_ids", "labels"))
     return {"input_ids": ids, "labels": labels}
 

@@ -1,4 +1,4 @@
-"""Compute an update in as few passes as the memory allows. Its result does not depend on how it is divided."""
+"""Compute an update in as few passes as the memory allows, with the same result for any number of passes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _UNCOLLATED = "uncollated"
 
 @dataclass(frozen=True)
 class _Items:
-    """The items of a batch. They are no list, because what moves a batch to a device would look into it."""
+    """The items of a batch. This is not a list, because moving a batch to a device recurses into lists."""
 
     items: list[Any]
 
 
 @dataclass(frozen=True)
 class _Collator:
-    """Collates items as another collator does, and keeps them beside the batch."""
+    """Collate items with another collator, and keep the items in the batch."""
 
     collate: Callable[[list[Any]], dict[str, Any]]
 
@@ -37,18 +37,18 @@ class _Collator:
 
 
 class TrainerInParts(SafeTrainer):
-    """A trainer that divides an update anew if the memory is too small, or large enough for more.
+    """A trainer that fits the size of its forward and backward passes to the memory.
 
-    The items that it trains on are examples, or pairs of them. The batches of an update are kept until all are there.
-    On a CPU each of them is then a pass. On a GPU as many items make up a pass as the memory is expected to hold,
-    unless `per_device_train_batch_size` is not its default: that is then the most. If a pass needs too much memory, the
-    update begins again with passes of half the size. In a job of several processes every batch is a pass, because all
-    processes must make the same number of them.
+    The items of the dataset are examples, or pairs of them. All batches of an update are collected first. On a CPU,
+    each batch is then one pass. On a GPU, a pass has as many items as the memory is expected to hold, and at most
+    `per_device_train_batch_size` if that is not its default. If a pass runs out of memory, the update starts again with
+    passes of half the size. In a job of several processes, every batch is one pass, because all processes must do the
+    same number of passes.
     """
 
-    # What a pass adds to, and what must be as before if it fails.
+    # The names of attributes that a pass changes. They are restored before an update starts again.
     _sums: tuple[str, ...] = ()
-    # The number of passes of the update.
+    # The number of passes in the current update.
     passes = 1
 
     def __init__(self, *args: Any, data_collator: Callable[[list[Any]], dict[str, Any]], **kwargs: Any) -> None:
@@ -57,12 +57,16 @@ class TrainerInParts(SafeTrainer):
         self._limit: BatchLimit | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as `SafeTrainer` does."""
+        """Train like `SafeTrainer`."""
         self._waiting = []
         return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Keep the batch, or compute the update if it is the last one of it. Returns the loss of the update."""
+        """Collect the batch. If it is the last one of the update, compute the update.
+
+        Returns:
+            The loss of the update, or 0 if it is not complete yet.
+        """
         if processes()[1] > 1:
             self.passes = self.current_gradient_accumulation_steps
             return super().training_step(model, inputs, num_items_in_batch)
@@ -82,14 +86,14 @@ class TrainerInParts(SafeTrainer):
                 setattr(self, name, copy.copy(value))
 
     def _run(self, model: nn.Module, update: Update, num_items: Any) -> Tensor:
-        """Add the gradients of all items of an update to those of the model, and return the loss."""
+        """Accumulate the gradients of all items of an update, and return the loss."""
         batches = list(map(items_of, update))
         parts = list(self._divided([item for batch in batches for item in batch]))
         self.passes = len(parts)
         as_they_are = list(map(len, batches)) == list(map(len, parts))
         total = torch.zeros((), device=self.args.device)
         for place, part in enumerate(parts):
-            self._passes_limit().count(list(map(self._length, part)), 0)  # so that it knows which one failed
+            self._passes_limit().count(list(map(self._length, part)), 0)  # records the size in case this pass fails
             total += super().training_step(model, update[place] if as_they_are else self.data_collator(part), num_items)
         return total
 
@@ -101,7 +105,7 @@ class TrainerInParts(SafeTrainer):
             start = stop
 
     def _length(self, item: dict[str, Any]) -> int:
-        """Return the number of tokens of an item."""
+        """Return the number of tokens in an item."""
         return len(item["input_ids"])
 
     def _passes_limit(self) -> BatchLimit:
@@ -113,7 +117,7 @@ class TrainerInParts(SafeTrainer):
         return self._limit
 
     def _bytes_of_optimiser(self) -> int:
-        """Return about how many bytes the gradients and the moments of AdamW will take that are not there yet."""
+        """Estimate the bytes of the gradients and AdamW moments that have not been allocated yet."""
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         missing = 2 * (not self.optimizer.state)
         return sum(weight.nbytes * (missing + (weight.grad is None)) for weight in trained)

@@ -1,4 +1,4 @@
-"""Copies of the trainable parameters, to which training can return."""
+"""Copies of the trainable parameters, for restoring an earlier state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Set the parameters back to their copies. Without copies, leave them as they are."""
+    """Set the parameters that `weights` contains to its values."""
     parameters = dict(model.named_parameters())
     for name, value in weights.items():
         parameters[name].copy_(value)

@@ -1,4 +1,4 @@
-"""Early stopping: training ends when the forget set can no longer be told from data that the model never saw."""
+"""Early stopping when the forget set can no longer be distinguished from data that the model never saw."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from unlora.training.snapshots import restore, snapshot
 from unlora.training.tensor_files import load_state, save_state
 
 logger = logging.getLogger(__name__)
-# The middle 95 % of a normal distribution lie within so many standard errors of its mean.
+# The half-width of the central 95 % of a normal distribution, in standard errors.
 _SPREAD = 1.96
-# If the test cannot detect that the AUC is so far from 0.5, the user is told.
-_FINE = 0.25
-# No AUC is further from 0.5.
+# The user is warned if a deviation of the AUC from 0.5 must exceed this to be detected.
+_MAX_UNDETECTED = 0.25
+# The largest possible deviation of an AUC from 0.5.
 _LARGEST = 0.5
-# Two sets are told apart if the p-value of the Kolmogorov-Smirnov test is below this.
+# The significance level of the Kolmogorov-Smirnov test.
 _SIGNIFICANCE = 0.05
 _STATE_FILE = "stopping.safetensors"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How well the forget set can be told from unseen data.
+    """How well the forget set can be distinguished from unseen data.
 
     Args:
-        auc: `metrics.membership_auc`, averaged over the statistics. Above 0.5 the forget set is still known; below it,
-            the forget set is less likely than data that the model never saw.
+        auc: `metrics.membership_auc`, averaged over the statistics. Above 0.5, the model still knows the forget set;
+            below 0.5, the forget set is less likely than data that the model never saw.
         ks_pvalue: the smallest p-value of the statistics.
         forget_nll: mean over the forget rows of the answer's mean-token NLL, in nats.
-        holdout_nll: the same over the holdout rows.
-        auc_standard_error: of an AUC between so many rows that do not differ.
+        holdout_nll: the same mean over the holdout rows.
+        auc_standard_error: the standard error of the AUC between two samples of these sizes from one distribution.
     """
 
     auc: float
@@ -57,7 +57,7 @@ class Comparison:
     auc_standard_error: float = 0.0
 
     def logs(self) -> dict[str, float]:
-        """Return the values by their names in the trainer's log."""
+        """Return {name in the trainer's log: value}."""
         return {f"stop_{name}": value for name, value in vars(self).items()}
 
     def __str__(self) -> str:
@@ -70,16 +70,15 @@ class UnseenTest:
     Args:
         forget: rows to forget.
         holdout: rows of the same kind that the model never saw.
-        text_format: how they become tokens.
+        text_format: the tokenizer and prompt format.
         statistic: "nll" is the mean-token NLL of a row's answer. "truth_ratio" is TOFU's geometric truth ratio, in
-            which it cancels out how likely an answer is in itself. "auto" uses both if all rows have
-            `perturbed_answer`, and all or none of them `paraphrased_answer`; otherwise the NLL.
+            which the general likelihood of an answer cancels out. "auto" uses both if all rows have
+            `perturbed_answer`, and all or none of them `paraphrased_answer`; otherwise only the NLL.
         batch_size: maximum number of rows in a forward pass. None fills the memory of a GPU.
-        most: the maximum number of examples of each set, from the first on; None is no limit.
+        most: use only the first `most` examples of each set. None uses all.
 
     Raises:
-        InputError: rows that cannot be read, or rows without truth ratios although
-            `statistic` asks for them.
+        InputError: rows that cannot be read, or rows without truth ratios although `statistic` needs them.
     """
 
     def __init__(
@@ -107,14 +106,14 @@ class UnseenTest:
     def _warn_of_few(self) -> None:
         sizes, detected = list(map(len, self.samples)), _SPREAD * self.standard_error
         if detected >= _LARGEST:
-            logger.warning("%d forget and %d unseen rows are so few that no AUC would show a difference", *sizes)
-        elif detected > _FINE:
+            logger.warning("%d forget and %d unseen rows are too few: no AUC would be a significant difference", *sizes)
+        elif detected > _MAX_UNDETECTED:
             bounds = 0.5 + detected, 0.5 - detected
-            text = "%d forget and %d unseen rows are few: only an AUC above %.2f or below %.2f would show a difference"
+            text = "%d forget and %d unseen rows are few: only an AUC above %.2f or below %.2f would be significant"
             logger.warning(text, *sizes, *bounds)
 
     def _encode(self, rows: Sequence[Record], name: str) -> list[list[Example]]:
-        """Return what is scored of each example: its answer, and for truth ratios the paraphrase and wrong answers."""
+        """Return the texts to score for each example: the answer, and for truth ratios paraphrase and wrong answers."""
         if self.statistics == ["nll"]:
             return [[example] for example in encode_records(rows, self.text_format, argument=name)]
         return [
@@ -123,7 +122,7 @@ class UnseenTest:
         ]
 
     def __call__(self, model: nn.Module) -> Comparison:
-        """Score both sets, without changing the model or any random state. If a loss is not finite, all is NaN."""
+        """Score both sets without changing the model or random states. If a loss is not finite, all values are NaN."""
         texts = [text for sample in self.samples for texts in sample for text in texts]
         sums, tokens = example_nll(model, texts, self.text_format, self.batch_size)
         if not np.isfinite(sums).all():
@@ -138,7 +137,7 @@ class UnseenTest:
 
 
 def _values(statistic: str, losses: Sequence[Sequence[float]]) -> list[float]:
-    """Return the statistic of each example, which is low if the model knows it, from the losses of its texts."""
+    """Return the statistic of each example from the losses of its texts. It is low if the model knows the example."""
     if statistic == "nll":
         return [answer for answer, *_ in losses]
     paraphrased, perturbed = [row[1] for row in losses], [row[2:] for row in losses]
@@ -146,7 +145,7 @@ def _values(statistic: str, losses: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _have_comparable_truth_ratios(rows: Sequence[Record]) -> bool:
-    """Return whether all rows have truth ratios of one kind: all relative to a paraphrase, or all to the answer."""
+    """Return whether all rows have truth ratios of the same kind, relative to a paraphrase or to the answer."""
     answers = all_answers(rows, "rows")
     paraphrased = sum(has_keys(one.columns, "paraphrased_answer") for one in answers)
     wrong = all(has_keys(one.columns, "perturbed_answer") for one in answers) and not any(map(is_text, rows))
@@ -157,7 +156,7 @@ def holdout_rows(config: StoppingConfig, forget: Sequence[Record], retain: Seque
     """Return the configured holdout set, or None if there is none.
 
     Raises:
-        InputError: rows that cannot be read, or that the model is trained on in this run.
+        InputError: rows that cannot be read, or that also occur in the forget or retain set.
     """
     if config.holdout_data is None:
         return None
@@ -186,22 +185,22 @@ def unseen_test(
 
 
 class StopWhenUnseen(TrainerCallback):
-    """Stop training at the first check whose AUC is at most `target`, and keep the check that came nearest to it.
+    """Stop training at the first check whose AUC is at most `target`, and keep the adapter whose AUC is nearest to it.
 
-    Before unlearning, the forget set is far more likely than unseen data (AUC near 1). When it is forgotten, it is as
-    likely (0.5). When it is forgotten too much, it is less likely, which gives it away too. Each check adds `stop_auc`,
-    `stop_ks_pvalue`, `stop_forget_nll` and `stop_holdout_nll` to the trainer's log, and the last one also `stop_step`,
-    the step that is kept. The trainable parameters of the nearest check are kept in memory and saved with every
-    checkpoint, so that a resumed run ends like an uninterrupted one.
+    Before unlearning, the forget set is far more likely than unseen data (AUC near 1). Once it is forgotten, it is
+    equally likely (0.5). If it is forgotten too much, it is less likely, which also reveals it. Each check logs
+    `stop_auc`, `stop_ks_pvalue`, `stop_forget_nll` and `stop_holdout_nll`, and the last one also `stop_step`, the step
+    that is kept. The trainable parameters of the nearest check are held in memory and saved with every checkpoint, so
+    that a resumed run ends like an uninterrupted one.
 
     Args:
-        trainer: the checks enter its log. Add this callback to it with `trainer.add_callback`.
+        trainer: the trainer whose log the checks go to. Add this callback to it with `trainer.add_callback`.
         test: compares the two sets.
         every: optimiser steps between checks. There is also a check before the first step and after the last.
         target: the AUC to reach.
 
     Raises:
-        InputError: from `train`, if the AUC is at the target before the first step already.
+        InputError: from `train`, if the AUC is at or below the target before the first step.
     """
 
     def __init__(self, trainer: Trainer, test: UnseenTest, every: int = 5, target: float = 0.5) -> None:
@@ -227,12 +226,12 @@ class StopWhenUnseen(TrainerCallback):
                 raise InputError(Problem("holdout_data", f"{len(self.test.samples[1])} examples", reason, fix))
 
     def save(self, checkpoint: Path) -> None:
-        """Add the nearest check to a checkpoint."""
+        """Save the nearest check with a checkpoint."""
         saved = {"step": self.step, "parameters": self.parameters, "stopped": self.stopped}
         save_state(checkpoint / _STATE_FILE, saved | {"nearest": self.nearest and vars(self.nearest)})
 
     def load(self, checkpoint: Path) -> None:
-        """Take up the nearest check of the checkpoint that training resumes from."""
+        """Restore the nearest check from the checkpoint that training resumes from."""
         saved = load_state(checkpoint / _STATE_FILE)
         self.step, self.parameters, self.stopped = saved["step"], saved["parameters"], saved["stopped"]
         self.nearest = Comparison(**saved["nearest"]) if saved["nearest"] else None
@@ -247,21 +246,21 @@ class StopWhenUnseen(TrainerCallback):
     def _check(self, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
         now = self.test(model)
         if math.isnan(now.auc):
-            return  # the weights have diverged: the trainer's own guard stops at the next batch
+            return  # the model has diverged, so the trainer will raise `DivergenceError` at the next batch
         if self.nearest is None or abs(now.auc - self.target) <= abs(self.nearest.auc - self.target):
             self.nearest, self.step = now, state.global_step
             self.parameters = snapshot(model)
         self.stopped = now.auc <= self.target
         should_log = control.should_log
         self.trainer.log({**now.logs(), "stop_step": self.step} if self.stopped else now.logs())
-        control.should_log = should_log  # `log` resets it, and the trainer would skip its own entry of this step
+        control.should_log = should_log  # `log` resets it, and the trainer would then not log its losses at this step
         if self.stopped:
             control.should_training_stop = True
-            restore(model, self.parameters)  # now, so that a checkpoint of this step contains the kept parameters
+            restore(model, self.parameters)  # before a checkpoint of this step is saved, which should contain them
             self._report(now, state.global_step)
         elif state.global_step == state.max_steps:
             reason = f"after the last step the forget set can still be told from unseen data ({now})"
-            logger.warning("%s: train longer or with a higher learning rate", reason)
+            logger.warning("%s: train longer, or with a higher learning rate", reason)
 
     def _report(self, now: Comparison, step: int) -> None:
         tell(f"stopped at step {step} ({now}), kept step {self.step} ({self.nearest})")
@@ -274,6 +273,6 @@ class StopWhenUnseen(TrainerCallback):
             )
 
     def on_train_end(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Leave the model at the kept step, if the test stopped training."""
+        """Restore the parameters of the kept step if the test stopped training."""
         if self.stopped:
             restore(model, self.parameters)

@@ -1,4 +1,4 @@
-"""Train until the model agrees with its teacher, however many rows there are."""
+"""Early stopping when the model agrees with its teacher, for forget sets of any size."""
 
 from __future__ import annotations
 
@@ -15,47 +15,49 @@ from unlora.training.tensor_files import load_state, save_state
 
 logger = logging.getLogger(__name__)
 _STATE = "taught.safetensors"
-# The means that must be at most `AGREEMENT`.
+# The measures whose running means must not exceed `AGREEMENT`.
 _MEASURES = ("teacher_kl", "teacher_excess")
-# Means are over so many updates, or over a pass over the forget set if that is longer.
+# The window of the running means, in updates. It is one pass over the forget set if that is longer.
 _WINDOW = 8
-# With few rows, the loss reaches the goal before each of the teacher's answers is learned to its end.
-_LEAST_UPDATES = 40
+# The minimum number of updates before agreement counts. With few rows, the running means are low before the model has
+# learned the ends of the teacher's answers.
+_MIN_UPDATES = 40
+# Updates of linear warmup of the learning rate.
 _WARMUP = 10
-# The learning rate falls over as many updates as it took to reach the goal, and over no fewer than this.
-_LEAST_DECAY = 10
-# Updates, and passes over the forget set, after which the goal is given up.
-MOST_UPDATES, MOST_PASSES = 200, 10
+# The decay of the learning rate takes as many updates as reaching agreement did, and at least this many.
+_MIN_DECAY = 10
+# After this many updates or passes over the forget set, whichever is longer, the decay starts even without agreement.
+_MAX_UPDATES, _MAX_PASSES = 200, 10
 
 
-# The training is at least this long, unless max_steps ends it.
-LEAST_STEPS = 2 * _LEAST_UPDATES
+# The minimum number of steps of the whole training, unless max_steps is lower.
+LEAST_STEPS = 2 * _MIN_UPDATES
 
 
 def most_steps(per_pass: int) -> int:
-    """Return the limit of the whole training: twice that of reaching the goal, as the learning rate falls afterwards.
+    """Return the maximum number of steps: twice the limit for reaching agreement, because the decay takes as long.
 
     Args:
         per_pass: updates in a pass over the forget set.
     """
-    return 2 * max(MOST_UPDATES, MOST_PASSES * per_pass)
+    return 2 * max(_MAX_UPDATES, _MAX_PASSES * per_pass)
 
 
 class _Measuring(Protocol):
-    """A trainer that keeps the means of what it measured since they were last taken."""
+    """A trainer that collects {measure: mean over the update} until the callback reads and clears them."""
 
     update_means: dict[str, float]
 
 
 class StopWhenTaught(TrainerCallback):
-    """Hold the learning rate until the model agrees with its teacher, then let it fall to 0 and stop.
+    """Keep the learning rate constant until the model agrees with its teacher, then decay it to 0 and stop.
 
-    The forget answers are then as likely as the teacher finds them, which says when to stop without unseen rows and
-    without a retrained model. Both means come from the training batches, so they cost no extra pass. A resumed run
-    ends as the whole run would have.
+    The forget answers are then as likely as under the teacher. This criterion needs neither unseen rows nor a retrained
+    model, and no extra passes, because the means are computed from the training batches. A resumed run ends like an
+    uninterrupted one.
 
     Args:
-        trainer: whose loss reports how far training has come; add this callback to it.
+        trainer: the trainer whose loss reports the measures. Add this callback to it.
         per_pass: updates in a pass over the forget set.
     """
 
@@ -67,36 +69,36 @@ class StopWhenTaught(TrainerCallback):
 
     @property
     def most_steps(self) -> int:
-        """The limit of the whole training."""
+        """The maximum number of steps of the whole training."""
         return most_steps(self.per_pass)
 
     def factor(self, step: int) -> float:
-        """The factor of the learning rate after `step` updates."""
-        rising = min(1.0, (step + 1) / _WARMUP)
+        """Return the factor of the learning rate after `step` updates."""
+        warmup = min(1.0, (step + 1) / _WARMUP)
         if self.reached is None:
-            return rising
-        return rising * max(0.0, 1 - (step - self.reached) / self._decay)
+            return warmup
+        return warmup * max(0.0, 1 - (step - self.reached) / self._decay)
 
     @property
     def _decay(self) -> int:
         assert self.reached is not None
-        return max(_LEAST_DECAY, self.reached)
+        return max(_MIN_DECAY, self.reached)
 
     def save(self, checkpoint: Path) -> None:
-        """Add the progress to a checkpoint."""
+        """Save the running means with a checkpoint."""
         save_state(checkpoint / _STATE, {"reached": self.reached, "values": list(self.values)})
 
     def load(self, checkpoint: Path) -> None:
-        """Take up the progress of the checkpoint that training resumes from."""
+        """Restore the running means from the checkpoint that training resumes from."""
         saved = load_state(checkpoint / _STATE)
         self.reached = saved["reached"]
         self.values.extend(saved["values"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note the means of the update, and stop once the learning rate has fallen to 0."""
+        """Record the measures of the update, start the decay on agreement, and stop once the learning rate is 0."""
         means, self.trainer.update_means = self.trainer.update_means, {}
         self.values.append([means[name] for name in _MEASURES])
-        # At half of the steps the goal is given up, because the learning rate needs the other half to fall.
+        # After half of the steps, the decay starts in any case, because it needs the other half.
         if self.reached is None and (self._agrees(state) or 2 * state.global_step >= state.max_steps):
             self.reached = state.global_step
             self._report(state)
@@ -104,7 +106,7 @@ class StopWhenTaught(TrainerCallback):
             control.should_training_stop = True
 
     def _agrees(self, state: TrainerState) -> bool:
-        if state.global_step < max(_LEAST_UPDATES, self.values.maxlen or 0):
+        if state.global_step < max(_MIN_UPDATES, self.values.maxlen or 0):
             return False
         return max(self._means()) <= AGREEMENT
 

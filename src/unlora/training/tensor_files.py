@@ -1,6 +1,6 @@
-"""Nested Python values with tensors in one safetensors file, for optimiser, scheduler and random states.
+"""Store nested Python values with tensors in one safetensors file, for optimiser, scheduler and random states.
 
-torch.save would pickle them, and loading a pickle can run any code.
+torch.save would pickle them, and loading a pickle can run arbitrary code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load_state(path: str | Path) -> Any:
 
 
 def _pack(value: object, tensors: dict[str, Tensor]) -> Any:
-    """Return the value as JSON in which each container and tensor is {kind: content}; add its tensors to `tensors`."""
+    """Convert the value to JSON with each container and tensor as {kind: content}, and add its tensors to `tensors`."""
     if isinstance(value, Tensor | np.ndarray):
         name = str(len(tensors))
         tensors[name] = torch.as_tensor(value).detach().cpu().clone().contiguous()

@@ -37,37 +37,37 @@ from unlora.training.parts import TrainerInParts
 from unlora.training.snapshots import restore, snapshot, trainable
 from unlora.training.taught import StopWhenTaught
 
-# The examples of a pair.
+# The columns of a pair.
 _COLUMNS = ("forget", "alternate", "retain")
-# What the log, the limit of the retain loss, and the return to the last good adapter depend on.
+# The attributes to save in a checkpoint: the state of the log, of the retain loss and of the last good adapter.
 _PROGRESS = ("retain_weight", "_retain_limit", "_logged_sums", "_logged_updates", "_good_adapter")
 
 
 class UnlearnTrainer(TrainerInParts):
     """Minimise γ · forget loss + λ · retain loss over the "unlearn" adapter.
 
-    One forward pass per batch covers the forget and the retain rows, and the head computes logits at labelled positions
-    only. Losses that compare with the model before this request get its outputs from the same model with its adapters
-    switched off.
+    One forward pass per batch covers the forget and the retain rows, and logits are computed at labelled positions
+    only. Losses that need the outputs of the model before this request get them from the same model with "unlearn" and
+    "offset" disabled.
 
-    Each checkpoint is a PEFT adapter for the original base model, which includes the adapters of earlier requests, next
-    to the states of the optimiser and the random number generators.
+    Each checkpoint contains a PEFT adapter for the original base model, which includes the adapters of earlier
+    requests, and the states of the optimiser and the random number generators.
 
     Args:
-        model: what `attach_adapters` returned.
+        model: the model from `attach_adapters`.
         args: the settings.
         forget_dataset: tokenised examples to forget (`encode_records`).
         retain_dataset: tokenised examples to keep. It may be empty only without a retain loss.
         processing_class: the tokenizer, which defines the padding id.
-        alternates: other answers to the same questions, for the losses that read them: one tokenised example for each
+        alternates: alternate answers to the same questions, for losses that read them: one tokenised example for each
             example of `forget_dataset`, in the same order.
-        lessons: what a teacher predicts for each forget example, for the losses that distil one.
-        evaluator: returns numbers by name for the model in training, whenever `eval_strategy` says so.
-        **kwargs: passed on to `transformers.Trainer` (callbacks, optimizers).
+        lessons: the teacher's predictions for each forget example, for losses that distil a teacher.
+        evaluator: model -> {name: number}, called as `eval_strategy` specifies.
+        **kwargs: passed to `transformers.Trainer` (callbacks, optimizers).
 
     Raises:
-        InputError: an empty dataset, missing alternates, loss settings that do not suit the model, a model without the
-            adapter, or an unsupported way of sharding it.
+        InputError: an empty dataset, missing alternates or lessons, loss settings that do not suit the model, a model
+            without the adapter, or no evaluator although evaluations are due.
         DivergenceError: from `train`, if a loss is not finite or the retain loss exceeds its limit. The model then has
             the last good adapter, which is also saved.
     """
@@ -105,7 +105,7 @@ class UnlearnTrainer(TrainerInParts):
             model=model,
             args=args,
             train_dataset=self.pairs,
-            eval_dataset=self.pairs if evaluator else None,  # transformers asks for one, and the evaluator needs none
+            eval_dataset=self.pairs if evaluator else None,  # required by transformers, but not used by the evaluator
             data_collator=UnlearnCollator(padding_id(processing_class), self.forget_loss.reads),
             processing_class=processing_class,
             **kwargs,
@@ -132,7 +132,7 @@ class UnlearnTrainer(TrainerInParts):
             self.add_callback(taught)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as `transformers.Trainer` does, with packed batches and fused adapters where the model allows it."""
+        """Train like `transformers.Trainer`, with packed batches and fused adapters where the model supports them."""
         with ExitStack() as stack:
             stack.enter_context(packing(causal_lm(self.model)))
             stack.enter_context(fused_adapters(self.model))
@@ -151,23 +151,23 @@ class UnlearnTrainer(TrainerInParts):
         return super().get_train_dataloader()
 
     def reference_logp(self, examples: Sequence[Example]) -> list[float]:
-        """Return the log-probability of each example's labels, summed, under the model before unlearning, in nats."""
+        """Return the summed log-probability of each example's labels under the model before unlearning, in nats."""
         text_format, size = TextFormat(self.processing_class), self.args.per_device_train_batch_size
         with (
             reference_model(unwrapped(self.model)),
-            shown("answers before unlearning", " answers", len(examples)) as progress,
+            shown("scoring answers before unlearning", " answers", len(examples)) as progress,
         ):
             nll, _ = example_nll(self.model, examples, text_format, size, progress)
         return (-nll).tolist()
 
     def _length(self, item: dict[str, Any]) -> int:
-        """Return the number of tokens of a pair. They are packed, so there is no padding beside them."""
+        """Return the number of tokens in a pair. Padding does not count, because batches are packed."""
         return sum(len(item[column]["input_ids"]) for column in _COLUMNS if item[column])
 
     # Loss
 
     def _items(self, batch: Mapping[str, Any]) -> list[int]:
-        """Return the number of items that the forget loss of a batch averages over, then that of the retain loss."""
+        """Return the number of items that the forget loss of a batch is the mean of, and that of the retain loss."""
         forget = batch["pairs" if self.forget_loss.mean_over == "pairs" else "forget_tokens"]
         return [forget, batch["retain_tokens"]] if self.retain_loss else [forget]
 
@@ -182,10 +182,10 @@ class UnlearnTrainer(TrainerInParts):
         return_outputs: bool = False,
         num_items_in_batch: list[int] | None = None,
     ) -> Any:
-        """Return γ · forget loss + λ · retain loss of one batch of pairs. The log shows the two losses as they are.
+        """Return γ · forget loss + λ · retain loss of one batch of pairs. The two losses are logged without weights.
 
-        Each is weighted such that the mean over the batches of an update, on all processes, is the mean over all its
-        tokens (or pairs), no matter how these are divided into batches.
+        Each loss is scaled such that its mean over the batches of an update, on all processes, is the mean over all
+        tokens (or pairs) of the update, however these are divided into batches.
         """
         forget, retain = self._outputs(model, inputs)
         losses = {"forget_loss": self.forget_loss(forget, **self.args.loss_settings)}
@@ -230,7 +230,7 @@ class UnlearnTrainer(TrainerInParts):
         return function(*args, **own_settings(function, self.args.loss_settings))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Train on one batch. If the base is sharded, average the adapter's gradients over the processes."""
+        """Run one training step. If the base is sharded, average the adapter's gradients over the processes."""
         loss = super().training_step(*args, **kwargs)
         if self.sharded and self.accelerator.sync_gradients:
             parameters = trainable(unwrapped(self.model)).values()
@@ -241,16 +241,16 @@ class UnlearnTrainer(TrainerInParts):
         return loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """Return the learning rate's schedule: that of the arguments, or of training until the teacher is reached."""
+        """Create the schedule of the learning rate: that of `StopWhenTaught` if it is used, else the configured one."""
         if self.taught is None:
             return super().create_scheduler(num_training_steps, optimizer)
         factor = self.taught.factor
-        # A plain function, because LambdaLR saves the attributes of any other callable with its state.
+        # A plain function, because LambdaLR would save the attributes of any other callable in its state.
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: factor(step))
         return self.lr_scheduler
 
     def _update_retain_weight(self) -> None:
-        """Update λ after an optimiser step, from the mean retain loss of the step's batches."""
+        """Update λ after an optimiser step from the mean retain loss of its batches."""
         total, items = (sum(column) for column in zip(*self._step_retain, strict=True))
         update = self.forget_loss.update_weight
         assert update is not None
@@ -259,7 +259,7 @@ class UnlearnTrainer(TrainerInParts):
         self._step_retain = []
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Log and return the evaluator's numbers for the model as it is now, their names preceded by `eval_`."""
+        """Evaluate the current model, and log and return the evaluator's numbers, with names prefixed by `eval_`."""
         assert self.evaluator is not None
         measured = self.evaluator(self.accelerator.unwrap_model(self.model))
         found = {f"eval_{name}": float(value) for name, value in measured.items()}
@@ -270,7 +270,7 @@ class UnlearnTrainer(TrainerInParts):
     # Divergence and logging
 
     def _check_and_log(self, losses: Mapping[str, Tensor], items: list[int], items_of_update: list[int] | None) -> None:
-        """Stop training if a loss diverged; otherwise add the losses to the log and remember the adapter."""
+        """Stop training if a loss has diverged. Otherwise add the losses to the log and keep a copy of the adapter."""
         totals = self._totals(losses, items)
         reason = self._divergence({name: total / count for name, (total, count) in totals.items()})
         if reason:
@@ -281,10 +281,10 @@ class UnlearnTrainer(TrainerInParts):
             self._remember_adapter()
 
     def _totals(self, losses: Mapping[str, Tensor], items: list[int]) -> dict[str, tuple[float, float]]:
-        """Return the sum of each loss over the items of all processes, and the number of these items.
+        """Return {loss: (sum over the items of all processes, number of these items)}.
 
-        All processes must see the same means. If a process judged by its own batch, it could stop alone, and the
-        others would wait forever for its gradients; and λ of a dual loss would drift apart between the processes.
+        All processes must use the same means. If each used those of its own batch, one process could stop alone while
+        the others wait forever for its gradients, and λ of a dual loss would differ between processes.
         """
         own = torch.stack(list(losses.values())).detach().tolist()  # one transfer from the device for all losses
         columns = add_columns([[*items, *(value * count for value, count in zip(own, items, strict=True))]])
@@ -292,9 +292,10 @@ class UnlearnTrainer(TrainerInParts):
         return dict(zip(losses, zip(sums, counts, strict=True), strict=True))
 
     def _divergence(self, means: Mapping[str, float]) -> str | None:
-        """Return why these losses must not be trained on, or None. The first batch sets the limit of the retain loss.
+        """Return the reason why training has diverged, or None.
 
-        A retain loss that has risen by ln(vocabulary) is worse than guessing blindly: nothing is left to retain.
+        Unless `max_retain_loss` is set, a retain loss in nats may exceed its value for the first batch by at most
+        ln(vocabulary), the NLL of a uniform guess. A model with a higher retain loss has nothing left to retain.
         """
         for name, value in means.items():
             if not math.isfinite(value):
@@ -310,7 +311,7 @@ class UnlearnTrainer(TrainerInParts):
         return None
 
     def _add_to_log(self, totals: Mapping[str, tuple[float, float]], items_of_update: list[int]) -> None:
-        """Add the batch's share of each loss of its update to what the next log entry averages."""
+        """Add the batch's share of each loss to the sums for the next log entry."""
         for (name, (total, _)), count in zip(totals.items(), items_of_update, strict=True):
             self._logged_sums[name] = self._logged_sums.get(name, 0.0) + total / count
             self.update_means[name] = self.update_means.get(name, 0.0) + total / count
@@ -319,7 +320,7 @@ class UnlearnTrainer(TrainerInParts):
             self._step_retain.append(totals["retain_loss"])
 
     def _remember_adapter(self) -> None:
-        """Copy the adapter, once per optimiser step: its losses were good, so `_stop` can come back to it."""
+        """Copy the adapter once per optimiser step, so that `_stop` can restore the last good one."""
         if self._good_adapter is None or self._good_adapter[0] != self.state.global_step:
             self._good_adapter = (self.state.global_step, snapshot(unwrapped(self.model)))
 
@@ -339,7 +340,7 @@ class UnlearnTrainer(TrainerInParts):
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean forget and retain loss since the last entry to the log, and λ if the loss changes it."""
+        """Add the mean forget and retain loss since the last log entry, and λ if it is not constant."""
         if "loss" in logs and self._logged_updates:
             logs = {**logs, **{name: value / self._logged_updates for name, value in self._logged_sums.items()}}
             if self.forget_loss.update_weight:
@@ -347,7 +348,7 @@ class UnlearnTrainer(TrainerInParts):
             self._logged_sums, self._logged_updates = {}, 0.0
         super().log(logs, *args, **kwargs)
 
-    # Checkpoints contain the exported adapter
+    # Checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -360,11 +361,11 @@ class UnlearnTrainer(TrainerInParts):
     def _progress(self) -> dict[str, Any]:
         return {**super()._progress(), **{name: getattr(self, name) for name in _PROGRESS}}
 
-    def _take_up(self) -> None:
+    def _restore_progress(self) -> None:
         for name, value in (self._resumed or {}).items():
             if name in _PROGRESS:
                 setattr(self, name, value)
-        super()._take_up()
+        super()._restore_progress()
 
 
 class _AfterStep(TrainerCallback):
