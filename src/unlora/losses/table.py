@@ -73,9 +73,10 @@ def check_losses(loss: str, retain_loss: str | None, settings: Mapping[str, Any]
     """
     if loss not in LOSSES:
         return []
-    known = not loss_problems(loss, retain_loss)
-    problems = _retain_problems(loss, LOSSES[loss], retain_loss or LOSSES[loss].retain) if known else ()
-    return [*problems, *_setting_problems(loss, settings)]
+    problems = [*_setting_problems(loss, settings)]
+    if loss_problems(loss, retain_loss):
+        return problems
+    return [*_retain_problems(loss, LOSSES[loss], retain_loss or LOSSES[loss].retain), *problems]
 
 
 def _retain_problems(loss: str, entry: Loss, retain_loss: str) -> Iterator[Problem]:
