@@ -154,7 +154,7 @@ def _load_entry_point(point: metadata.EntryPoint) -> None:
 def _run(key: Path | metadata.EntryPoint, plugin: Plugin, load: Callable[[], object]) -> None:
     """Run the code of a plugin, and turn an error in it into an `InputError` with file and line.
 
-    A plugin that fails does not count as loaded, so the next attempt fails as well.
+    A plugin that fails is not recorded as loaded, so the next attempt runs it again.
     """
     LOADED[key] = plugin
     _loading.append(plugin)

@@ -55,8 +55,8 @@ class AttackConfig:
     shots: int = setting(3, "Number of answered forget rows that are shown before each question.")
     samples: list[int] = setting(
         [1, 8, 32],
-        "Numbers k of sampled answers to a question: measured is whether at least one of k contains the fact. The "
-        "largest k is how many are drawn.",
+        "Values of k: the attack measures whether at least one of k sampled answers contains the fact. The largest k "
+        "is the number of answers drawn for each question.",
     )
 
     def problems(self) -> list[Problem]:

@@ -26,7 +26,7 @@ class ModelConfig:
     )
     model_revision: str = setting("main", "Branch, tag or commit on the Hugging Face Hub.")
     dtype: str = setting("auto", "auto (as saved), float32, bfloat16 or float16.")
-    attn_implementation: str | None = setting(None, "As in transformers: sdpa, eager, ...")
+    attn_implementation: str | None = setting(None, "Attention implementation, as in transformers: sdpa, eager, ...")
     trust_remote_code: bool = setting(
         False, "Run code that comes with the model. Only a flag can allow it: no configuration, and no run."
     )

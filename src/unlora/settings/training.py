@@ -107,8 +107,8 @@ class UnlearnSettings:
     num_train_epochs: float = setting(5.0, "Number of passes over the forget set, unless until_taught.")
     gradient_accumulation_steps: int | None = setting(
         None,
-        "Batches whose gradients are added up before an update. Defaults to 2 for distil, and 4 for losses without a "
-        "teacher: 4 × 8 pairs is the paper's 32.",
+        "Number of batches whose gradients are accumulated before an update. Defaults to 2 for distil, and 4 for "
+        "losses without a teacher: 4 × 8 pairs is the paper's 32.",
     )
     remove_unused_columns: bool = setting(False, "Must be false, because batches hold pairs.")
     logging_steps: float = setting(5, "Number of updates between two logs of the forget and retain loss.")
@@ -132,7 +132,7 @@ class FinetuneSettings:
     warmup_steps: float = setting(
         0.2, "Number of updates of linear warm-up, or if below 1, their share of all: TOFU warms up for 1 of 5 epochs."
     )
-    gradient_accumulation_steps: int = setting(4, "Batches whose gradients are added up before an update.")
+    gradient_accumulation_steps: int = setting(4, "Number of batches whose gradients are accumulated before an update.")
     logging_steps: float = setting(5, "Number of updates between two logs of the loss.")
     logging_first_step: bool = setting(True, "Log the loss of the first update as well.")
     r: int | None = setting(
