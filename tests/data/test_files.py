@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -166,8 +167,11 @@ def test_the_readme_of_a_clone_says_which_files_belong_to_a_configuration(tmp_pa
 
 
 def test_a_stream_has_no_slices(tmp_path):
-    with pytest.raises(InputError, match=r"train\[:2\].*its only split is called 'train'"):
-        load_records(str(written(tmp_path, "jsonl")), split="train[:2]", stream=Stream(3, 1, 10))
+    for split in ("train[:2]", "train+test"):
+        with pytest.raises(InputError, match=f"{re.escape(repr(split))} cannot be streamed.*leave out --streaming"):
+            load_records(str(written(tmp_path, "jsonl")), split=split, stream=Stream(3, 1, 10))
+    with pytest.raises(InputError, match="'dev' cannot be read: its only split is called 'train'"):
+        load_records(str(written(tmp_path, "jsonl")), split="dev")
 
 
 NO_TEXT = {

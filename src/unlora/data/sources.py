@@ -84,9 +84,12 @@ def load_records(
         The rows, at least one.
 
     Raises:
-        InputError: there is no such dataset, its format is unknown, or it has no rows.
+        InputError: there is no such dataset, its format is unknown, it has no rows, or a slice is to be streamed.
     """
     split = split or WHOLE
+    if stream is not None and ("[" in split or "+" in split):
+        reason, fix = f"split {split!r} cannot be streamed", "name one whole split, or leave out --streaming"
+        raise InputError(Problem(argument, path, reason, fix))
     local = Path(path)
     if local.exists():
         rows = _local_rows(local, name, split, argument, stream)
