@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -52,3 +53,10 @@ def test_a_log_that_cannot_be_written_leaves_the_old_one(tmp_path):
 def test_a_loss_of_nothing_may_be_rounded_below_zero(tmp_path):
     write_log(log := {TASKS["retain"]: {"avg_gt_loss": {"0": -1e-7}}}, tmp_path / "log.json")
     assert read_log(tmp_path / "log.json") == log
+
+
+def test_rows_are_read_in_the_order_of_their_numbers(tmp_path):
+    columns = {"avg_gt_loss": {"0": 0.0, "10": 1.0, "2": 0.2}}  # as text, "10" comes before "2"
+    (tmp_path / "log.json").write_text(json.dumps({TASKS["retain"]: columns}))
+    [column] = read_log(tmp_path / "log.json")[TASKS["retain"]].values()
+    assert list(column.items()) == [("0", 0.0), ("2", 0.2), ("10", 1.0)]

@@ -102,7 +102,7 @@ def _as_log(content: Any, name: str) -> Any:
 
 
 def _indexed(log: Any) -> Any:
-    """Return the log with {index: value} in place of the lists of older logs."""
+    """Return the log with columns {index: value} in the order of the indices. Older logs have lists."""
     if not isinstance(log, dict):
         return log
     return {
@@ -114,7 +114,12 @@ def _indexed(log: Any) -> Any:
 
 
 def _by_index(column: Any) -> Any:
-    return {str(index): value for index, value in enumerate(column)} if isinstance(column, list) else column
+    if isinstance(column, list):
+        return {str(index): value for index, value in enumerate(column)}
+    if isinstance(column, dict) and all(map(str.isdecimal, column)):
+        # Tools that sort keys as text put "10" before "2".
+        return {index: column[index] for index in sorted(column, key=int)}
+    return column
 
 
 def _format_errors(log: Any) -> Iterator[str]:
