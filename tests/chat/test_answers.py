@@ -147,7 +147,7 @@ def test_a_short_question_is_answered_while_a_long_one_is(models):
     def before_each_token(*_):
         order.append(current_thread())
         begun.set()
-        while current_thread() is order[0] and not finished.is_set() and not models._turns.wanted:
+        while current_thread() is order[0] and not finished.is_set() and not models._lock.contended:
             time.sleep(0.001)
 
     short = Thread(target=ask)

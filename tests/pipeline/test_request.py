@@ -39,9 +39,9 @@ def test_a_published_configuration_serves_every_initialiser(init, tmp_path):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ("distil", "lora", 2e-3, 2.0, 2, True)),
+        ({}, ("distil", "lora", 2e-3, 3.0, 2, True)),
         ({"loss": "ihl"}, ("ihl", "vila", 1e-4, 1.0, 4, False)),
-        ({"init": "vila", "learning_rate": 1e-3, "max_steps": 9}, ("distil", "vila", 1e-3, 2.0, 2, False)),
+        ({"init": "vila", "learning_rate": 1e-3, "max_steps": 9}, ("distil", "vila", 1e-3, 3.0, 2, False)),
     ],
 )
 def test_what_the_user_does_not_say_goes_with_the_loss(tmp_path, given, expected):
