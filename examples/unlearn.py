@@ -1,4 +1,4 @@
-"""The whole job in Python, on question-answer files of your own.
+"""Unlearn a file of questions and answers with the Python API, from the data to the exported adapter.
 
 python examples/unlearn.py MODEL forget.jsonl retain.jsonl ADAPTER_FOLDER
 """
@@ -22,13 +22,13 @@ from unlora.importance import attach_probe
 
 
 def main(name: str, forget_file: str, retain_file: str, folder: str) -> None:
-    """Unlearns `forget_file` from the model and writes the adapter to `folder`."""
+    """Unlearn `forget_file` from the model, and write the adapter to `folder`."""
     base, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     text_format = TextFormat(tokenizer, max_length=256)
     forget = encode_records(load_records(forget_file), text_format)
     retain = encode_records(load_records(retain_file), text_format)
 
-    # Where is the forget set? Gradient moments of random LoRA factors, under the model as it is.
+    # Locate the forget set: measure gradient moments of random LoRA factors on the original model.
     probe = attach_probe(base, LoraConfig(r=8, lora_alpha=16))
     of_forget, of_retain = (
         gradient_moments(probe, iter_batches(examples, 8, padding_id(tokenizer))) for examples in (forget, retain)
@@ -36,7 +36,7 @@ def main(name: str, forget_file: str, retain_file: str, folder: str) -> None:
     base = detach_adapters(probe)
     importance = relative_importance(of_forget, of_retain, method="vila", normalised=True, rows=True)
 
-    # Start the adapter there, and train it.
+    # Initialise the adapter from the most important rows, and train it.
     config = UnlearnConfig(output_dir="checkpoints", loss="ihl", learning_rate=4e-4, save_strategy="no")
     model = attach_adapters(base, config, importance)
     UnlearnTrainer(model, config, forget, retain, processing_class=tokenizer).train()

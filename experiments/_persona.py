@@ -1,4 +1,4 @@
-"""What the experiments on persona share: a seed's people, models and request, flags, and means with their errors."""
+"""Code shared by the experiments on persona: data, models and request of a seed, flags, and tables of measures."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from unlora.data.sources import Record
 from unlora.evals import Log, summarise, write_log
 from unlora.pipeline.request import Request
 
-# Seed 3 is the one that settings are tuned on.
+# Settings are tuned on seed 3 and reported on the others.
 TUNING_SEED, SEEDS = 3, (0, 1, 2, 4, 5)
 
-# The measures of a request, and how a table shows them.
+# The measures of a run, each with its number format.
 MEASURES = {
     "updates": ".0f",
     "log10 FQ": ".2f",
@@ -39,11 +39,11 @@ MEASURES = {
 
 
 class Persona:
-    """The people, the models and the request of one seed, with the settings that were tuned for vila and ihl.
+    """The data, the models and the request of one seed, with the settings tuned for vila and ihl.
 
     Args:
-        folder: where the data and the runs are written.
-        seed: of the people, the models and the training.
+        folder: folder for the data and the runs.
+        seed: seed of the data, the models and the training.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -56,11 +56,15 @@ class Persona:
 
 
 def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the seeds that the table is about, and keep the libraries to one thread and quiet."""
+    """Return a parser with the flag `--seeds`. Also limit torch to one thread, and disable progress bars."""
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    parser = argparse.ArgumentParser(prog=f"python -m experiments.{name}", description=description)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="seeds that the table averages over")
     return parser
 
 
@@ -74,14 +78,14 @@ def mean_error(values: Sequence[float]) -> str:
 def compared_request(
     models: Mapping[str, Path], sets: Mapping[str, Sequence[Record]], folder: Path, seed: int, **settings: Any
 ) -> tuple[Request, Log]:
-    """Evaluate the retrained model, and return the quickstart's request that is compared with it, and its log.
+    """Evaluate the retrained model, and return the quickstart's request and the log of the retrained model.
 
     Args:
-        models: the "original" and the "retrained" model.
-        sets: what is evaluated.
-        folder: where data and runs are written.
-        seed: of the run.
-        **settings: of the training, in place of the quickstart's.
+        models: folders of the "original" and the "retrained" model.
+        sets: the evaluation sets by name.
+        folder: folder with the data, to which the run and the log are written.
+        seed: seed of the run.
+        **settings: training settings that replace those of the quickstart.
     """
     log = evaluate_model(models["retrained"], sets)
     write_log(log, folder / RETRAINED_LOG)
@@ -90,7 +94,7 @@ def compared_request(
 
 
 def measures_of(metrics: Mapping[str, Any], retrained_log: Log) -> dict[str, float]:
-    """Return the measures of a run, given its metrics and the retrained model's log."""
+    """Return the values of `MEASURES` for a run, given its metrics and the retrained model's log."""
     unlearned, forget = metrics["unlearned"], metrics["unlearned"]["sets"]["forget"]
     retrained = summarise(retrained_log, retrained_log)["sets"]["forget"]
     values = (
@@ -113,5 +117,5 @@ def add_measures(table: Table, name: str, found: Mapping[int, Mapping[str, float
 
 
 def show(table: Table) -> None:
-    """Print a table that is wider than most terminals."""
+    """Print a table at a fixed width, since it is wider than most terminals."""
     Console(width=170).print(table)

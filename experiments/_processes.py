@@ -1,6 +1,7 @@
-"""Run commands of unlora in forked processes, which need not import the libraries, and stop them at a chosen moment.
+"""Run unlora commands in forked processes, and inject a fault at a chosen file operation.
 
-An audit hook of Python counts what a command does to files in its output folder, and strikes at the chosen operation.
+Forked processes need not import the libraries again. A Python audit hook counts the operations of a command that change
+files in its output folder, and injects the fault when the count reaches the chosen number.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended.
+    """The outcome of a command.
 
     Args:
-        code: its exit code, or minus the signal that ended it.
-        text: what it printed.
-        operations: how often it changed something in its output folder, or was about to.
+        code: exit code, or minus the number of the signal that ended it.
+        text: stdout and stderr together.
+        operations: number of operations on its output folder, including one at which it was stopped.
     """
 
     code: int
@@ -56,14 +57,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Case:
-    """A command to stop.
+    """A command to interrupt.
 
     Args:
-        name: of the command.
-        argv: its arguments, with the command.
-        output: its output folder.
-        resume: the arguments that are added to resume it.
-        processes: how many processes share the work, as `accelerate launch` would start them.
+        name: name of the case, shown in the results.
+        argv: subcommand of unlora and its arguments.
+        output: output folder.
+        resume: further arguments that resume the command.
+        processes: number of distributed processes, started as `accelerate launch` would.
     """
 
     name: str
@@ -74,9 +75,9 @@ class Case:
 
 
 def warm_up() -> None:
-    """Import what forked processes need, and keep them from looking at it for garbage.
+    """Import the libraries that forked processes need, and exclude them from garbage collection.
 
-    They draw no plots, which would take a third of their time and touch no file.
+    Plots are replaced by empty ones: drawing them would take a third of the time and involves no file operation.
     """
     torch.set_num_threads(1)
     for module in _IMPORTED:
@@ -86,18 +87,18 @@ def warm_up() -> None:
 
 
 def run(case: Case, resume: bool = False, fault: str | None = None, at: int = 0, copies: Path | None = None) -> Outcome:
-    """Run a command in a forked process, to which a fault happens at its operation number `at` in its output folder.
+    """Run a command in a forked process, and inject a fault at operation number `at` on its output folder.
 
     Args:
         case: the command.
-        resume: whether to resume it.
-        fault: "kill" ends all of its processes and "kill one" the one that is at work; on a "full disk" no file can
-            grow from then on; "read-only" refuses every operation from then on.
-        at: the number, from 1.
-        copies: where the output folder is copied to before each operation, under its number.
+        resume: whether to add the arguments that resume it.
+        fault: "kill" kills all of its processes, "kill one" only the process that makes the operation. After
+            "full disk" no file can grow; after "read-only" every operation fails.
+        at: number of the operation, from 1.
+        copies: folder in which the output folder is saved before each operation, in a subfolder named by its number.
     """
     argv = [*case.argv, *(case.resume if resume else ())]
-    counter = mmap.mmap(-1, 8)  # shared with the processes that this one starts
+    counter = mmap.mmap(-1, 8)  # memory shared with all child processes
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:
@@ -105,7 +106,7 @@ def run(case: Case, resume: bool = False, fault: str | None = None, at: int = 0,
         os.close(reading)
         _watch(case.output, counter, fault, at, copies)
         if case.processes > 1:
-            _lead(argv, writing, case.processes)
+            _launch(argv, writing, case.processes)
         become(argv, writing)
     os.close(writing)
     with open(reading, encoding="utf-8", errors="replace") as pipe:
@@ -114,11 +115,11 @@ def run(case: Case, resume: bool = False, fault: str | None = None, at: int = 0,
     return Outcome(code, text, struct.unpack("q", counter[:])[0])
 
 
-def _lead(argv: Sequence[str], output: int, processes: int) -> None:
-    """Start the processes that share the work, and end them all as soon as one fails, as `accelerate launch` does."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+def _launch(argv: Sequence[str], output: int, processes: int) -> None:
+    """Start the distributed processes, and kill all of them as soon as one fails, as `accelerate launch` does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     os.environ.update(WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     for rank in range(processes):
         if os.fork() == 0:
@@ -131,7 +132,7 @@ def _lead(argv: Sequence[str], output: int, processes: int) -> None:
 
 
 def become(argv: Sequence[str], output: int) -> None:
-    """Be the command in this process, and end."""
+    """Run a command in this process, with stdout and stderr going to the descriptor `output`, and exit."""
     code = 1
     try:
         for number in (1, 2):
@@ -152,21 +153,22 @@ def become(argv: Sequence[str], output: int) -> None:
 
 
 def _forked(command: Sequence[str], stdout: Any = None, env: Any = None, **others: Any) -> SimpleNamespace:
-    """Run `python -m unlora ...` in a forked process, in the place of `subprocess.run`."""
+    """Replace `subprocess.run`: run `python -m unlora ...` in a forked process."""
     assert list(command[1:3]) == ["-m", "unlora"], command
     process = os.fork()
     if process == 0:
         os.environ.update(env or {})
         target = os.open(os.devnull, os.O_WRONLY) if stdout == subprocess.DEVNULL else stdout.fileno()
-        become(command[3:], target)  # it has its parent's audit hook
+        become(command[3:], target)  # the audit hook is inherited, so its operations are counted too
     return SimpleNamespace(returncode=os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 
 
 def _watch(output: Path, counter: mmap.mmap, fault: str | None, at: int, copies: Path | None) -> None:
-    place = os.path.abspath(output)
+    """Install an audit hook that counts the operations on the output folder, copies it, and injects the fault."""
+    folder = os.path.abspath(output)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if not _changes(event, args, place):
+        if not _changes(event, args, folder):
             return
         number = struct.unpack("q", counter[:])[0] + 1
         counter[:] = struct.pack("q", number)
@@ -184,9 +186,9 @@ def _watch(output: Path, counter: mmap.mmap, fault: str | None, at: int, copies:
     sys.addaudithook(hook)
 
 
-def _changes(event: str, args: tuple[Any, ...], place: str) -> bool:
-    """Return whether an event of Python's audit is about to change something in the folder."""
+def _changes(event: str, args: tuple[Any, ...], folder: str) -> bool:
+    """Return whether an audit event announces a change to a file or folder in `folder`."""
     if event == "open":
-        return isinstance(args[0], str) and bool(args[2] & _WRITING) and os.path.abspath(args[0]).startswith(place)
-    # `shutil.rmtree` names the files in a folder relative to it.
-    return event in _CHANGES and (not os.path.isabs(args[0]) or os.fspath(args[0]).startswith(place))
+        return isinstance(args[0], str) and bool(args[2] & _WRITING) and os.path.abspath(args[0]).startswith(folder)
+    # `shutil.rmtree` passes file names relative to the folder that it deletes, so a relative path counts as inside.
+    return event in _CHANGES and (not os.path.isabs(args[0]) or os.fspath(args[0]).startswith(folder))

@@ -1,4 +1,4 @@
-"""What the measurements of speed share: models, data, interleaved timing, and peak memory in separate processes."""
+"""Code shared by the speed measurements: models, data, interleaved timing, and peak memory in separate processes."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from unlora.models.load import load_model
 from unlora.settings import ModelConfig
 
 MIB = 2**20
-# The batches of the authors' procedures: their rows, and the length that all rows are padded to.
+# Batch size of the authors' procedures, and the length in tokens to which they pad every row.
 THEIR_ROWS, THEIR_LENGTH = 4, 500
-# Size of the tokenizer for models with random weights. Trained on the data itself, it needs about as many tokens as
-# the tokenizers of the real models.
+# Vocabulary size of the tokenizer for models with random weights. It is trained on the data itself, and at this size
+# splits a text into about as many tokens as the tokenizers of the real models.
 VOCABULARY = 4000
 
 
 def llama(**settings: Any) -> LlamaConfig:
-    """Return the configuration of a Llama."""
+    """Return the configuration of a Llama, by default in the shape of Llama-2-7B."""
     return LlamaConfig(**{"max_position_embeddings": 2048, **settings})
 
 
 def shapes() -> dict[str, PreTrainedConfig]:
-    """Return configurations of models that need no download, since their weights are random, by name."""
+    """Return, by name, configurations of models that are run with random weights and need no download."""
     return {
         "tiny": llama(
             vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
@@ -66,7 +66,7 @@ def shapes() -> dict[str, PreTrainedConfig]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, its tokenizer, and TOFU's forget and retain set as tokens."""
+    """A model, its tokenizer, and the tokenised forget and retain sets."""
 
     model: Any
     tokenizer: Any
@@ -75,7 +75,7 @@ class Subject:
 
     @property
     def pad_id(self) -> int:
-        """The token that fills short rows."""
+        """The padding token."""
         return padding_id(self.tokenizer)
 
     def moved(self, batch: Batch) -> Batch:
@@ -83,13 +83,13 @@ class Subject:
         return {name: values.to(self.model.device) for name, values in batch.items()}
 
     def padded(self, examples: Sequence[Example]) -> Batch:
-        """Pad examples as the authors do."""
+        """Pad examples to `THEIR_LENGTH` tokens, as the authors do."""
         batch = pad_batch(examples, self.pad_id)
         gap = THEIR_LENGTH - batch["input_ids"].shape[1]
         fill = {"input_ids": self.pad_id, "attention_mask": 0, "labels": IGNORE_INDEX}
         return self.moved({name: F.pad(values, (0, gap), value=fill[name]) for name, values in batch.items()})
 
-    def least(self, batches: Iterable[Batch]) -> float:
+    def floor_seconds(self, batches: Iterable[Batch]) -> float:
         """Return the seconds of one forward and backward pass over the batches, with all weights frozen."""
         start = now()
         with tapped(self.model, []):
@@ -105,7 +105,7 @@ class Run:
     Args:
         fixed: seconds that do not depend on the amount of data.
         sample: seconds that the measured part of the data took.
-        share: share of the procedure that this part is; above 1, the number of repetitions.
+        share: the measured fraction of the procedure; above 1, the number of times that it was repeated.
     """
 
     fixed: float
@@ -122,7 +122,7 @@ Procedures = Mapping[str, Callable[[], Run]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that both measurements have."""
+    """Add the flags that the extraction and training measurements have in common."""
     known = ", ".join(shapes())
     parser.add_argument("--model", default="SmolLM2-135M", help=f"a model folder, or random weights: {known}")
     parser.add_argument("--data", default="locuslab/TOFU", help="TOFU: a hub dataset or a folder of <name>.jsonl")
@@ -131,11 +131,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt_format", default="base", help="base or chat")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each procedure, one after the other")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each procedure, interleaved with the others")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="procedures to run (all if not given)")
     parser.add_argument("--no_memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--peak_of", help=argparse.SUPPRESS)  # the process that measures one procedure's memory
+    parser.add_argument("--peak_of", help=argparse.SUPPRESS)  # set in processes that measure peak memory
 
 
 def load(args: argparse.Namespace) -> Subject:
@@ -148,57 +148,57 @@ def load(args: argparse.Namespace) -> Subject:
         model, tokenizer = load_model(ModelConfig(args.model, dtype=args.dtype))
         model = model.to(args.device)
         for weight in model.state_dict().values():
-            weight.sum()  # weights of a file take memory when they are first read, which is not part of the procedure
+            weight.sum()  # memory-mapped weights are loaded on first access, which must not count as the procedure's
     text_format = TextFormat(tokenizer, args.prompt_format, THEIR_LENGTH)
     forget, retain = (encode_records(part, text_format) for part in rows)
     return Subject(model.eval(), tokenizer, forget, retain)
 
 
 def random_model(args: argparse.Namespace) -> Any:
-    """Make a model of a named shape on the device where it is to run."""
+    """Create a model of a named shape with random weights, directly on its device."""
     torch.manual_seed(0)
     with torch.device(args.device):
         return AutoModelForCausalLM.from_config(shapes()[args.model], dtype=getattr(torch, args.dtype))
 
 
 def make_tokenizer(rows: Sequence[Sequence[Record]]) -> Any:
-    """Train a byte-level BPE on the text of the data."""
+    """Train a byte-level BPE tokenizer on the text of the data."""
     return train_tokenizer((f"{row['question']} {row['answer']}" for part in rows for row in part), VOCABULARY)
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """Return `count` of the items at even distances, or all if there are no more."""
+    """Return `count` evenly spaced items, or all of them if there are fewer."""
     count = min(count, len(items))
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def tokens(batches: Iterable[Batch]) -> int:
-    """Return the number of tokens that a model computes, including padding."""
+    """Return the number of tokens in the batches, including padding."""
     return sum(batch["input_ids"].numel() for batch in batches)
 
 
 class Stopwatch:
-    """Measures the seconds that a consumer spends on batches, without those before and after them."""
+    """Measures the seconds that a consumer spends on batches, excluding its work before and after the loop."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the same batches."""
+        """Yield the batches unchanged, and add the time until the last one is processed to `seconds`."""
         start = now()
         yield from batches
         self.seconds += now() - start
 
 
 def now() -> float:
-    """Return the time in seconds, once the device has finished its work."""
+    """Return the time in seconds, after waiting for the GPU to finish its queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def interleaved(procedures: Procedures, rounds: int) -> dict[str, list[Run]]:
-    """Run all procedures in turn, `rounds` times, so that a busy moment of the machine affects all of them."""
+    """Run all procedures in turn, `rounds` times, so that other load on the machine affects all of them alike."""
     runs: dict[str, list[Run]] = {name: [] for name in procedures}
     for _ in range(rounds):
         for name, procedure in procedures.items():
@@ -207,7 +207,7 @@ def interleaved(procedures: Procedures, rounds: int) -> dict[str, list[Run]]:
 
 
 def peak(procedure: Callable[[], object], device: str) -> int:
-    """Return the bytes of peak memory beyond what was in use before the procedure."""
+    """Return the peak memory of a procedure in bytes, minus the memory in use before it."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -220,13 +220,13 @@ def peak(procedure: Callable[[], object], device: str) -> int:
 
 
 def resident(field: str) -> int:
-    """Return a field of this process's memory, as Linux counts it, in bytes."""
+    """Return a memory field of `/proc/self/status`, such as `VmRSS`, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def peaks(module: str, names: Iterable[str], argv: Sequence[str]) -> dict[str, int]:
-    """Return the peak memory of each procedure, measured in a separate process."""
+    """Return the peak memory of each procedure in bytes, each measured in a process of its own."""
     found = {}
     for name in names:
         command = [sys.executable, "-m", module, *argv, "--peak_of", name]
@@ -237,14 +237,14 @@ def peaks(module: str, names: Iterable[str], argv: Sequence[str]) -> dict[str, i
 def report(
     title: str, runs: Mapping[str, Sequence[Run]], memory: Mapping[str, int], notes: Sequence[str], file: Path | None
 ) -> None:
-    """Print a row for each procedure, with ratios to the first two of them, and write all rows to `file`."""
+    """Print a row for each procedure, with its time relative to the first two, and write all rows to `file`."""
     seconds = {name: statistics.median(run.seconds for run in each) for name, each in runs.items()}
-    beside = list(seconds)[:2]
-    table = Table("procedure", "measured", "seconds", *(f"× {name}" for name in beside), "peak memory", title=title)
+    references = list(seconds)[:2]
+    table = Table("procedure", "measured", "seconds", *(f"× {name}" for name in references), "peak memory", title=title)
     for name, value in seconds.items():
         share = statistics.median(run.share for run in runs[name])
         measured = f"{share:.1%}, scaled up" if share < 1 else f"mean of {share:g}"
-        ratios = (f"{value / seconds[other]:.3g}" for other in beside)
+        ratios = (f"{value / seconds[other]:.3g}" for other in references)
         peak_mib = f"{memory[name] / MIB:.0f} MiB" if name in memory else "-"
         table.add_row(name, measured, f"{value:.3g}", *ratios, peak_mib)
     console = Console(width=max(120, Console().width))
@@ -263,7 +263,10 @@ def report(
 def measure(
     module: str, procedures: Procedures, args: argparse.Namespace, argv: Sequence[str]
 ) -> tuple[dict[str, list[Run]], dict[str, int]]:
-    """Run the procedures that the flags name, and return their runs and the peak memory of each."""
+    """Run the procedures selected by the flags, and return their runs and peak memory.
+
+    With `--peak_of`, print the peak memory of that procedure in bytes and exit.
+    """
     if args.peak_of is not None:
         print(peak(procedures[args.peak_of], args.device))
         raise SystemExit

@@ -1,9 +1,9 @@
 """Compare initialisers and estimators on persona: forget quality and utility, mean and standard error over seeds.
 
-For each initialiser and loss, the learning rate and the retain weight are chosen on the tuning seed from one small
-grid, twice: for the best forget quality, and for the best forget quality among the settings that keep a given share of
-the utility. Both choices are then run on the other seeds. Each finished run is a line of OUT/cells.jsonl and is not
-repeated.
+For each initialiser and loss, the learning rate and the retain weight are chosen from one small grid on the tuning
+seed, in two ways: by the best forget quality overall, and by the best forget quality among the settings that keep a
+given share of the utility. Both choices are then run on the other seeds. Finished runs are saved in OUT/cells.jsonl,
+one per line, and are not repeated.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ METHODS: dict[str, dict[str, Any]] = {
 RATES = (1e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3)
 GRID = tuple(itertools.product(RATES, (1.0, 3.0)))
 EVALUATION = EvalSettings(ds_size=120, max_new_tokens=MAX_NEW_TOKENS)
-# What is measured of a run.
+# Results of a run, as columns of the table.
 COLUMNS = ("log10_forget_quality", "utility", "forget_probability", "retain_probability")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run."""
+    """Method, settings and seed of one run."""
 
     method: str
     loss: str
@@ -70,7 +70,7 @@ class Cell:
 
 
 class Bench(Persona):
-    """The models, sets and logs of one seed, and runs on them."""
+    """Persona of one seed with the logs of its original and retrained model, on which cells are run."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         super().__init__(folder, seed)
@@ -84,9 +84,9 @@ class Bench(Persona):
         return read_log(path)
 
     def attach(self, cell: Cell, request: Request, job: Job) -> PeftModel:
-        """Attach the adapters at the start that the cell's method gives them."""
+        """Attach the adapter and its offset, initialised by the cell's method."""
         settings = {"importance_seed": self.seed, "retain_convergence": None, **METHODS[cell.method]}
-        # All cells of a method share one importance, in this folder.
+        # All cells of a method share this folder, and so the importance that is saved in it.
         args = replace(request.args, output_dir=str(self.folder / cell.method))
         request = replace(request, importance=ImportanceConfig(**settings))
         importance = importance_for(replace(job, request=replace(request, args=args)))
@@ -94,7 +94,7 @@ class Bench(Persona):
         return attach_adapters(job.model, request.args, importance)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Unlearn and evaluate; a training that diverges has no other result."""
+        """Unlearn and evaluate. If the training diverges, the result is only {"diverged": True}."""
         args = replace(
             self.request.args,
             output_dir=tempfile.mkdtemp(),
@@ -123,11 +123,11 @@ class Bench(Persona):
 
 
 class Results:
-    """The finished cells, on disk.
+    """The results of finished cells, saved on disk.
 
     Args:
-        folder: where they are kept.
-        bench: what runs a cell that is not finished.
+        folder: folder for the results and the files of each seed.
+        bench: class that runs a cell without a result.
     """
 
     def __init__(self, folder: Path, bench: type[Bench] = Bench) -> None:
@@ -136,7 +136,7 @@ class Results:
         self.values = {Cell(**json.loads(line)["cell"]): json.loads(line)["result"] for line in lines}
 
     def get(self, cell: Cell) -> dict[str, Any]:
-        """Return the result of the cell, which is run now if it has not been."""
+        """Return the result of a cell, running it first if needed."""
         if cell not in self.values:
             self.values[cell] = self.bench(self.folder / f"seed-{cell.seed}", cell.seed).run(cell)
             write_jsonl(self.path, [{"cell": asdict(cell), "result": value} for cell, value in self.values.items()])
@@ -145,7 +145,7 @@ class Results:
 
 
 def chosen(results: Results, method: str, loss: str, seed: int, least_utility: float) -> Cell | None:
-    """Return the cell of the best forget quality on the tuning seed that keeps `least_utility`, if there is one."""
+    """Return the cell of `seed` with the best forget quality among those of at least `least_utility`, if any."""
     cells = {cell: results.get(cell) for cell in (Cell(method, loss, *setting, seed) for setting in GRID)}
     fit = [cell for cell, value in cells.items() if value.get("utility", -1.0) >= least_utility]
     return max(fit, key=lambda cell: cells[cell]["log10_forget_quality"], default=None)
@@ -154,7 +154,7 @@ def chosen(results: Results, method: str, loss: str, seed: int, least_utility: f
 def rows(
     results: Results, methods: Sequence[str], losses: Sequence[str], tuning: int, seeds: Sequence[int], share: float
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row of the table for each loss, method and choice of settings."""
+    """Yield a table row for each loss, method and utility constraint (none, or at least `share`)."""
     for loss, method in itertools.product(losses, methods):
         for least_utility in (0.0, share):
             cell = chosen(results, method, loss, tuning, least_utility)
@@ -169,13 +169,13 @@ def means(values: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Run the missing cells, and print the table."""
     parser = make_parser("ablation", __doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--losses", nargs="+", default=["ihl", "npo", "gd"])
     parser.add_argument("--tuning_seed", type=int, default=TUNING_SEED)
-    parser.add_argument("--share", type=float, default=0.98, help="share of the utility that the second choice keeps")
+    parser.add_argument("--share", type=float, default=0.98, help="minimum utility of the second choice (original: 1)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     table = Table("loss", "init", "utility asked", "learning rate", "λ", "seeds", *COLUMNS)

@@ -1,8 +1,8 @@
-"""Measure how far estimators of row importance agree on persona, and how many retain examples VILA's needs.
+"""Measure how well estimators of row importance agree on persona, and how many retain examples VILA's needs.
 
 The agreement of two estimates is Spearman's rank correlation of the row importances of a layer, averaged over layers.
-The tables have its mean and standard error over seeds, each with its own people, model, retain sample and random
-factors.
+The tables show its mean and standard error over seeds. Each seed has its own people, model, retain sample and random
+LoRA factors.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from unlora.pipeline.importance import measurement_for, retain_sample
 from unlora.pipeline.prepare import prepare
 from unlora.settings import ImportanceConfig
 
-# Normalising changes no ranks.
+# Normalised variants are left out: normalising does not change the ranks of the rows.
 ESTIMATORS = [name for name, settings in METHODS.items() if settings.get("normalised") is False]
+# Retain examples per forget example.
 SHARES = (1, 2, 5, 9)
+# Rank of the random factors in the last column; the other columns use 8.
 RANK = 64
 
 
@@ -39,7 +41,10 @@ class Estimates(Persona):
         self.job = prepare(self.request)
 
     def rows(self, share: int = SHARES[-1], seed: int = 0, r: int = 8, **settings: Any) -> dict[str, Tensor]:
-        """Estimate from `share` times as many retain as forget examples; `seed` draws them and the random factors."""
+        """Estimate the row importances from `share` retain examples per forget example.
+
+        `seed` determines the retain sample and the random factors, which have rank `r`.
+        """
         config = ImportanceConfig(**{"importance_seed": seed, "retain_convergence": None, **settings})
         request = replace(self.request, importance=config, args=replace(self.request.args, r=r))
         retain = retain_sample(self.job.retain, share * len(self.job.forget), seed)
@@ -50,12 +55,12 @@ class Estimates(Persona):
 
 
 def agreement(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """Return Spearman's correlation of the rows, averaged over layers."""
+    """Return Spearman's correlation of two estimates of row importance, averaged over layers."""
     return float(np.mean([spearmanr(first[name], second[name]).statistic for name in first]))
 
 
 def between_estimators(seeds: Sequence[int]) -> Table:
-    """Compare each estimator with each, on the same sample and factors."""
+    """Compare all pairs of estimators, on the same retain sample and random factors."""
     estimates = [{name: Estimates(seed).rows(seed=seed, **METHODS[name]) for name in ESTIMATORS} for seed in seeds]
     table = Table("estimator", *ESTIMATORS, title="agreement of estimators")
     for one in ESTIMATORS:
@@ -65,7 +70,7 @@ def between_estimators(seeds: Sequence[int]) -> Table:
 
 
 def of_samples(seeds: Sequence[int]) -> Table:
-    """Compare estimates from fewer retain examples, and of other factors, with the one from all of them."""
+    """Compare estimates from fewer retain examples, or with other random factors, with the full estimate."""
     known = {seed: Estimates(seed) for seed in seeds}
     table = Table("estimator", *(f"{share}×" for share in SHARES[:-1]), "other factors", f"rank {RANK}")
     table.title = f"agreement with the estimate from {SHARES[-1]}× retain examples"

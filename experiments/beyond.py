@@ -1,6 +1,6 @@
-"""Compare starts that go beyond VILA's row weights with it on persona, under the quickstart's settings and loss ihl.
+"""Compare initialisations that extend VILA's row weights with VILA on persona, with loss ihl.
 
-They are not in the library, since none of them is better than VILA's start.
+They are not part of the library, since none of them is better than VILA's.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Weights = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class Beyond(Bench):
-    """Persona with the starts of this module."""
+    """Persona with the initialisations of this module."""
 
     def attach(self, cell: Cell, request: Request, job: Job) -> PeftModel:
-        """Attach the adapters at the start that the cell's method gives them."""
+        """Attach the adapter and its offset, initialised by the cell's method."""
         forget, retain = moments(request, job, self.seed)
         rows = relative_importance(forget, retain, rows=True)
         if cell.method == "vila":
@@ -49,7 +49,7 @@ class Beyond(Bench):
 
 
 def moments(request: Request, job: Job, seed: int) -> tuple[Moments, Moments]:
-    """Return VILA's moments over the forget set and over a retain sample."""
+    """Return VILA's gradient moments over the forget set and over a retain sample."""
     config = ImportanceConfig(importance_seed=seed)
     retain = retain_sample(job.retain, RETAIN_SHARE * len(job.forget), seed)
     measurement = measurement_for(replace(job, request=replace(request, importance=config)), retain)
@@ -60,12 +60,15 @@ def moments(request: Request, job: Job, seed: int) -> tuple[Moments, Moments]:
 
 
 def rows_and_columns(forget: Moments, retain: Moments) -> Weights:
-    """Return w_r and w_c of diag(w_r)·W·diag(w_c): roots of the sums of VILA's importance over rows and columns."""
+    """Return w_r and w_c of diag(w_r)·W·diag(w_c): square roots of the row and column sums of VILA's importance."""
     return {n: (root(i.sum(1)), root(i.sum(0))) for n, i in relative_importance(forget, retain).items()}
 
 
 def factors_apart(forget: Moments, retain: Moments, columns: bool) -> Weights:
-    """Weight rows by the importance of B, and columns (if asked for) by that of A, without the product of both."""
+    """Return row weights from the importance of B alone and column weights from that of A alone.
+
+    Without `columns`, all column weights are 1.
+    """
     weights = {}
     for name in forget.mean:
         module, factor, tail = name.partition(".lora_A.")
@@ -77,19 +80,22 @@ def factors_apart(forget: Moments, retain: Moments, columns: bool) -> Weights:
 
 
 def ratio(forget: Moments, retain: Moments, name: str) -> Tensor:
-    """Return the relative importance of a factor, with relative smoothing."""
+    """Return the elementwise relative importance of a LoRA factor, with relative smoothing."""
     of_retain = retain.variance(name)
     return forget.variance(name) / (of_retain + EPSILON * of_retain.mean())
 
 
 def root(importance: Tensor) -> Tensor:
-    """Return weights of mean square 1."""
+    """Return the square roots of an importance, scaled to mean square 1."""
     return (importance / importance.mean()).sqrt()
 
 
 @torch.no_grad()
 def start(model: PeftModel, weights: Weights, rank: int) -> PeftModel:
-    """Set both adapters to the truncated SVD of diag(rows)·W·diag(columns), divided by the weights again."""
+    """Initialise the adapter with the truncated SVD of diag(rows)·W·diag(columns), divided by the weights again.
+
+    The offset gets the same factors with the opposite sign of B, so that both cancel.
+    """
     for name, layer in lora_layers(model):
         rows, columns = weights[name]
         u, s, vh = torch.linalg.svd(rows[:, None] * base_weight(layer) * columns, full_matrices=False)
@@ -102,7 +108,11 @@ def start(model: PeftModel, weights: Weights, rank: int) -> PeftModel:
 
 
 def with_ranks(request: Request, job: Job, rows: Mapping[str, Tensor]) -> LoraConfig:
-    """Return ranks that hold the most weighted energy, with as many parameters as the same rank everywhere has."""
+    """Return an adapter configuration whose ranks are chosen layer by layer.
+
+    Ranks are given greedily to the layers that gain the most weighted energy per parameter, with at most as many
+    parameters as a uniform rank has.
+    """
     args, shapes = request.args, target_shapes(job.model, None)
     cost = {name: sum(shape) for name, shape in shapes.items()}
     gains = []
@@ -126,7 +136,7 @@ def with_ranks(request: Request, job: Job, rows: Mapping[str, Tensor]) -> LoraCo
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Run the missing cells, and print the table."""
     parser = make_parser("beyond", __doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tuning_seed", type=int, default=TUNING_SEED)

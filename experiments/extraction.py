@@ -2,13 +2,13 @@
 
 - floor: one forward and backward pass over the same batches, with all weights frozen.
 - unlora: the importance as `unlora unlearn` measures it, from a given number of retain examples.
-- look: the test whether the importance has converged, which is made after 128 retain examples, 256, 512 and so on.
-- start: the adapter at its start (a factorisation of every layer).
-- vila, fila: the procedures of the authors of VILA and FILA. They use batches of 4 padded to 500 tokens and ten passes
-  over the forget set and as many random retain examples, and add up moments on the CPU after each batch. VILA measures
-  LoRA factors, FILA all linear weights with the gradients of all parameters.
+- look: one convergence check of the importance. `unlora unlearn` makes it after 128, 256, 512, ... retain examples.
+- start: the initialisation of the adapter (a factorisation of every layer).
+- vila, fila: the procedures of the authors of VILA and FILA. They make ten passes over the forget set and as many
+  random retain examples, in batches of 4 padded to 500 tokens, and accumulate the moments on the CPU after each batch.
+  VILA uses the gradients of LoRA factors; FILA those of all linear weights, and computes gradients of all parameters.
 
-What would take too long is measured in part and scaled up: floor and unlora by tokens, vila and fila by batches.
+Long procedures are measured on a part of the data and scaled up: floor and unlora by tokens, vila and fila by batches.
 """
 
 from __future__ import annotations
@@ -66,10 +66,11 @@ class Extraction:
 
     Args:
         subject: model and data.
-        retain: the retain examples that unlora measures.
-        config: how unlora measures them.
-        batches: how many batches of floor and unlora are measured.
-        both_sets: whether the authors' procedures see a batch of each set, and so hold the moments of both.
+        retain: the retain examples of floor and unlora.
+        config: settings of unlora's importance.
+        batches: number of batches on which floor and unlora are measured.
+        both_sets: whether the authors' procedures run on a batch of each set instead of the forget set only, which is
+            needed to measure the memory of the moments of both.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Extraction:
 
     def floor(self) -> Run:
         """Run forward and backward passes, and discard the gradients."""
-        return Run(0.0, self.subject.least(batch for part in self.sample for batch in part), self.share)
+        return Run(0.0, self.subject.floor_seconds(batch for part in self.sample for batch in part), self.share)
 
     def unlora(self) -> Run:
         """Measure the importance of every row."""
@@ -119,7 +120,7 @@ class Extraction:
         return rows
 
     def look(self) -> Run:
-        """Compare the importances from two halves."""
+        """Make one convergence check, which compares the row importances from two halves of the retain examples."""
         probe = attach_probe(self.model, ADAPTER, self.config.sigma, SEED)
         halves = [gradient_moments(probe, part[:1]) for part in self.sample]
         detach_adapters(probe)
@@ -137,7 +138,13 @@ class Extraction:
         return Run(seconds, 0.0, 1.0)
 
     def theirs(self, measured: Mapping[str, nn.Parameter], model: nn.Module, centred: bool) -> Run:
-        """Add up the moments of one batch of the forget set and, to measure memory, one of the retain set."""
+        """Accumulate the moments of one forget batch and, if `both_sets`, of one retain batch, as the authors do.
+
+        Args:
+            measured: the parameters whose gradients are used, by name.
+            model: the model that computes the loss.
+            centred: whether the mean is needed in addition to the mean square.
+        """
         parts = (self.subject.forget, self.retain) if self.both_sets else (self.subject.forget,)
         batches = [self.subject.padded(part[:THEIR_ROWS]) for part in parts]
         powers = (1, 2) if centred else (2,)
@@ -154,11 +161,11 @@ class Extraction:
                     total[name, power] += (parameter.grad.pow(power) * count).cpu()
             model.zero_grad()
         seconds = now() - start
-        of_pass = 2 * -(-len(self.subject.forget) // THEIR_ROWS)
-        return Run(0.0, seconds, len(batches) / (THEIR_PASSES * of_pass))
+        per_pass = 2 * -(-len(self.subject.forget) // THEIR_ROWS)
+        return Run(0.0, seconds, len(batches) / (THEIR_PASSES * per_pass))
 
     def vila(self) -> Run:
-        """Measure the moments of LoRA factors that are drawn at random."""
+        """Measure the gradient moments of random LoRA factors."""
         model = get_peft_model(
             self.model, LoraConfig(r=ADAPTER.r, lora_alpha=ADAPTER.lora_alpha, target_modules="all-linear")
         )
@@ -170,7 +177,7 @@ class Extraction:
         return run
 
     def fila(self) -> Run:
-        """Measure the moments of all linear weights, with gradients of every parameter of the model."""
+        """Measure the gradient mean squares of all linear weights, while every parameter gets a gradient."""
         self.model.requires_grad_(True)
         parameters = dict(self.model.named_parameters())
         weights = {name: parameters[f"{name}.weight"] for name in target_shapes(self.model, None)}
@@ -178,7 +185,10 @@ class Extraction:
 
 
 def convergence(extraction: Extraction, subject: Subject, examples: int) -> Iterator[str]:
-    """Yield how close row importances come to those from `examples` retain examples, and its estimate."""
+    """Yield lines with the agreement of row importances with those from `examples` retain examples.
+
+    Each line also shows the estimate of the convergence check: `stability` of the importances from two halves.
+    """
     config, size = extraction.config, extraction.size
     probe = attach_probe(subject.model, ADAPTER, config.sigma, SEED)
 
@@ -211,17 +221,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    parser.add_argument("--retain_samples", type=int, help="retain examples that unlora measures")
+    parser.add_argument("--retain_samples", type=int, help="number of retain examples of floor and unlora")
     parser.add_argument("--importance_batch_size", type=int, help="batch size of unlora and floor")
     parser.add_argument(
         "--gradient_checkpointing", action="store_true", help="use gradient checkpointing in all procedures"
     )
-    parser.add_argument("--batches", type=int, default=30, help="batches of floor and unlora that are measured")
+    parser.add_argument("--batches", type=int, default=30, help="number of measured batches of floor and unlora")
     parser.add_argument(
         "--converged",
         type=int,
         metavar="EXAMPLES",
-        help="also show how the importance converges to the one from so many retain examples",
+        help="also show how the importance converges to the one from this number of retain examples",
     )
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)

@@ -1,16 +1,16 @@
-"""Measure unlora on a borrowed GPU in less than ten minutes, with numbers on disk as soon as each part is done.
+"""Measure unlora on a GPU in less than ten minutes, and save the results after each part.
 
 The machine needs torch, transformers, peft, a wheel of unlora and this folder, but no network:
 
     python -m experiments.gpu --json out.json --small MODEL_FOLDER --data TOFU
 
-- shape: random weights in the shape of --model. How long the importance takes beside its floor (a forward and backward
-  pass with frozen weights), the start of the adapter, a step of training beside its floor, and the whole of forget10:
-  importance, start and five epochs.
+- shape: a model with random weights in the shape of --model. Measures the importance and a training step, each relative
+  to its floor (a forward and backward pass with frozen weights), the initialisation of the adapter, and a complete
+  forget10 run: importance, initialisation and five epochs.
 - small: `unlora finetune` and, with two seeds, `unlora unlearn` on a real small model, with their evaluations.
 
-A part that begins after --seconds is left out. Without --data, rows of random tokens take the place of TOFU's, and
-fictitious people that of the small model's rows.
+No part is started later than --seconds after the beginning. Without --data, the shape is measured on random tokens in
+place of TOFU, and the small model is trained on the fictitious people of persona.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ from unlora.pipeline.importance import RETAIN_SHARE, retain_sample
 from unlora.runs.folder import EVALUATIONS, METRICS, RECORD
 from unlora.settings import ImportanceConfig
 
-# Rows of forget10 and retain90, and how long they are with the tokenizer of Llama-2.
+# Number of rows of forget10 and retain90, their shortest and longest length in tokens of Llama-2's tokenizer, and the
+# fraction of these tokens that belongs to the answer.
 ROWS, LENGTHS, ANSWERED = (400, 3600), (35, 95), 0.7
 PAIRS, EPOCHS = 32, 5
 
 
 class Results:
-    """What has been measured, which is written to a file at each change.
+    """The results so far, which are written to a file at each change.
 
     Args:
         path: the file.
-        seconds: after which no part begins.
+        seconds: time limit after which no part is started.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
@@ -61,13 +62,13 @@ class Results:
         self.add(device=device, torch=torch.__version__)
 
     def add(self, **values: Any) -> None:
-        """Add values, and write all of them."""
+        """Add values, and write the file."""
         self.values |= values
         with atomic_path(self.path) as partial:
             partial.write_text(json.dumps(self.values, indent=1) + "\n")
 
     def run(self, name: str, part: Callable[[], dict[str, Any]]) -> None:
-        """Run a part if there is time for it, and add its numbers and the most memory that it held."""
+        """Run a part if the time limit has not passed, and add its results and peak GPU memory."""
         if time.monotonic() > self.end:
             self.add(**{name: "left out: no time"})
             return
@@ -75,7 +76,7 @@ class Results:
             torch.cuda.reset_peak_memory_stats()
         try:
             values = part()
-        except Exception as error:  # the other parts are worth having
+        except Exception as error:  # an error must not lose the results of the other parts
             values = {"error": f"{type(error).__name__}: {error}"}
         if torch.cuda.is_available():
             values["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -84,7 +85,7 @@ class Results:
 
 
 def random_rows(count: int, vocabulary: int, seed: int) -> list[Example]:
-    """Return rows of random tokens that are as long as TOFU's, with labels on the answer."""
+    """Return examples of random tokens of about the lengths of TOFU's, with labels on the answer."""
     drawn, rows = random.Random(seed), []
     for _ in range(count):
         ids = [drawn.randrange(3, vocabulary) for _ in range(drawn.randint(*LENGTHS))]
@@ -94,7 +95,7 @@ def random_rows(count: int, vocabulary: int, seed: int) -> list[Example]:
 
 
 class Shape:
-    """The parts at one shape with random weights.
+    """The parts that are measured on a model with random weights.
 
     Args:
         args: the flags of `main`.
@@ -120,10 +121,10 @@ class Shape:
         return {"extraction": self.extraction, "start": self.start, "step": self.step, "forget10": self.forget10}
 
     def extraction(self) -> dict[str, Any]:
-        """Measure the importance beside its floor, on a sample of the batches."""
-        config = ImportanceConfig(retain_samples=len(self.retain))  # all of them, in one pass
+        """Measure the importance and its floor on a sample of the batches."""
+        config = ImportanceConfig(retain_samples=len(self.retain))  # fixed, so that there is no convergence check
         measured = Extraction(self.subject, self.retain, config, self.args.batches)
-        measured.floor(), measured.unlora()  # the first of each also loads kernels
+        measured.floor(), measured.unlora()  # warm-up: the first run of each also loads kernels
         runs = _speed.interleaved({"floor": measured.floor, "unlora": measured.unlora}, self.args.rounds)
         seconds = {name: min(run.sample for run in each) for name, each in runs.items()}
         sample = sum(map(tokens, measured.sample))
@@ -132,19 +133,19 @@ class Shape:
         return values | {"ratio": seconds["unlora"] / seconds["floor"], "floor_tflops": rate}
 
     def start(self) -> dict[str, Any]:
-        """Measure the factorisation of every adapted layer."""
+        """Measure the initialisation of the adapter: a factorisation of every adapted layer."""
         measured = Extraction(self.subject, self.retain, ImportanceConfig(), 1)
         return {"seconds": measured.start().fixed}
 
     def step(self) -> dict[str, Any]:
-        """Measure a step of training with npo, beside its floor."""
+        """Measure a training step with loss npo, and its floor."""
         training = Training(self.subject, self.settings(loss="npo", max_steps=2))
-        training.floor(), training.unlora()
+        training.floor(), training.unlora()  # warm-up
         seconds = {name: run().seconds for name, run in (("floor", training.floor), ("unlora", training.unlora))}
         return seconds | {"ratio": seconds["unlora"] / seconds["floor"]}
 
     def forget10(self) -> dict[str, Any]:
-        """Measure the importance, the start and five epochs with ihl, as `unlora unlearn` runs them."""
+        """Measure importance, initialisation and five epochs with loss ihl, as `unlora unlearn` runs them."""
         subject, begun = self.subject, now()
         extraction = Extraction(subject, self.retain, ImportanceConfig(), 1)
         batches = (
@@ -167,7 +168,7 @@ class Shape:
         return {**stages, "whole": ended - begun, "updates": trainer.state.global_step, "training_tflops": rate}
 
     def settings(self, **changes: Any) -> UnlearnConfig:
-        """Return the settings of a training without files."""
+        """Return the settings of a training run that saves nothing."""
         common = {"r": ADAPTER.r, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
         size = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": PAIRS // 8}
         use_cpu = self.args.device == "cpu"
@@ -175,7 +176,7 @@ class Shape:
 
 
 def small_parts(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Yield the parts on a real small model: it learns all rows, and forgets a tenth of them twice."""
+    """Yield the parts on a real small model: fine-tuning on all rows, and two runs that unlearn a tenth of them."""
     data, names = args.data, ("full", "forget10", "retain90")
     if data is None:
         people = generate(0)
@@ -194,7 +195,7 @@ def small_parts(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, C
 
 
 def timed(command: str, flags: Sequence[object], folder: Path) -> dict[str, Any]:
-    """Run a command of unlora, and return its seconds; of an unlearning also those of its stages and its metrics."""
+    """Run an unlora command, and return its exit code and seconds, for `unlearn` also its stage times and metrics."""
     begun = now()
     code = unlora([command, *map(str, flags)])
     values: dict[str, Any] = {"exit_code": code, "seconds": now() - begun}
@@ -206,24 +207,27 @@ def timed(command: str, flags: Sequence[object], folder: Path) -> dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and write the numbers."""
+    """Run all parts, and write their results to a file."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, required=True, help="file for the numbers")
+    parser.add_argument("--json", type=Path, required=True, help="file for the results")
     parser.add_argument(
-        "--model", default="Llama-2-7B", choices=list(_speed.shapes()), help="shape with random weights"
+        "--model", default="Llama-2-7B", choices=list(_speed.shapes()), help="name of the shape with random weights"
     )
-    parser.add_argument("--dtype", default="bfloat16", help="of the shape")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of the model with random weights")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--data", help="folder of TOFU: <name>.jsonl")
     parser.add_argument("--rows", type=int, nargs=2, default=ROWS, help="forget and retain rows without --data")
-    parser.add_argument("--batches", type=int, default=10, help="batches of the importance beside its floor")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of the importance and of its floor")
+    parser.add_argument("--batches", type=int, default=10, help="measured batches of the importance and its floor")
+    parser.add_argument("--rounds", type=int, default=2, help="number of runs of the importance and of its floor")
     parser.add_argument("--small", help="folder of a real small model")
-    parser.add_argument("--finetune", type=str.split, default=["--learning_rate", "5e-4"], help="its flags of finetune")
-    parser.add_argument("--unlearn", type=str.split, default=[], help="its flags of unlearn")
-    parser.add_argument("--seconds", type=float, default=480, help="no part begins later")
+    finetune = ["--learning_rate", "5e-4"]
+    parser.add_argument(
+        "--finetune", type=str.split, default=finetune, help="flags of its `unlora finetune`, one string"
+    )
+    parser.add_argument("--unlearn", type=str.split, default=[], help="flags of its `unlora unlearn`, one string")
+    parser.add_argument("--seconds", type=float, default=480, help="time limit after which no part is started")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     results = Results(args.json, args.seconds)
     shape = Shape(args)

@@ -1,11 +1,12 @@
-"""Give malformed input of many kinds to the real command line, and count how it ends.
+"""Give many kinds of malformed input to the real command line, and count the outcomes.
 
 python -m experiments.malformed --count 400 --results malformed.jsonl
 
-docs/reliability.md has the result. A case is a command with one thing that is wrong: a flag, a value in a file of
-settings, a row, a file of a model, of an adapter, of a run or of a log. It is refused well if the exit code is 2, the
-message has fewer than 1,000 characters with argument, value, reason and fix, nothing is written, and it takes less than
-5 s of computation. Each command runs in a forked process, to spare the import of the libraries.
+The results are in docs/reliability.md. A case is a command with one malformed input: a flag, a value in a settings
+file, a data row, an evaluation log, or a file of a model, an adapter or a run. It counts as refused if the command
+fails with a message of fewer than 1,000 characters that names argument, value, reason and fix, writes nothing, and
+takes at most 5 s of CPU time. `unlora verify` may instead report the file as changed or missing. Each command runs in
+a forked process, so that it need not import the libraries.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from unlora.settings.inherited import field_types
 from unlora.settings.setting import annotations_of
 
 _COMMANDS = {"unlearn": unlearn, "finetune": finetune}
-# Values that nobody writes into JSON for a reason, and texts in the place of a whole file.
+# Values that are unlikely in any JSON field, and contents that replace a whole file.
 ODD: list[Any] = [None, True, -1, 0, 1e308, 10**30, "x", "", "\x1b[2J", [], {}, [None], {"a": None}, [[["x"]]], -0.5]
 BROKEN = [b"", b"null", b"[]", b"{}", b"3", b"[" * 99_999, b"\xff\xfe", b'{"a": NaN}', b'{"a": 1, "a": 2}']
-# Values that a flag of a type does not take, as YAML has them.
+# Values that are invalid for a setting, by its type, as written in YAML.
 _NEITHER: list[Any] = [[1, 2], [None], [[True]], {"a": 1}]
 _NO_NUMBER = [
     *(*_NEITHER, "", "x", "1,5", True, [3], float("nan"), float("-inf"), 10**30, "9" * 5000, "\x1b[2J", "é" * 3000),
@@ -53,7 +54,7 @@ WRONG: dict[str, list[Any]] = {
     "str | None": [*_NEITHER, ["x"], "a\0b"],
     "list[str] | None": [[None], [[1]], {"a": 1}, ["x", {}]],
 }
-# Rows that are neither a question, nor a conversation, nor a text, each as a line of JSON.
+# Lines of a data file that are no valid question-answer, conversation or text row.
 _TURN = {"role": "user", "content": "Who?"}
 ROWS: list[str] = [
     *("null", "3", "[]", '"x"', "{}", "{", '{"question": "Who?"}', '{"question": "Who?", "answer": "', "\x00"),
@@ -76,15 +77,15 @@ ROWS: list[str] = [
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command with malformed input ended.
+    """The outcome of a command with malformed input.
 
     Args:
-        kind: of what is malformed.
-        what: the malformed part, and the command.
-        code: its exit code, or minus the signal that ended it.
-        seconds: of computation.
-        message: what it printed.
-        wrote: what it wrote or changed.
+        kind: kind of malformed input, such as "flag".
+        what: the malformed part, and the command line.
+        code: exit code, or minus the number of the signal that ended it.
+        seconds: CPU time.
+        message: its output, from the error message on if there is one.
+        wrote: the files that it created, changed or deleted.
     """
 
     kind: str
@@ -95,7 +96,7 @@ class Ended:
     wrote: list[str]
 
     def verdict(self) -> str:
-        """Return "refused" if it ended well, else how it did not."""
+        """Return "refused" for a good refusal, otherwise what is wrong with the outcome."""
         if self.code < 0:
             return "killed or crashed"
         if "Traceback" in self.message or "The traceback is in" in self.message:
@@ -103,20 +104,20 @@ class Ended:
         if self.code == 0:
             return "accepted"
         if self.code == 1 and re.search(r" changed$| missing$", self.message, re.MULTILINE):
-            return "refused"  # `verify` has found it
+            return "refused"  # `unlora verify` reports the damaged file this way
         if len(self.message) >= 1000 or not re.search(r"\S=.*: .*\. Fix: .*\.", self.message):
             return "poor message"
         return "something written" if self.wrote else "slow" if self.seconds > 5 else "refused"
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the paths to a JSON value and all values in it, of each container the first four."""
+    """Return the paths of a JSON value and of the values nested in it, up to four for each container."""
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(found for key, part in list(parts)[:4] for found in places(part, (*path, key)))]
 
 
 def with_odd(value: Any, path: Sequence[Any], odd: Any) -> Any:
-    """Return a copy of a JSON value with something odd in one place."""
+    """Return a copy of a JSON value in which the value at `path` is replaced by `odd`."""
     if not path:
         return odd
     copy = value.copy()
@@ -128,8 +129,8 @@ class Generator:
     """Makes malformed inputs from a model, data and a finished run in `folder`.
 
     Args:
-        folder: with `model`, `data` and `run`. It is changed by each case.
-        seed: of the draws.
+        folder: folder with `model`, `data` and `run`. Each case changes files in it.
+        seed: seed of the random choices.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -146,12 +147,13 @@ class Generator:
         }
 
     def next(self) -> tuple[str, str, list[str]]:
-        """Return a kind, what is malformed, and the arguments of a command."""
+        """Make the next case: return its kind, a description, and the arguments of the command."""
         kind = self.random.choice(list(self.kinds))
         what, argv = self.kinds[kind]()
         return kind, f"{what}: unlora {' '.join(argv)}", argv
 
     def _required(self, command: str) -> dict[str, str]:
+        """Return valid settings for a short run of `unlearn` or `finetune`."""
         data = {"forget_data": "forget.jsonl", "retain_data": "retain.jsonl"}
         data = data if command == "unlearn" else {"train_data": "retain.jsonl"}
         named = {name: str(self.folder / "data" / file) for name, file in data.items()}
@@ -164,6 +166,7 @@ class Generator:
         }
 
     def _wrong(self) -> tuple[str, str, Any]:
+        """Draw a command, one of its settings, and an invalid value for it."""
         command = self.random.choice(sorted(_COMMANDS))
         kinds = _COMMANDS[command].SETTINGS
         hints = {name: hint for kind in kinds for name, hint in (field_types() | annotations_of(kind)).items()}
@@ -172,7 +175,7 @@ class Generator:
 
     def _flag(self) -> tuple[str, list[str]]:
         command, name, value = self._wrong()
-        while isinstance(value, bool | list | dict | None):  # on a command line these are texts, which may be values
+        while isinstance(value, bool | list | dict | None):  # as command-line text these may be valid
             command, name, value = self._wrong()
         values = {**self._required(command), name: value if isinstance(value, str) else json.dumps(value)}
         return name, [command, *(part for name, value in values.items() for part in (f"--{name}", value))]
@@ -194,7 +197,7 @@ class Generator:
         return f"row {row}", self._reading(command)
 
     def _reading(self, command: str) -> list[str]:
-        """Return a command that reads model and data."""
+        """Return a valid command that reads the model and the data."""
         data, log = self.folder / "data", self.folder / "log.json"
         model = ["--model_name_or_path", str(self.folder / "model")]
         if command == "evaluate":
@@ -208,7 +211,7 @@ class Generator:
         return [command, *(part for name, value in values.items() for part in (f"--{name}", value))]
 
     def _damage(self, file: Path) -> str:
-        """Damage a file: cut it off, put something else in its place, or something odd into its JSON."""
+        """Truncate a file, replace its content, or replace one value of its JSON; return a description."""
         content = file.read_bytes()
         choice = self.random.random()
         if choice < 0.3:
@@ -262,13 +265,13 @@ class Generator:
         return self.folder / "run" / "eval_unlearned.json"
 
     def commands(self) -> list[list[str]]:
-        """Return the commands of all cases, without anything malformed."""
+        """Return the commands of all cases with valid input."""
         reading = [self._reading(command) for command in ("unlearn", "finetune", "evaluate", "membership")]
         return [*reading, *map(self._adapted, ("evaluate", "membership")), *self._of_run(), *self._of_log()]
 
 
 def ended(kind: str, what: str, argv: Sequence[str], folder: Path) -> Ended:
-    """Run a command, and return how it ended. After a minute it is killed."""
+    """Run a command in a forked process, limited to 60 s of CPU time and 300 s in all, and return its outcome."""
     before = _state(folder)
     reading, writing = os.pipe()
     process = os.fork()
@@ -294,7 +297,7 @@ def _state(folder: Path) -> dict[str, int]:
 
 
 def prepare(folder: Path) -> None:
-    """Put a small model, data and a finished run into `folder`."""
+    """Write a small model, data and a finished run to `folder`."""
     case = cases(folder / "work", save_model(folder / "model"))["unlearn"]
     outcome = run(case)
     assert outcome.code == 0, outcome.text
@@ -305,31 +308,35 @@ def prepare(folder: Path) -> None:
 
 
 def main() -> None:
-    """Print how many malformed inputs of each kind were refused well, and how the others ended."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=400)
+    """Print the number of cases of each kind with each verdict."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.malformed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--count", type=int, default=400, help="number of cases")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", help="only these kinds")
-    parser.add_argument("--results", type=Path, help="the file to which each result is added, as a line of JSON")
+    parser.add_argument("--kinds", nargs="+", help="kinds of malformed input to try (all if not given)")
+    parser.add_argument("--results", type=Path, help="append each outcome to this file, as a line of JSON")
     args = parser.parse_args()
     warm_up()
     counts: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as name:
-        original, work = Path(name) / "original", Path(name) / "work"
-        prepare(original)
+        pristine, work = Path(name) / "pristine", Path(name) / "work"
+        prepare(pristine)
         generator = Generator(work, args.seed)
         generator.kinds = {kind: make for kind, make in generator.kinds.items() if kind in (args.kinds or [kind])}
 
-        def put_back() -> None:
+        def restore() -> None:
             shutil.rmtree(work, ignore_errors=True)
-            shutil.copytree(original, work, ignore=shutil.ignore_patterns("work"))
+            shutil.copytree(pristine, work, ignore=shutil.ignore_patterns("work"))
 
-        for argv in generator.commands():  # else its cases would be refused for another reason
-            put_back()
+        for argv in generator.commands():  # if one failed, its cases would be refused for another reason
+            restore()
             result = ended("none", "", argv, work)
             assert result.code == 0, result
         for _ in range(args.count):
-            put_back()
+            restore()
             result = ended(*generator.next(), work)
             counts[result.kind, result.verdict()] += 1
             if args.results:

@@ -1,8 +1,8 @@
-"""Measure the peak memory of extracting moments or of training on the CPU, at a small shape with random weights.
+"""Measure the peak CPU memory of extracting moments or of a training step, on a small Llama with random weights.
 
 python -m experiments.memory extraction --hidden 512 --layers 8 --vocabulary 512
 
-docs/scaling.md compares the results with its formulas.
+docs/scaling.md compares the results with the formulas given there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unlora.models.forward import labelled_tokens
 
 
 def step_of(stage: str, args: argparse.Namespace) -> Callable[[Batch], None]:
-    """Return what runs a batch of the stage, on a Llama of that shape with the adapter and its offset."""
+    """Return a function that runs a batch of the stage, on a Llama with the adapter and its offset."""
     torch.manual_seed(0)
     heads = args.hidden // 64
     config = llama(
@@ -48,7 +48,7 @@ def step_of(stage: str, args: argparse.Namespace) -> Callable[[Batch], None]:
 
 
 def make_batch(args: argparse.Namespace, examples: int, length: int) -> Batch:
-    """Return random tokens, with labels on the second half of each example."""
+    """Return a batch of random tokens, with labels on the second half of each example."""
     ids = torch.randint(2, args.vocabulary, (examples, length))
     labels = ids.clone()
     labels[:, : length // 2] = -100
@@ -57,13 +57,17 @@ def make_batch(args: argparse.Namespace, examples: int, length: int) -> Batch:
 
 def main() -> None:
     """Print the peak memory of the stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("stage", choices=["extraction", "training"])
     for name, default in {"hidden": 512, "layers": 8, "vocabulary": 512, "examples": 8, "length": 256}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     step = step_of(args.stage, args)
-    step(make_batch(args, 1, 8))  # libraries keep memory from their first call on
+    step(make_batch(args, 1, 8))  # warm-up: libraries allocate memory at their first call and keep it
     batch = make_batch(args, args.examples, args.length)
     print(f"{vars(args)}: {peak(lambda: step(batch), 'cpu') / MIB:.0f} MiB above the resting process")
 

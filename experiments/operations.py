@@ -1,17 +1,17 @@
-"""Count the tensor operations of the importance and of a training step, for each adapted layer and batch.
+"""Count the tensor operations of the importance, training and evaluation, per adapted layer and batch.
 
-On a GPU an operation is a kernel, whose launch costs some microseconds however small it is. Where the GPU waits for
-launches, their number therefore says what a step costs, and it can be counted without a GPU. Views and allocations
+On a GPU each operation is a kernel launch, which costs some microseconds however small the kernel is. When launches are
+the bottleneck, their number determines the time of a step, and it can be counted without a GPU. Views and allocations
 compute nothing and are not counted. The rows are:
 
 - floor: a forward and backward pass with all weights frozen.
 - importance: the same pass with the gradient moments of the adapter's factors, as `unlora unlearn` measures them.
-- training: the pass over packed rows with the adapters trained, without the optimiser.
-- forward: a forward pass alone.
-- evaluation: the same of a model with an adapter and its offset, as each token of an answer needs one.
+- training: a forward and backward pass over packed rows that trains the adapter, without the optimiser.
+- forward: a forward pass only.
+- evaluation: a forward pass of a model with an adapter and its offset, as needed for each generated token.
 
-What does not depend on the number of layers cancels: models of two depths are counted, and the difference is divided
-among the layers that they do not share.
+Two models of different depth are counted, and the difference is divided by the number of additional adapted layers, so
+that operations which do not depend on the depth cancel.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _FREE = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "l
 
 @dataclass(frozen=True)
 class Operations:
-    """What a pass costs.
+    """The cost of a pass.
 
     Args:
-        calls: operations that compute something.
-        bytes: memory that was allocated for their results, whether or not it was freed again.
+        calls: number of operations that compute something.
+        bytes: memory allocated for their results, in bytes, including memory that was freed again.
     """
 
     calls: float
@@ -63,7 +63,7 @@ class Operations:
         return Operations(self.calls - other.calls, self.bytes - other.bytes)
 
     def per(self, layers: int) -> Operations:
-        """Return the share of each of so many layers."""
+        """Return the cost per layer."""
         return Operations(self.calls / layers, self.bytes / layers)
 
 
@@ -75,7 +75,7 @@ class Counter(TorchDispatchMode):
         self.calls = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation."""
+        """Run an operation, and count it if it computes something."""
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
             self.calls += func.overloadpacket.__name__ not in _FREE
@@ -91,7 +91,7 @@ def _storage(tensor: Tensor) -> tuple[int, int]:
 
 
 def counted(run: Callable[[], object]) -> Operations:
-    """Return the operations of a function, which is run once before, so that nothing happens for the first time."""
+    """Return the operations of a function, after a first run that is not counted and does one-time work."""
     run()
     with Counter() as counter:
         run()
@@ -109,15 +109,15 @@ def of_floor(model: nn.Module, batch: Batch) -> Operations:
 
 
 def of_importance(model: nn.Module, batch: Batch) -> Operations:
-    """Count the moments of one more batch."""
+    """Count the gradient moments of one batch, as the difference between two batches and one."""
     probe = attach_probe(model, ADAPTER)
     once, twice = (counted(lambda n=n: gradient_moments(probe, [batch] * n)) for n in (1, 2))  # type: ignore[misc]
     return twice - once
 
 
 def of_training(model: nn.Module, batch: Batch) -> Operations:
-    """Count the loss and the gradients of the adapter."""
-    adapted = attach_probe(model, ADAPTER)  # a start of any kind, with the offset that cancels it
+    """Count a forward and backward pass that trains the adapter."""
+    adapted = attach_probe(model, ADAPTER)  # any initialisation will do, if an offset cancels it
 
     def run() -> None:
         adapted.zero_grad()
@@ -134,7 +134,7 @@ def of_forward(model: nn.Module, batch: Batch) -> Operations:
 
 
 def of_evaluation(model: nn.Module, batch: Batch) -> Operations:
-    """Count it with adapters."""
+    """Count a forward pass without gradients of the model with an adapter and its offset."""
     return of_forward(attach_probe(model, ADAPTER), batch)
 
 
@@ -145,12 +145,12 @@ PROCEDURES: dict[str, Callable[[nn.Module, Batch], Operations]] = {
     "forward": of_forward,
     "evaluation": of_evaluation,
 }
-# What is compared with what.
+# The baseline of each procedure.
 FLOORS = {"importance": "floor", "training": "floor", "evaluation": "forward"}
 
 
 def per_layer(procedure: Callable[[nn.Module, Batch], Operations], dtype: torch.dtype) -> Operations:
-    """Return what a procedure costs for each adapted layer of a small Llama."""
+    """Return the cost of a procedure per adapted layer of a small Llama."""
     drawn = torch.Generator().manual_seed(0)
     rows = [torch.randint(2, 500, (length,), generator=drawn).tolist() for length in (24, 32, 17, 29)]
     batch = pad_batch([{"input_ids": ids, "labels": [-100] * 8 + ids[8:]} for ids in rows], 0)
@@ -170,9 +170,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of the model")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="dtypes of the model")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    table = Table("of each adapted layer and batch", "dtype", "operations", "above the floor", "KiB allocated")
+    table = Table("per adapted layer and batch", "dtype", "operations", "above the floor", "KiB allocated")
     for dtype in args.dtypes:
         found = {name: per_layer(procedure, getattr(torch, dtype)) for name, procedure in PROCEDURES.items()}
         for name, own in found.items():

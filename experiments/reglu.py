@@ -1,9 +1,9 @@
-"""Start the adapter as ReGLU does, and distil on persona from there (arXiv 2604.17396).
+"""Initialise the adapter as ReGLU does (arXiv 2604.17396), and unlearn persona by distillation.
 
-Each adapted weight W gets B₀ = the first eigenvectors of (1 − β)·Cov_forget − β·Cov_retain, the covariances of its
-outputs, and A₀ = B₀ᵀW. So the adapter starts at the part of W that writes to the directions in which the forget set
-varies and the retain set does not. Only this start is measured, without the paper's penalty on the retain set's
-directions.
+For each adapted weight W, the columns of B₀ are the leading eigenvectors of (1 − β)·Cov_forget − β·Cov_retain, with the
+covariances of its outputs, and A₀ = B₀ᵀW. The adapter thus starts at the part of W that writes to directions in which
+the forget set varies and the retain set does not. Only the initialisation is tested, without the paper's penalty on the
+retain set's directions.
 
 python -m experiments.reglu --seeds 100 --learning_rates 5e-4 1e-3 2e-3
 """
@@ -31,13 +31,13 @@ from unlora.models.load import load_tokenizer
 from unlora.pipeline import unlearn as pipeline
 from unlora.settings import ModelConfig
 
-# The weight of the retain set's covariance.
+# The weight β of the retain set's covariance.
 _BETA = 0.5
-_ROWS = 32
+_BATCH_SIZE = 32
 
 
 class Covariance:
-    """The covariance of the outputs of some modules over all tokens that are not padding."""
+    """Accumulates the covariance of the outputs of the named modules, over all tokens but padding."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.count = 0
@@ -47,18 +47,18 @@ class Covariance:
 
     @torch.no_grad()
     def add(self, model: nn.Module, batch: Batch) -> None:
-        """Run the model on a batch."""
+        """Run the model on a batch, and add the outputs of the modules."""
         real = batch["attention_mask"].bool()
         self.count += int(real.sum())
 
-        def note(name: str, output: Tensor) -> None:
+        def accumulate(name: str, output: Tensor) -> None:
             values = output[real].double()
             self.sums[name] = self.sums.get(name, 0) + values.sum(0)
             self.squares[name] = self.squares.get(name, 0) + values.T @ values
 
         modules = dict(model.named_modules())
         hooks = [
-            modules[name].register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
+            modules[name].register_forward_hook(lambda module, inputs, output, name=name: accumulate(name, output))
             for name in self.names
         ]
         model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
@@ -74,23 +74,23 @@ class Covariance:
 def attach_at_subspaces(
     base: nn.Module, config: AdapterSettings, sets: Sequence[Sequence[Record]], text_format: TextFormat
 ) -> PeftModel:
-    """Return the model with the adapter at ReGLU's start, and the offset that cancels it.
+    """Attach an adapter with ReGLU's initialisation, and the offset that cancels it.
 
     Args:
         base: the original model.
         config: rank, scaling and target modules of the adapter.
-        sets: the forget and the retain set.
-        text_format: how rows become tokens.
+        sets: the rows of the forget set and of the retain set.
+        text_format: converts rows to tokens.
     """
-    found = []
+    covariances = []
     for rows in sets:
         covariance = Covariance(target_shapes(base, config.target_modules))
-        for batch in iter_batches(encode_records(rows, text_format), _ROWS, padding_id(text_format.tokenizer)):
+        for batch in iter_batches(encode_records(rows, text_format), _BATCH_SIZE, padding_id(text_format.tokenizer)):
             covariance.add(base, batch)
-        found.append(covariance)
+        covariances.append(covariance)
 
     def start(name: str, layer: LoraLayer) -> tuple[Tensor, Tensor]:
-        of_forget, of_retain = (covariance.of(name) for covariance in found)
+        of_forget, of_retain = (covariance.of(name) for covariance in covariances)
         values, vectors = torch.linalg.eigh((1 - _BETA) * of_forget - _BETA * of_retain)
         weight, scaling = layer.get_base_layer().weight, layer.scaling["unlearn"]
         first = vectors[:, values.argsort(descending=True)[: config.r]].to(weight.dtype)
@@ -100,12 +100,12 @@ def attach_at_subspaces(
 
 
 def run(seed: int, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Return the measures of one run, which is written to `folder`."""
+    """Run one request in `folder`, and return its measures."""
     persona = Persona(folder, seed)
     request, log = compared_request(persona.models, persona.sets, folder, seed, **settings)
     text_format = TextFormat(load_tokenizer(ModelConfig(str(persona.models["original"]))))
     sets = [persona.sets[name] for name in ("forget", "retain")]
-    # The pipeline starts an adapter at row importances, which cannot say this start.
+    # The pipeline can only initialise an adapter from row importances, which cannot express this initialisation.
     pipeline.attach_adapters = lambda base, config, importance: attach_at_subspaces(base, config, sets, text_format)
     return measures_of(pipeline.unlearn(request, persona.sets).metrics, log)
 

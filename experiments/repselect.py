@@ -1,8 +1,8 @@
-"""Distil on persona with RepSelect's idea, and relearn a fifth of what was forgotten (arXiv 2606.17168).
+"""Unlearn persona by distillation with RepSelect's idea (arXiv 2606.17168), then relearn a fifth of the forget set.
 
-Before each update, the first principal components of the forget loss's gradient are removed from it. They are shared
-with other knowledge, and an attacker who trains on a few forgotten rows finds them again. Here this is done to the
-gradients of the LoRA factors, and the gradient of the retain loss is left as it is.
+Before each update, the leading principal components of the forget loss's gradient are removed from it, because they are
+shared with other knowledge, and an attacker who trains on a few forgotten rows recovers them. Here this is done to the
+gradients of the LoRA factors. The gradient of the retain loss is not changed.
 
 python -m experiments.repselect --seeds 100 101 --components 0 1 2 4
 """
@@ -31,17 +31,17 @@ _MODELS = ("unlearned", "retrained")
 
 
 def without_first(gradient: Tensor, components: int) -> Tensor:
-    """Return a matrix without its first principal components."""
+    """Return a matrix without its leading principal components, those of the largest singular values."""
     u, s, vh = torch.linalg.svd(gradient, full_matrices=False)
     return (u[:, components:] * s[components:]) @ vh[components:]
 
 
 class Selective(UnlearnTrainer):
-    """Removes the first components of the forget loss's gradient before each update.
+    """Trainer that removes the leading components of the forget loss's gradient before each update.
 
     Args:
-        *args: as for `UnlearnTrainer`.
-        components: how many.
+        *args: arguments of `UnlearnTrainer`.
+        components: number of components to remove.
     """
 
     def __init__(self, *args: Any, components: int) -> None:
@@ -49,7 +49,7 @@ class Selective(UnlearnTrainer):
         super().__init__(*args)
 
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], items: Any = None) -> Tensor:
-        """Add the gradients of both losses of a batch one after the other."""
+        """Compute the gradients of both losses of a batch separately, and add them after removing the components."""
         model.train()
         total, losses = self.compute_loss(model, self._prepare_inputs(inputs), True, items)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -63,7 +63,7 @@ class Selective(UnlearnTrainer):
 
 
 def run(seed: int, components: int, folder: Path) -> tuple[dict[str, float], list[float]]:
-    """Return the measures of one run, and the forget probability of both models after relearning."""
+    """Return the measures of one run, and the forget probabilities of the models in `_MODELS` after relearning."""
     persona = Persona(folder, seed)
     request, log = compared_request(persona.models, persona.sets, folder, seed)
     pipeline.UnlearnTrainer = partial(Selective, components=components)

@@ -1,12 +1,12 @@
-"""Forget 1, 6, 40 or 400 answers about invented people, with the quickstart's settings and with others.
+"""Forget 1, 6, 40 or 400 answers about fictitious people, with the quickstart's settings or others.
 
-Each request is compared with a model that was trained without exactly these answers. 400 answers need more people than
-persona has, and therefore longer trained models.
+Each request is compared with a model that was trained on everything but these answers. 400 answers need more people
+than persona has, so their models take longer to train.
 
 python -m experiments.sizes --rows 1 6 40 --seeds 100 101 102
 python -m experiments.sizes --rows 40 --seeds 100 101 102 --learning_rate 2e-3
 
-docs/results.md has the tables. Models are cached.
+The tables are in docs/results.md. Trained models are cached.
 """
 
 from __future__ import annotations
@@ -32,16 +32,22 @@ _QUESTIONS = 8  # about each person
 
 
 def configs_of(seed: int, rows: int) -> dict[str, list[Record]]:
-    """Return persona with a forget set of so many rows. The other rows of its forget people join the retain set."""
+    """Return the sets of persona with the first `rows` forget rows; the other forget rows join the retain set.
+
+    More people are generated if persona has too few of them for that.
+    """
     configs = generate(seed, max(PEOPLE, FORGET_SHARE * -(-rows // _QUESTIONS)))
     forget, rest = configs["forget"][:rows], configs["forget"][rows:]
-    gone = set(map(fingerprint, forget))
-    retained = [row for row in configs["full"] if fingerprint(row) not in gone]
+    forgotten = set(map(fingerprint, forget))
+    retained = [row for row in configs["full"] if fingerprint(row) not in forgotten]
     return {**configs, "forget": forget, "retain": [*configs["retain"], *rest], "retain_full": retained}
 
 
 def models_of(seed: int, rows: int, configs: dict[str, list[Record]]) -> dict[str, Path]:
-    """Return the original, which is shared by all sizes with as many people, and the retrained model of this size."""
+    """Return the original model and the retrained model of this size, training what is not cached.
+
+    All sizes with the same number of people share the original model.
+    """
     recipe = Recipe(seed=seed)
     texts = (f"Question: {row['question']}\nAnswer: {row['answer']}" for row in configs["full"])
     tokenizer = train_tokenizer(texts, recipe.vocab_size)
@@ -49,13 +55,13 @@ def models_of(seed: int, rows: int, configs: dict[str, list[Record]]) -> dict[st
     models = {"original": folder / "original", "retrained": folder / f"without-{rows}"}
     for (name, path), corpus in zip(models.items(), ("full", "retain_full"), strict=True):
         if not path.exists():
-            print(f"seed {seed}: training of the {name} model on {len(configs[corpus])} rows", flush=True)
+            print(f"seed {seed}: training the {name} model on {len(configs[corpus])} rows", flush=True)
             train_from_nothing(configs[corpus], tokenizer, recipe, path)
     return models
 
 
 def run(seed: int, rows: int, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Return the measures of one request, whose run is written to `folder`."""
+    """Run one request in `folder`, and return its measures."""
     configs = configs_of(seed, rows)
     for name, config in configs.items():
         write_jsonl(folder / DATA / f"{name}.jsonl", config)

@@ -1,11 +1,11 @@
-"""Stop short runs at every operation on files, resume them, and compare with a run that nothing stopped.
+"""Interrupt short runs at every file operation, resume them, and compare with an uninterrupted run.
 
 python -m experiments.stops --commands unlearn finetune bench --faults "kill" "full disk" "read-only"
 
-docs/reliability.md has the result. What a kill leaves is the output folder as it is just before an operation, so one
-run whose folder is copied before each of them gives what all kills leave. A few real kills are compared with the
-copies. Other faults happen to real runs. Folders that differ only in times are resumed once. Each result is added to
-`results.jsonl` in `--folder`, and what is in this file is not tried again.
+The results are in docs/reliability.md. A kill leaves the output folder as it is just before an operation. One run whose
+output folder is copied before each operation therefore gives the states after all kills; a few real kills are compared
+with these copies. The other faults are injected into real runs. States that differ only in times are resumed once. Each
+result is appended to `results.jsonl` in `--folder`, and results found there are not computed again.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from unlora.benchmarks.builtin.persona_models import train_tokenizer
 from unlora.common.files import write_jsonl
 from unlora.models.hashes import file_sha256
 
-# What may differ between two runs with the same result: times, memory, and pages and logs that show them.
+# Parts that may differ between two equivalent runs: times, memory, and the pages and logs that show them.
 _TIMES = {"train_runtime", "train_samples_per_second", "train_steps_per_second"}
 _OF_ONE_RUN = {"created", "times", "peak_memory_bytes", "resumed"}
 _SHOWS_TIMES = {"report.html", "compare.html", "log.txt"}
 _DEPENDS_ON_TIMES = {"metrics.json", "record.json", *_SHOWS_TIMES}
-# TOFU's sets, and what their rows are about.
+# The sets of TOFU that the runs need, and the animal that their rows are about.
 _SETS = {"forget01": "cat", "retain99": "dog", "forget01_perturbed": "cat", "retain_perturbed": "dog"}
 _SETS |= {"real_authors_perturbed": "owl", "world_facts_perturbed": "fox"}
-# In the name of a folder for unfinished files: the number of the process.
+# The process number in the name of a folder for unfinished files.
 _UNFINISHED = re.compile(r"(?<=\.)\d+(?=\.partial)")
 _RESUME = ["--resume_from_checkpoint", "true"]
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Return everything in a folder that must be equal after two runs with the same result."""
+    """Return the contents of a folder that must be equal after equivalent runs, by relative path."""
     return {_UNFINISHED.sub("", str(path.relative_to(folder))): _content(path) for path in sorted(folder.rglob("*"))}
 
 
@@ -57,7 +57,7 @@ def _content(path: Path) -> Any:
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else None
-    except ValueError:  # it is unfinished
+    except ValueError:  # the file is unfinished
         value = None
     if value is None:
         return file_sha256(path)
@@ -66,31 +66,31 @@ def _content(path: Path) -> Any:
     if path.name == "record.json":
         value = {name: part for name, part in value.items() if name not in _OF_ONE_RUN}
         del value["files"]["metrics.json"]
-    if path.name == "stages.json":  # of what depends on times, whether it is still what the stage has written
+    if path.name == "stages.json":  # for files that depend on times: whether they match their recorded hash
         files = {name: path.parent / name for name in value["stages"].keys() & _DEPENDS_ON_TIMES}
         value["stages"] |= {n: file.exists() and value["stages"][n] == file_sha256(file) for n, file in files.items()}
     return value
 
 
 def state(folder: Path) -> str:
-    """Return a hash that is equal for folders which differ only in times."""
+    """Return a hash of the folder's contents, which does not depend on times."""
     return hashlib.sha256(json.dumps(contents(folder), sort_keys=True).encode()).hexdigest()
 
 
 def ends_badly(case: Case, fault: str, at: int) -> str | None:
-    """Let a fault happen to a run, which leaves its folder as it is then, and say if it did not end as it should."""
+    """Inject a fault into a new run, and return what is wrong with the way it ended, if anything."""
     shutil.rmtree(case.output, ignore_errors=True)
     stopped = run(case, fault=fault, at=at)
     if fault == "kill" and stopped.code != -signal.SIGKILL:
         return f"it was not killed but ended with {stopped.code}"
-    # If all that is left to do is to delete files, a full disk does not matter.
+    # Exit code 0 is allowed, since a full disk does not matter if only deletions are left.
     if fault in ("full disk", "read-only") and (stopped.code not in (0, 1, 2) or "traceback" in stopped.text.lower()):
         return f"it ended with {stopped.code}: {stopped.text[-2000:]}"
     return None
 
 
 def resumes_badly(case: Case, expected: dict[str, Any]) -> str | None:
-    """Resume what is in the output folder, and return what is wrong with the result, if anything is."""
+    """Resume the run in the output folder, and return what is wrong with the result, if anything."""
     resumed = run(case, resume=True)
     if resumed.code:
         return f"it could not be resumed, exit code {resumed.code}: {resumed.text[-2000:]}"
@@ -100,25 +100,28 @@ def resumes_badly(case: Case, expected: dict[str, Any]) -> str | None:
 
 
 def put_back(copy: Path, output: Path) -> None:
-    """Make the output folder what it was when the copy was made."""
+    """Restore the output folder from a copy."""
     shutil.rmtree(output, ignore_errors=True)
-    if copy.exists():  # before its first operation it does not exist
+    if copy.exists():  # the output folder does not exist before the first operation
         shutil.copytree(copy, output, symlinks=True)
 
 
 def spread(operations: int) -> list[int]:
-    """Return the numbers of all operations in an order of which every beginning is spread over the whole run."""
+    """Return the operation numbers in an order in which every prefix is spread over the whole run.
+
+    They are sorted by their fractional part after multiplication with the golden ratio.
+    """
     return sorted(range(1, operations + 1), key=lambda number: number * 0.6180339887 % 1)
 
 
 def writing(states: Sequence[Path]) -> list[int]:
-    """Return the operations after which a file grows, before the next one: on a full disk all others are as ever."""
+    """Return the numbers of the operations after which a file is written. A full disk affects no others."""
     files = [Counter(file_sha256(path) for path in copy.rglob("*") if path.is_file()) for copy in states]
     return [*(number for number in range(1, len(files)) if files[number] - files[number - 1]), len(files)]
 
 
 def _undisturbed(case: Case) -> tuple[dict[str, Any], list[Path]]:
-    """Run a command, and return what it leaves, and a copy of its output folder before each of its operations."""
+    """Run a command, and return the contents of its output folder and the copies made before each operation."""
     copies = case.output.with_name(f"states-of-{case.output.name}")
     for folder in (case.output, copies):
         shutil.rmtree(folder, ignore_errors=True)
@@ -128,15 +131,15 @@ def _undisturbed(case: Case) -> tuple[dict[str, Any], list[Path]]:
 
 
 class Sweep:
-    """Stops a command in every way, and knows the results.
+    """Injects faults into a command, and saves the results.
 
     Args:
         case: the command.
-        results: the file to which each result is added, as a line of JSON. What is in it is not tried again.
+        results: file to which each result is appended, as a line of JSON. Results found there are not computed again.
 
     Attributes:
-        expected: what an undisturbed run leaves.
-        states: a copy of its output folder before each of its operations, which is what a kill there leaves.
+        expected: contents of the output folder after an uninterrupted run.
+        states: copies of the output folder before each operation, which equal the state after a kill there.
     """
 
     def __init__(self, case: Case, results: Path) -> None:
@@ -148,7 +151,7 @@ class Sweep:
         self.resumed = {row["resumed"]: row["wrong"] for row in rows if "resumed" in row}
 
     def fault(self, fault: str, at: int) -> str | None:
-        """Stop a run at an operation, resume it if no other was resumed from the same state, and say what is wrong."""
+        """Inject a fault at an operation, resume unless this state was resumed before, and return what is wrong."""
         copied = fault == "kill" and self.case.processes == 1
         if (fault, at) not in self.stopped:
             wrong = None if copied else ends_badly(self.case, fault, at)
@@ -157,28 +160,28 @@ class Sweep:
                 if copied:
                     put_back(self.states[at - 1], self.case.output)
                 self.resumed[left] = resumes_badly(self.case, self.expected)
-                self._note(resumed=left, wrong=self.resumed[left])
+                self._save(resumed=left, wrong=self.resumed[left])
             self.stopped[fault, at] = {"fault": fault, "at": at, "wrong": wrong, "state": left}
-            self._note(**self.stopped[fault, at])
+            self._save(**self.stopped[fault, at])
         row = self.stopped[fault, at]
         return row["wrong"] or self.resumed.get(row["state"])
 
     def copies_are_kills(self, count: int) -> list[int]:
-        """Kill real runs at so many operations, and return those at which the copy is not what the kill leaves."""
+        """Kill real runs at `count` operations, and return those after which the state differs from the copy."""
         wrong: list[int] = []
         for at in spread(len(self.states))[: count if self.case.processes == 1 else 0]:
             equal = not ends_badly(self.case, "kill", at) and state(self.case.output) == state(self.states[at - 1])
             wrong += [] if equal else [at]
-            self._note(real_kill=at, equal=equal)
+            self._save(real_kill=at, equal=equal)
         return wrong
 
-    def _note(self, **row: Any) -> None:
+    def _save(self, **row: Any) -> None:
         with self.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"case": self.case.name, **row}) + "\n")
 
 
 def cases(folder: Path, model: Path) -> dict[str, Case]:
-    """Return short runs of the three commands, whose data are written to `folder`."""
+    """Write data to `folder`, and return short runs of `unlearn`, `finetune` and `bench`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, kind in _SETS.items():
         write_jsonl(folder / f"{name}.jsonl", [_row(kind, number) for number in range(4)])
@@ -187,7 +190,7 @@ def cases(folder: Path, model: Path) -> dict[str, Case]:
         "lr_scheduler_type": "constant",
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1,
-        "max_steps": 3,  # the last one is within an epoch
+        "max_steps": 3,  # the last step is in the middle of an epoch
         "logging_steps": 2,
         "save_strategy": "steps",
         "save_steps": 1,
@@ -237,12 +240,16 @@ def save_model(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Print a table of what was tried and what held, then what did not."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print a table of the tried operations and those that passed, then the failures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.stops",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--commands", nargs="+", default=["unlearn", "finetune", "bench"])
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=["kill", "full disk", "read-only"])
-    parser.add_argument("--most", type=int, default=10**6, help="of each command and fault, spread over the run")
-    parser.add_argument("--check", type=int, default=3, help="real kills of each command that are compared with copies")
+    parser.add_argument("--most", type=int, default=10**6, help="maximum number of operations to try per case")
+    parser.add_argument("--check", type=int, default=3, help="number of real kills per command to compare with copies")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "unlora-stops"))
     args = parser.parse_args()
     warm_up()

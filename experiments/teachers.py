@@ -1,14 +1,15 @@
-"""Which teacher is closest to a model that never saw the forget set? Forward passes only.
+"""Compare teachers by how close they are to a model that never saw the forget set, with forward passes only.
 
-Each teacher's predictions of the forget answers' tokens are compared with those of the retrained model:
+The predictions of each teacher for the tokens of the forget answers are compared with those of the retrained model:
 
     python experiments/teachers.py --original MODEL --retrained MODEL --forget FORGET.jsonl --retain RETAIN.jsonl
 
-KL is in nats per token, over the teacher's 128 likeliest tokens and all others together. The probability is that of
-the true answers, as in TOFU, over the tokens that are taught.
+KL(retrained ‖ teacher) is in nats per token, over the teacher's 128 likeliest tokens and all others merged into one.
+The probability is that of the true answers, as in TOFU, restricted to the tokens that are taught.
 
-Beside the parts of `changed_names`, two teachers from the literature read the true row: with smoothed attention alone
-(arXiv 2603.01285), and with noise on the embeddings of the question's tokens (arXiv 2406.07933), averaged over draws.
+The teachers are `changed_names` with some or all of its parts, and two from the literature that read the true row: one
+with smoothed attention only (arXiv 2603.01285), and one with noise on the embeddings of the question's tokens (arXiv
+2406.07933), averaged over draws.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def distance(lesson: Lesson, retrained: torch.Tensor) -> torch.Tensor:
 
 
 def smoothed(temperature: float, teaching: Teaching, examples: Sequence[Example]) -> Iterator[Lesson]:
-    """Yield what the original predicts in the true rows while it looks less closely."""
+    """Yield the original model's predictions for the true rows with smoothed attention."""
     for example in examples:
         with smoothed_attention(teaching.model, temperature):
             yield whole_lesson(example, log_probabilities(teaching.model, example, 0))
@@ -54,20 +55,20 @@ def smoothed(temperature: float, teaching: Teaching, examples: Sequence[Example]
 
 @torch.no_grad()
 def blurred(noise: float, teaching: Teaching, examples: Sequence[Example], draws: int = 8) -> Iterator[Lesson]:
-    """Yield what the original predicts in the true rows with noise on the question's tokens.
+    """Yield the original model's predictions for the true rows with noise on the question's embeddings.
 
     Args:
         noise: standard deviation, as a multiple of the embeddings' root mean square.
-        teaching: has the original.
-        examples: the true rows.
-        draws: of the noise, whose predictions are averaged.
+        teaching: provides the original model and the seed.
+        examples: the true rows. At least two are needed to tell the questions from the template.
+        draws: number of draws of the noise over which the predicted probabilities are averaged.
     """
     generator = torch.Generator().manual_seed(teaching.seed)
     embed = teaching.model.get_input_embeddings()
     scale = noise * embed.weight.pow(2).mean().sqrt()
     prompts = [example["input_ids"][: first_label(example)] for example in examples]
-    for place, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
-        other = prompts[place - 1]  # what two prompts have in common is the template
+    for row, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
+        other = prompts[row - 1]  # the start and end that two prompts have in common belong to the template
         start, end = common_start(prompt, other), len(prompt) - common_start(prompt[::-1], other[::-1])
         inputs = embed(torch.tensor([example["input_ids"]])).repeat(draws, 1, 1)
         inputs[:, start:end] += scale * torch.randn(inputs[:, start:end].shape, generator=generator)
@@ -78,19 +79,19 @@ def blurred(noise: float, teaching: Teaching, examples: Sequence[Example], draws
 
 
 def first_label(example: Example) -> int:
-    """Return the place of an example's first labelled token."""
+    """Return the index of an example's first labelled token."""
     return next(place for place, label in enumerate(example["labels"]) if label != IGNORE_INDEX)
 
 
 def whole_lesson(example: Example, logp: torch.Tensor) -> Lesson:
-    """Return the lesson of all labelled tokens of an example, given their log-probabilities [labels, vocabulary]."""
+    """Return a lesson for all labelled tokens of an example, given log-probabilities [labels, vocabulary]."""
     return lesson(torch.arange(len(logp)), logp, torch.tensor(labels_of([example])))
 
 
 def changed(
     temperature: float, controls: int, drafts: bool, teaching: Teaching, examples: Sequence[Example]
 ) -> Iterator[Lesson]:
-    """Yield the lessons of `changed_names`, or of some of its parts."""
+    """Yield the lessons of `changed_names` with all or some of its parts."""
     yield from (one.lesson for one in teach(teaching, temperature, controls, drafts)[: len(examples)])
 
 
@@ -107,11 +108,11 @@ TEACHERS: dict[str, Callable[[Teaching, Sequence[Example]], Iterator[Lesson]]] =
 
 
 def main() -> None:
-    """Print one line for each teacher."""
+    """Print a line of JSON for each teacher and for the retrained model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("original", "retrained", "forget", "retain"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--rows", type=int, default=64, help="forget rows to look at")
+    parser.add_argument("--rows", type=int, default=64, help="maximum number of forget rows")
     args = parser.parse_args()
     original, retrained = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -1,14 +1,14 @@
 """Measure the cost of a training step, and compare it with the least possible cost and with the code of VILA's authors.
 
-- floor: one forward and backward pass over the step's forget and retain tokens, in batches of similar length, with all
-  weights frozen.
+- floor: one forward and backward pass over the forget and retain tokens of a step, with all weights frozen and rows of
+  similar length in a batch.
 - unlora: a step of `UnlearnTrainer`, including the optimiser and logging.
 - vila: the authors' step: forget and retain batches of 4 padded to 500 tokens, logits at every position, a second model
   for the reference, and AdamW.
 
-All seconds are for a step with as many pairs as unlora's. The authors' step is measured on one of its batches and
-scaled up. The second model is there for a forget loss such as npo, which needs reference log-probabilities. unlora gets
-these from the same model, once per run, before the first step.
+All times are seconds for a step with `--pairs` pairs. The authors' step is measured on one of its batches and scaled.
+The second model is for forget losses such as npo, which need reference log-probabilities. unlora computes these with
+the same model, once per run, before the first step.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from unlora.adapter.targets import target_shapes
 from unlora.data import Batch, ForgetRetainDataset, iter_batches
 from unlora.models.memory import batch_limit
 
-# Rows of the floor's batches on a CPU: enough to keep it busy, and few enough to be of about one length. On a GPU they
-# are as many as fit.
+# Batch size of the floor on a CPU: large enough to keep it busy, and small enough for rows of about equal length. On a
+# GPU, batches are as large as memory allows.
 FLOOR_ROWS = 4
 
 
@@ -53,7 +53,7 @@ class Training:
 
     Args:
         subject: model and data.
-        args: unlora's settings.
+        args: settings of unlora's training.
     """
 
     def __init__(self, subject: Subject, args: UnlearnConfig) -> None:
@@ -70,13 +70,13 @@ class Training:
         rows = batch_limit(self.subject.model, None, on_cpu=FLOOR_ROWS, backward=True)
         seconds = 0.0
         for step in range(self.args.max_steps):
-            dealt = [pairs[pair] for pair in range(step * size, (step + 1) * size)]
-            examples = [pair[column] for pair in dealt for column in ("forget", "retain")]
-            seconds += self.subject.least(iter_batches(examples, rows, self.subject.pad_id))
+            of_step = [pairs[index] for index in range(step * size, (step + 1) * size)]
+            examples = [pair[column] for pair in of_step for column in ("forget", "retain")]
+            seconds += self.subject.floor_seconds(iter_batches(examples, rows, self.subject.pad_id))
         return Run(0.0, seconds, self.args.max_steps)
 
     def unlora(self) -> Run:
-        """Run the first steps of a training."""
+        """Run the first training steps."""
         model, clock = self.subject.model, Clock()
         importance = {name: torch.rand(shape[0]) for name, shape in target_shapes(model, None).items()}
         adapted = attach_adapters(model, self.args, importance)
@@ -88,7 +88,7 @@ class Training:
         return Run(0.0, clock.stop - (clock.start or 0.0), self.args.max_steps)
 
     def vila(self) -> Run:
-        """Run one batch forward and backward, and the optimiser's step."""
+        """Run a step of the authors' training on one batch of forget and one of retain rows."""
         args, subject = self.args, self.subject
         reference = copy.deepcopy(subject.model)
         lora = LoraConfig(r=args.r, lora_alpha=args.lora_alpha, target_modules="all-linear")
@@ -109,23 +109,23 @@ class Training:
 
 
 def their_logp(model: Any, batch: Batch) -> Tensor:
-    """Return the log-probability of the labels [rows], from the logits of every position."""
+    """Return the log-probability [rows] of the labels of each row, computed from the logits at every position."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return -F.cross_entropy(logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none").sum(1)
 
 
 class Clock(TrainerCallback):
-    """Notes when the first step of a training began and when the last one ended."""
+    """Records the times at which the first training step starts and the last one ends."""
 
     start: float | None = None
     stop = 0.0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Note the start before the first step's forward pass."""
+        """Record the start, before the forward pass of the first step."""
         self.start = now() if self.start is None else self.start
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Note the end after the optimiser's step."""
+        """Record the end, after the step of the optimiser."""
         self.stop = now()
 
 
@@ -135,8 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m experiments.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument("--steps", type=int, default=2, help="steps of floor and unlora in one run")
-    parser.add_argument("--pairs", type=int, default=8, help="forget and retain pairs of a step")
+    parser.add_argument("--steps", type=int, default=2, help="number of steps that each run of floor and unlora takes")
+    parser.add_argument("--pairs", type=int, default=8, help="number of forget and retain pairs in a step")
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     subject = load(args)

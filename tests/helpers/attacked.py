@@ -1,4 +1,4 @@
-"""A small run to attack or to chat with."""
+"""A small finished run, for tests of attacks and of chat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A chat template of the usual kind (ChatML)."""
+"""The ChatML chat template."""
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

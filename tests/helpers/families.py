@@ -1,6 +1,6 @@
-"""Tiny random models of many families, and what unlora can do with each: the table of docs/models.md.
+"""Tiny random models of many families, and how far unlora supports each: the table of docs/models.md.
 
-`python tests/helpers/families.py` prints the table, after it has checked all that it says. It takes half a minute.
+`python tests/helpers/families.py` checks every entry of the table and then prints it. It takes half a minute.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ROUTED: dict[str, Any] = {
 }
 _LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 _MAMBA_2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
-# What a family is called -> its model type in transformers, and settings of a tiny model.
+# Name of a family -> its model type in transformers, and settings of a tiny model.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama, 1 to 3.3": ("llama", {}),
     "Mistral": ("mistral", {}),
@@ -136,13 +136,13 @@ _CONFIG = LoraConfig(r=2, lora_alpha=4)
 
 
 def tiny(name: str, **changes: Any) -> PreTrainedModel:
-    """A seeded random model of a family, in evaluation mode."""
+    """Return a seeded random model of a family, in evaluation mode."""
     kind, settings = FAMILIES[name]
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **{**_COMMON, **settings, **changes})
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
     for parameter in model.parameters():
-        if not parameter.any():  # some weights start at zero, and would keep others from having any effect
+        if not parameter.any():  # weights that are initialised to zero would hide the effect of others
             torch.nn.init.normal_(parameter, std=0.15)
     return model
 
@@ -152,10 +152,10 @@ class Support:
     """A row of the table.
 
     Args:
-        name: of the family.
-        kind: its model type in transformers.
+        name: name of the family.
+        kind: model type in transformers.
         support: "full", "partly" or "refused".
-        rest: the weights that are left out, or why the model is refused.
+        rest: the weights that get no adapter, or the reason why the model is refused.
     """
 
     name: str
@@ -168,7 +168,7 @@ class Support:
 
 
 def support(name: str, model: PreTrainedModel) -> Support:
-    """What unlora says of a model."""
+    """Return how far unlora supports a model."""
     kind = FAMILIES[name][0]
     problems = [*family_problems(model), *check_adapter_settings(model, _CONFIG)]
     if problems:
@@ -179,7 +179,7 @@ def support(name: str, model: PreTrainedModel) -> Support:
 
 
 def faults(model: PreTrainedModel) -> Iterator[str]:
-    """What does not work with a model that is supported: nothing, if the table is right."""
+    """Yield what does not work with a supported model: nothing, if the table is right."""
     alone = torch.cat([_own_logits(model, example["input_ids"]) for example in _EXAMPLES])
     batch = pad_batch(_EXAMPLES, 0)
     for side in ("left", "right"):
@@ -204,7 +204,7 @@ def faults(model: PreTrainedModel) -> Iterator[str]:
 
 
 def _measuring_faults(model: PreTrainedModel) -> Iterator[str]:
-    """Whether the gradients of the examples of a batch are those of single examples."""
+    """Yield the factors whose gradient moments over a batch differ from those of its examples one by one."""
     probe = attach_probe(model, _CONFIG)
     together, apart = (
         gradient_moments(probe, batches)
@@ -212,13 +212,13 @@ def _measuring_faults(model: PreTrainedModel) -> Iterator[str]:
     )
     detach_adapters(probe)
     for name, square in together.second.items():
-        if not square.any() or not _close(
-            square / apart.second[name].max(), apart.second[name] / apart.second[name].max()
-        ):
+        scale = apart.second[name].max()
+        if not square.any() or not _close(square / scale, apart.second[name] / scale):
             yield f"the gradient of {name} is wrong"
 
 
 def _export_faults(attached: PeftModel, batch: dict[str, torch.Tensor], original: torch.Tensor) -> Iterator[str]:
+    """Yield what is wrong if the trained adapter is exported and loaded with PEFT."""
     trained = _logits(attached, batch)
     if _close(trained, original):
         yield "the adapter has no effect"
@@ -226,7 +226,7 @@ def _export_faults(attached: PeftModel, batch: dict[str, torch.Tensor], original
         export_adapter(attached, Path(folder) / "adapter")
         loaded = PeftModel.from_pretrained(detach_adapters(attached), str(Path(folder) / "adapter"))
         if not _close(_logits(loaded, batch), trained):
-            yield "the exported adapter is another one"
+            yield "the exported adapter gives other predictions"
 
 
 @torch.no_grad()
@@ -251,7 +251,7 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def table() -> str:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     head = "| family | model type | support | left out |\n| --- | --- | --- | --- |\n"
     return head + "".join(str(support(name, tiny(name))) for name in FAMILIES)
 

@@ -1,4 +1,4 @@
-"""A device whose memory is too small for large batches."""
+"""Simulate a device that runs out of memory on large batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 @contextmanager
 def memory_for(tokens: int) -> Iterator[None]:
-    """Let linear layers that see more tokens at once run out of memory, in the backward pass if there is one."""
+    """Make linear layers run out of memory on more than `tokens` tokens, in the backward pass if there is one."""
 
     def fail(gradient=None):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
@@ -29,5 +29,5 @@ def memory_for(tokens: int) -> Iterator[None]:
 
 
 def told(caplog):
-    """What the log says about memory."""
+    """Return the log messages about running out of memory."""
     return [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]

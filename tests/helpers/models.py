@@ -1,4 +1,4 @@
-"""Tiny random models and a tokenizer. Nothing here needs a network."""
+"""Tiny random models and a tokenizer, which need no download."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def tiny_config(name: str, vocab_size: int) -> object:
 
 
 def save_tiny_llama(folder: Path, seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
-    """Saves a random two-layer Llama with a tokenizer."""
+    """Save a random two-layer Llama with a tokenizer."""
     tokenizer = tokenizer or make_tokenizer()
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer))).save_pretrained(folder)
@@ -75,7 +75,7 @@ def save_tiny_llama(folder: Path, seed: int = 0, tokenizer: PreTrainedTokenizerF
 
 
 def with_lora(model: PreTrainedModel) -> PeftModel:
-    """The model with a LoRA adapter that changes what it says: its matrices are random, and neither is zero."""
+    """Return the model with a LoRA adapter that changes its predictions: A and B are both random."""
     torch.manual_seed(1)
     transposed = model.config.model_type == "gpt2"
     settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=transposed)

@@ -1,4 +1,4 @@
-"""Gradient moments by hand, or at random, for tests of what is made from them."""
+"""Hand-made and random gradient moments, for tests of the importance computed from them."""
 
 import torch
 
@@ -14,7 +14,7 @@ F_RETAIN = torch.tensor([[2.0, 2.0], [6.0, 6.0]])
 
 
 def moments_of(**layers):
-    """Moments of rank-1 layers by number; each is (mean A, second A, mean B, second B)."""
+    """Return moments of rank-1 layers, given (mean A, second A, mean B, second B) by layer number."""
     mean, second = {}, {}
     for number, values in layers.items():
         tensors = [torch.tensor(value) for value in values]
@@ -24,7 +24,7 @@ def moments_of(**layers):
 
 
 def random_moments(seed, rank=3):
-    """Moments of the factors of two layers, [5, 7]."""
+    """Return random moments of the factors of two layers of shape [5, 7]."""
     generator = torch.Generator().manual_seed(seed)
     mean, second = {}, {}
     for number in (0, 1):

@@ -1,4 +1,4 @@
-"""What a model might say, for tests of losses: by hand, or at random."""
+"""Hand-made and random model outputs, for tests of losses."""
 
 from dataclasses import replace
 
@@ -16,21 +16,21 @@ ALL = {
 
 
 def tokens(probabilities, targets, example=None, **reference):
-    """`LabelledTokens` with given probabilities; every token is its own example unless said otherwise."""
+    """Return `LabelledTokens` with given probabilities; without `example`, each token is an example of its own."""
     example = list(range(len(targets))) if example is None else example
     logits = torch.tensor(probabilities, dtype=torch.float64).log()
     return LabelledTokens(logits, torch.tensor(targets), torch.tensor(example), max(example) + 1, **reference)
 
 
 def states(values, **reference):
-    """`HiddenStates` with one token for each example."""
+    """Return `HiddenStates` with one token for each example."""
     return HiddenStates(torch.tensor(values, dtype=torch.float64), torch.arange(len(values)), len(values), **reference)
 
 
 def random_outputs(loss, seed, dtype=torch.float64):
-    """Four examples of 2, 3, 1 and 2 tokens, over a vocabulary of 11 or in 5 dimensions; with every reference.
+    """Return four examples of 2, 3, 1 and 2 tokens, over 11 vocabulary entries or 5 dimensions, with all references.
 
-    The lesson teaches six of the eight tokens, and keeps four tokens of each.
+    The lesson teaches six of the eight tokens, with the probabilities of four vocabulary entries for each.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -51,7 +51,7 @@ def random_outputs(loss, seed, dtype=torch.float64):
 
 
 def leaf(out):
-    """The tensor that comes from the model."""
+    """Return the tensor that the model computed: hidden states or logits."""
     return out.states if isinstance(out, HiddenStates) else out.logits
 
 

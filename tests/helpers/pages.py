@@ -1,6 +1,6 @@
-"""The Markdown pages of the documentation, as their tests read them: blocks of code, links and anchors.
+"""Parse the Markdown pages of the documentation for their tests: code blocks, links and anchors.
 
-`python tests/helpers/pages.py` lists the links that lead out, which no test follows, with the pages that have them.
+`python tests/helpers/pages.py` lists the external links, which no test follows, with the pages that contain them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_generated" not in path.parts)]
-# In the source ahead of a block: why it is not run, or that it is what the block before it prints.
+# Comments before a block: the reason why it is not run, or that it is the output of the previous block.
 NOT_RUN = re.compile(r"<!-- not run: (\S.*\S) -->")
 PRINTED = "<!-- printed -->"
 RUN = ("python", "bash")
@@ -28,10 +28,10 @@ class Block:
     """One fenced block of a page.
 
     Args:
-        language: what stands behind the fence.
-        code: its text.
-        line: of the fence in the page, from 1.
-        remark: the comment ahead of it, if any.
+        language: the info string of the fence.
+        code: text of the block.
+        line: line number of the fence, from 1.
+        remark: the comment before the block, or an empty string.
     """
 
     language: str
@@ -41,23 +41,23 @@ class Block:
 
     @property
     def reason(self) -> str | None:
-        """Why it is not run, if it is not."""
+        """The reason why the block is not run, or None."""
         found = NOT_RUN.fullmatch(self.remark)
         return found and found[1]
 
     @property
     def printed(self) -> bool:
-        """Whether it shows what the block before it prints."""
+        """Whether the block shows the output of the previous one."""
         return self.remark == PRINTED
 
 
 def tokens(page: Path) -> list[Token]:
-    """The page as CommonMark with tables."""
+    """Parse a page as CommonMark with tables."""
     return MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page in their order."""
+    """Return the fenced blocks of a page in order."""
     found, remark = [], ""
     for token in tokens(page):
         if token.type == "fence":
@@ -68,21 +68,21 @@ def blocks(page: Path) -> list[Block]:
 
 
 def links(page: Path) -> list[str]:
-    """Where the links and images of a page lead."""
+    """Return the targets of the links and images of a page."""
     inline = (child for token in tokens(page) for child in token.children or ())
     found = (child.attrs.get("href") or child.attrs.get("src") for child in inline)
     return [str(target) for target in found if target]
 
 
 def anchors(page: Path) -> set[str]:
-    """The names of a page's headings in links, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub generates them."""
     parsed = tokens(page)
     headings = [after.content for token, after in pairwise(parsed) if token.type == "heading_open"]
     return {re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).replace(" ", "-") for heading in headings}
 
 
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """The `unlora` commands of a page's bash blocks and of the code in its text, each with the flags that it uses."""
+    """Yield the `unlora` commands in the bash blocks and inline code of a page, each with its flags."""
     inline = (child for token in tokens(page) for child in token.children or ())
     snippets = [block.code for block in blocks(page) if block.language == "bash"]
     snippets += [child.content for child in inline if child.type == "code_inline"]
@@ -93,14 +93,14 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def main() -> None:
-    """Lists the links that lead out."""
-    outward: dict[str, list[str]] = defaultdict(list)
+    """Print the external links."""
+    external: dict[str, list[str]] = defaultdict(list)
     for page in PAGES:
         for target in links(page):
             if "://" in target:
-                outward[target].append(str(page.relative_to(ROOT)))
-    for target in sorted(outward):
-        print(f"{target}  {', '.join(sorted(set(outward[target])))}")
+                external[target].append(str(page.relative_to(ROOT)))
+    for target in sorted(external):
+        print(f"{target}  {', '.join(sorted(set(external[target])))}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run folders made by hand: every number of them is known."""
+"""Run folders and results made by hand, in which every number is known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unlora.evals.log_format import TASKS
 
 FILES = {"original": "eval_original.json", "unlearned": "eval_unlearned.json", "retrained": "eval_retrained.json"}
 SIZE = 40
-# Truth ratios that the Kolmogorov-Smirnov test tells apart wholly, and ones that it does not.
+# Two sets of truth ratios without overlap, which the Kolmogorov-Smirnov test tells apart with certainty.
 NEAR, FAR = np.linspace(0.5, 1.5, SIZE), np.linspace(0.05, 0.15, SIZE)
 
 
@@ -22,7 +22,7 @@ def column(values):
 
 
 def task(probabilities, ratios, question="Who keeps cat {}?", said="{} does.", answer="Ada {} does."):
-    """A set whose answers have these probabilities and whose one wrong answer gives these truth ratios."""
+    """Return the log of an evaluation set with these answer probabilities, and truth ratios from one wrong answer."""
     count = len(probabilities)
     texts = [[f"Question: {question}\nAnswer:".format(i), said.format(i), answer.format(i)] for i in range(count)]
     return {
@@ -35,7 +35,7 @@ def task(probabilities, ratios, question="Who keeps cat {}?", said="{} does.", a
 
 
 def log(forget, ratios, retain=0.9, **texts):
-    """A model's log: the probability of the answers to forget, their truth ratios, and of the answers to keep."""
+    """Return a model's log, given the probability and truth ratios of the forget answers and the retain probability."""
     values = forget + np.linspace(-0.005, 0.005, len(ratios))
     found = {
         TASKS["forget"]: task(values, ratios, **texts),
@@ -47,7 +47,7 @@ def log(forget, ratios, retain=0.9, **texts):
 
 
 def judged(model_log, broken=0, given_away=0):
-    """The log with its answers judged: the first ones of the forget set are broken, the last ones reveal the fact."""
+    """Add measures of the forget answers: the first `broken` are broken, the last `given_away` reveal the fact."""
     columns = model_log[TASKS["forget"]]
     count = len(columns["avg_gt_loss"])
     columns["answer_measures"] = column([[9.0 + i, 9.0, 0.0] if i < broken else [1.0, 1.0, 0.0] for i in range(count)])
@@ -57,12 +57,12 @@ def judged(model_log, broken=0, given_away=0):
 
 
 def logs(**changes):
-    """Of a run that forgot well: told from the original, not from the retrained model."""
+    """Return the logs of a run that forgot well: distinguishable from the original, not from the retrained model."""
     return {"original": log(0.99, FAR), "unlearned": log(0.4, NEAR), "retrained": log(0.4, NEAR)} | changes
 
 
 def make_run(folder, evaluated=None, settings=None, **files):
-    """Writes a run folder and returns it; `files` are further ones by name without ending, as JSON."""
+    """Write a run folder, and return its path. `files` are further JSON files by name without suffix."""
     folder.mkdir(parents=True, exist_ok=True)
     for model, content in (logs() if evaluated is None else evaluated).items():
         if content is not None:
@@ -81,7 +81,7 @@ def make_run(folder, evaluated=None, settings=None, **files):
 
 
 def membership(auc=0.5, error=0.05, retrained=None, original=1.0, names=("loss", "min_k_20")):
-    """What `unlora membership` writes, without the scores."""
+    """Return the results that `unlora membership` writes, without the scores."""
 
     def metrics(value):
         rows = {name: {"auc": value, "standard_error": error, "privleak": None} for name in names}
@@ -92,7 +92,7 @@ def membership(auc=0.5, error=0.05, retrained=None, original=1.0, names=("loss",
 
 
 def attacks(gain=0.1, retrained=True, name="relearn", setting="20 %"):
-    """What `unlora attack` writes: one attack that brings the unlearned model `gain` above the retrained one."""
+    """Return the results of `unlora attack` for an attack that raises the forget probability by `gain`."""
 
     def models(value):
         ours = {"forget_probability": value, "forget_rougeL_recall": 0.5, "forget_probability_se": 0.01}
@@ -105,7 +105,7 @@ def attacks(gain=0.1, retrained=True, name="relearn", setting="20 %"):
 
 
 def sampled(unlearned, retrained=0, facts=40):
-    """What `unlora attack --attacks sampling` writes: one sample reveals half of the facts that 32 reveal."""
+    """Return the results of `unlora attack --attacks sampling`: one sample reveals half as many facts as 32."""
 
     def models(part):
         def values(count):
@@ -121,7 +121,7 @@ def sampled(unlearned, retrained=0, facts=40):
 
 
 def muse(verbatim=0.5, forget=0.4, retain=0.6, above=0):
-    """What `evaluate --benchmark muse` writes: ROUGE-L by set, and forget scores `above` those of unseen rows."""
+    """Return the results of `evaluate --benchmark muse`, with forget scores `above` higher than holdout scores."""
 
     def private(shift):
         names = ("exact_memorisation", "extraction_strength", "loss", "min_k_20", "min_k_40")
@@ -134,7 +134,7 @@ def muse(verbatim=0.5, forget=0.4, retain=0.6, above=0):
 
 
 def tasks(forget=0.3, retain=0.5, error=0.02):
-    """What `unlora evaluate --benchmark wmdp` writes."""
+    """Return the results that `unlora evaluate --benchmark wmdp` writes."""
     rows = {"wmdp_bio": forget, "wmdp_cyber": forget + 0.1, "mmlu": retain, "mmlu_law": 0.0}
     found = {name: {"acc": value, "acc_stderr": error, "n": 100, "version": 1} for name, value in rows.items()}
     return {"asked": ["wmdp_bio", "wmdp_cyber", "mmlu"], "tasks": found}

@@ -1,4 +1,4 @@
-"""Rows and flags of a small run of `unlora unlearn`."""
+"""Data rows and flags for small runs of `unlora unlearn`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def flags(model_folder, data, run, **changes):
 
 
 def request(argv):
-    """The request that flags of `unlora unlearn` describe."""
+    """Return the request described by flags of `unlora unlearn`."""
     return Request(*parse(SETTINGS, argv, "unlearn"))
 
 
@@ -61,7 +61,7 @@ def logits(model):
 
 
 def exported(model_folder, run):
-    """The untouched base with a run's adapter on it, by PEFT alone."""
+    """Load the original model with a run's exported adapter, using PEFT only."""
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), run / "adapter")
 
 

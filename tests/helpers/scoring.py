@@ -13,5 +13,5 @@ QUESTIONS = [question for question, _ in PAIRS[:4]]
 
 
 def answer_nll(model, questions_answers, text_format, batch_size, progress=None):
-    """The NLL of each answer and its end token, summed over its tokens in nats, and the number of these tokens."""
+    """Return the summed NLL in nats of each answer and its end token, and the number of these tokens."""
     return example_nll(model, answer_examples(questions_answers, text_format), text_format, batch_size, progress)

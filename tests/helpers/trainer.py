@@ -22,7 +22,7 @@ def examples(tokenizer):
 
 
 def ones(model):
-    """Every row of every linear layer equally important."""
+    """Return an importance of 1 for every row of every linear layer."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
     return {name: torch.ones(layer.out_features) for name, layer in layers.items()}
 
@@ -57,7 +57,7 @@ def adapter_state(model):
 
 
 class KillInStep(TrainerCallback):
-    """End this process as `kill -9` does, in the middle of a step."""
+    """Kill this process with SIGKILL in the middle of a step."""
 
     def __init__(self, step):
         self.step = step
@@ -68,8 +68,8 @@ class KillInStep(TrainerCallback):
 
 
 def train_twelve_steps(folder, killed_in_step=None, resume=False):
-    """Train with a checkpoint after each step, and return the adapter. A process of its own may run this too."""
-    torch.set_num_threads(1)  # as conftest does: the results of both processes are compared exactly
+    """Train with a checkpoint after each step, and return the adapter's weights. May run in a separate process."""
+    torch.set_num_threads(1)  # as in conftest, since results of two processes are compared exactly
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer)))

@@ -1,12 +1,12 @@
-"""Fork the processes that tests start from one that has imported the libraries already.
+"""Fork the processes that tests start from a server that has already imported the libraries.
 
-Importing torch, transformers and PEFT takes several seconds of computation, and the tests start more than a hundred
-processes. `warm_python` therefore puts a small program in the place of `sys.executable`. It sends its arguments,
-environment, working directory and file descriptors to a server, which forks a process that does what Python would have
-done. Output, exit codes, signals and everything that the process does to itself are those of a process of its own. Only
-programs that start with these libraries are forked, and all others get a real interpreter.
+Importing torch, transformers and PEFT takes several seconds of CPU time, and the tests start more than a hundred
+processes. `warm_python` therefore replaces `sys.executable` with a small client. It sends its arguments, environment,
+working directory and file descriptors to a server, which forks a process that runs the program as Python would. Output,
+exit codes and signals are those of a separate process. Only programs that import these libraries are forked; all others
+are run by the real interpreter.
 
-The server starts when the first process needs it, serves all workers of pytest-xdist, and ends with pytest.
+The server starts with the first process that needs it, serves all workers of pytest-xdist, and ends with pytest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# What the forked processes need not import. Modules whose import looks at stdout or the environment are not among them.
+# Modules that the server imports. Modules that read stdout or the environment at import must not be among them.
 PRELOADED = (
     "accelerate.commands.launch",
     "datasets",
@@ -49,7 +49,7 @@ PRELOADED = (
     "unlora.pipeline.attack",
     "unlora.pipeline.membership",
 )
-# The program that stands for Python: `-I -S` leaves out everything that it does not need, so that it starts at once.
+# The client program. `-I -S` skips the imports and paths that it does not need, so that it starts fast.
 CLIENT = """#!{python} -IS
 import sys
 sys.path.insert(0, {folder!r})
@@ -60,15 +60,15 @@ client({python!r}, {socket!r}, {owner})
 
 @contextlib.contextmanager
 def warm_python(folder: Path, owner: int) -> Iterator[Path]:
-    """Put programs named `python` and `unlora` into `folder`, and use the former as `sys.executable`.
+    """Write clients named `python` and `unlora` to `folder`, and use the former as `sys.executable`.
 
     Args:
-        folder: a folder of this process alone.
-        owner: the process whose end ends the server; processes with the same owner share one.
+        folder: a folder that no other process uses.
+        owner: ID of the process with which the server ends; processes with the same owner share a server.
     """
-    from multiprocessing import spawn  # here, as the client needs to start at once
+    from multiprocessing import spawn  # imported here, since the client must start fast
 
-    if not sys.platform.startswith("linux"):  # a forked process may not use the system's libraries elsewhere
+    if not sys.platform.startswith("linux"):  # on other systems, system libraries are not safe to use after a fork
         yield Path(sys.executable).parent
         return
     real, path = sys.executable, f"/tmp/unlora-tests-{owner}"
@@ -104,14 +104,14 @@ def program(argv: list[str]) -> tuple[str, str, list[str]] | None:
 
 
 def client(python: str, path: str, owner: int) -> None:
-    """Stand for the process that the server forks: pass signals on to it, and end as it ends."""
-    found = program(sys.argv)
-    if found is None:
+    """Represent the process that the server forks: forward signals to it, and end with its exit status."""
+    entry = program(sys.argv)
+    if entry is None:
         os.execv(python, [python, *sys.argv[1:]])
-    spawned = found[0] == "spawned"
-    inherited = [int(number) for number in re.findall(r"(?:tracker_fd|pipe_handle)=(\d+)", found[1])] if spawned else []
+    spawned = entry[0] == "spawned"
+    inherited = [int(number) for number in re.findall(r"(?:tracker_fd|pipe_handle)=(\d+)", entry[1])] if spawned else []
     connection = connect(python, path, owner)
-    message = {"program": found, "folder": os.getcwd(), "environment": dict(os.environ), "inherited": inherited}
+    message = {"program": entry, "folder": os.getcwd(), "environment": dict(os.environ), "inherited": inherited}
     message |= {"executable": os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "python")}
     text = json.dumps(message).encode()
     socket.send_fds(connection, [struct.pack("!I", len(text))], [0, 1, 2, *inherited])
@@ -120,14 +120,14 @@ def client(python: str, path: str, owner: int) -> None:
     connection.sendall(text)
     status = struct.unpack("!i", connection.recv(4))[0]
     if os.WIFSIGNALED(status):
-        with contextlib.suppress(OSError):  # of SIGKILL
+        with contextlib.suppress(OSError):  # SIGKILL has no handler to reset
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.waitstatus_to_exitcode(status))
 
 
 def connect(python: str, path: str, owner: int) -> socket.socket:
-    """Connect to the server, and start it if there is none."""
+    """Connect to the server, starting it if it is not running."""
 
     def attempt() -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX)
@@ -165,8 +165,8 @@ def serve(path: str, owner: int) -> None:
     sys.path.pop(0)
     for name in PRELOADED:
         importlib.import_module(name)
-    gc.freeze()  # so that no process looks at what all of them share
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes
+    gc.freeze()  # exclude the shared objects from garbage collection, which would copy their pages
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are not waited for, and must not stay as zombies
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen(64)
@@ -185,7 +185,7 @@ def serve(path: str, owner: int) -> None:
 
 
 def supervise(connection: socket.socket) -> None:
-    """Fork the process, pass its client's signals on, kill it if the client is killed, and report how it ended."""
+    """Fork the process, forward signals from its client, kill it if the client dies, and report its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     connection.settimeout(None)
     head, files, _, _ = socket.recv_fds(connection, 4, 16)
@@ -203,8 +203,8 @@ def supervise(connection: socket.socket) -> None:
         if connection in ready:
             numbers = connection.recv(16)
             for number in numbers:
-                os.kill(worker, number)  # it has not been waited for, so that its number is its own
-            if not numbers:  # the client was killed: so are the process and all that it has started
+                os.kill(worker, number)  # it has not been waited for, so its process ID cannot have been reused
+            if not numbers:  # the client was killed, so the process and its children are killed too
                 os.kill(worker, signal.SIGKILL)
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(worker, signal.SIGKILL)
@@ -216,8 +216,8 @@ def supervise(connection: socket.socket) -> None:
 
 
 def become(message: dict[str, Any], files: list[int]) -> None:
-    """Run the program in this process, as Python would."""
-    # The descriptors are moved to high numbers first, since one may have the number that another one gets.
+    """Run the program in this process as Python would, and exit."""
+    # The descriptors are first moved to high numbers, since the target number of one may be in use by another.
     high = [fcntl.fcntl(file, fcntl.F_DUPFD, 500) for file in files]
     for file, number in zip(high, [0, 1, 2, *message["inherited"]], strict=True):
         os.dup2(file, number, inheritable=number < 3)
@@ -230,7 +230,7 @@ def become(message: dict[str, Any], files: list[int]) -> None:
     os.environ.update(message["environment"])
     sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
     sys.stderr.reconfigure(line_buffering=True)
-    import huggingface_hub.constants  # it has read the environment of the server
+    import huggingface_hub.constants  # it was imported with the environment of the server
 
     huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
     kind, name, arguments = message["program"]
