@@ -248,7 +248,7 @@ def main() -> None:
     )
     parser.add_argument("--commands", nargs="+", default=["unlearn", "finetune", "bench"])
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=["kill", "full disk", "read-only"])
-    parser.add_argument("--most", type=int, default=10**6, help="maximum number of operations to try per case")
+    parser.add_argument("--most", type=int, default=10**6, help="maximum operations to try per command and fault")
     parser.add_argument("--check", type=int, default=3, help="number of real kills per command to compare with copies")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "unlora-stops"))
     args = parser.parse_args()
