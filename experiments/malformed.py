@@ -105,6 +105,8 @@ class Ended:
             return "accepted"
         if self.code == 1 and re.search(r" changed$| missing$", self.message, re.MULTILINE):
             return "refused"  # `unlora verify` reports the damaged file this way
+        if self.code != 2:
+            return f"exit code {self.code}"
         if len(self.message) >= 1000 or not re.search(r"\S=.*: .*\. Fix: .*\.", self.message):
             return "poor message"
         return "something written" if self.wrote else "slow" if self.seconds > 5 else "refused"

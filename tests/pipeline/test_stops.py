@@ -92,13 +92,15 @@ def test_two_runs_do_not_write_into_one_folder(model_folder, data, tmp_path, cap
     first = os.fork()
     if first == 0:
         become(argv, os.open(os.devnull, os.O_WRONLY))
-    stages = tmp_path / "run" / STAGES
-    while not (stages.exists() and '"importance.safetensors"' in stages.read_text()):  # from then on it only trains
-        assert os.waitpid(first, os.WNOHANG) == (0, 0)
-        time.sleep(0.05)
-    before = files(tmp_path / "run")
-    assert main([*argv, "--resume_from_checkpoint", "true"]) == 2
-    assert "another process is writing to it" in capsys.readouterr().err
-    assert before.items() <= files(tmp_path / "run").items()
-    os.kill(first, signal.SIGKILL)
-    os.waitpid(first, 0)
+    try:
+        stages = tmp_path / "run" / STAGES
+        while not (stages.exists() and '"importance.safetensors"' in stages.read_text()):  # from then on it only trains
+            assert os.waitpid(first, os.WNOHANG) == (0, 0)
+            time.sleep(0.05)
+        before = files(tmp_path / "run")
+        assert main([*argv, "--resume_from_checkpoint", "true"]) == 2
+        assert "another process is writing to it" in capsys.readouterr().err
+        assert before.items() <= files(tmp_path / "run").items()
+    finally:
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
