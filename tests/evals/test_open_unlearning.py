@@ -71,6 +71,13 @@ def written(path, content):
     return path
 
 
+def test_their_rows_are_read_in_the_order_of_their_numbers(tmp_path):
+    entry = scored([HALF] * 11)
+    entry["value_by_index"] = dict(sorted(entry["value_by_index"].items()))  # as text, "10" comes before "2"
+    log = read_log(written(tmp_path / "TOFU_EVAL.json", {"forget_Q_A_Prob": entry}))
+    assert all(list(column) == [str(index) for index in range(11)] for column in log[TASKS["forget"]].values())
+
+
 def test_a_file_of_theirs_has_our_metrics_and_its_own_numbers(tmp_path):
     """Forget P = 1/2, 1/4. R: (1/4)/(1/2) = 1/2, and geometric √(1/8)/(1/2) = 1/√2, arithmetic (3/8)/(1/2) = 3/4."""
     log = read_log(written(tmp_path / "TOFU_EVAL.json", document()))

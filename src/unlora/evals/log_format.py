@@ -31,8 +31,12 @@ GENERAL_SETS = ("real_authors", "world_facts")
 
 def column(columns: Columns, metric: str) -> list[Any]:
     """Return a metric's values in the order of the examples' numbers; empty if the log lacks it."""
-    values = columns.get(metric, {})
-    return [values[index] for index in sorted(values, key=int)]
+    return list(in_order(columns.get(metric, {})).values())
+
+
+def in_order(column: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a column {index: value} in the order of the examples' numbers. Sorted as text, "10" comes before "2"."""
+    return {index: column[index] for index in sorted(column, key=int)}
 
 
 def generated_texts(log: Log, name: str) -> list[tuple[str, str, str]]:

@@ -12,7 +12,7 @@ from unlora.common.errors import InputError, Problem
 from unlora.common.files import write_text
 from unlora.common.reading import check_finite, read_json
 from unlora.evals import open_unlearning_muse
-from unlora.evals.log_format import FILES, KEPT, TASKS, Log, is_number
+from unlora.evals.log_format import FILES, KEPT, TASKS, Log, in_order, is_number
 from unlora.evals.open_unlearning import (
     document_errors,
     from_document,
@@ -86,7 +86,7 @@ def read_log(path: str | Path, argument: str = "log") -> Log:
     if is_document(content):
         for reason in document_errors(content):
             raise InputError(Problem(argument, str(path), reason, _FIX))
-        log = from_document(content)
+        log = _indexed(from_document(content))
     else:
         log = _indexed(_as_log(content, Path(path).name))
     for reason in _format_errors(log):
@@ -117,8 +117,7 @@ def _by_index(column: Any) -> Any:
     if isinstance(column, list):
         return {str(index): value for index, value in enumerate(column)}
     if isinstance(column, dict) and all(map(str.isdecimal, column)):
-        # Tools that sort keys as text put "10" before "2".
-        return {index: column[index] for index in sorted(column, key=int)}
+        return in_order(column)
     return column
 
 
