@@ -170,7 +170,7 @@ def test_a_stream_has_no_slices(tmp_path):
     for split in ("train[:2]", "train+test"):
         with pytest.raises(InputError, match=f"{re.escape(repr(split))} cannot be streamed.*leave out --streaming"):
             load_records(str(written(tmp_path, "jsonl")), split=split, stream=Stream(3, 1, 10))
-    with pytest.raises(InputError, match="'dev' cannot be read: its only split is called 'train'"):
+    with pytest.raises(InputError, match="'dev' cannot be read: the dataset's only split is called 'train'"):
         load_records(str(written(tmp_path, "jsonl")), split="dev")
 
 

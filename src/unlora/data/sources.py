@@ -137,7 +137,7 @@ def _local_rows(path: Path, name: str | None, split: str, argument: str, stream:
     def rows_of(part: str) -> Iterator[Row]:
         whole = path.is_file() or (name is None and is_saved_dataset(path))
         if whole and part != WHOLE:
-            reason = f"split {split!r} cannot be read: its only split is called {WHOLE!r}"
+            reason = f"split {split!r} cannot be read: the dataset's only split is called {WHOLE!r}"
             raise InputError(Problem(argument, str(path), reason, f"use {WHOLE}, or a slice such as {WHOLE}[:40]"))
         for file in [path] if whole else find_table(path, name, part, argument):
             yield from iter_rows(file, argument)
