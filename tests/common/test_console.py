@@ -1,4 +1,4 @@
-"""Tables on a terminal are never cut."""
+"""Tables that are wider than the terminal are printed in full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tools for several processes do in a single one. Several are tested in tests/pipeline/test_distributed.py."""
+"""Helpers for distributed jobs, in a single process. tests/pipeline/test_distributed.py starts several processes."""
 
 import pickle
 

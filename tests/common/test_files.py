@@ -36,7 +36,7 @@ def test_nothing_is_seen_under_the_name_before_the_block_ends(tmp_path):
     with atomic_path(file) as partial:
         partial.write_text("whole")
         assert not file.exists()
-        assert partial.parent.parent == file.parent  # the same file system, so that renaming is one step
+        assert partial.parent.parent == file.parent  # on the same file system, so that the rename is atomic
     assert {path.name: path.read_text() for path in file.parent.iterdir()} == {"file": "whole"}
 
 
@@ -84,8 +84,8 @@ def test_what_killed_processes_left_of_a_file_is_deleted_by_the_next_that_writes
         os._exit(0)
     os.waitpid(killed, 0)
     (tmp_path / f".file.{killed}.partial").write_text("half")
-    (tmp_path / f".file.{os.getpid()}.partial").mkdir()  # of an earlier process of this number
-    (tmp_path / f".file.{os.getppid()}.partial").write_text("half")  # of one that is running
+    (tmp_path / f".file.{os.getpid()}.partial").mkdir()  # left by an earlier process with the same id
+    (tmp_path / f".file.{os.getppid()}.partial").write_text("half")  # belongs to a running process
     (tmp_path / f".other.{killed}.partial").write_text("half")
     write_text(tmp_path / "file", "whole")
     left = {f".file.{os.getppid()}.partial", f".other.{killed}.partial", "file"}
@@ -98,7 +98,7 @@ def test_no_link_that_somebody_put_in_the_way_is_followed(tmp_path):
     place.symlink_to(tmp_path / "precious")
     with atomic_path(tmp_path / "file") as partial:
         assert not place.is_symlink()
-        assert place.stat().st_mode & 0o077 == 0  # so that nobody else can put a link there now
+        assert place.stat().st_mode & 0o077 == 0  # no other user can create a link in it
         partial.write_text("mine")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"precious": "precious", "file": "mine"}
 

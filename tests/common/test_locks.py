@@ -1,4 +1,4 @@
-"""One process writes to a folder at a time, and its end, however it comes, lets the next one in."""
+"""Only one process writes to a folder at a time. Its lock is released when it ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unlora.common.locks import check_free, only_one, writing_to
 
 
 def forked(work):
-    """Start a process that does this work, and return its number as soon as the work has told that it is under way."""
+    """Run `work` in a forked process, and return the process id as soon as `work` calls the function it is given."""
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:

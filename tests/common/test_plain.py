@@ -1,4 +1,4 @@
-"""No text acts on the terminal, wherever it comes from."""
+"""Text from models, files and users cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from unlora.common.console import PlainConsole
 from unlora.common.errors import InputError, Problem
 from unlora.common.plain import PlainStream, plain
 
-# Sets the window's title, clears the screen, hides what follows, writes from right to left; and half a character.
+# Sets the window title, clears the screen, hides the text that follows, turns it red and reverses its direction.
+# Half of a surrogate pair and markup of rich come last.
 EVIL = "\x1b]0;title\x07 \x1b[2J\x1b[8m \x9b31m \x7f \r \u202e abc \ud800 [bold]é[/x]"
 ACTIVE = "\x1b\x07\x9b\x7f\r\u202e\ud800"
 

@@ -1,4 +1,4 @@
-"""The user's own code: loaded once, reported with its file and line, and named by nobody but the user."""
+"""Plugins are loaded once and their errors name the file and line. Only the user can name a plugin."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("registries")
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes a file into the current folder, and returns its name."""
+    """Return a function that writes a file to the current folder and returns its name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
@@ -74,7 +74,7 @@ def test_its_hash_is_the_file_s_and_that_of_a_module_beside_it(write, tmp_path):
 
 
 def test_a_module_that_is_made_in_memory_is_no_file_of_the_plugin(write):
-    """As `torch._classes` is, which comes with the first import of torch, with the file name `_classes.py`."""
+    """`torch._classes` is such a module: importing torch creates it, and its file name is `_classes.py`."""
     made = "import sys, types\nmade = sys.modules['made_in_memory'] = types.ModuleType('made_in_memory')\n"
     plugins.load_plugins([write(f"{made}made.__file__ = '_made.py'\n")])
     assert [part["file"] for part in plugins.described()] == ["own.py"]
@@ -178,5 +178,5 @@ def test_an_installed_package_is_found_by_its_entry_point(write, tmp_path, monke
     [recorded] = plugins.described()
     assert recorded["plugin"] == "capping (installed-losses 1.5)"
     assert recorded["file"] == "installed_losses.py"
-    assert plugins.flags() == []  # another process finds it by itself
+    assert plugins.flags() == []  # other processes find installed plugins without a flag
     sys.modules.pop("installed_losses")

@@ -1,4 +1,4 @@
-"""Bars become lines where there is no terminal, and nothing where silence is asked for."""
+"""Without a terminal, progress bars become plain lines. In quiet mode, nothing is shown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unlora.common.progress import DELAY, INTERVAL, PlainLines, Silence, bar, is
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that is set by the test."""
 
     def __init__(self):
         self.now = 0.0
@@ -32,7 +32,7 @@ def out():
 
 
 def drawn(clock, out, steps, seconds, total=None, **settings):
-    """What a bar of `steps` steps leaves, each of which takes so many seconds."""
+    """Return the output of a bar of `steps` steps that take `seconds` each."""
     lines = PlainLines(out, clock)
     with tqdm(total=total, file=lines, mininterval=0, miniters=1, **settings) as shown_bar:
         for _ in range(steps):

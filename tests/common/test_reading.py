@@ -1,4 +1,4 @@
-"""Files that nobody has checked: what cannot be a plain value is refused with a reason, at once."""
+"""Untrusted JSON and YAML is read strictly. Anything but plain values is refused quickly, with a reason."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_what_json_does_not_have_is_refused(text, reason):
 
 
 def test_only_regular_files_are_read(tmp_path):
-    os.mkfifo(tmp_path / "pipe")  # reading it would never end
+    os.mkfifo(tmp_path / "pipe")  # reading from it would block forever
     for path, reason in ((tmp_path / "pipe", "not a file"), (tmp_path, "it is a folder")):
         with pytest.raises(ValueError, match=reason):
             read_json(path)
