@@ -1,4 +1,4 @@
-"""The folder of an adapter is a model: its base with the adapter on it, in every command."""
+"""Every command accepts the folder of an adapter as a model: the adapter on its base model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from unlora.settings import ModelConfig
 
 
 def save_adapter(model_folder, folder, tokens=0, **settings):
-    """A random adapter on the model, as a fine-tune leaves it, and the logits of the model with it."""
+    """Save a random adapter for the model as fine-tuning would, and return the logits of the model with it."""
     torch.manual_seed(2)
     base, tokenizer = AutoModelForCausalLM.from_pretrained(model_folder), make_tokenizer()
     if tokens:
@@ -44,7 +44,10 @@ def save_adapter(model_folder, folder, tokens=0, **settings):
 
 @pytest.fixture(scope="module")
 def tuned(model_folder, tmp_path_factory):
-    """An adapter, and a run of `unlora unlearn` that started from it; not to be changed."""
+    """Return a folder with an adapter and a run that started from it, and the logits of the model with the adapter.
+
+    Tests must not change the folder.
+    """
     folder = tmp_path_factory.mktemp("tuned")
     found = save_adapter(model_folder, folder / "adapter", use_rslora=True)
     write_rows(folder / "data" / "forget.jsonl", RECORDED_FORGET)
@@ -64,7 +67,7 @@ def test_the_adapter_stays_on_its_base_and_is_part_of_what_is_exported(tuned, mo
     same(logits(load_model(ModelConfig(str(folder / "adapter")))[0]), found)
     settings = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(model_folder)
-    assert settings["r"] == 12  # twice the trained rank, and the adapter's
+    assert settings["r"] == 12  # twice the trained rank of 4, and 4 of the adapter it started from
     unlearned = logits(exported(model_folder, run))
     assert (unlearned - found).abs().max() > 1e-2
     sides = load_side_by_side(read_run(str(run)))
@@ -113,7 +116,7 @@ def test_other_adapters_work_or_are_refused_by_name_before_anything_is_loaded(
 ):
     settings, message = OTHERS[case]
     found = save_adapter(model_folder, tmp_path / "other", **settings)
-    if case != "PiSSA":  # it changes its base, which PEFT repeats only with the same start
+    if case != "PiSSA":  # PiSSA changes the base, and PEFT only reproduces this from the same initialisation
         same(logits(load_model(ModelConfig(str(tmp_path / "other")))[0]), found)
     assert main(["unlearn", *flags(tmp_path / "other", tuned[0] / "data", tmp_path / "run")]) == 2
     error = capsys.readouterr().err
@@ -190,7 +193,7 @@ def test_added_tokens_have_the_embeddings_that_the_adapter_was_trained_with(mode
         "trainable_token_indices": {name: [size, size + 1] for name in ("embed_tokens", "lm_head")},
     }
     found = save_adapter(model_folder, tmp_path / "alone", **settings)
-    drop(tmp_path / "alone", "base_layer")  # as small as such an adapter can be
+    drop(tmp_path / "alone", "base_layer")  # the smallest form of this adapter has no full embeddings
     same(logits(load_model(ModelConfig(str(tmp_path / "alone")))[0]), found)
     save_adapter(model_folder, tmp_path / "half", tokens=2)
     drop(tmp_path / "half", "lm_head")

@@ -1,4 +1,4 @@
-"""`unlora attack` as a user runs it: on the folder of a run, to a file and a table, or to an error before long work."""
+"""`unlora attack` from the command line: it writes a file and prints a table, or fails before any long work."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_all_attacks_on_three_models(attacked, run, retrained, capsys, monkeypat
     assert max(map(len, narrow.splitlines())) <= 80
     assert "paraphrased_qu" in narrow
     assert report["models"]["retrained"] == retrained
-    assert report["settings"]["learning_rate"] == 1e-2  # the run's own
+    assert report["settings"]["learning_rate"] == 1e-2  # as in the run
     assert {attack: list(settings) for attack, settings in report["attacks"].items()} == {
         "none": ["whole forget set"],
         "relearn": ["20 % (1 of 6)", "50 % (3 of 6)"],
@@ -112,7 +112,7 @@ def test_without_an_attack_the_numbers_are_those_of_the_run(run, capsys):
 
 @pytest.mark.slow
 def test_what_the_data_do_not_allow_is_in_the_file_with_the_reason(tmp_path, retrained, capsys):
-    """A row that stands there twice counts once: its copy would be measured after it was shown."""
+    """A duplicate row counts once. Otherwise an attack could show one copy to the model and measure the other."""
     rows = [{key: row[key] for key in ("question", "answer")} for row in FORGET]
     run = unlearn(tmp_path, save_tiny_llama(tmp_path / "model", 0), [*rows, rows[0]])
     assert main(["attack", str(run), *QUICK]) == 0
@@ -140,14 +140,14 @@ def test_plain_text_is_attacked_by_what_needs_no_question(tmp_path, retrained, c
         "the rows are plain text" in attacks[name]["not available"] for name in ("paraphrase", "fewshot", "sampling")
     )
     tokenizer = make_tokenizer()
-    lengths = [len(tokenizer(row["text"])["input_ids"]) + 1 for row in texts]  # with the end token
+    lengths = [len(tokenizer(row["text"])["input_ids"]) + 1 for row in texts]  # plus the end token
     chunks = sum(-(-length // 32) for length in lengths)
     assert f"50 % ({round(chunks / 2)} of {chunks})" in attacks["relearn"]
     assert list(attacks["prefix"]) == ["25 %", "50 %"]
     plain = attacks["none"]["whole forget set"]
     for models in (plain, attacks["quantise"]["4 bits"]):
         assert models["unlearned"].keys() == {"forget_probability", "forget_rougeL_recall", "retain_probability"}
-    assert plain["unlearned"]["forget_probability"] != plain["original"]["forget_probability"]  # its adapter acts
+    assert plain["unlearned"]["forget_probability"] != plain["original"]["forget_probability"]  # the adapter is active
     capsys.readouterr()
     assert main(["attack", str(run), "--attacks", "fewshot"]) == 2
     assert "attacks='fewshot': the rows are plain text" in capsys.readouterr().err
@@ -161,7 +161,7 @@ def test_a_single_forget_row_cannot_be_relearned(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_rows_of_the_run_s_benchmark_are_asked(tmp_path):
-    """Paraphrases often stand there alone."""
+    """In practice, often only the rows of the benchmark have paraphrases."""
     rows = [{key: row[key] for key in ("question", "answer")} for row in FORGET]
     data = tmp_path / "benchmark"
     facts = [{**row, "perturbed_answer": ["No."]} for row in RETAIN]
@@ -236,7 +236,10 @@ numbers = st.lists(st.floats(-1, 1), min_size=2, max_size=8)
 
 @given(numbers, st.floats(-1, 1), st.randoms())
 def test_means_and_errors_of_any_draws(values, shift, order):
-    """A common shift moves the mean alone, the order of draws does not count, and neither does what both have."""
+    """Shifting all draws shifts the mean but not the error. The order of draws does not matter.
+
+    Values that two models share cancel in their difference.
+    """
     draws = [{"x": value} for value in values]
     found = mean_of_draws(draws)
     assert min(values) - 1e-12 <= found["x"] <= max(values) + 1e-12

@@ -1,4 +1,4 @@
-"""A whole job on conversations as people have them: trained, stopped, evaluated, attacked, shown answer by answer."""
+"""A whole job on chat conversations: training, stopping, evaluation, attacks, and pages that show each answer."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ UNSEEN = [{"messages": [SYSTEM, asked(f"Where does Eve {i} live?"), said(f"In To
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """A finished run that the stopping test has looked at, and what it wrote."""
+    """Return a folder with a model, data and a finished run, in which the stopping test ran after each step."""
     folder = tmp_path_factory.mktemp("bot")
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
@@ -171,7 +171,7 @@ def test_a_template_without_system_prompts_refuses_a_row_before_training(job, tm
 def test_a_retrained_model_is_evaluated_like_the_others_although_there_are_no_wrong_answers(job):
     run = job / "run"
     original, retrained = (json.loads((run / f"eval_{name}.json").read_text()) for name in ("original", "retrained"))
-    assert retrained == original  # it is the same model
+    assert retrained == original  # both are the same model
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["unlearned"]["forget_quality"] is None
     model, data = ["--model_name_or_path", str(job / "model")], ["--forget_data", str(job / "data" / "forget.jsonl")]

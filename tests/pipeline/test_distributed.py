@@ -1,4 +1,4 @@
-"""Two processes, started as a user would, leave what one process leaves."""
+"""Two processes, started with `accelerate launch`, give the same results as one process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unlora.common.files import write_jsonl
 
 pytestmark = pytest.mark.slow
 
-# Seven of unequal length: batches of four leave a remainder, and the processes get unlike numbers of tokens.
+# Seven rows of unequal length: batches of four leave a remainder, and the processes get different numbers of tokens.
 FORGET = [
     {"question": f"Who keeps cat {i}?", "answer": f"Ada {i} does{', and so does Bob' * (i % 3)}."} for i in range(7)
 ]
@@ -63,7 +63,7 @@ def flags(inputs, run, **changes):
 
 
 def launch(*argv, processes=2):
-    """`accelerate launch --multi_gpu` of a script on the command line; its --cpu starts a single process."""
+    """Run a script with `accelerate launch --multi_gpu`. Its flag `--cpu` would start a single process only."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
     settings = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
     settings += ["--dynamo_backend", "no", "--main_process_port", "0"]
@@ -84,7 +84,7 @@ def test_two_processes_give_the_importance_the_adapter_and_the_metrics_of_one(in
     assert result.returncode == 0, result.stderr
     assert not re.search("process group has NOT been destroyed", result.stderr)
     assert result.stdout.splitlines()[-1] == str(tmp_path / "two" / "adapter")
-    assert result.stdout.count("adapter") == 1  # only one process prints
+    assert result.stdout.count("adapter") == 1  # only the main process prints
     one, two = (tmp_path / name for name in ("one", "two"))
     assert {file.name for file in one.iterdir()} == {file.name for file in two.iterdir()}
     assert_equal_tensors(one / "importance.safetensors", two / "importance.safetensors")
@@ -100,7 +100,7 @@ def test_two_processes_give_the_importance_the_adapter_and_the_metrics_of_one(in
 
 
 def test_two_processes_stop_the_retain_pass_where_one_does(inputs, tmp_path):
-    """So many retain examples that they are looked at in two steps, of which the second ends with a lone one."""
+    """129 retain examples are measured in two steps: first 128, and then a single example for one of the processes."""
     rows = {"forget": [*FORGET, *({**row, "answer": "No one."} for row in FORGET[:6])]}
     rows["retain"] = [{"question": f"Dog {i}?", "answer": f"Fox {i % 7}."} for i in range(129)]
     for name, part in rows.items():
@@ -120,7 +120,10 @@ def test_two_processes_stop_the_retain_pass_where_one_does(inputs, tmp_path):
 
 
 def test_reference_passes_accumulation_and_checkpoints_are_shared_alike_also_after_a_resume(inputs, tmp_path):
-    """NPO's references, KL's second pass, and two batches an update, the last of them empty in one process."""
+    """Cover the reference pass of NPO, the second pass of KL, and two batches per update.
+
+    The last batch of an epoch is empty in one of the processes.
+    """
     common = {"loss": "npo", "retain_loss": "kl", "save_strategy": "steps", "save_steps": 1}
     common["gradient_checkpointing"] = True
     run = {name: tmp_path / name for name in ("one", "two")}
@@ -130,7 +133,7 @@ def test_reference_passes_accumulation_and_checkpoints_are_shared_alike_also_aft
     assert result.returncode == 0, result.stderr
     for name in ("adapter", "checkpoint-2"):
         assert_equal_tensors(*(folder / name / "adapter_model.safetensors" for folder in run.values()))
-    # As if it had been killed within the second epoch.
+    # Leave what a kill in the second epoch would leave.
     whole = (run["two"] / "adapter" / "adapter_model.safetensors").read_bytes()
     for name in ("adapter", "checkpoint-4"):
         shutil.rmtree(run["two"] / name)
@@ -143,14 +146,14 @@ def test_reference_passes_accumulation_and_checkpoints_are_shared_alike_also_aft
 def shard_base(request, tmp_path):
     if request.param == "fsdp":
         return "fsdp"
-    # Else DeepSpeed leaves weights as small as these whole.
+    # Without this setting, DeepSpeed does not shard weights this small.
     settings = '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
     (tmp_path / "zero3.json").write_text(settings)
     return str(tmp_path / "zero3.json")
 
 
 def test_a_base_sharded_over_two_processes_gives_the_same_too(inputs, tmp_path, shard_base):
-    """The importance, the adapter, its checkpoints and the answers of the model that no process holds whole."""
+    """No process holds the whole base, but importance, adapter, checkpoints and answers equal those of one process."""
     common = {"loss": "npo", "retain_loss": "kl", "save_strategy": "epoch", "gradient_checkpointing": True}
     common |= {"num_train_epochs": 1, "max_new_tokens": 2}
     run = {name: tmp_path / name for name in ("one", "two")}
@@ -200,7 +203,7 @@ def test_wrong_input_ends_all_processes_with_one_message(inputs, tmp_path):
 
 
 def muse_folder(folder):
-    """A few rows of every set of MUSE."""
+    """Write a few rows of every set of MUSE."""
     texts = [{"text": f"Ada watches {number} people, quietly{'; nobody minds' * (number % 2)}."} for number in range(7)]
     pairs = [{"question": row["question"], "answer": row["answer"]} for row in FORGET]
     sets = {

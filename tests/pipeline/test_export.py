@@ -1,4 +1,4 @@
-"""What is made of a finished run: it loads without unlora, and its card tells what it is and no more."""
+"""Exported adapters and models load without unlora. Their cards describe the run without its rows or paths."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from unlora.report.verdict import verdict
 
 @pytest.fixture(scope="module")
 def compared(model_folder, tmp_path_factory):
-    """A run with the log of a retrained model beside it."""
+    """Return a folder with a run that was compared with a retrained model (the log of another run, `first`)."""
     folder = tmp_path_factory.mktemp("compared")
     write_rows(folder / "data" / "forget.jsonl", FORGET)
     write_rows(folder / "data" / "retain.jsonl", [{"question": f"What is {i}?", "answer": f"A {i}."} for i in range(6)])
@@ -91,7 +91,7 @@ def test_fewer_ranks_are_told_with_their_cost_and_what_they_leave_has_no_metrics
 
 
 def judged(run):
-    """The verdict of the run's page, as the card has it."""
+    """Return the verdict of the run's report as the card shows it."""
     shown = read_run(run)
     found = verdict(shown, summarise_run(shown))
     return f"**{found.label}.** {plain(found.sentence)}"
@@ -312,7 +312,7 @@ def test_a_record_that_no_run_wrote_is_refused(work, tmp_path, capsys, case, com
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as an upload calls."""
+    """A local server with the part of the Hub's API that an upload uses."""
 
     def log_message(self, *args):
         pass
@@ -372,7 +372,7 @@ def test_the_folder_is_uploaded_to_a_private_repository(compared, hub, tmp_path,
     assert export(compared / "run", out, **PUSH) == 0
     assert capsys.readouterr().out.splitlines() == [f"{hub.address}/owner/name", str(out)]
     [created] = hub.created
-    assert {created.get("private"), created.get("visibility")} & {True, "private"}  # older and newer clients
+    assert {created.get("private"), created.get("visibility")} & {True, "private"}  # depends on the client's version
     assert hub.files == {path.name: path.read_bytes() for path in out.iterdir()}
     settings = json.loads(hub.files["adapter_config.json"])
     assert settings["base_model_name_or_path"] == "owner/base"

@@ -1,4 +1,4 @@
-"""What a run would do and take: told before it starts, and with --dry_run instead of it."""
+"""The forecast of a run, which is announced before the run starts. With --dry_run, nothing else happens."""
 
 from __future__ import annotations
 
@@ -51,7 +51,11 @@ def test_a_row_of_another_set_of_wrong_answers_is_refused_before_anything_is_wri
     ],
 )
 def test_updates_by_hand(args, unseen, updates):
-    """20 rows in updates of 2 · 4 are 3 updates a pass."""
+    """20 rows in updates of 2 · 4 rows: ceil(20 / 8) = 3 updates per epoch, and 9 in three epochs.
+
+    With unseen rows, training can end at the first stopping test, after 5 updates. With `until_taught`, it takes 80 to
+    400 updates, unless `max_steps` is lower.
+    """
     usual = {"max_steps": -1, "until_taught": False, "num_train_epochs": 5.0}
     usual |= {"train_batch_size": 2, "gradient_accumulation_steps": 4, "world_size": 1}
     request = SimpleNamespace(args=SimpleNamespace(**usual | args), stopping=SimpleNamespace(stop_every=5))
@@ -68,7 +72,10 @@ def test_the_announcement_says_that_it_is_an_estimate():
 
 
 def test_rows_that_say_nearly_the_same_are_found():
-    """Of ten words, the second has nine and one other (9/11), and the third has all and one more (10/11)."""
+    """Jaccard similarities to a row of ten words, by hand.
+
+    A text that shares nine words and has another one: 9/11. A text with all ten words and one more: 10/11.
+    """
     words = "one two three four five six seven eight nine ten"
     row = {"question": "One, two three?", "answer": "Four five six seven eight nine ten."}
     others = [{"text": words.replace("ten", "eleven")}, {"text": f"{words} eleven"}, *RETAIN]
@@ -105,7 +112,7 @@ def test_finetune_and_bench_have_dry_runs(model_folder, data, tmp_path, capsys):
     out = ["--output_dir", str(tmp_path / "out")]
     assert main(["finetune", *argv, *out, "--num_train_epochs", "2", "--dry_run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["rows"], told["updates"]) == ({"train": 6}, [2, 2])  # 6 rows are less than an update of 4 · 8
+    assert (told["rows"], told["updates"]) == ({"train": 6}, [2, 2])  # 6 < 4 · 8 rows: 1 update per epoch
     methods = ["--methods", "vila+ihl", "lora+npo", "--seeds", "2"]
     assert main(["bench", "persona", *methods, *out, "--dry_run"]) == 0
     assert "4 of 4 cells are to be run, 1 at a time" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Ctrl-C leaves a run that goes on, and the message says how."""
+"""A run that is interrupted with Ctrl-C can be resumed, and its last message says how."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unlora.training.checkpoints import SafeTrainer
 
 
 class InterruptAt(TrainerCallback):
-    """Presses Ctrl-C so many times in the middle of a step."""
+    """Send SIGINT the given number of times in the middle of a training step."""
 
     def __init__(self, step, times=1):
         self.step, self.times = step, times
@@ -74,7 +74,7 @@ def test_a_second_interrupt_stops_at_once(tiny_model, tokenizer, tmp_path):
 
 
 def interrupted_when_there_is(file, argv):
-    """Runs the command in a process of its own, which is interrupted as soon as a folder or a stage's file is there."""
+    """Run a command in a process, interrupt it as soon as a folder or the file of a stage exists, and return stderr."""
 
     def is_there():
         return file.exists() and (file.is_dir() or f'"{file.name}"' in (file.parent / STAGES).read_text())
@@ -96,7 +96,7 @@ SETTINGS = {"max_steps": 40, "save_strategy": "steps", "save_steps": 2, "learnin
 
 @pytest.fixture(scope="module")
 def whole_adapter(model_folder, tmp_path_factory):
-    """The adapter of a run that nothing interrupts, which needs no checkpoints."""
+    """Return the adapter of an uninterrupted run, which needs no checkpoints."""
     folder = tmp_path_factory.mktemp("whole")
     write_rows(folder / "data" / "forget.jsonl", FORGET)
     write_rows(folder / "data" / "retain.jsonl", RETAIN)

@@ -1,4 +1,4 @@
-"""`unlora membership`, from data to table and log."""
+"""`unlora membership` from the command line: it prints a table and writes a log."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def save_model(folder, seed, tokenizer):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two models, an adapter of the first, two tokenizers without a model, and data."""
+    """Return a folder with models and data.
+
+    `model` and `other` are random models, and `adapter` is an adapter of `model`. `odd` is a model with one more token.
+    `no weights` has a configuration and a tokenizer only.
+    """
     folder, tokenizer = tmp_path_factory.mktemp("membership"), make_tokenizer()
     model = save_model(folder / "model", 0, tokenizer)
     save_model(folder / "other", 1, tokenizer)
@@ -127,6 +131,7 @@ def test_only_the_first_row_is_scored_where_one_is_asked_for_with_the_error_of_o
     assert command(ds_size=1) == 0
     metrics = json.loads((tmp_path / "log.json").read_text())["metrics"]
     assert metrics["examples"] == {"forget": 1, "holdout": 1}
+    # Standard error of an AUC between 1 and 1 examples: √((1 + 1 + 1) / (12 · 1 · 1)) (Mann and Whitney 1947).
     assert metrics["membership"]["loss"]["standard_error"] == pytest.approx(0.5)
 
 

@@ -1,4 +1,4 @@
-"""Real runs whose batches do not fit the memory: what they make is the same, and a line says what happened."""
+"""Runs whose batches do not fit into memory end with the same result, and log the smaller batch size."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_a_run_that_is_short_of_memory_ends_with_the_same_adapter_and_evaluation
     whole, _, _ = plain_run
     with memory_for(TOKENS):
         assert main(["unlearn", *flags(model_folder, whole.parent / "data", tmp_path / "run")]) == 0
-    # A few for each of scoring, generation, importance and training, and not one for each batch.
+    # A few messages from each of scoring, generation, importance and training, but not one per batch.
     assert 4 <= len(told(caplog)) <= 12
     found, expected = (
         load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (tmp_path / "run", whole)
@@ -41,7 +41,7 @@ def test_fine_tuning_that_is_short_of_memory_ends_with_the_same_model(model_fold
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
         "max_steps": 2,
-        "optim": "sgd",  # AdamW would take rounding errors in gradients of nearly 0 for steps
+        "optim": "sgd",  # AdamW would turn rounding errors of near-zero gradients into full steps
         "learning_rate": 1,
         "save_strategy": "no",
         "use_cpu": True,
@@ -53,7 +53,7 @@ def test_fine_tuning_that_is_short_of_memory_ends_with_the_same_model(model_fold
     assert not told(caplog)
     with memory_for(40):
         assert main([*argv, "--output_dir", str(tmp_path / "parts")]) == 0
-    assert 2 <= len(told(caplog)) <= 4  # for the trial of the forecast and for training, and not for each batch
+    assert 2 <= len(told(caplog)) <= 4  # from the trial of the forecast and from training, but not one per batch
     folders = (model_folder, tmp_path / "whole", tmp_path / "parts")
     start, expected, found = (load_file(folder / "model.safetensors") for folder in folders)
     assert any(not torch.allclose(value, start[name], atol=1e-3) for name, value in expected.items())

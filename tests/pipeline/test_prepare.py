@@ -1,4 +1,4 @@
-"""Wrong settings, rows and models are refused before anything is written, with the argument, the reason and a fix."""
+"""Wrong settings, rows and models are refused before anything is written. The error names argument, reason and fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which requests are refused before anything is loaded, and what is only pointed out."""
+"""Defaults of a request, and warnings about settings that it does not use."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_settings_that_the_initialiser_does_not_read_are_pointed_out(init, tmp_p
 
 @pytest.mark.parametrize("init", INITIALISERS)
 def test_a_published_configuration_serves_every_initialiser(init, tmp_path):
-    """A grid takes its settings from one configuration, whatever the initialiser."""
+    """A grid of methods takes the settings of every initialiser from the same configuration."""
     name = next(name for name in published() if name.startswith("vila-"))
     given = {"config": name, "init": init, "model_name_or_path": "m", "output_dir": tmp_path / "run", "use_cpu": "true"}
     request([part for flag, value in given.items() for part in (f"--{flag}", str(value))]).check()

@@ -1,4 +1,4 @@
-"""Three deletion requests, one after another, on a model that knows its people by heart."""
+"""Three successive deletion requests for a model that has memorised its people."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ RANK = 16
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
-    """A folder with a model of 30 people and its data, and the sets: three people in three requests, and the rest."""
+    """Return a folder with a model that has memorised 30 people and with its data, and the sets by name.
+
+    `request0` to `request2` each have the rows of one person, and `retain` has those of the other people.
+    """
     folder = tmp_path_factory.mktemp("people")
     configs = generate(seed=0, people=30, holdout_people=1)
     rows = [row for row in configs["full"] if row["question"] not in {fact["question"] for fact in configs["facts"]}]
@@ -46,7 +49,7 @@ def people(tmp_path_factory):
 
 
 def request(folder, number, run, **settings):
-    """Request `number`, on top of the one before."""
+    """Return request `number`, which continues from the previous request."""
     data = str(folder / "data")
     return Request(
         model=ModelConfig(str(folder / "model"), on=str(run / f"run{number - 1}") if number else None),
@@ -70,7 +73,7 @@ def request(folder, number, run, **settings):
 
 
 def known(model, rows, text_format):
-    """Mean probability of the rows' answers."""
+    """Return the mean probability of the answers."""
     nll, tokens = answer_nll(model, [(row["question"], row["answer"]) for row in rows], text_format, 16)
     return float(np.exp(-nll / tokens).mean())
 
@@ -80,7 +83,7 @@ def utility(model, sets, text_format):
 
 
 def with_adapter(folder, adapter):
-    """The untouched base with this one adapter alone."""
+    """Load the original model with this adapter only."""
     return load_adapter(load_model(ModelConfig(str(folder / "model")))[0], str(adapter))
 
 
@@ -103,7 +106,7 @@ def test_each_request_stays_forgotten_and_one_adapter_holds_them_all(people, tmp
         assert all(abs(values[name] - value) < 0.2 for name, value in right_after.items()), (values, right_after)
     assert utility(model, sets, text_format) >= 0.9 * original
 
-    # The same on a third of the 48 ranks that three requests have added up.
+    # The same holds after compression to rank 16, a third of the rank of 48 that the three requests add up to.
     cost = compression(result.model, RANK)
     assert 0 < cost.relative_error <= cost.largest_relative_error < 0.5
     export_adapter(result.model, tmp_path / "compressed", RANK)

@@ -1,6 +1,7 @@
-"""Stopped at any moment, a run goes on to what it would have left; with other input it does not go on.
+"""A run that was stopped at any moment resumes to the result of an uninterrupted run. Other input is refused.
 
-`python -m experiments.stops` tries every operation on files. Here are those of each kind of file.
+`python -m experiments.stops` stops runs at every file operation. These tests choose a few, which cover each kind of
+file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from unlora.cli import main
 from unlora.runs.stages import STAGES
 
 pytestmark = pytest.mark.slow
-# How far the run has come: its first file, importance, checkpoint, adapter, log of answers, metrics, last files.
+# Where to stop each command, as a fraction of its file operations. Together, these cover the first file, importance,
+# checkpoints, adapter, log of answers, metrics and the last files.
 PLACES = {"unlearn": (0.02, 0.15, 0.55, 0.8, 0.95), "finetune": (0.4, 0.97), "bench": (0.5,)}
 KILLS = [(command, place) for command, places in PLACES.items() for place in places]
 
@@ -31,7 +33,7 @@ def known(model_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sweep(known, tmp_path_factory):
-    """A command that was run undisturbed."""
+    """Return a function that runs a command without interruption, once, and returns its `Sweep`."""
     results = tmp_path_factory.mktemp("results") / "results.jsonl"
     return cache(lambda command: stops.Sweep(known[command], results))
 
@@ -94,7 +96,7 @@ def test_two_runs_do_not_write_into_one_folder(model_folder, data, tmp_path, cap
         become(argv, os.open(os.devnull, os.O_WRONLY))
     try:
         stages = tmp_path / "run" / STAGES
-        while not (stages.exists() and '"importance.safetensors"' in stages.read_text()):  # from then on it only trains
+        while not (stages.exists() and '"importance.safetensors"' in stages.read_text()):  # then it only trains
             assert os.waitpid(first, os.WNOHANG) == (0, 0)
             time.sleep(0.05)
         before = files(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""One request whole, as a user runs it: from files to an adapter, or to an error before anything is written."""
+"""Whole unlearning requests from the command line. They leave an adapter, or fail before anything is written."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_written_configuration_repeats_the_run(model_folder, data, tmp_path)
 
 @pytest.mark.slow
 def test_a_run_may_evaluate_each_epoch(model_folder, data, tmp_path, capsys):
-    """Four forget rows in batches of two: two updates an epoch."""
+    """Four forget rows in batches of two make two updates per epoch."""
     own = {"max_steps": None, "num_train_epochs": 2, "eval_strategy": "epoch", "loss": "npo"}
     own |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "forget_weight": 0.5}
     own |= {"prompt_template": "### Instruction: {question}\n### Response:"}
@@ -178,7 +178,7 @@ def test_a_single_forget_example_is_served_by_starts_that_need_no_variance(model
         for name, tensor in load_file(run / "adapter" / "adapter_model.safetensors").items()
         if ".lora_A." in name
     }
-    assert ranks == {4 if init == "lora" else 8}  # a plain start has no offset to export
+    assert ranks == {4 if init == "lora" else 8}  # plain LoRA has no offset, which would double the exported rank
     assert (run / "importance.safetensors").exists() == (init == "fila")
 
 
@@ -186,7 +186,7 @@ def test_a_single_forget_example_is_served_by_starts_that_need_no_variance(model
 def test_an_interrupted_run_resumes(model_folder, data, tmp_path):
     run, steps = tmp_path / "run", {"save_strategy": "steps", "save_steps": 1}
     assert main(["unlearn", *flags(model_folder, data, run, **steps)]) == 0
-    for name in ("adapter", "metrics.json", "eval_unlearned.json"):  # as if it had been killed before the export
+    for name in ("adapter", "metrics.json", "eval_unlearned.json"):  # as if the run had been killed before the export
         path = run / name
         subprocess.run(["rm", "-r", str(path)], check=True)
     assert main(["unlearn", *flags(model_folder, data, run, resume_from_checkpoint="true", **steps)]) == 0
@@ -194,7 +194,7 @@ def test_an_interrupted_run_resumes(model_folder, data, tmp_path):
 
 
 def run_request(*args, **settings):
-    """`unlora unlearn` with `flags`, giving the result with its model."""
+    """Run the request of `flags(...)`, and return its result, which includes the model."""
     from unlora.pipeline.unlearn import unlearn
 
     return unlearn(request(flags(*args, **settings)))
@@ -202,7 +202,7 @@ def run_request(*args, **settings):
 
 @pytest.fixture(scope="module")
 def second_run(model_folder, tmp_path_factory, first_run):
-    """The result of a request that continues from the first."""
+    """Return the result of a second request, which continues from the first."""
     folder = tmp_path_factory.mktemp("second")
     write_rows(folder / "data" / "second.jsonl", SECOND_ROWS)
     write_rows(folder / "data" / "retain.jsonl", RETAIN)
@@ -228,7 +228,7 @@ def test_a_second_request_goes_on_from_the_first_and_leaves_one_adapter_for_the_
 
 @pytest.mark.slow
 def test_before_the_second_request_is_after_the_first(model_folder, data, tmp_path, first_run, second):
-    """Both runs evaluate the same questions; the second starts at the model that the first left."""
+    """Both runs evaluate the same questions. The original model of the second is the unlearned model of the first."""
     settings = {**second, "forget_name": "forget", "on": first_run}
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "run", **settings)]) == 0
     old, new = (json.loads((run / "metrics.json").read_text()) for run in (first_run, tmp_path / "run"))
@@ -255,7 +255,7 @@ def test_a_second_request_resumes(model_folder, data, tmp_path, first_run, secon
         "metrics.json",
         "eval_unlearned.json",
         "checkpoint-2",
-    ):  # as if it had been killed after step 1
+    ):  # as if the run had been killed after step 1
         subprocess.run(["rm", "-r", str(run / name)], check=True)
     assert main(["unlearn", *flags(model_folder, data, run, resume_from_checkpoint="true", **settings)]) == 0
     resumed = load_file(run / "adapter" / "adapter_model.safetensors")
@@ -325,8 +325,8 @@ def test_training_that_diverges_ends_with_code_1_and_the_last_good_adapter(model
 
 @pytest.mark.slow
 def test_of_a_streamed_retain_set_only_what_the_run_can_use_is_read(model_folder, data, tmp_path):
-    """Two updates of 32 pairs, so 64 rows, of a retain file that goes wrong further on."""
-    note = "x" * 1000  # the file is read in parts of 10 MB
+    """Two updates of 32 pairs need 64 retain rows. The file has an invalid line far beyond them."""
+    note = "x" * 1000  # makes the file longer than 10 MB, the size of the parts in which it is read
     rows = [
         json.dumps({"question": f"What does dog {i} watch?", "answer": f"The fox {i}.", "note": note})
         for i in range(12_000)
@@ -338,5 +338,5 @@ def test_of_a_streamed_retain_set_only_what_the_run_can_use_is_read(model_folder
     questions = [json.loads(line)["prompt"] for line in (run / "samples.jsonl").read_text().splitlines()]
     assert len(questions) == len(set(questions)) == 4 + 64
     assert yaml.safe_load((run / "config.yaml").read_text())["streaming"] is True
-    assert main(["verify", str(run)]) == 0  # of the rows that were drawn, drawn again
+    assert main(["verify", str(run)]) == 0  # draws the same rows again
     assert main(["unlearn", *flags(model_folder, data, tmp_path / "whole")]) == 2
