@@ -1,4 +1,4 @@
-"""What of transformers' training arguments is refused, before anything is loaded."""
+"""Training arguments of transformers that are refused before anything is loaded."""
 
 import pytest
 import torch
@@ -17,13 +17,13 @@ CONFIGS = pytest.mark.parametrize("config", [UnlearnConfig, FinetuneConfig])
 def test_sharding_of_a_model_that_trains_is_refused_with_what_to_use_instead(config, name, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=rf"{name}='full_shard'.*shard_base"):
         config(output_dir=str(tmp_path), use_cpu=True, **{name: "full_shard"})
-    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")  # as `accelerate launch` does
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")  # set by `accelerate launch`
     with pytest.raises(InputError, match=f"{name}='ACCELERATE_USE_{name.upper()}=true'"):
         config(output_dir=str(tmp_path), use_cpu=True)
 
 
 def checked(config, **arguments):
-    """The configuration as its command takes it; an UnlearnConfig raises its problems by itself."""
+    """Return the configuration after the checks of its command. An `UnlearnConfig` already raises its own problems."""
     args = config(**arguments)
     raise_if(args.problems())
     return args

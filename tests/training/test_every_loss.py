@@ -1,4 +1,4 @@
-"""Every loss really trains: each with its retain loss, its reference and the answers it reads."""
+"""Training with every loss, including its retain loss, its reference model and the answers that it reads."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from unlora.teachers import TEACHERS, Teaching
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {"rmu": {"layer": 1}}  # the tiny models have two layers
+SETTINGS = {"rmu": {"layer": 1}}  # the tiny models have only two layers, so the default of 7 is too high
 
 
 @pytest.fixture(scope="module")
 def taught(tiny_model, tokenizer):
-    """A factory of tiny Llamas that know all answers: losses that fade with p move nothing in a model that does not."""
+    """Return a factory of tiny Llamas that have learned all answers.
+
+    Some losses have a gradient that vanishes with the probability of the answer, so that they hardly change a model
+    that has not learned it.
+    """
     model = tiny_model("llama")
     batch = pad_batch([example for part in examples(tokenizer) for example in part], 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -41,14 +45,14 @@ def taught(tiny_model, tokenizer):
 
 
 def alternates_for(loss, tokenizer):
-    """Refusals where the loss reads them."""
+    """Return refusals as alternate answers if the loss reads them, or None."""
     if "alternate" not in LOSSES[loss].reads:
         return None
     return encode_answers(alternate_answers(FORGET, None, seed=0), TextFormat(tokenizer))
 
 
 def taught_by(loss, model, tokenizer):
-    """The forget examples, with what the model says of other people where the loss distils it."""
+    """Return the examples to forget, and the teacher's lesson for each if the loss distils a teacher."""
     if not LOSSES[loss].needs_teacher:
         return examples(tokenizer)[0], None
     teaching = Teaching(model, TextFormat(tokenizer), FORGET, RETAIN, names=[("Ada",)])
@@ -68,7 +72,7 @@ def trainer_for(loss, tiny_model, tokenizer, folder, init="pissa", architecture=
 
 
 def outputs_before_and_after(trainer, part, forward=labelled_tokens, **settings):
-    """What the model says of some examples before it is trained and after."""
+    """Return the model's outputs for the examples `part` before and after training."""
     results = []
     for train in (lambda: None, trainer.train):
         train()
@@ -151,7 +155,7 @@ def test_reference_log_probabilities_are_those_of_the_model_before(tiny_model, t
 
 @pytest.mark.parametrize("loss", ["npo", "npo_mean", "dpo"])
 def test_losses_of_log_ratios_begin_at_twice_ln_2_over_beta(tiny_model, tokenizer, tmp_path, loss):
-    """Before the first step every ratio is 1, so −(2/β)·ln σ(0) = 20·ln 2 with β = 0.1."""
+    """Before the first step every ratio is 1, so the loss is −(2/β)·ln σ(0) = 20·ln 2 with β = 0.1."""
     trainer = trainer_for(loss, tiny_model, tokenizer, tmp_path, max_steps=1)
     trainer.train()
     assert losses_of(trainer)[0]["forget_loss"] == pytest.approx(20 * math.log(2), rel=1e-3)

@@ -1,4 +1,4 @@
-"""The trainer inside open-unlearning, against stubs with its signatures."""
+"""The trainer for open-unlearning, tested with stubs that have the signatures of open-unlearning's own classes."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ from unlora.training.open_unlearning import unlora_trainer
 
 
 class FinetuneTrainer(Trainer):
-    """As `trainer.base.FinetuneTrainer` there: evaluators and template arguments beside transformers' own."""
+    """A stub of `trainer.base.FinetuneTrainer`, which takes evaluators and template arguments as well."""
 
     def __init__(self, evaluators=None, template_args=None, *args, **kwargs):
         self.evaluators, self.template_args = evaluators, template_args
@@ -26,11 +26,11 @@ class FinetuneTrainer(Trainer):
 
 
 class UnlearnTrainer(FinetuneTrainer):
-    """As `trainer.unlearn.base.UnlearnTrainer` there."""
+    """A stub of `trainer.unlearn.base.UnlearnTrainer`."""
 
 
 class ForgetRetainDataset(torch.utils.data.Dataset):
-    """As `data.unlearn.ForgetRetainDataset` there: pairs of tensors."""
+    """A stub of `data.unlearn.ForgetRetainDataset`: pairs of a forget and a retain example, as tensors."""
 
     def __init__(self, forget, retain):
         self.forget, self.retain = forget, retain
@@ -44,8 +44,8 @@ class ForgetRetainDataset(torch.utils.data.Dataset):
 
 
 def load_trainer(config, model, tokenizer, trainer_cls, folder, name="tokenizer"):
-    """As `trainer.load_trainer` there. Its newer versions pass the tokenizer by another name."""
-    registry = {trainer_cls.__name__: trainer_cls}  # as `_register_trainer` does
+    """Create a trainer as `trainer.load_trainer` does. Its versions pass the tokenizer under different names."""
+    registry = {trainer_cls.__name__: trainer_cls}  # like `_register_trainer`
     rows = [[{"question": f"{kind} {i}?", "answer": f"Ada {i} does."} for i in range(3)] for kind in ("Cat", "Dog")]
     forget, retain = (encode_records(part, TextFormat(tokenizer)) for part in rows)
 
@@ -66,7 +66,7 @@ def load_trainer(config, model, tokenizer, trainer_cls, folder, name="tokenizer"
                 "output_dir": folder,
                 "max_steps": 2,
                 "per_device_train_batch_size": 2,
-                "gradient_checkpointing": True,  # as in its configs/trainer/finetune.yaml
+                "gradient_checkpointing": True,  # as in open-unlearning's configs/trainer/finetune.yaml
                 "remove_unused_columns": False,
                 "save_strategy": "no",
                 "report_to": [],
@@ -81,7 +81,7 @@ def load_trainer(config, model, tokenizer, trainer_cls, folder, name="tokenizer"
 
 
 def loaded(model, tokenizer, folder, method_args, base=UnlearnTrainer, **name):
-    """Return the trainer that a config with these `method_args` names."""
+    """Return the trainer for a config with these `method_args`."""
     config = {"handler": "Unlora", "args": {"learning_rate": 1e-2}, "method_args": method_args}
     return load_trainer(config, model, tokenizer, unlora_trainer(base), folder, **name)
 
@@ -90,7 +90,7 @@ def test_the_config_in_the_documentation_trains(tiny_model, tmp_path):
     page = Path(__file__).parents[2] / "docs" / "how-to" / "open-unlearning.md"
     [text] = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     config = yaml.safe_load(text)
-    config["args"]["learning_rate"] = float(config["args"]["learning_rate"])  # Hydra reads 1e-4 as a number
+    config["args"]["learning_rate"] = float(config["args"]["learning_rate"])  # PyYAML, unlike Hydra, reads it as text
     trainer = load_trainer(config, tiny_model("llama"), make_tokenizer(), unlora_trainer(UnlearnTrainer), tmp_path)
     assert trainer.train().global_step == 2
     assert config["method_args"].keys() <= inspect.signature(type(trainer)).parameters.keys()

@@ -1,4 +1,4 @@
-"""From whichever checkpoint training resumes, it ends with the weights and the log of the whole run."""
+"""A run that resumes from any of its checkpoints ends with the weights and the log of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unlora.training.checkpoints import checkpoint_to_resume
 from unlora.training.finetune import FinetuneConfig, finetune
 
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
-# Two updates are an epoch, and with `max_steps` the last one is in the middle of it.
+# An epoch has two updates, so `max_steps=3` ends training in the middle of the second epoch.
 ENDS = {"with an epoch": {"num_train_epochs": 2}, "within an epoch": {"max_steps": 3}}
 LOGS = {"every other step": {"logging_steps": 2}, "every epoch": {"logging_strategy": "epoch"}}
 

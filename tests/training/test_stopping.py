@@ -1,4 +1,4 @@
-"""When to stop: on a tiny Llama that knows its forget set by heart, and through a whole request."""
+"""Early stopping when the forget set looks unseen: with a tiny Llama that has memorised it, and in a whole request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RETAIN = [{"question": f"What does dog {i} watch?", "answer": f"The fox {i}."} f
 
 @pytest.fixture(scope="module")
 def learned(tiny_model, tokenizer):
-    """A state dict of the tiny Llama that knows forget and retain set by heart, and nothing of the holdout set."""
+    """Return the state dict of a tiny Llama that has memorised the forget and retain sets and never saw the holdout."""
     from unlora.data import pad_batch
     from unlora.models.forward import labelled_tokens
 
@@ -47,7 +47,7 @@ def learned(tiny_model, tokenizer):
 
 @pytest.fixture
 def trainer_of(learned, tiny_model, tokenizer, tmp_path):
-    """A factory of trainers on that model, with the rule unless `every` is None."""
+    """Return a factory of trainers of that model, with early stopping unless `every` is None."""
 
     def make(every=1, folder="run", test=None, **settings):
         base = tiny_model("llama")
@@ -95,7 +95,7 @@ def test_auto_takes_the_truth_ratio_too_where_every_row_has_wrong_answers(tokeni
     assert UnseenTest(forget, holdout, text_format).statistics == ["nll", "truth_ratio"]
     assert UnseenTest(forget, HOLDOUT, text_format).statistics == ["nll"]
     assert UnseenTest(forget, holdout, text_format, "nll").statistics == ["nll"]
-    unlike = [{**row, "perturbed_answer": ["No."]} for row in HOLDOUT]  # the answer itself against a paraphrase
+    unlike = [{**row, "perturbed_answer": ["No."]} for row in HOLDOUT]  # relative to the answer, not a paraphrase
     assert UnseenTest(forget, unlike, text_format).statistics == ["nll"]
     for rows in (HOLDOUT, unlike):
         with pytest.raises(InputError, match="stop_statistic='truth_ratio': not every row has perturbed_answer"):
@@ -142,7 +142,7 @@ def test_without_the_rule_the_same_training_forgets_too_much(trainer_of):
 
 
 def test_checks_change_nothing_that_is_trained(trainer_of, tmp_path):
-    """A rule that never fires leaves the same adapter, and the losses are logged at the same steps."""
+    """Checks that never stop training change neither the adapter nor the logged losses."""
     plain, checked = trainer_of(every=None, max_steps=4), trainer_of(max_steps=4)
     for trainer in (plain, checked):
         trainer.train()
@@ -178,7 +178,7 @@ def test_weights_that_diverge_are_left_to_the_trainer(trainer_of, tmp_path):
 
 
 class Script:
-    """A test that says what it is told to, one comparison after the other."""
+    """A stand-in for `UnseenTest` that returns comparisons with the given AUC and KS p-value, one per call."""
 
     def __init__(self, *comparisons):
         self.rest = list(comparisons)
@@ -212,7 +212,7 @@ def test_a_check_that_overshoots_goes_back_to_the_nearest_and_says_so(trainer_of
 
 @pytest.mark.parametrize("last", [2, 3])
 def test_a_resumed_run_ends_where_the_whole_run_ends(trainer_of, tmp_path, last):
-    """From before the end, and from the checkpoint of the very step at which the rule stopped."""
+    """Resume from a checkpoint before the end, and from the checkpoint of the step at which training was stopped."""
     script = [(1.0, 0.0), (0.9, 0.0), (0.7, 0.01), (0.1, 0.0)]
     steps = {"save_strategy": "steps", "save_steps": 1}
     whole = trainer_of(test=Script(*script), **steps)

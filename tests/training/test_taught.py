@@ -13,7 +13,7 @@ from unlora.training.taught import StopWhenTaught
 
 
 class Measurer:
-    """Stands for the trainer where only the schedule is asked for."""
+    """A stand-in for the trainer, for tests of the schedule alone."""
 
     def __init__(self):
         self.update_means = {}
@@ -33,7 +33,7 @@ def test_the_learning_rate_rises_holds_and_falls_over_as_many_updates_as_it_took
     assert [rule.factor(step) for step in (0, 4, 9, 500)] == pytest.approx([0.1, 0.5, 1, 1])
     rule.reached = 40
     assert [rule.factor(step) for step in (40, 60, 80)] == pytest.approx([1, 0.5, 0])
-    rule.reached = 2  # too soon to fall within two updates
+    rule.reached = 2  # a decay over two updates would be too short, so it takes ten
     assert rule.factor(12) == 0
 
 
@@ -62,7 +62,7 @@ def test_the_limit_ends_a_training_that_never_agrees(tiny_model, tokenizer, tmp_
 
 
 def test_a_resumed_run_ends_as_the_whole_run(tiny_model, tokenizer, tmp_path):
-    """The whole run writes a checkpoint before and one after the goal; each is resumed from."""
+    """Resume from a checkpoint before the model agrees with its teacher, and from one after it."""
     whole = make_trainer(tiny_model, tokenizer, tmp_path / "run", save_strategy="steps", save_steps=15)
     whole.train()
     after = 15 * math.ceil((whole.taught.reached + 1) / 15)

@@ -9,7 +9,7 @@ from unlora.training.tensor_files import load_state, save_state
 
 
 def same(a, b):
-    """Equal in kind and content, exactly."""
+    """Return whether two nested values are exactly equal, including their types and dtypes."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, np.ndarray):

@@ -1,4 +1,4 @@
-"""Where training reports to: nowhere unless told so, and then as in transformers."""
+"""Trackers: training reports to none by default, and otherwise to those in `report_to`, as in transformers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_wandb_gets_the_losses_without_a_network(model_folder, data, tmp_path, m
 def test_trackio_gets_the_losses_in_a_local_database(model_folder, data, tmp_path):
     pytest.importorskip("trackio", reason="needs unlora[trackers]")
     argv = flags(model_folder, data, tmp_path / "run", report_to="trackio", run_name="ours", logging_steps=1)
-    # Where the database lies is read when trackio is imported, so in a process of its own.
+    # trackio reads the location of its database when it is imported, so the run needs a process of its own.
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
     done = subprocess.run([sys.executable, "-m", "unlora", "unlearn", *argv], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()

@@ -1,4 +1,4 @@
-"""UnlearnTrainer on a tiny Llama: what moves, what stays, what is logged, what is saved, when it stops."""
+"""`UnlearnTrainer` on a tiny Llama: which weights change, what is logged and saved, and when training stops."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_total_loss_weighs_both_losses(tiny_model, tokenizer, tmp_path):
 
 
 def test_the_retain_weight_of_pdu_changes_after_the_warm_up(tiny_model, tokenizer, tmp_path):
-    """Two updates an epoch."""
+    """An epoch has two updates, so the warm-up of one epoch covers the first two."""
     own = {"loss": "pdu", "loss_kwargs": {"dual_warmup_epochs": 1.0, "dual_step_size": 0.1}}
     trainer = make_trainer(tiny_model, tokenizer, tmp_path, num_train_epochs=2, **own)
     trainer.train()
@@ -64,7 +64,7 @@ def test_the_retain_weight_of_pdu_changes_after_the_warm_up(tiny_model, tokenize
 
 
 def test_a_model_may_be_evaluated_while_it_trains(tiny_model, tokenizer, tmp_path):
-    """Two updates an epoch, and three epochs. It trains on as it would have."""
+    """There are three epochs of two updates. The evaluations do not change the result of the training."""
     plain = make_trainer(tiny_model, tokenizer, tmp_path, num_train_epochs=3)
     plain.train()
     args, base, seen = config(tmp_path, num_train_epochs=3, eval_strategy="epoch"), tiny_model("llama"), []
@@ -86,7 +86,7 @@ def test_a_model_may_be_evaluated_while_it_trains(tiny_model, tokenizer, tmp_pat
 
 
 def test_accumulated_batches_are_logged_as_their_mean(tiny_model, tokenizer, tmp_path):
-    """Two batches of 3 in one step: the loss of the step is the mean, not the sum, of the two."""
+    """A step has two batches of 3, and its loss is the mean of the two, not their sum."""
     trainer = make_trainer(tiny_model, tokenizer, tmp_path, gradient_accumulation_steps=2, max_steps=1)
     trainer.train()
     row = trainer.state.log_history[0]
@@ -167,7 +167,10 @@ def test_old_checkpoints_are_removed_beyond_the_limit(tiny_model, tokenizer, tmp
 
 
 def test_explosion_of_the_retain_loss_puts_the_last_good_adapter_back(tiny_model, tokenizer, tmp_path):
-    """Ascent without a retain term and with a huge learning rate; the adapter kept is that of the step before."""
+    """Gradient ascent without a retain term diverges at a high learning rate.
+
+    The restored adapter is the one from the start of the previous step, whose retain loss was within the limit.
+    """
     kept = []
 
     class Record(TrainerCallback):
