@@ -1,4 +1,4 @@
-"""Every loss is checked against hand arithmetic, against its definition token by token, and at extreme values."""
+"""Every loss is compared with hand computations and with its definition token by token, and tried at extreme values."""
 
 import math
 from dataclasses import replace
@@ -13,7 +13,7 @@ from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.models.forward import HiddenStates, LabelledTokens, hidden_states
 
 LOG2 = math.log(2)
-P = [0.5, 0.25, 0.125, 0.125]  # of the vocabulary 0..3
+P = [0.5, 0.25, 0.125, 0.125]  # the probabilities of the vocabulary entries 0 to 3
 
 
 def log2s(*values):
@@ -22,20 +22,25 @@ def log2s(*values):
 
 
 def hand_ascent():
-    """Tokens of probability 1/2 and 1/4: mean log p = (−1 − 2)/2·ln 2."""
+    """Two tokens have probabilities 1/2 and 1/4, so mean log p = (−1 − 2)/2·ln 2."""
     return tokens([P, P], [0, 1]), {}, -1.5 * LOG2
 
 
 def hand_ihl():
-    """True 1/2 beside runner-up 1/4: 1.25. True 1/8 beside runner-up 1/2: 0.625. Mean 0.9375."""
+    """Compute 1 + p(y) − p(runner-up) for two tokens.
+
+    Target 0: 1 + 1/2 − 1/4 = 1.25. Target 2: 1 + 1/8 − 1/2 = 0.625. Mean 0.9375.
+    """
     return tokens([P, P], [0, 2]), {}, 0.9375
 
 
 def hand_distil():
-    """Of two tokens the second is taught, y = 0. τ = 2, μ = 1/2; kept are 1, 0 and all others together.
+    """Only the second of two tokens is taught. Its label is y = 0, and τ = 2, μ = 1/2.
 
-    The model has p = (1/4, 9/16, 3/16) there, softened (1/2, 3/4, √3/4)/(5/4 + √3/4); the teacher (9/16, 1/4, 3/16),
-    softened alike but for the order. So τ²·KL = 4·((3/4 − 1/2)·ln(3/2))/(5/4 + √3/4). Excess: ln(9/16) − ln(1/4).
+    The lesson gives the probabilities of tokens 1, 0 and all others together. The model has p = (1/4, 9/16, 3/16),
+    which is (1/2, 3/4, √3/4)/(5/4 + √3/4) when softened. The teacher has t = (9/16, 1/4, 3/16), so the first two
+    softened values are swapped. Hence τ²·KL = 4·((3/4 − 1/2)·ln(3/2))/(5/4 + √3/4).
+    The excess is log p(y) − log t(y) = ln(9/16) − ln(1/4) = ln(9/4). The loss is the mean over both tokens.
     """
     lesson = Lesson(
         torch.tensor([1]),
@@ -49,8 +54,9 @@ def hand_distil():
 
 
 def hand_soft_kl():
-    """p = (1/4, 9/16, 3/32, 3/32) and ref = (9/16, 1/4, 3/32, 3/32): softened by τ = 2 their roots over 5/4 + √(3/8).
+    """p = (1/4, 9/16, 3/32, 3/32) and ref = (9/16, 1/4, 3/32, 3/32), with τ = 2.
 
+    The softened probabilities are the square roots of these, divided by their sum 5/4 + √(3/8).
     τ²·KL = 4·((3/4 − 1/2)·ln(3/2))/(5/4 + √(3/8)).
     """
     reference = tokens([[9 / 16, 1 / 4, 3 / 32, 3 / 32]], [0]).logits
@@ -61,16 +67,19 @@ def hand_soft_kl():
 def hand_npo():
     """β = 1/2, d = log π − log π_ref.
 
-    Example 0: tokens of probability 1/2 and 1/4, reference 1/2: d = −2 ln 2, −log σ(−βd) = ln(1 + 2^−1) = ln 1.5.
-    Example 1: a token of 1/2, reference 1/4: d = ln 2, −log σ(−βd) = ln(1 + √2).
-    (2/β)·mean = 4·(ln 1.5 + ln(1 + √2))/2.
+    Example 0: two tokens with p = 1/2 and 1/4, π_ref = 1/2. So d = −2 ln 2 and −log σ(−βd) = ln(1 + 2^−1) = ln 1.5.
+    Example 1: one token with p = 1/2, π_ref = 1/4. So d = ln 2 and −log σ(−βd) = ln(1 + √2).
+    The loss is (2/β)·mean = 4·(ln 1.5 + ln(1 + √2))/2.
     """
     out = tokens([P, P, P], [0, 1, 0], [0, 0, 1], ref_logp=log2s(-1, -2))
     return out, {"beta": 0.5}, 2 * (math.log(1.5) + math.log(1 + math.sqrt(2)))
 
 
 def hand_npo_mean():
-    """As npo, but example 0 has two tokens, so its d is −ln 2: ln(1 + 2^−½) takes the place of ln 1.5."""
+    """Like `hand_npo`, but d is divided by the number of tokens.
+
+    Example 0 has two tokens, so d = −ln 2, and ln(1 + 2^−½) replaces ln 1.5.
+    """
     out, settings, _ = hand_npo()
     return out, settings, 2 * (math.log(1 + math.sqrt(0.5)) + math.log(1 + math.sqrt(2)))
 
@@ -78,73 +87,86 @@ def hand_npo_mean():
 def hand_simnpo():
     """β = 2, δ = ln 2.
 
-    Example 0: tokens of 1/2 and 1/8, NLL/n − δ = 2 ln 2 − ln 2, −log σ(2 ln 2) = ln(1 + 1/4).
-    Example 1: a token of 1/2, NLL/n − δ = 0, −log σ(0) = ln 2.
-    (2/β)·mean = (ln 1.25 + ln 2)/2 = ln(2.5)/2.
+    Example 0: two tokens with p = 1/2 and 1/8. NLL/n − δ = 2 ln 2 − ln 2 = ln 2, and −log σ(2 ln 2) = ln(1 + 1/4).
+    Example 1: one token with p = 1/2. NLL/n − δ = 0, and −log σ(0) = ln 2.
+    The loss is (2/β)·mean = (ln 1.25 + ln 2)/2 = ln(2.5)/2.
     """
     return tokens([P, P, P], [0, 2, 0], [0, 0, 1]), {"beta": 2.0, "delta": LOG2}, math.log(2.5) / 2
 
 
 def hand_dpo():
-    """β = 1/2. True answer 1/4, reference 1/2: r = −ln 2. Alternate 1/2, reference 1/8: r' = 2 ln 2.
+    """β = 1/2, r = log π − log π_ref.
 
-    (2/β)·(−log σ(β·3 ln 2)) = 4·ln(1 + 2^−1.5).
+    True answer: π = 1/4 and π_ref = 1/2, so r = −ln 2. Alternate: π = 1/2 and π_ref = 1/8, so r' = 2 ln 2.
+    The loss is −(2/β)·log σ(β·(r' − r)) = −4·log σ(1.5 ln 2) = 4·ln(1 + 2^−1.5).
     """
     out = tokens([P, P], [1, 0], ref_logp=log2s(-1, -3))
     return out, {"beta": 0.5}, 4 * math.log(1 + 2**-1.5)
 
 
 def hand_wga():
-    """β = 2, tokens of 1/2 and 1/4: (1/4·(−ln 2) + 1/16·(−2 ln 2))/2 = −3/16·ln 2."""
+    """β = 2, two tokens with p = 1/2 and 1/4. Mean p^β·log p = (1/4·(−ln 2) + 1/16·(−2 ln 2))/2 = −3/16·ln 2."""
     return tokens([P, P], [0, 1]), {"beta": 2.0}, -3 / 16 * LOG2
 
 
 def hand_satimp():
-    """β₁ = 2, β₂ = 1: (1/4·1/2·(−ln 2) + 1/16·3/4·(−2 ln 2))/2 = −(8 + 6)/128·ln 2."""
+    """β₁ = 2, β₂ = 1, two tokens with p = 1/2 and 1/4.
+
+    Mean p^β₁·(1 − p)^β₂·log p = (1/4·1/2·(−ln 2) + 1/16·3/4·(−2 ln 2))/2 = −(8 + 6)/128·ln 2.
+    """
     return tokens([P, P], [0, 1]), {"beta1": 2.0, "beta2": 1.0}, -14 / 128 * LOG2
 
 
 def hand_ceu():
-    """True 0: q = (0, 1/2, 1/4, 1/4), −Σ q log p = (1 + 3/4 + 3/4)·ln 2.
+    """q is p without the target, renormalised.
 
-    True 1: q = (2/3, 0, 1/6, 1/6), −Σ q log p = (2/3 + 1/2 + 1/2)·ln 2. Mean (5/2 + 5/3)/2·ln 2 = 25/12·ln 2.
+    Target 0: q = (0, 1/2, 1/4, 1/4), −Σ q log p = (1 + 3/4 + 3/4)·ln 2 = 5/2·ln 2.
+    Target 1: q = (2/3, 0, 1/6, 1/6), −Σ q log p = (2/3 + 1/2 + 1/2)·ln 2 = 5/3·ln 2.
+    Mean (5/2 + 5/3)/2·ln 2 = 25/12·ln 2.
     """
     return tokens([P, P], [0, 1]), {}, 25 / 12 * LOG2
 
 
 def hand_undial():
-    """β = ln 2 halves the true token's weight in the reference.
+    """β = ln 2 halves the reference probability of the target. q is the result, renormalised.
 
-    True 0: q = (1/4, 1/4, 1/8, 1/8)·4/3, −Σ q log p = (1/3 + 2/3 + 1/2 + 1/2)·ln 2 = 2 ln 2.
-    True 2: q = (8, 4, 1, 2)/15, −Σ q log p = (8 + 8 + 3 + 6)/15·ln 2 = 5/3·ln 2. Mean 11/6·ln 2.
+    Target 0: q = (1/4, 1/4, 1/8, 1/8)·4/3, −Σ q log p = (1/3 + 2/3 + 1/2 + 1/2)·ln 2 = 2 ln 2.
+    Target 2: q = (8, 4, 1, 2)/15, −Σ q log p = (8 + 8 + 3 + 6)/15·ln 2 = 5/3·ln 2.
+    Mean 11/6·ln 2.
     """
     reference = torch.tensor([P, P], dtype=torch.float64).log()
     return tokens([P, P], [0, 2], ref_logits=reference), {"beta": LOG2}, 11 / 6 * LOG2
 
 
 def hand_pdu():
-    """Logits −1, −2, −3, −3 times ln 2: max −1, mean −2.25, (1.25·ln 2)² = 1.5625·ln² 2. Equal logits: 0."""
+    """The logits of the first token are (−1, −2, −3, −3)·ln 2, with maximum −ln 2 and mean −2.25·ln 2.
+
+    Its squared margin is (1.25·ln 2)² = 1.5625·ln² 2. The equal logits of the second token have margin 0.
+    """
     return tokens([P, [0.25] * 4], [0, 0]), {}, 1.5625 / 2 * LOG2**2
 
 
 def hand_rmu():
-    """At h = 0 only the length of c·u/‖u‖ counts: c²/dimensions = 9/4."""
+    """At h = 0, the mean of (h − c·u/‖u‖)² over the dimensions is c²/dimensions = 9/4, for any direction u."""
     return states([[0.0] * 4] * 2), {"steering_coeff": 3.0}, 9 / 4
 
 
 def hand_nll():
-    """The negative of ascent."""
+    """The negative of `hand_ascent`."""
     return tokens([P, P], [0, 1]), {}, 1.5 * LOG2
 
 
 def hand_kl():
-    """KL(ref ‖ uniform) = 1/2·ln 2 + 1/4·0 + 2·1/8·(−ln 2) = ln 2 / 4, and 0 where both are equal; mean ln 2 / 8."""
+    """The first token's KL(ref ‖ uniform) = 1/2·ln 2 + 1/4·0 + 2·1/8·(−ln 2) = ln 2 / 4.
+
+    The second token has the reference distribution, so its KL is 0. Mean ln 2 / 8.
+    """
     reference = torch.tensor([P, P], dtype=torch.float64).log()
     return tokens([[0.25] * 4, P], [0, 1], ref_logits=reference), {}, LOG2 / 8
 
 
 def hand_hidden_mse():
-    """Differences 0, 2, 0, 1: (4 + 1)/4."""
+    """The differences are 0, 2, 0, 1, so their mean square is (4 + 1)/4."""
     reference = torch.tensor([[1.0, 0.0], [3.0, 3.0]], dtype=torch.float64)
     return states([[1.0, 2.0], [3.0, 4.0]], ref_states=reference), {}, 1.25
 
@@ -173,7 +195,7 @@ HAND = {
 }
 
 
-# The definitions in float64, token by token. Parts without a gradient are evaluated at `at`.
+# The definition of each loss, token by token in float64. Parts behind a stop-gradient are computed from `at`.
 
 
 def softmax(row):
@@ -345,7 +367,7 @@ SLOW = {
     "retain-soft_kl": slow_soft_kl,
     "retain-hidden_mse": slow_hidden_mse,
 }
-# Settings other than the defaults, to see that each is used.
+# Settings that differ from the defaults, to check that each has an effect.
 OTHER = {
     "forget-npo": {"beta": 0.7},
     "forget-npo_mean": {"beta": 0.7},
@@ -357,7 +379,7 @@ OTHER = {
     "forget-wga": {"beta": 0.3},
     "forget-satimp": {"beta1": 0.5, "beta2": 2.5},
 }
-# Losses with a part that has no gradient. Finite differences of the whole loss would not be their gradient.
+# Losses with a stop-gradient. Their gradient is not that of the whole expression, which finite differences estimate.
 STOPPED = {"forget-wga", "forget-satimp", "forget-ceu"}
 
 
@@ -416,7 +438,7 @@ def test_gradient_equals_finite_differences_with_weights_and_targets_held_fixed(
 
 
 def extreme(loss, height, dtype):
-    """Return four tokens whose true logit is `height` and all others 0; for hidden states, `height` everywhere."""
+    """Return four tokens with logit `height` for the target and 0 otherwise, or hidden states of `height` only."""
     example, generator = torch.tensor([0, 0, 1, 1]), torch.Generator().manual_seed(0)
     if loss.forward is hidden_states:
         reference = torch.randn(4, 6, generator=generator).to(dtype)
@@ -434,7 +456,7 @@ def extreme(loss, height, dtype):
 @pytest.mark.parametrize("height", [50.0, 1e4, -50.0, -1e4])
 @pytest.mark.parametrize("name", ALL)
 def test_loss_and_gradient_are_finite_for_a_certain_and_for_an_impossible_token(name, height, dtype):
-    """p of the true token is 1 or 0 to the last digit."""
+    """The probability of the true token is 1 or 0 up to rounding."""
     out = extreme(ALL[name], height, dtype)
     values = leaf(out).requires_grad_()
     loss = ALL[name](out)
@@ -464,7 +486,10 @@ def test_inverted_hinge_is_bounded_by_0_and_2_where_ascent_is_not():
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_npo_begins_as_gradient_ascent_on_the_summed_log_likelihood(beta):
-    """At step 0 π = π_ref: the loss is −(2/β)·ln σ(0) = (2/β)·ln 2, and d/dx (2/β)·ln(1 + e^{βx}) = 2σ(0) = 1."""
+    """At step 0, π = π_ref, so x = log π − log π_ref = 0.
+
+    The loss is −(2/β)·ln σ(0) = (2/β)·ln 2, and its derivative is d/dx (2/β)·ln(1 + e^{βx}) = 2σ(0) = 1.
+    """
     out = random_outputs(LOSSES["npo"], 1)
     gradients = []
     for loss in (LOSSES["npo"], lambda out, beta: out.example_logp.mean()):
@@ -489,7 +514,7 @@ def test_reweighted_ascent_pulls_each_token_as_ascent_does_times_its_weight(name
 
 
 def test_ceu_lowers_the_true_logit_by_its_probability_and_spreads_it_over_the_others():
-    """p − q: p(y) at the true token, and −p(v)·p(y)/(1 − p(y)) elsewhere, which is bounded unlike ascent's."""
+    """The gradient is p − q: p(y) for the true token y, and −p(v)·p(y)/(1 − p(y)) for any other token v."""
     out = tokens([P], [1])
     logits = out.logits.clone().requires_grad_()
     [gradient] = torch.autograd.grad(LOSSES["ceu"](replace(out, logits=logits)), logits)
@@ -497,7 +522,10 @@ def test_ceu_lowers_the_true_logit_by_its_probability_and_spreads_it_over_the_ot
 
 
 def test_ceu_may_skip_the_first_tokens_of_each_answer():
-    """Of each answer's tokens the second costs 5/3·ln 2, and the first, of 5/2·ln 2, counts as 0."""
+    """Each answer begins with target 0, whose loss is 5/2·ln 2. Target 1 follows in two of them, with loss 5/3·ln 2.
+
+    Skipped tokens count as 0 in the mean over all five tokens.
+    """
     out = tokens([P, P, P, P, P], [0, 1, 0, 1, 0], [0, 0, 1, 1, 2])
     assert LOSSES["ceu"](out).item() == pytest.approx((3 * 5 / 2 + 2 * 5 / 3) / 5 * LOG2)
     assert LOSSES["ceu"](out, skip_first=1).item() == pytest.approx(2 * 5 / 3 / 5 * LOG2)
@@ -514,7 +542,7 @@ def test_undial_is_at_rest_where_the_model_is_the_reference_with_the_true_logit_
 
 
 def test_dpo_reads_the_first_half_as_true_answers_and_the_second_as_alternates():
-    """Raising an alternate's likelihood lowers the loss, raising a true answer's raises it."""
+    """The loss falls as an alternate becomes more likely, and rises as a true answer becomes more likely."""
     out = random_outputs(LOSSES["dpo"], 6)
     logits = out.logits.clone().requires_grad_()
     [gradient] = torch.autograd.grad(LOSSES["dpo"](replace(out, logits=logits)), logits)
@@ -536,7 +564,7 @@ def test_rmu_is_zero_at_its_direction_which_has_entries_of_one_sign():
     out = states([[0.0] * 6] * 3)
     values = out.states.clone().requires_grad_()
     [gradient] = torch.autograd.grad(LOSSES["rmu"](replace(out, states=values)), values)
-    goal = -gradient * 3 * 6 / 2  # of mean (h − g)², the gradient at 0 is −2 g / number of entries
+    goal = -gradient * 3 * 6 / 2  # the gradient of mean (h − g)² at h = 0 is −2 g / number of entries
     assert (goal > 0).all()
     assert goal[0].norm().item() == pytest.approx(6.5)
     assert LOSSES["rmu"](replace(out, states=goal)).item() == pytest.approx(0, abs=1e-12)

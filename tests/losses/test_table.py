@@ -1,4 +1,4 @@
-"""Which losses and settings go together, the errors for those that do not, and losses of the user's own."""
+"""Combinations of losses and settings that are valid, errors for those that are not, and losses that users add."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_retain_loss_is_accepted_where_it_can_be_computed_from_the_forget_loss
     out = random_outputs(LOSSES[name], 0)
     try:
         computable = bool(RETAIN_LOSSES[retain_loss](out).isfinite())
-    except AttributeError:  # the forward pass gives no such tensor
+    except AttributeError:  # the forward pass does not compute the tensor that it reads
         computable = False
     defined_without_one = name in ("ga", "ceu")
     assert (check_losses(name, retain_loss, {}) == []) == (computable and not defined_without_one)
@@ -114,7 +114,7 @@ def test_a_registered_loss_trains_with_its_settings(tiny_model, tokenizer, tmp_p
     model = attach_adapters(tiny_model("llama"), config)
     trainer = UnlearnTrainer(model, config, examples[:2], examples[2:], processing_class=tokenizer)
     trainer.train()
-    assert trainer.state.log_history[-1]["train_loss"] > 0  # the retain loss: capped at 0, the forget loss is 0
+    assert trainer.state.log_history[-1]["train_loss"] > 0  # the retain loss alone: with cap = 0, the forget loss is 0
     assert LOSSES["capped"](tokens([[0.5, 0.5], [0.25, 0.75]], [0, 0])).item() == pytest.approx(
         (torch.tensor([0.5, 0.25]).log()).mean().item()
     )
