@@ -1,4 +1,4 @@
-"""What an initialiser is given, on a tiny model."""
+"""The inputs of an initialiser, for a tiny model."""
 
 import pytest
 from peft import LoraConfig
@@ -13,7 +13,7 @@ RETAIN = [{"question": f"What does dog {i} watch?", "answer": f"The quick fox {i
 
 @pytest.fixture
 def measurement(tiny_model, tokenizer):
-    """A factory of what an initialiser is given, each time with a fresh model."""
+    """Return a factory of `Measurement`s, each with a new model."""
 
     def make(name="llama", **settings):
         forget, retain = (encode_records(rows, TextFormat(tokenizer)) for rows in (FORGET, RETAIN))

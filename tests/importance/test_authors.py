@@ -1,12 +1,14 @@
-"""With the right settings, importance and start are those of the procedure that VILA's authors released.
+"""With the right settings, the importance and the initial factors equal those of the code that VILA's authors released.
 
-Their procedure, written out from the facts of their code: random LoRA factors disturb the model. There are ten passes
-over batches of four, padded to 500 tokens. The gradients of each batch's mean loss are weighted by its labelled tokens
-and summed. Their variance is divided by the number of tokens once more before an absolute ε is added. Rows are weighted
-by the square root of their sum, and the product of the factors is subtracted from the weight. (They truncate by a
-randomised SVD of exactly r columns, which depends on the random state. Here the SVD is exact.)
+The procedure of their code is written out here. Random LoRA factors change the model. There are ten passes over the
+forget set in batches of four, padded to 500 tokens. The gradient of each batch's mean loss is weighted by its number of
+labelled tokens. The Fisher information is divided by the number of tokens a second time before an absolute ε is added.
+Rows are weighted by the square root of their summed importance, and the product of the initial factors is subtracted
+from the weight. Their truncated SVD is a randomised one of exactly r columns, which depends on the random state. Here
+the SVD is exact.
 
-FILA's procedure takes the gradients of whole weights, their mean square, one pass, and no second division by tokens.
+FILA's procedure uses the mean square of the gradients of whole weights. It makes one pass, and does not divide by the
+number of tokens a second time.
 """
 
 from dataclasses import replace
@@ -73,7 +75,7 @@ def padded(batch):
 
 
 def released_moments(model, batches, parameters):
-    """Return Σ count · gradient and Σ count · gradient² over the steps, each divided by Σ count, and Σ count."""
+    """Return Σ count · gradient and Σ count · gradient² over the batches, each divided by Σ count, and Σ count."""
     first, second, total = dict.fromkeys(parameters, 0.0), dict.fromkeys(parameters, 0.0), 0
     for batch in batches:
         count = int((batch["labels"] != -100).sum())
@@ -86,7 +88,7 @@ def released_moments(model, batches, parameters):
 
 
 def released_importance(model, forget, retain):
-    """Return VILA's importance, from the variances of the factors."""
+    """Return VILA's importance, computed from the gradient variances of the factors."""
     factors = {name: p for name, p in model.named_parameters() if "lora_" in name and p.requires_grad}
 
     def information(batches):
@@ -119,7 +121,7 @@ def close(ours, theirs, relative=1e-4):
 def test_importance_and_start_are_those_of_the_released_procedure(measurement):
     ours = INITIALISERS["vila"].row_importance(measurement)
     lora = LoraConfig(r=RANK, lora_alpha=RANK * SCALING)
-    # The same factors, in a model of theirs: one adapter, and no offset.
+    # Copy the random factors to a model like that of the released code, with one adapter and no offset.
     probe = attach_probe(measurement.model, lora, SETTINGS.sigma, SETTINGS.importance_seed, offset=False)
     factors = {name: p.detach().clone() for name, p in probe.named_parameters() if ".unlearn." in name}
     moments = [gradient_moments(probe, batches(), "batch") for batches in (measurement.forget, measurement.retain)]
@@ -142,12 +144,12 @@ def test_importance_and_start_are_those_of_the_released_procedure(measurement):
 
 
 def check_start(base, ours, importance):
-    """Check that A₀ and B₀ from our row sums equal theirs from their importance of every entry."""
+    """Check that A₀ and B₀ from our row importance equal the released ones, from the importance of every entry."""
     model = attach_adapters(base, LoraConfig(r=RANK, lora_alpha=RANK * SCALING), ours)
     for name, layer in lora_layers(model):
         a0, b0 = layer.lora_A["unlearn"].weight.detach(), layer.lora_B["unlearn"].weight.detach()
         a, b = released_start(layer.get_base_layer().weight.detach(), importance[name])
-        signs = (a0 * a).sum(1).sign()  # of singular vectors, which an SVD leaves open
+        signs = (a0 * a).sum(1).sign()  # an SVD does not determine the signs of singular vectors
         assert close(signs[:, None] * a0, a)
         assert close(signs * b0, b)
 
@@ -171,7 +173,7 @@ def test_importance_and_start_of_fila_are_those_of_its_released_procedure(model,
 
 
 def test_the_offset_is_their_residual_weight(measurement, tokenizer):
-    """They subtract s·B₀A₀ from the weight. The function and the gradients of the factors are the same."""
+    """The released code subtracts s·B₀A₀ from the weight instead. The logits and the factors' gradients are equal."""
     rows = INITIALISERS["vila"].row_importance(measurement)
     lora = LoraConfig(r=RANK, lora_alpha=RANK * SCALING)
     batch = next(iter(measurement.forget()))

@@ -16,7 +16,7 @@ def test_the_stability_of_halves_by_hand():
 
 def test_rank_correlation_is_spearman_s_and_defined_for_rows_that_are_alike():
     drawn = np.random.default_rng(0)
-    one, other = drawn.standard_normal(30).round(1), drawn.standard_normal(30).round(1)  # with ties
+    one, other = drawn.standard_normal(30).round(1), drawn.standard_normal(30).round(1)  # rounded, to have ties
     assert rank_correlation(one, other) == pytest.approx(spearmanr(one, other).statistic)
     assert rank_correlation(np.ones(3), np.ones(3)) == 1
     assert rank_correlation(np.ones(3), np.arange(3.0)) == 0

@@ -82,7 +82,7 @@ def assert_moments(moments, expected):
 
 @pytest.fixture(scope="module")
 def expected(tokenizer, examples):
-    """The definition's moments by architecture, computed once."""
+    """Return a function from an architecture to the moments by definition, which computes them once each."""
     known = {}
 
     def of(name):
@@ -106,7 +106,7 @@ def test_moments_are_those_of_single_example_gradients(tokenizer, examples, expe
     moments = gradient_moments(model, batches(examples, 2, side))
     assert_moments(moments, expected(name))
     assert moments.examples == len(examples)
-    # Two batches, two layers; a checkpointed layer runs again in the backward pass.
+    # There are two batches and two layers. A checkpointed layer runs again in the backward pass.
     assert len(layers) == 2
     assert len(calls) == 2 * len(layers) * (1 if checkpointing is None else 2)
 
@@ -149,7 +149,7 @@ def test_layers_that_see_all_examples_in_one_row_are_measured_like_others(tokeni
 
 
 class Routed(torch.nn.Module):
-    """Runs a layer on every second token only."""
+    """A module that runs a layer on every second token only."""
 
     def __init__(self, layer):
         super().__init__()
@@ -226,7 +226,7 @@ def test_half_precision_factors_have_float32_moments(tiny_model, examples):
 
 
 def fingerprint(model):
-    """Everything that a measurement could leave behind."""
+    """Return everything about the model that a measurement might fail to restore."""
     return (
         {name: (p.requires_grad, p.grad, p._version) for name, p in model.named_parameters()},
         {name: module.training for name, module in model.named_modules()},
@@ -238,7 +238,7 @@ def fingerprint(model):
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_left_as_it_was_found(tokenizer, examples, checkpointing, fails):
     model = with_dropout("llama", tokenizer, checkpointing)
-    model.base_model.model.model.layers[1].eval()  # a mixture of modes
+    model.base_model.model.model.layers[1].eval()  # so that not all modules are in the same mode
     next(p for p in model.parameters() if p.requires_grad).requires_grad_(False)
     before = fingerprint(model)
     if fails:
@@ -303,7 +303,7 @@ def test_a_layer_that_runs_twice_is_refused_by_name(tiny_model, examples):
 
 
 def full_weights(model):
-    """Return the linear layers but the head, after freezing every parameter but theirs."""
+    """Freeze all parameters except the weights of the linear layers, without the head, and return these layers."""
     head = model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head}
     model.requires_grad_(False)
@@ -315,7 +315,7 @@ def full_weights(model):
 @pytest.mark.parametrize("block", [2**26, 2000], ids=["at once", "in blocks"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_moments_of_whole_weights_are_those_of_single_example_gradients(tiny_model, examples, name, block, monkeypatch):
-    monkeypatch.setattr(moments, "BLOCK_SIZE", block)  # so small that the larger layers take one example at a time
+    monkeypatch.setattr(moments, "BLOCK_SIZE", block)  # with 2000, the larger layers take one example at a time
     model = tiny_model(name)
     layers = full_weights(model)
     mean, second, tokens = one_by_one(model, batches(examples, 1))
@@ -326,7 +326,7 @@ def test_moments_of_whole_weights_are_those_of_single_example_gradients(tiny_mod
 
 
 def test_whole_weights_are_measured_under_adapters_too(tiny_model, examples):
-    """The gradient of the frozen weight in the model with its adapters."""
+    """The gradient is that of the base weight in the model with active adapters."""
     model = lora(tiny_model("llama"))
     name = "model.layers.1.mlp.down_proj"
     weight = model.get_base_model().get_submodule(name).base_layer.weight
@@ -341,7 +341,7 @@ def test_whole_weights_are_measured_under_adapters_too(tiny_model, examples):
 def test_moments_after_an_out_of_memory_error_are_those_of_smaller_batches(
     tiny_model, examples, chunk, monkeypatch, caplog
 ):
-    """The error comes in the backward pass, when other layers have had their share of the batch."""
+    """The error occurs in the backward pass, after other layers have added their moments of the batch."""
     monkeypatch.setattr(gradient_buffer, "_CPU_CHUNK", chunk)
     probe = attach_probe(tiny_model("llama"), LoraConfig(r=3, lora_alpha=6))
     expected = gradient_moments(probe, batches(examples, 1))
@@ -358,7 +358,7 @@ def test_moments_after_an_out_of_memory_error_are_those_of_smaller_batches(
     found = gradient_moments(probe, Batches(examples, limit, 0), limit=limit)
     hook.remove()
     assert_moments(found, (expected.mean, expected.second, expected.tokens))
-    assert 2 <= len(caplog.messages) <= 3  # from four rows to two to one, which for short rows takes one more halving
+    assert 2 <= len(caplog.messages) <= 3  # halvings from four rows to one: two, or three if the rows are short
     assert all("out of memory" in line for line in caplog.messages)
 
 

@@ -1,4 +1,4 @@
-"""An adapter that starts where the forget set is, trained by transformers and by TRL."""
+"""`start_adapter`, and training of the adapter that it returns with transformers and TRL."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def started(tiny_model):
         before = model(ids).logits
     model = start_adapter(model, tokenizer, FORGET, RETAIN)
     with torch.no_grad():
-        assert (model(ids).logits - before).abs().max() < 1e-4  # step 0 is the original
+        assert (model(ids).logits - before).abs().max() < 1e-4  # before training, the function is the original's
     return model, tokenizer, ids
 
 
@@ -34,7 +34,7 @@ def trainable(model):
 
 
 def check_trained(started, before, folder, base):
-    """Only "unlearn" has moved, and the export does what the trained model does."""
+    """Check that only "unlearn" was trained, and that the exported adapter gives the logits of the trained model."""
     model, _, ids = started
     assert all(".unlearn." in name for name in before)
     assert any(not torch.equal(value, before[name]) for name, value in trainable(model).items())

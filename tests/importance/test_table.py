@@ -29,7 +29,7 @@ def test_every_initialiser_leaves_the_function_of_the_model_as_it_was(measuremen
 
 @pytest.mark.parametrize("name", [name for name, initialiser in INITIALISERS.items() if initialiser.uses_data])
 def test_importance_of_data_follows_the_data(measurement, name):
-    """Swapped sets give another importance, because what matters for the one set does not matter for the other."""
+    """Swapping the two sets changes the importance, because other weights matter for the other set."""
     given = measurement(init=name)
     swapped = replace(given, forget=given.retain, retain=lambda part=slice(None): given.forget())
     rows, other = INITIALISERS[name].row_importance(given), INITIALISERS[name].row_importance(swapped)
@@ -71,7 +71,7 @@ def test_a_registered_initialiser_starts_a_run_and_its_importance_is_saved(model
 
 @pytest.mark.usefixtures("registries")
 def test_a_registered_initialiser_with_its_own_information_is_a_method_of_relative_importance():
-    """E[g²] of A alone, [rank, in], over its own retain information."""
+    """Here F is E[g²] of A alone, [rank, in], and the importance is F_forget / (F_retain + ε·mean F_retain)."""
 
     def of_a(moments, centred):
         for name in moments.mean:

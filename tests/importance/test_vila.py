@@ -28,7 +28,7 @@ def trainable(model):
 
 
 def test_vila_looks_at_no_more_of_the_retain_sample_than_it_takes(measurement):
-    """Examples that are all alike: after the first 128, the importance has converged."""
+    """Each slice of the retain sample has the same gradients, so the importance converges after the first 128."""
     given = measurement(init="vila")
     seen = []
 
@@ -40,7 +40,7 @@ def test_vila_looks_at_no_more_of_the_retain_sample_than_it_takes(measurement):
     assert sorted(seen) == list(range(128))
     torch.testing.assert_close(stopped, row_importance(given))
     exact = replace(given, config=ImportanceConfig(retain_samples=1000), retain_size=1000)
-    torch.testing.assert_close(row_importance(exact), stopped)  # the whole sample in one call
+    torch.testing.assert_close(row_importance(exact), stopped)  # measures the whole sample in one call
 
 
 def test_vila_is_the_relative_importance_of_moments_at_the_probe(measurement):
@@ -91,16 +91,17 @@ def test_the_probe_depends_on_its_seed_alone(tiny_model):
 
 def test_the_information_of_a_weight_is_the_product_of_the_factors_variances():
     [(name, information)] = fisher(moments_of(**FORGET), centred=True)
-    assert name == "layers.0.q_proj"  # as in the base model
+    assert name == "layers.0.q_proj"  # the module's name in the base model
     torch.testing.assert_close(information, F_FORGET)
     [(_, information)] = fisher(moments_of(**RETAIN), centred=True)
     torch.testing.assert_close(information, F_RETAIN)
 
 
 def test_the_information_of_two_examples_from_their_gradients():
-    """One token each. A: gradients 1 and 3, so V = (1 + 9)/2 − 2² = 1; B: 0 and −2, so V = 4/2 − 1² = 1. F = 1·1.
+    """F = Σ V_B·V_A over the two rank components. Each example has one token.
 
-    A sum over rank: with a second component of A: 5 and 5 (V = 0), B: 1 and 7 (V = 25 − 16 = 9), F stays 1 + 9·0 = 1.
+    Component 1: A has gradients 1 and 3, so V_A = (1 + 9)/2 − 2² = 1. B has 0 and −2, so V_B = 4/2 − 1² = 1.
+    Component 2: A has gradients 5 and 5, so V_A = 0. B has 1 and 7, so V_B = 25 − 16 = 9. F = 1·1 + 9·0 = 1.
     """
     gradients = {"A": torch.tensor([[[1.0], [5.0]], [[3.0], [5.0]]]), "B": torch.tensor([[[0.0, 1.0]], [[-2.0, 7.0]]])}
     mean = {LAYER.format(0, factor): g.mean(0) for factor, g in gradients.items()}
@@ -110,19 +111,19 @@ def test_the_information_of_two_examples_from_their_gradients():
 
 
 def test_information_that_is_not_centred_is_the_product_of_mean_squares():
-    """V_A = [3, 0.5], V_B = [2, 3]."""
+    """The mean squares are [3, 0.5] for A and [2, 3] for B."""
     [(_, information)] = fisher(moments_of(**FORGET), centred=False)
     assert information.tolist() == [[6.0, 1.0], [9.0, 1.5]]
 
 
 def one_parameter(values):
-    """Moments of a model with one parameter, whose gradients are `values` [examples, rows], of one token each."""
+    """Return the moments of one parameter with gradients `values` [examples, rows]. Each example has one token."""
     values = torch.as_tensor(values)
     return Moments({"layer": values.mean(0)}, {"layer": values.square().mean(0)}, len(values), len(values))
 
 
 class Sample:
-    """Gradients [examples, rows], which records those that were measured."""
+    """A retain sample with given gradients [examples, rows], which records the examples that were measured."""
 
     def __init__(self, values):
         self.values, self.seen = values, []
@@ -140,7 +141,7 @@ def second_moments(moments):
 
 
 def noisy(size, noise, rows=40, seed=0):
-    """Return gradients [size, rows] of rows that differ in importance, with noise in proportion."""
+    """Return gradients [size, rows] whose scale rises from 1 to 2 over the rows, with noise in proportion to it."""
     drawn = np.random.default_rng(seed)
     scale = np.linspace(1, 2, rows)
     return torch.from_numpy(scale * (1 + noise * drawn.standard_normal((size, rows))))
