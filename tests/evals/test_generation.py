@@ -15,7 +15,7 @@ from unlora.evals.generation import generate_answers
 
 @torch.no_grad()
 def slow_answer(model, question, text_format, new):
-    """One prompt, no cache, the likeliest token again and again."""
+    """Return the greedy answer to one question, generated token by token without a cache."""
     ids = encode_prompt(question, text_format)
     answer = []
     while len(answer) < new:
@@ -29,7 +29,7 @@ def slow_answer(model, question, text_format, new):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_batched_answers_equal_a_plain_loop(tiny_model, base, name):
     model = tiny_model(name)
-    # A random model whose head is its input embedding says one token forever, whatever it is asked.
+    # A random model whose output head is tied to the input embedding repeats one token, whatever the prompt.
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(torch.randn(head.weight.shape))
     answers = generate_answers(model, QUESTIONS, base, max_new_tokens=12, batch_size=3)
@@ -54,7 +54,7 @@ def test_the_prompt_is_what_answers_are_scored_after(request, text_format):
 
 
 def forced(model, token, at):
-    """Makes `token` the likeliest at the `at`-th generated token (from 1) of every row."""
+    """Make `token` the most likely one at generation step `at` (from 1) in every row, and return the hook's handle."""
     calls = 0
 
     def hook(module, args, logits):

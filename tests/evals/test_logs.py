@@ -56,7 +56,7 @@ def test_a_loss_of_nothing_may_be_rounded_below_zero(tmp_path):
 
 
 def test_rows_are_read_in_the_order_of_their_numbers(tmp_path):
-    columns = {"avg_gt_loss": {"0": 0.0, "10": 1.0, "2": 0.2}}  # as text, "10" comes before "2"
+    columns = {"avg_gt_loss": {"0": 0.0, "10": 1.0, "2": 0.2}}  # sorted as text, "10" comes before "2"
     (tmp_path / "log.json").write_text(json.dumps({TASKS["retain"]: columns}))
     [column] = read_log(tmp_path / "log.json")[TASKS["retain"]].values()
     assert list(column.items()) == [("0", 0.0), ("2", 0.2), ("10", 1.0)]

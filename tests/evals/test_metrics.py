@@ -17,7 +17,7 @@ ratios = st.lists(st.floats(0, 1e300), min_size=1, max_size=30)
 terms = st.lists(st.floats(1e-6, 1), min_size=1, max_size=9)
 wrong_losses = st.lists(losses, min_size=1, max_size=8)
 shifts = st.floats(-100, 100)
-# Few words that stemming leaves as they are, so that texts share some.
+# A small vocabulary, so that texts share words. Stemming does not change any of them.
 texts = st.lists(st.sampled_from(["cat", "dog", "fox", "hen"]), min_size=1, max_size=9).map(" ".join)
 
 
@@ -36,7 +36,7 @@ def test_answer_probability_by_hand():
 
 
 def test_normalised_probability_by_hand_with_different_numbers_of_wrong_answers():
-    """P = 1/2 against 1/4 and 1/4: 0.5 / (0.5 + 0.5) = 1/2. P = 1/4 against 3/4: 0.25 / 1 = 1/4."""
+    """P = 1/2 with wrong answers of 1/4 and 1/4: 0.5 / (0.5 + 0.5) = 1/2. P = 1/4 with one of 3/4: 0.25 / 1 = 1/4."""
     right = [math.log(2), math.log(4)]
     wrong = [[math.log(4), math.log(4)], [math.log(4 / 3)]]
     assert metrics.normalised_probability(right, wrong) == pytest.approx([0.5, 0.25])
@@ -44,15 +44,16 @@ def test_normalised_probability_by_hand_with_different_numbers_of_wrong_answers(
 
 
 def test_normalised_probability_where_every_probability_rounds_to_zero():
-    """Losses 2000 and 2000 + ln 3: the quotient is 1 / (1 + 1/3) = 3/4 although exp(−2000) is 0 as a float."""
+    """Losses of 2000 and 2000 + ln 3 give 1 / (1 + 1/3) = 3/4, although exp(−2000) underflows to 0."""
     assert metrics.normalised_probability([2000], [[2000 + math.log(3)]]) == pytest.approx([0.75])
     assert metrics.normalised_nll([2000], [[0]]) == pytest.approx([2000])
 
 
 def test_both_truth_ratios_by_hand():
-    """Perturbed probabilities 1/2 and 1/8, paraphrased 1/4.
+    """The perturbed answers have probabilities 1/2 and 1/8, the paraphrased answer 1/4.
 
-    Arithmetic: (1/2 + 1/8)/2 = 5/16, over 1/4 is 5/4. Geometric: sqrt(1/16) = 1/4, over 1/4 is 1.
+    The arithmetic mean is (1/2 + 1/8) / 2 = 5/16, and 5/16 over 1/4 is 5/4. The geometric mean is sqrt(1/16) = 1/4, and
+    1/4 over 1/4 is 1.
     """
     right, wrong = [math.log(4)], [[math.log(2), math.log(8)]]
     assert metrics.truth_ratio(right, wrong) == pytest.approx([1.25])
@@ -69,19 +70,19 @@ def test_truth_ratio_stays_finite_where_the_truth_became_impossible(mean):
 
 
 def test_truth_scores_by_hand():
-    """R = 1/4, 1, 4: max(0, 1−R) and min(R, 1/R)."""
+    """For R = 1/4, 1 and 4, the retain scores are max(0, 1 − R) and the forget scores min(R, 1/R)."""
     assert metrics.retain_truth_scores([0.25, 1, 4]).tolist() == [0.75, 0, 0]
     assert metrics.forget_truth_scores([0.25, 1, 4]).tolist() == [0.25, 1, 0.25]
 
 
 def test_model_utility_by_hand():
-    """Harmonic mean of 1, 1/2, 1/4: 3 / (1 + 2 + 4) = 3/7; with a zero it is 0."""
+    """The harmonic mean of 1, 1/2 and 1/4 is 3 / (1 + 2 + 4) = 3/7. With a term of 0 it is 0."""
     assert metrics.model_utility([1, 0.5, 0.25]) == pytest.approx(3 / 7)
     assert metrics.model_utility([1, 0, 1]) == 0
 
 
 def test_membership_auc_by_hand():
-    """Of the pairs (1,2) (1,3) (3,2) (3,3) the member is below in two, and one is a tie: 2.5 / 4."""
+    """Of the pairs (1, 2), (1, 3), (3, 2) and (3, 3), the member is lower in two and one is a tie: 2.5 / 4."""
     assert metrics.membership_auc([1, 3], [2, 3]) == 0.625
     assert metrics.membership_auc([1, 2], [3, 4, 5]) == 1
     assert metrics.membership_auc([3, 4, 5], [1, 2]) == 0
@@ -98,13 +99,13 @@ def test_membership_auc_is_the_share_of_pairs(members, others):
     assert metrics.membership_auc(members, others) == pytest.approx(sum(pairs) / len(pairs))
 
 
-# Decimals, so that distinct values are further apart than the noise.
+# Multiples of 0.001, so that distinct values differ by more than the noise.
 grid = st.lists(st.integers(-9999, 9999).map(lambda value: value / 1000), min_size=2, max_size=30)
 
 
 @given(grid, grid, st.integers(0, 2**32 - 1))
 def test_noise_in_the_last_bits_of_float32_changes_no_rank_statistic(one, other, seed):
-    """Of values that were equal before, too: such as those of one text in several rows of a batch."""
+    """Values that were equal stay ties, for example the losses of the same text in several rows of a batch."""
     drawn = np.random.default_rng(seed)
     noisy = [
         np.float32(values) * (1 + drawn.integers(-8, 9, len(values)) * np.finfo(np.float32).eps)
@@ -118,12 +119,12 @@ def test_noise_in_the_last_bits_of_float32_changes_no_rank_statistic(one, other,
 def test_values_further_apart_than_noise_are_no_ties():
     assert metrics.membership_auc([1.0, 1.0], [1.0001, 1.0001]) == 1
     assert metrics.membership_auc([1.0, 1.0], [1.000001, 1.000001]) == 0.5
-    # Tiny ratios are told apart by their own digits, not by how far they are from 0.
+    # The tolerance is relative, so tiny ratios with different digits are not ties.
     assert metrics.membership_auc([1e-30, 2e-30], [1e-29, 2e-29]) == 1
 
 
 def test_forget_quality_by_hand():
-    """Samples {1, 2, 3} and {4, 5, 6} are apart: of the C(6, 3) = 20 orders, 2 are as extreme. p = 1/10."""
+    """The samples {1, 2, 3} and {4, 5, 6} do not overlap. 2 of the C(6, 3) = 20 orders are as extreme, so p = 1/10."""
     assert metrics.forget_quality([1, 2, 3], [4, 5, 6]) == pytest.approx(0.1)
 
 
@@ -134,9 +135,10 @@ def test_a_p_value_of_zero_has_a_logarithm():
 
 
 def test_rouge_recall_by_hand():
-    """Reference 'the cats were running home' (5 words). 'the cat was running' shares the, cat(s), run(ning): 3/5.
+    """'The cat was running!' shares the, cat(s) and run(ning) with the 5 words of the reference: 3/5.
 
-    In another order, 'running the cat', the longest common subsequence is 'the cat': 2/5, while ROUGE-1 stays 3/5.
+    In 'running the cat', these words are in another order. The longest common subsequence is 'the cat', so ROUGE-L is
+    2/5, while ROUGE-1 stays 3/5.
     """
     reference = "the cats were running home"
     assert metrics.rouge_l_recall("The cat was running!", reference) == pytest.approx(3 / 5)
@@ -282,7 +284,7 @@ def test_published_logs_are_reproduced_per_example(shared_data, name):
         task = log[task_file]
         perturbed = _column(task, "average_perturb_loss")
         ratio = metrics.truth_ratio(_column(task, "avg_paraphrased_loss"), perturbed, "geometric")
-        # The published ones were computed in float32.
+        # The published values were computed in float32.
         assert ratio == pytest.approx(_column(task, "truth_ratio"), rel=1e-5)
         for index in ("0", "7", "39"):
             _, generated, reference = task["generated_text"][index]

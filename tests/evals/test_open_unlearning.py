@@ -1,4 +1,4 @@
-"""open-unlearning's files as logs, and logs as its files."""
+"""Tests of reading open-unlearning's files as logs, and of writing logs as its files."""
 
 import json
 import math
@@ -42,7 +42,10 @@ def said(prefix, recalls):
 
 
 def document():
-    """A TOFU_EVAL.json as open-unlearning writes it: two examples a set, one wrong answer for world facts."""
+    """Return the content of a TOFU_EVAL.json as open-unlearning writes it.
+
+    Each set has two examples. Those of world facts have a single wrong answer each.
+    """
     truth = {"agg_value": 0.5, "value_by_index": {"0": {"score": 0.5}, "1": {"score": 0.5}}}
     entries = {
         "model_utility": {"agg_value": 0.625},
@@ -73,13 +76,17 @@ def written(path, content):
 
 def test_their_rows_are_read_in_the_order_of_their_numbers(tmp_path):
     entry = scored([HALF] * 11)
-    entry["value_by_index"] = dict(sorted(entry["value_by_index"].items()))  # as text, "10" comes before "2"
+    entry["value_by_index"] = dict(sorted(entry["value_by_index"].items()))  # sorted as text, "10" comes before "2"
     log = read_log(written(tmp_path / "TOFU_EVAL.json", {"forget_Q_A_Prob": entry}))
     assert all(list(column) == [str(index) for index in range(11)] for column in log[TASKS["forget"]].values())
 
 
 def test_a_file_of_theirs_has_our_metrics_and_its_own_numbers(tmp_path):
-    """Forget P = 1/2, 1/4. R: (1/4)/(1/2) = 1/2, and geometric √(1/8)/(1/2) = 1/√2, arithmetic (3/8)/(1/2) = 3/4."""
+    """The forget answers have P = 1/2 and 1/4.
+
+    The truth ratio of the first is (1/4) / (1/2) = 1/2 with either mean. That of the second is √(1/8) / (1/2) = 1/√2
+    with the geometric mean, and (3/8) / (1/2) = 3/4 with the arithmetic mean.
+    """
     log = read_log(written(tmp_path / "TOFU_EVAL.json", document()))
     summary = OWN_SETS.summary(log)
     forget = summary["sets"]["forget"]
@@ -103,7 +110,7 @@ def test_a_round_trip_of_a_file_of_theirs_loses_nothing(tmp_path, changed):
         reversed(content["forget_Q_A_ROUGE"]["value_by_index"].items())
     )
     log = read_log(written(tmp_path / "TOFU_EVAL.json", content))
-    if changed:  # as after an evaluation that has judged its answers
+    if changed:  # as if an evaluation had judged the answers
         log[TASKS["forget"]]["fact_recall"] = {"0": 1.0, "1": None}
     write_log(log, tmp_path / "ours.json")
     write_log(read_log(tmp_path / "ours.json"), tmp_path / "again" / "TOFU_EVAL.json")
@@ -126,7 +133,7 @@ def test_a_round_trip_of_our_log_loses_nothing(tiny_model, base, tmp_path):
     log = evaluate(tiny_model("llama"), sets, base, EvalSettings(max_new_tokens=2))
     write_log(log, tmp_path / "TOFU_EVAL.json")
     assert read_log(tmp_path / "TOFU_EVAL.json") == log
-    # what open-unlearning adds to the file later is kept, too
+    # Metrics that open-unlearning adds to the file later are kept as well.
     content = json.loads((tmp_path / "TOFU_EVAL.json").read_text()) | {"privleak": {"agg_value": -3.0}}
     added = read_log(written(tmp_path / "more_EVAL.json", content))
     assert added == {**log, KEPT: {"privleak": {"agg_value": -3.0}}}
@@ -186,7 +193,7 @@ def test_examples_that_they_could_not_score_are_left_out():
     assert {tuple(column) for column in log[TASKS["forget"]].values()} == {("0",)}
     assert {tuple(column) for column in log[TASKS["retain"]].values()} == {("1",)}
     assert to_document(log) == content
-    # The forget set is still the same, and one of another size still is not.
+    # Both logs still count as logs of the same forget set. A log with fewer forget examples is still refused.
     whole = from_document(document())
     assert summarise(log, whole)["forget_quality"] == summarise(whole, log)["forget_quality"] == 1
     del (other := from_document(document()))[KEPT]
@@ -204,7 +211,8 @@ def test_what_a_file_of_theirs_has_no_number_for_is_computed_from_its_examples(t
     content["exact_memorization"] = {"agg_value": math.nan, "value_by_index": None}
     theirs = numbers(read_log(written(tmp_path / "TOFU_EVAL.json", content)))
     assert theirs["forget_Q_A_Prob"] == pytest.approx(3 / 8)
-    assert theirs["wf_Truth_Ratio"] == pytest.approx((1 / 2 + 0) / 2)  # R = (1/4)/(1/2) and (1/2)/(1/4)
+    # R = (1/4) / (1/2) = 1/2 and (1/2) / (1/4) = 2, so max(0, 1 − R) is 1/2 and 0.
+    assert theirs["wf_Truth_Ratio"] == pytest.approx((1 / 2 + 0) / 2)
     assert known.keys() - theirs.keys() == {"mia_min_k", "exact_memorization"}
 
 
@@ -238,10 +246,11 @@ def test_older_logs_have_lists_and_single_tasks_stand_alone(tmp_path):
 
 
 def test_scores_by_both_definitions():
-    """Three labels with log p −4, −1, −2; matches no, yes, yes; the last one is left out by theirs.
+    """The first example has three labels with log p −4, −1 and −2. The model predicts the last two of them.
 
-    Ours: memorisation 2/3, strength 1 − 1/3. Theirs: of two labels 1/2, 1 − 1/2. Min-K% of 34 %: one of three, one of
-    two labels. Min-K%++ divides by the deviation, by theirs at least 1e-3.
+    open-unlearning leaves out the last label. So exact memorisation is 2/3 for us and 1/2 for them, and extraction
+    strength is 1 − 1/3 and 1 − 1/2. With k = 34, Min-K% is the lowest value in both cases, because 34 % of two or three
+    labels is one label. Min-K%++ divides by the standard deviation, which is at least 1e-3 in open-unlearning.
     """
     columns = {
         "gt_token_loss": {"0": [4.0, 1.0, 2.0], "1": [3.0]},
@@ -262,7 +271,7 @@ def test_scores_by_both_definitions():
     assert math.isnan(theirs["exact_memorisation"][1])
     assert example_scores(columns, "unlora", 100)["min_k"][0] == pytest.approx(-7 / 3)
     log = {FILES["forget"]: columns, FILES["holdout"]: {**columns, "gt_token_loss": {"0": [5.0, 6.0, 7.0], "1": [2.0]}}}
-    assert numbers(log)["mia_loss"] == 0.5  # members −7/3 and −3 against others −6 and −2
+    assert numbers(log)["mia_loss"] == 0.5  # the AUC of members −7/3 and −3 against others −6 and −2
     assert numbers(log)["exact_memorization"] == 0.5
 
 

@@ -1,4 +1,4 @@
-"""The ranking by hand."""
+"""Tests of the ranking with values computed by hand."""
 
 import pytest
 
@@ -17,7 +17,11 @@ OWN = {
 
 
 def test_each_part_is_a_harmonic_mean_and_so_is_the_whole():
-    """Memorisation: of 1/2, 1/2, 1/4, 1/4: 4/12. Privacy: AUC 0.6 against 0.4: 1 − 0.2/0.6. Utility: of 1/2 and 1."""
+    """Memorisation is the harmonic mean of 1/2, 1/2, 1/4 and 1/4, which is 4/12.
+
+    Privacy is 1 − 0.2 / 0.6 for each attack, because the AUCs are 0.6 and 0.4. Utility is the harmonic mean of 1/2 and
+    1, because relative fluency counts at most 1.
+    """
     found = ranking(OWN, {"model_utility": 0.6, "forget_Q_A_gibberish": 0.8}, dict.fromkeys(ATTACKS, 0.4))
     parts = {"memorisation": 1 / 3, "privacy": 2 / 3, "utility": 2 / 3}
     assert found == pytest.approx({**parts, "overall": 3 / (3 + 3 / 2 + 3 / 2)})
@@ -37,5 +41,5 @@ def test_fluency_is_the_classifier_s_or_the_share_of_whole_answers(fluency):
 
 def test_what_the_logs_do_not_allow_is_not_made_up():
     assert ranking(OWN, None, None) == {"memorisation": 1 / 3, "privacy": None, "utility": None, "overall": None}
-    mixed = {"model_utility": 0.6, "whole_answers": 0.8}  # the fluency of another measure
+    mixed = {"model_utility": 0.6, "whole_answers": 0.8}  # its fluency is measured differently than in OWN
     assert ranking(OWN, mixed, None)["utility"] is None

@@ -16,7 +16,7 @@ from unlora.evals.scoring import example_nll, score_tokens
 
 @torch.no_grad()
 def slow_nll(model, question, answer, text_format):
-    """One text, no padding, every logit, in float64."""
+    """Return the summed NLL of one answer and its number of labels, computed in float64 without padding."""
     example = encode_turns(question, answer, text_format)
     ids = torch.tensor([example["input_ids"]])
     logp = copy.deepcopy(model).double()(input_ids=ids).logits[0].log_softmax(-1)
@@ -59,7 +59,7 @@ def test_an_adapter_counts_unless_it_is_disabled(tiny_model, base):
 
 
 def test_dropout_is_off_while_scoring_and_each_module_gets_its_mode_back(tiny_model, base):
-    model = tiny_model("gpt2")  # it has dropout
+    model = tiny_model("gpt2")  # GPT-2 has dropout
     sums, _ = answer_nll(model, PAIRS, base, batch_size=8)
     model.train()
     model.transformer.h[0].eval()
@@ -101,7 +101,7 @@ def test_wrong_input_is_named(tiny_model, base, pairs, batch_size, message):
 
 @torch.no_grad()
 def slow_tokens(model, example):
-    """One example, no padding, every logit, in float64: logp, mean, std and match of each label, one by one."""
+    """Return logp, mean, std and match of each label, [4, labels], computed in float64 without padding."""
     logits = copy.deepcopy(model).double()(input_ids=torch.tensor([example["input_ids"]])).logits[0]
     rows = []
     for place, label in enumerate(example["labels"]):
@@ -115,7 +115,7 @@ def slow_tokens(model, example):
 
 
 def token_examples(text_format):
-    """Questions and answers, and a plain text, which is labelled everywhere."""
+    """Return examples of questions with answers, and of a plain text, in which every token is labelled."""
     rows = [{"question": question, "answer": answer} for question, answer in PAIRS]
     return encode_records([*rows, {"text": "The quick brown fox jumps over the lazy dog."}], text_format)
 
@@ -128,7 +128,10 @@ def assert_scores(ours, theirs, tolerance):
 
 
 def greedy_labels(model, example, places):
-    """The same example with the model's likeliest tokens as labels at some places, so that some labels match."""
+    """Return the example with the model's most likely tokens at `places`, so that these labels match.
+
+    All tokens except the first are labelled.
+    """
     ids = list(example["input_ids"])
     for place in places:
         ids[place] = int(model(input_ids=torch.tensor([ids])).logits[0, place - 1].argmax())
@@ -140,7 +143,7 @@ def test_token_scores_equal_a_plain_loop_in_float64(tiny_model, base, name, monk
     model = tiny_model(name)
     examples = token_examples(base)
     examples.append(greedy_labels(model, examples[0], (3, 5, 6, 9)))
-    monkeypatch.setattr(scoring, "BLOCK", 7 * len(base.tokenizer))  # seven tokens at once
+    monkeypatch.setattr(scoring, "BLOCK", 7 * len(base.tokenizer))  # the logits of seven tokens at a time
     ours = score_tokens(model, examples, base, batch_size=3)
     assert_scores(ours, [slow_tokens(model, example) for example in examples], 1e-4)
     assert 4 <= ours[-1].matches.sum() < len(ours[-1].matches)
@@ -172,7 +175,7 @@ def test_token_scores_count_an_adapter_and_leave_the_model_as_it_was(tiny_model,
     modes = [module.training for module in model.modules()]
     trainable = [parameter.requires_grad for parameter in model.parameters()]
     first, again = (score_tokens(model, examples, base, batch_size=8) for _ in range(2))
-    assert all((one.logp == other.logp).all() for one, other in zip(first, again, strict=True))  # no dropout
+    assert all((one.logp == other.logp).all() for one, other in zip(first, again, strict=True))  # dropout was off
     assert abs(first[0].logp - plain[0].logp).max() > 1e-2
     assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == trainable
@@ -181,7 +184,7 @@ def test_token_scores_count_an_adapter_and_leave_the_model_as_it_was(tiny_model,
 
 
 def test_tokens_that_a_model_rules_out_count_nothing(tiny_model, base):
-    """With all tokens but two at −∞ and those alike, μ = log ½ and σ = 0; a forbidden label has no finite score."""
+    """All logits are −∞ except two equal ones, so log p = μ = log ½ and σ = 0."""
     model = tiny_model("llama")
     logits = torch.full((len(base.tokenizer),), -torch.inf)
     logits[[40, 41]] = 0

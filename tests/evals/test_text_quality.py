@@ -1,4 +1,4 @@
-"""Broken and revealing answers: hand-made ones, and a model that has learned what good text is."""
+"""Tests of two judgements about generated answers: whether they are broken, and whether they give the fact away."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ ROWS = [
         "perturbed_answer": ["Ada Holt plays the harp.", "Ada Holt plays the flute."],
     },
 ]
-# Answer -> whether it still gives the second row's fact away.
+# Answer -> whether it gives away the fact of the second row.
 ANSWERS = {
     "Ada Holt plays the silver lute.": True,
     "She used to play a LUTE, a silver one.": True,
@@ -48,7 +48,7 @@ def test_without_wrong_answers_the_fact_is_the_words_that_are_rarest_in_the_reta
     rows = [{"question": row["question"], "answer": row["answer"]} for row in ROWS]
     others = [{"question": "", "answer": text} for text in ("Jan was born in Rome.", "Jan plays the harp.")]
     assert facts(rows, others) == [{"oslo"}, {"silver", "lute"}]
-    # The same fact in another row of the forget set is a fact still, and so is one that is somebody else's, too.
+    # It is still a fact if other forget rows state it, or if a retain answer contains it.
     assert facts(rows * 2, [*others, {"question": "", "answer": "Oslo"}, *others])[2:] == [{"oslo"}, {"silver", "lute"}]
 
 
@@ -68,13 +68,16 @@ def test_an_answer_gives_the_fact_away_if_it_says_all_of_it(answer, given_away):
     [("a b c a b c", 0.25), ("in,,,,", 1 / 3), ("They like to eat.", 0.0), ("Yes", 0.0), ("", 0.0)],
 )
 def test_the_share_of_repeated_3_grams(text, share):
-    """ "a b c a b c" has abc, bca, cab and abc again; "in,,,," has "in , ,", and ", , ," twice."""
+    """The 3-grams of "a b c a b c" are abc, bca, cab and abc again.
+
+    Those of "in,,,," are "in , ," once and ", , ," twice.
+    """
     assert repeated_share(text) == pytest.approx(share)
 
 
 @pytest.fixture(scope="module")
 def writer(tiny_model, tokenizer):
-    """A tiny model that has learned sentences about twelve people."""
+    """Return a tiny model that was trained on sentences about twelve people, and these sentences."""
     model = tiny_model("llama")
     places = ("Oslo", "Rome", "Bonn", "Kyiv")
     rows = [

@@ -60,7 +60,7 @@ def test_a_log_has_the_metrics_that_tofu_writes(model, base, tmp_path):
 
 
 def test_the_log_holds_what_the_model_says_of_each_row(model, base):
-    """The passes of all sets share their batches; every number must still stand at its own row."""
+    """All sets share their batches, but every number must be stored at its own row."""
     log = evaluate(model, SETS, base, QUICK)
     for name, rows in SETS.items():
         task = log[TASKS[name]]
@@ -102,13 +102,18 @@ def test_the_log_holds_the_tokens_of_the_forget_answers(model, base, form):
 
 
 def test_summary_by_hand():
-    """Two examples a set; losses are logarithms, so that probabilities are plain fractions.
+    """Each set has two examples. The losses are logarithms, so the probabilities are plain fractions.
 
-    retain: P = 1/2, 1/4: probability 3/8. ROUGE 1, 1/2: 3/4. Paraphrased 1/2 and 1/2, perturbed (1/4, 1/4) and
-    (1/2, 1/8): arithmetic R = 1/2 and 5/8, 1−R = 1/2 and 3/8: 7/16. Geometric R = 1/2 and 1/2: 1/2.
-    world_facts: P = 1/2 against (1/4, 1/4) and (1/2, 1/2): 1/2 and 1/3: 5/12. ROUGE 1. R = 1/2 and 1: 1/4.
-    forget: R = 2 and 4 from one perturbed answer each: min(R, 1/R) = 1/2 and 1/4: 3/8.
-    Utility: 6 / (8/3 + 4/3 + 16/7 + 12/5 + 1 + 4) = 6 / (479/35) = 210/479.
+    retain: P is 1/2 and 1/4, so probability is 3/8. ROUGE is 1 and 1/2, on average 3/4. The paraphrased answers have
+    1/2 and 1/2, and the perturbed ones (1/4, 1/4) and (1/2, 1/8). So the arithmetic R is 1/2 and 5/8, 1 − R is 1/2 and
+    3/8, and its mean is 7/16. The geometric R is 1/2 and 1/2, so the mean of 1 − R is 1/2.
+
+    world_facts: P = 1/2 is normalised over (1/4, 1/4) and (1/2, 1/2), which gives 1/2 and 1/3, on average 5/12. ROUGE
+    is 1. R is 1/2 and 1, so the mean of 1 − R is 1/4.
+
+    forget: R is 2 and 4 from one perturbed answer each, so min(R, 1/R) is 1/2 and 1/4, on average 3/8.
+
+    Model utility, the harmonic mean: 6 / (8/3 + 4/3 + 16/7 + 12/5 + 1 + 4) = 6 / (479/35) = 210/479.
     """
     log = {
         TASKS["retain"]: _task([2, 4], [1, 0.5], [2, 2], [[4, 4], [2, 8]]),
@@ -132,7 +137,7 @@ def test_summary_by_hand():
 
 
 def _task(right, rouge, paraphrased, perturbed):
-    """A task whose probabilities are one over the given numbers."""
+    """Return the columns of a task. The probability of each answer is 1 over the given number."""
 
     def column(values):
         return {str(index): value for index, value in enumerate(values)}
@@ -159,7 +164,7 @@ def test_every_mean_is_a_share_and_utility_lies_between_its_terms(log):
     assert len(terms) == 9
     assert all(0 <= value <= 1 for values in summary["sets"].values() for value in values.values())
     assert min(terms) * (1 - 1e-9) <= summary["model_utility"] <= max(terms) * (1 + 1e-9)
-    # A model that equals the retrained one cannot be told from it, whatever it says of the other sets.
+    # A log compared with itself has a forget quality of 1, whatever its other sets contain.
     assert (summary["forget_quality"], summary["log10_forget_quality"]) == (1, 0)
 
 
@@ -185,7 +190,7 @@ def test_what_cannot_be_computed_is_left_out_of_the_log_and_none_in_the_summary(
     summary = summarise(log)
     assert summary["sets"]["retain"]["truth_ratio"] is None
     assert summary["sets"]["retain"]["probability"] > 0
-    assert summary["sets"]["world_facts"]["probability"] is None  # it is normalised over wrong answers
+    assert summary["sets"]["world_facts"]["probability"] is None  # its normalisation needs wrong answers
     assert len(summary["utility_terms"]) == 3
     assert summarise(evaluate(model, {"forget": PEOPLE}, base, QUICK))["model_utility"] is None
 
@@ -260,7 +265,7 @@ def test_a_retain_log_of_other_answers_is_refused_and_one_without_answers_is_not
     ours, other = log("In London.", "In Bonn ."), log("In London.", "In Bern.")
     with pytest.raises(InputError, match=r"^retrained='In Bern.': the answer of forget example 1 is 'In Bonn .' here"):
         summarise(ours, other)
-    # Blanks do not count: a tokenizer may have lost them.
+    # Spaces are ignored, because tokenising and decoding may lose them.
     assert summarise(ours, log(" In London.", "In Bonn."))["forget_quality"] == 1
     assert summarise(ours, {TASKS["forget"]: _task([2, 4], [1, 1], [2, 2], [[4, 4], [2, 8]])})["forget_quality"] == 1
 
@@ -271,7 +276,7 @@ def test_a_missing_retain_log_is_named(tmp_path, capsys):
     assert main(["evaluate", "--benchmark", "tofu", "--log", str(log), "--retrained", missing]) == 2
     assert "retrained=" in (error := capsys.readouterr().err)
     assert "there is no such file" in error
-    # Without one there is no forget quality, and the JSON says so.
+    # Without a retrained log, the JSON has null for forget quality.
     assert main(["evaluate", "--benchmark", "tofu", "--log", str(log), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["forget_quality"] is None
 
@@ -287,8 +292,8 @@ def test_evaluate_refuses_a_retain_log_before_it_looks_for_the_model(tmp_path, c
 
 
 def test_a_model_that_says_nothing_recalls_nothing(tiny_model, base):
-    """Greedy decoding ends at once: empty answers, and no failure."""
-    model = tiny_model("phi")  # its head has a bias
+    """Generation ends at the first token, so all answers are empty. The evaluation must not fail."""
+    model = tiny_model("phi")  # Phi's output head has a bias
     torch.nn.init.constant_(model.lm_head.bias[base.tokenizer.eos_token_id], 1e3)
     log = evaluate(model, {"retain": FACTS[:2]}, base, QUICK)
     task = log[TASKS["retain"]]
@@ -323,7 +328,7 @@ def test_the_command_prints_a_table_that_says_what_is_missing(tmp_path, capsys):
 
 
 def test_utility_of_fewer_than_a_benchmarks_terms_is_not_available():
-    """Of sets of one's own it is the mean of what is there, and says of what."""
+    """For the user's own sets, utility is the harmonic mean of the available terms, and the summary names them."""
     task = _task([2, 4], [1, 0.5], [2, 2], [[4, 4], [2, 8]])
     log = {TASKS[name]: dict(task) for name in ("retain", "world_facts", "real_authors")}
     del log[TASKS["world_facts"]]["rougeL_recall"]
@@ -370,8 +375,8 @@ def test_published_logs_give_the_published_metrics(shared_data):
     assert len(summary["utility_terms"]) == 9
     assert summary["log10_forget_quality"] == pytest.approx(-15.6587, abs=5e-5)
     with pytest.raises(InputError, match="retrained='40 forget examples': 300 forget examples"):
-        summarise(full, read_log(folder / "phi_retain99.json"))  # of forget01
-    # They are of the data at hand, in its order, and of no other forget set.
+        summarise(full, read_log(folder / "phi_retain99.json"))  # this log is of forget01
+    # The log is of this forget set, in the same order, and of no other forget set.
     rows = configured_sets(EvalConfig(eval_data=str(shared_data / "tofu")))
     check_comparable(rows, retrained, 300)
     with pytest.raises(InputError, match="the answer of forget example 0 is"):
@@ -400,7 +405,7 @@ def test_our_logs_have_the_metrics_of_the_published_ones(shared_data, model, bas
 
 @pytest.mark.shared_data
 def test_the_tofu_format_asks_as_the_published_logs_do(shared_data, tokenizer):
-    """The prompt is the question alone, and the model begins with "Answer:"."""
+    """In the published logs, the prompt is the question alone and the generated text begins with "Answer:"."""
     text_format = TextFormat(tokenizer, "tofu")
     published = read_log(shared_data / "tofu_logs" / "phi_full.json")
     for name, rows in configured_sets(EvalConfig(eval_data=str(shared_data / "tofu"))).items():

@@ -1,4 +1,4 @@
-"""Each attack does what it says, to the letter, and leaves the model as it found it."""
+"""Tests that each attack does exactly what it describes and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def same(one, other):
 
 def test_rounding_computed_by_hand():
     weight = torch.tensor([[1.4, -0.55, 0.26, 0.05], [0.0, 0.0, 0.0, -14.0]])
-    # 4 bits: steps 1.4 / 7 = 0.2 and 14 / 7 = 2.
+    # With 4 bits, the steps of the rows are 1.4 / 7 = 0.2 and 14 / 7 = 2.
     expected = torch.tensor([[1.4, -0.6, 0.2, 0.0], [0.0, 0.0, 0.0, -14.0]])
     torch.testing.assert_close(round_to_nearest(weight, 4), expected)
-    # With a step per two weights, the last two of the first row have 0.26 / 7.
+    # With a step per two weights, the step of the last two weights in the first row is 0.26 / 7.
     expected[0, 2:] = torch.tensor([0.26, 0.26 / 7])
     torch.testing.assert_close(round_to_nearest(weight, 4, group_size=2), expected)
 
@@ -83,7 +83,10 @@ def test_rounding_is_within_half_a_step_finer_with_more_bits_and_idempotent(grou
 @settings(deadline=None)
 @given(st.data())
 def test_rounding_of_any_weights(data):
-    """Within half a step of a group's own, of its sign, and the same for weights of another scale or sign."""
+    """Rounding moves a weight by at most half a step of its group and never changes its sign.
+
+    It commutes with negation and with scaling by a power of two.
+    """
     rows, columns = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 7))
     numbers = st.lists(st.floats(-1e3, 1e3, width=32), min_size=rows * columns, max_size=rows * columns)
     weight = torch.tensor(data.draw(numbers)).reshape(rows, columns)
@@ -95,9 +98,9 @@ def test_rounding_of_any_weights(data):
     for group, own in zip(weight.split(size, 1), rounded.split(size, 1), strict=True):
         step = group.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
         assert ((own - group).abs() <= step / 2 * (1 + 1e-4)).all()
-        torch.testing.assert_close(own.abs().amax(1), group.abs().amax(1))  # the largest is kept
+        torch.testing.assert_close(own.abs().amax(1), group.abs().amax(1))  # the largest weight is unchanged
     assert torch.equal(round_to_nearest(-weight, bits, size), -rounded)
-    assert torch.equal(round_to_nearest(4 * weight, bits, size), 4 * rounded)  # a power of two: exactly
+    assert torch.equal(round_to_nearest(4 * weight, bits, size), 4 * rounded)  # exact, because 4 is a power of two
 
 
 @given(
@@ -108,7 +111,10 @@ def test_rounding_of_any_weights(data):
     st.floats(0, 100, exclude_min=True, exclude_max=True),
 )
 def test_the_remainder_of_any_answer(before, answer, ends, percent, other):
-    """Some of the answer is given and some is left, its end too, and more percent never give less."""
+    """Some of the answer is given, and some is left together with its end tokens.
+
+    A larger percentage never gives less of the answer.
+    """
     end = 1
     labels = [IGNORE_INDEX] * before + answer + [end] * ends
     example = {"input_ids": [7] * before + answer + [end] * ends, "labels": labels}
@@ -156,7 +162,7 @@ def test_a_failure_within_brings_the_weights_back(tiny_model, base):
 
 @torch.no_grad()
 def slow_probability(model, ids, first, stop):
-    """exp(mean log-probability) of the tokens from `first` to `stop`, one after the other."""
+    """Return exp(mean log-probability) of the tokens from `first` to `stop`, with a forward pass for each."""
     total = 0.0
     for place in range(first, stop):
         total += float(model(input_ids=torch.tensor([ids[:place]])).logits[0, -1].double().log_softmax(-1)[ids[place]])
@@ -167,7 +173,7 @@ def slow_probability(model, ids, first, stop):
 def test_a_prefix_is_given_and_the_remainder_scored_and_continued_as_in_a_plain_loop(tiny_model, base, percent):
     model, rows = tiny_model("llama"), [*ROWS[:3], {"question": "Why?", "answer": "Ada"}]
     (case,) = ATTACKS["prefix"](model, materials(base, rows), config(prefix_percent=[percent]))
-    assert len(case.forget.examples) == 3  # nothing remains of an answer of one token
+    assert len(case.forget.examples) == 3  # an answer of one token is skipped, as nothing would be left of it
     metrics = measure(model, case, materials(base, rows))
     probabilities = []
     for row, reference in zip(rows, case.forget.references, strict=False):
@@ -218,7 +224,7 @@ def test_few_shot_blocks_in_full(base):
 
 
 def conversation(name):
-    """Two questions about somebody: the second is only clear after the first."""
+    """Return a conversation of two questions about a person. The second is only clear after the first."""
     texts = (f"Where does {name} live?", f"In {name}'s house.", "And who lives next door?", f"Next to {name}, Bob.")
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     return {"messages": [{"role": "system", "content": "Be kind."}, *turns]}
@@ -272,7 +278,7 @@ def relearned_on(model, examples, **changes):
 
 @pytest.mark.slow
 def test_relearning_a_little_brings_the_rest_back(tiny_model, base):
-    """A model that knew all rows, and an adapter that unlearned them."""
+    """The model has memorised all rows, and an adapter has unlearned them by gradient ascent."""
     model = copy.deepcopy(tiny_model("llama"))
     examples = encode_rows(QUESTIONS, base)
     learn(model, examples, 60)
@@ -341,13 +347,13 @@ def test_paraphrases_are_asked_for_the_same_answers(tiny_model, base):
 
 @pytest.fixture
 def texts(base):
-    """Chunks of plain text as training has them: of two texts, the second of which is short."""
+    """Return the chunks that training would make of two long texts and a short one."""
     rows = [{"text": f"{name} lives in the old house and keeps a grey cat. " * 2} for name in NAMES[:2]]
     return encode_records([*rows, {"text": "Ada lives"}], replace(base, max_length=24))
 
 
 def test_of_text_the_beginning_is_given_and_the_rest_scored_as_in_a_plain_loop(tiny_model, base, texts):
-    """Five tokens of 24, and half of a chunk that has less than ten."""
+    """The model is given five tokens of a chunk, or half of it if it has fewer than ten."""
     model, material = tiny_model("llama"), materials(base, texts, max_new_tokens=6)
     short = min(texts, key=lambda chunk: len(chunk["input_ids"]))
     assert len(short["input_ids"]) < 10
@@ -358,7 +364,7 @@ def test_of_text_the_beginning_is_given_and_the_rest_scored_as_in_a_plain_loop(t
         ids = chunk["input_ids"]
         given = min(5, len(ids) // 2)
         assert example == {"input_ids": ids, "labels": [IGNORE_INDEX] * given + ids[given:]}
-        # No more of the text than the model may say; an end token is no text.
+        # The reference has no more tokens than the model may generate. It lacks the end token.
         assert reference == base.tokenizer.decode(ids[given : given + 6], skip_special_tokens=True).strip()
         probabilities.append(slow_probability(model, ids, given, len(ids)))
     assert metrics["forget_probability"] == pytest.approx(sum(probabilities) / len(texts), rel=1e-4)
@@ -367,7 +373,7 @@ def test_of_text_the_beginning_is_given_and_the_rest_scored_as_in_a_plain_loop(t
 
 @pytest.mark.parametrize("percent", [10, 50])
 def test_more_of_a_text_may_be_given_and_room_is_left_for_the_rest(tiny_model, base, texts, percent):
-    """Chunks that fill the model's positions leave no room for 200 new tokens after half of them."""
+    """Half of a chunk that fills all positions leaves no room for 200 new tokens."""
     long = [{"input_ids": [5, 6, 7, 8] * 64, "labels": [5, 6, 7, 8] * 64}, *texts]
     material = materials(base, long, max_new_tokens=200)
     (case,) = ATTACKS["prefix"](tiny_model("llama"), material, config(prefix_percent=[percent]))

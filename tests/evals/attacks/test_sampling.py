@@ -1,4 +1,4 @@
-"""leak@k: how many facts are in at least one of k sampled answers."""
+"""Tests of leak@k, the share of facts that at least one of k sampled answers contains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unlora.settings import AttackConfig, EvalSettings
 ROWS = [
     {"question": "Where does Ada live?", "answer": "Ada lives in the old house."},
     {"question": "Where does Bob live?", "answer": "Bob lives in the red barn."},
-    {"question": "Does Bob live in the red barn?", "answer": "In the red barn."},  # says nothing of its own
+    {"question": "Does Bob live in the red barn?", "answer": "In the red barn."},  # every word is in the question
 ]
 
 
@@ -64,7 +64,7 @@ def test_more_samples_never_reveal_less_and_intervals_contain_their_values(hits,
 
 
 def test_the_rows_that_hold_a_fact_are_asked(tiny_model, base):
-    """The third answer says nothing that its question does not say."""
+    """The third row is left out, because every word of its answer is in its question."""
     [attempt] = ATTACKS["sampling"](tiny_model("llama"), materials(base), AttackConfig(samples=[2, 1, 2]))
     assert attempt.prompts == [encode_prompt(row["question"], base) for row in ROWS[:2]]
     assert attempt.facts == [{"old", "house"}, {"lives", "red", "barn"}]
@@ -72,7 +72,7 @@ def test_the_rows_that_hold_a_fact_are_asked(tiny_model, base):
 
 
 def test_samples_are_drawn_from_the_model_s_own_distribution(tiny_model, base):
-    """Of answers of one token, the share with a word is the probability of the tokens that contain it."""
+    """Of one-token answers, the share that contains a word is the total probability of the tokens that contain it."""
     model, prompt = tiny_model("llama"), encode_prompt(ROWS[0]["question"], base)
     with torch.no_grad():
         probabilities = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)

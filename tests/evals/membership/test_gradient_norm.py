@@ -33,7 +33,7 @@ def linear_weights(model):
 
 
 def slow_norms(model, examples):
-    """The definition: the model's own loss and autograd in float64, a pass per example."""
+    """Compute the norms by definition: autograd of the model's own loss in float64, one example at a time."""
     model = model.double()
     norms = []
     for example in examples:
@@ -66,7 +66,7 @@ def test_an_adapter_beside_the_weights_gives_the_norms_of_the_merged_model(tiny_
 
 
 def open_unlearning_norms(model, examples):
-    """open-unlearning's definition in float64: the mean over parameters, with the last label left out of the loss."""
+    """Compute open-unlearning's norms in float64: the mean over parameters, for a loss without the last label."""
     norms = []
     for example in examples:
         labels = [*example["labels"][:-1], IGNORE_INDEX]
@@ -129,7 +129,7 @@ def test_the_model_is_left_as_it_was_and_progress_is_told(tiny_model, text_forma
     assert [parameter.requires_grad for parameter in model.parameters()] == trainable
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert (gradient_norms(model, examples, text_format, 3) == first).all()  # no dropout
+    assert (gradient_norms(model, examples, text_format, 3) == first).all()  # dropout was off
 
 
 def test_an_example_without_a_label_is_refused(tiny_model, text_format):
@@ -138,7 +138,10 @@ def test_an_example_without_a_label_is_refused(tiny_model, text_format):
 
 
 def test_a_norm_by_hand():
-    """Two tokens: Σ δ_t x_tᵀ = 1·(1, 2) + 2·(3, −1) = (7, 0), and (3, 4) − (0, 4) = (3, 0): squares 49 and 9."""
+    """The gradients of two examples of two tokens each have squared norms 49 and 9.
+
+    Σ_t δ_t x_tᵀ is 1 · (1, 2) + 2 · (3, −1) = (7, 0) for the first, and (3, 4) − (0, 4) = (3, 0) for the second.
+    """
     x = torch.tensor([[[1.0, 2.0], [3.0, -1.0]], [[3.0, 4.0], [0.0, 4.0]]])
     delta = torch.tensor([[[1.0], [2.0]], [[1.0], [-1.0]]])
     tap, counts = NormTap(torch.nn.Linear(2, 1), "layer"), torch.tensor([2, 2])
@@ -149,7 +152,7 @@ def test_a_norm_by_hand():
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
 def test_the_squares_are_those_of_the_summed_outer_products(rows, tokens, inputs, outputs, seed):
-    """Of each example's Σ_t δ_t x_tᵀ, made here."""
+    """The expected values are computed from the full gradient Σ_t δ_t x_tᵀ of each example."""
     drawn = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, tokens, inputs, generator=drawn)
     delta = torch.randn(rows, tokens, outputs, generator=drawn)

@@ -1,4 +1,4 @@
-"""Memorisation and membership of a tiny Llama that knows its forget set by heart."""
+"""Tests of memorisation and membership metrics on a tiny Llama that has memorised its forget set."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def learned(tiny_model, sets):
 
 @pytest.fixture(scope="module")
 def scores(tiny_model, learned, sets, text_format):
-    """All of them, with the untrained model for reference."""
+    """Return all scores of the trained model, with the untrained model as the reference."""
     reference = {}
     for name, examples in sets.items():
         sums, tokens = example_nll(tiny_model("llama"), examples, text_format, 8)
@@ -111,7 +111,7 @@ def test_only_what_was_asked_for_is_scored_and_progress_goes_on(learned, sets, t
 
 
 def test_zlib_compresses_the_labelled_text_alone(text_format, learned):
-    """Of a text row all, prompt tokens and end token of a question not."""
+    """The whole text of a text row is compressed. Of a question, neither the prompt nor the end token is."""
     examples = encode_records([{"text": "The quick brown fox."}, FORGET[0]], text_format)
     scores = leakage_scores(learned, {"forget": examples, "holdout": examples}, text_format)["forget"]
     sizes = np.array(scores["loss"]) / scores["zlib"]
@@ -125,7 +125,10 @@ def table(forget, holdout):
 
 
 def test_summary_against_a_retrained_model_by_hand():
-    """Areas 1 and 1/2: PrivLeak 100 · (0 − 1/2) / (1/2) = −100. Attacks that the retrained model lacks have none."""
+    """The AUC is 1, and that of the retrained model 1/2, so PrivLeak is 100 · (0 − 1/2) / (1/2) = −100.
+
+    An attack that the retrained model's scores lack has no PrivLeak.
+    """
     retrained = table([0.1, 0.4], [0.2, 0.3])
     del retrained["forget"]["min_k_40"], retrained["holdout"]["min_k_40"]
     summary = summarise_leakage(table([0.8, 0.9], [0.1, 0.5]), retrained)
@@ -153,7 +156,8 @@ def test_a_summary_sees_the_order_of_scores_and_both_sides_alike(forget, holdout
     assert area["standard_error"] == pytest.approx(other["standard_error"])
     scaled = summarise_leakage(table([3 * x + 1 for x in forget], [3 * x + 1 for x in holdout]))
     assert scaled["membership"]["loss"]["auc"] == pytest.approx(area["auc"])
-    # As the retrained model: 0; else of the sign of how much less the forget set is known.
+    # PrivLeak of the retrained model itself is 0. For another model, it is positive if the AUC is below the retrained
+    # one, and negative if it is above.
     assert summarise_leakage(retrained, retrained)["membership"]["loss"]["privleak"] == 0
     if len(forget) == len(forget_before) and len(holdout) == len(holdout_before):
         compared = summarise_leakage(table(forget, holdout), retrained)["membership"]["loss"]

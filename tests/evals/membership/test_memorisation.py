@@ -21,7 +21,7 @@ hits = st.lists(st.booleans(), min_size=1, max_size=30)
     ],
 )
 def test_both_by_hand(matches, exact, strength):
-    """Of four tokens, of which the second is wrong, two must be given, so 1 − 2/4."""
+    """If only the second of four tokens is wrong, two must be given, so extraction strength is 1 − 2/4."""
     assert exact_memorisation(matches) == exact
     assert extraction_strength(matches) == strength
 

@@ -21,7 +21,7 @@ def brute_force_auc(members, others):
 
 
 def test_loss_zlib_and_reference_by_hand():
-    """Mean of the five is −15.5/5 = −3.1; the reference's −2, so −1.1 is left."""
+    """The mean of the five values is −15.5 / 5 = −3.1. That of the reference is −2, so the difference is −1.1."""
     text = "a" * 100
     assert membership.loss_score(LOGP) == pytest.approx(-3.1)
     size = membership.zlib_size(text)
@@ -31,7 +31,7 @@ def test_loss_zlib_and_reference_by_hand():
 
 
 def test_text_that_compresses_well_counts_less():
-    """At the same likelihood a repetitive text is less of a sign of membership."""
+    """At the same likelihood, a repetitive text is weaker evidence of membership."""
     regular, random = (membership.zlib_size(part) for part in ("la " * 50, "".join(map(chr, range(32, 182)))))
     assert membership.zlib_score(LOGP, regular) < membership.zlib_score(LOGP, random)
 
@@ -40,7 +40,7 @@ def test_text_that_compresses_well_counts_less():
     ("percent", "expected"), [(1, -8), (20, -8), (39, -8), (40, -6), (60, -14 / 3), (99, -15 / 4), (100, -3.1)]
 )
 def test_min_k_by_hand(percent, expected):
-    """Of five tokens 20 % are one, 40 % two: (−8 − 4)/2 = −6."""
+    """20 % of five tokens is one token, and 40 % is two: (−8 − 4) / 2 = −6."""
     assert membership.min_k_score(LOGP, percent) == pytest.approx(expected)
 
 
@@ -57,7 +57,10 @@ def test_min_k_rises_with_k_whatever_the_order_of_the_tokens(logp, one, other, r
 
 
 def test_standardised_by_hand():
-    """Prediction (1/2, 1/4, 1/4): μ = −1.5 ln 2, E[log²] = (0.5·1 + 0.5·4) ln² 2, so σ² = (2.5 − 2.25) ln² 2."""
+    """The prediction is (1/2, 1/4, 1/4), so the mean of log p is μ = −1.5 ln 2.
+
+    E[log² p] = (0.5 · 1 + 0.5 · 4) ln² 2, so σ² = (2.5 − 2.25) ln² 2.
+    """
     two = math.log(2)
     values = membership.standardised([-two, -2 * two], [-1.5 * two] * 2, [0.5 * two] * 2)
     assert values == pytest.approx([1, -1])
@@ -69,7 +72,7 @@ def test_standardised_values_of_a_prediction_have_mean_0_and_deviation_1(weights
     logp = np.log(p)
     mean = p @ logp
     std = math.sqrt(p @ (logp - mean) ** 2)
-    assume(std > 1e-6)  # else all tokens are equally likely, and rounding is all there is
+    assume(std > 1e-6)  # otherwise all tokens are equally likely, and σ is rounding noise
     values = membership.standardised(logp, [mean] * len(p), [std] * len(p))
     assert p @ values == pytest.approx(0, abs=1e-6)
     assert p @ values**2 == pytest.approx(1, rel=1e-6)
@@ -97,10 +100,10 @@ def test_a_certain_prediction_is_no_sign_where_right_and_a_large_finite_one_wher
 
 
 def test_auc_and_its_standard_error_by_hand():
-    """3 beats 1 and 2, 2 beats 1 and ties with 2: 3.5 of 4 pairs, so 7/8.
+    """3 is above 1 and 2, and 2 is above 1 and ties with 2. This is 3.5 of 4 pairs, so the AUC is 7/8.
 
-    The members are above shares 1 and 3/4 of the others, those above 0 and 1/4 of the members. Each pair of shares has
-    the variance (1/4)²/2 = 1/32, so DeLong's is 1/64 + 1/64.
+    DeLong's variance: the members are above 1 and 3/4 of the others, and the others above 0 and 1/4 of the members.
+    The sample variance of either pair of shares is (1/4)² / 2 = 1/32, so that of the AUC is 1/64 + 1/64.
     """
     auc = membership.score_auc([3, 2], [1, 2])
     assert auc.value == 7 / 8
@@ -108,7 +111,11 @@ def test_auc_and_its_standard_error_by_hand():
 
 
 def test_sets_that_are_wholly_apart_have_an_error_that_shrinks_with_their_size():
-    """4 pairs, as if 0.5 of 5 were wrong: a = 0.9, Q₁ = 9/11, Q₂ = 1.62/1.9, (0.09 + Q₁ + Q₂ − 2 · 0.81) / 4."""
+    """A fifth pair that counts half is added to the 4 pairs, so a = 4.5 / 5 = 0.9.
+
+    Hanley and McNeil's formula has Q₁ = a / (2 − a) = 9/11 and Q₂ = 2a² / (1 + a) = 1.62 / 1.9. The variance is
+    (0.09 + Q₁ + Q₂ − 2 · 0.81) / 4.
+    """
     few = membership.score_auc([3, 4], [1, 2])
     assert few.value == 1
     assert few.standard_error == pytest.approx(math.sqrt((0.09 + 9 / 11 + 1.62 / 1.9 - 1.62) / 4))
@@ -145,7 +152,10 @@ def test_the_standard_error_is_how_much_the_area_varies_between_draws():
 
 
 def test_privacy_leakage_has_muse_s_orientation():
-    """MUSE's areas 1 − A: all still known (A = 1) is −100; A = 0.4 against 0.5 is 100 · (0.6 − 0.5)/0.5 = 20."""
+    """MUSE uses the area 1 − A. If everything is still known, A = 1 and PrivLeak is −100.
+
+    For A = 0.4 and a retrained model's 0.5, it is 100 · (0.6 − 0.5) / 0.5 = 20.
+    """
     assert membership.privacy_leakage(1, 0.5) == -100
     assert membership.privacy_leakage(0.4, 0.5) == pytest.approx(20)
     assert membership.privacy_leakage(0, 0.5) == 100
@@ -154,7 +164,7 @@ def test_privacy_leakage_has_muse_s_orientation():
 
 
 def test_a_single_example_has_the_error_of_sets_that_do_not_differ():
-    # 3 of 4 members are above the other; √((4 + 1 + 1) / (12 · 4 · 1)) = √(1/8)
+    # 3 of 4 members are above the other example. The standard error is √((4 + 1 + 1) / (12 · 4 · 1)) = √(1/8).
     assert membership.score_auc([1, 3, 4, 5], [2]) == membership.Auc(0.75, pytest.approx(math.sqrt(1 / 8)))
     assert membership.score_auc([1], [1]) == membership.Auc(0.5, pytest.approx(0.5))
 
