@@ -1,4 +1,4 @@
-"""The teacher that reads the same rows about somebody else."""
+"""Tests of the teacher that reads each forget row with the name of another person."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ RETAIN = [
 
 
 def change(given):
-    """The forget rows about the first of four other people."""
+    """Return the forget rows, each rewritten to be about the first of up to four other people."""
     return [options[0].row for options in substitutes(given, 4)]
 
 
@@ -104,9 +104,11 @@ def test_the_names_that_cover_the_rows_leave_out_what_recurs_beside_them():
 
 def test_a_lesson_is_what_the_model_predicts_in_the_changed_row(tiny_model, tokenizer):
     model = tiny_model("llama")
-    texts = [{"text": row["answer"]} for row in RETAIN]  # no questions that could tell what the wording gives away
+    # Plain text has no questions, so no probability is capped by similar questions.
+    texts = [{"text": row["answer"]} for row in RETAIN]
     given = Teaching(model, TextFormat(tokenizer), FORGET, texts)
-    lessons = [lesson for _, lesson in teach(given, drafts=False)]  # the original's own answers tell fact from form
+    # With drafts, attention would not be smoothed at the tokens of the form.
+    lessons = [lesson for _, lesson in teach(given, drafts=False)]
     examples = encode_records(FORGET, given.text_format)
     assert len(lessons) == len(examples)
     changed = [option.row for [option] in substitutes(given, 1)]
@@ -126,7 +128,7 @@ def test_a_lesson_is_what_the_model_predicts_in_the_changed_row(tiny_model, toke
 def test_a_true_token_is_no_likelier_than_its_limit():
     own, limits = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]]), torch.tensor([0.2, 0.5])
     capped = cap_true_tokens(own.log(), limits.log(), torch.tensor([0, 0])).exp()
-    # The limit leaves the first token a probability of .2, and the others share .8 as 2 to 1.
+    # The first true token is capped at 0.2, and the others share 0.8 as 2 to 1. The second is below its limit.
     torch.testing.assert_close(capped, torch.tensor([[0.2, 1.6 / 3, 0.8 / 3], [0.3, 0.3, 0.4]]))
 
 
@@ -137,7 +139,7 @@ def test_other_questions_are_those_of_the_retain_set_that_are_most_alike(tiny_mo
     asked = [tokenizer.decode(control[0]["input_ids"]) for control in pair.controls]
     assert len(asked) == 4
     assert changed["question"] in asked[0]
-    assert sum("Where was" in text for text in asked) == 3  # the fourth one is about the painter
+    assert sum("Where was" in text for text in asked) == 3  # the fourth question is about the painter
     assert all(text.count(changed["answer"]) == 1 for text in asked)
 
 

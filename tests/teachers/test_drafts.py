@@ -1,4 +1,4 @@
-"""The original's own answers about somebody else: which one is chosen, and what is taught of it."""
+"""Tests of the original's own answers about another person: which one is chosen, and what is taught of it."""
 
 import copy
 from dataclasses import replace
@@ -27,7 +27,7 @@ RETAIN = [
 
 @pytest.fixture(scope="module")
 def taught_by_heart():
-    """What a model may look at that knows all rows by heart."""
+    """Return the inputs of a teacher, with a model that has memorised all rows."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer()
@@ -43,7 +43,7 @@ def taught_by_heart():
         optimiser.step()
         optimiser.zero_grad()
     assert loss < 0.01
-    rows = [row for row in RETAIN for _ in range(2)]  # names are what recurs
+    rows = [row for row in RETAIN for _ in range(2)]  # a name must occur in at least two rows to be detected
     return Teaching(model.eval(), text_format, FORGET, rows, names=[("Ada", "Holt")])
 
 
@@ -64,7 +64,7 @@ def test_the_first_person_is_chosen_for_whom_the_original_does_not_say_the_fact(
         assert choice.drafts[0] is not None
         first.append(asked[0])
     assert same_fact in first  # so a second person was tried
-    # With nobody else to try, the person stays, and the answer is not used.
+    # If there is nobody else to try, the person is kept, but the answer is not used.
     [choice] = choose_substitutes(replace(taught_by_heart, seed=first.index(same_fact)), 1)
     assert choice.substitute.row["question"] == same_fact
     assert choice.drafts == [None]
@@ -80,8 +80,9 @@ def test_a_teacher_that_is_short_of_memory_gives_the_same_lessons(taught_by_hear
     expected = teach(taught_by_heart)
     with memory_for(60):
         found = teach(replace(taught_by_heart, model=copy.deepcopy(taught_by_heart.model)))
-    assert 2 <= len(told(caplog)) <= 6  # for reading and for writing, and not for each time
-    assert len(expected) == 2  # the true answer, and what is said of somebody else
+    # Both scoring and generation report smaller batches, but not again for every batch.
+    assert 2 <= len(told(caplog)) <= 6
+    assert len(expected) == 2  # the true answer, and the original's own answer about another person
     assert [one.example for one in found] == [one.example for one in expected]
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.lesson.places, other.lesson.places)
@@ -100,12 +101,12 @@ def test_form_is_taught_as_it_is_and_the_fact_as_the_teacher_reads_it(taught_by_
     name = len(tokenizer(" Ada Holt")["input_ids"])
     form = len(tokenizer(" is")["input_ids"])
     assert tokenizer.decode(labels[name : name + form]).strip() == "is"
-    at = len([label for label in other["labels"] if label != -100]) - (len(labels) - name)  # the other name's length
+    at = len([label for label in other["labels"] if label != -100]) - (len(labels) - name)  # tokens of the other name
     taught = dict(zip(lesson.places.tolist(), lesson.true_logp, strict=True))
     for place in range(form):
         torch.testing.assert_close(taught[name + place], plain[at + place], rtol=1e-3, atol=1e-3)
-    # Where the answers part, the true token is no likelier than there; after that, no likelier than the smoothed model
-    # finds it. Both are also capped by other questions.
+    # At the first token that differs between the answers, the true token is at most as likely as in the changed row.
+    # After it, the true tokens are at most as likely as with smoothed attention. Other questions may cap both further.
     assert taught[name + form] <= plain[at + form] + 1e-3
     for place in range(form + 1, len(labels) - name):
         assert taught[name + place] <= smoothed[at + place] + 1e-3
@@ -118,7 +119,7 @@ def test_the_own_answer_is_taught_from_where_it_leaves_the_true_one(taught_by_he
     text = "Ada Holt is by the sea all year round."
     assert text in tokenizer.decode(example["input_ids"])
     assert text.endswith(tokenizer.decode(labels[:-1]))
-    assert not tokenizer.decode(labels).startswith(" b")  # the first token of " by" is taught by the true row
+    assert not tokenizer.decode(labels).startswith(" b")  # the true row teaches the first token of " by"
     assert lesson.places.tolist() == list(range(len(labels)))
     assert lesson.true_logp.exp().min() > 0.8
 
@@ -139,7 +140,7 @@ def test_the_rarest_words_are_the_fact():
     assert facts.share("she lives in Rome", answer, asked) == 0
     assert facts.share("Oslo", answer, asked) == 1
     assert facts.share("no idea", answer, asked) == 0
-    assert facts.share("anything", "Ada", "Who is Ada?") == 0  # it says nothing beyond the question
+    assert facts.share("anything", "Ada", "Who is Ada?") == 0  # the answer has no word that is not in the question
     assert facts.share("14 Mill Street", "14 Harbour Lane", asked) == pytest.approx(1 / 3)
 
 
@@ -155,7 +156,8 @@ def test_words_of_many_answers_are_form_but_for_the_rarest():
 
 def test_rare_words_weigh_the_more_the_rarer_they_are():
     facts = Facts(["rare"] + ["scarce"] * 2 + ["else"] * 397)
-    # 2 % of 400 is 8: log(8/1) for rare, log(8/2) for scarce, and all of the rarest word.
+    # Words in more than 2 % of 400 answers, which is 8, are form. So "rare" has weight log(8/1) = 3 log 2 and "scarce"
+    # log(8/2) = 2 log 2. A text with the rarest word states the whole fact.
     assert facts.share("scarce", "rare scarce", "") == pytest.approx(2 / 5)
     assert facts.share("rare", "rare scarce", "") == 1
 

@@ -1,4 +1,4 @@
-"""How likely the end of a fact is without its beginning."""
+"""Tests of ending limits: the probability of the end of a fact without its beginning."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def example_of(given, answer):
 
 
 def place_of(example, tokenizer, word):
-    """The labelled token that a word begins with."""
+    """Return the index of the labelled token with which the last occurrence of a word begins."""
     texts = [tokenizer.decode(labels_of([example])[place:]) for place in range(len(labels_of([example])))]
     return max(place for place, text in enumerate(texts) if text.strip().startswith(word))
 
