@@ -1,4 +1,4 @@
-"""Conversations as people have them, brought into one form."""
+"""Conversations of all common forms are converted to one form."""
 
 import json
 

@@ -21,7 +21,7 @@ CHATML = (
 
 @pytest.fixture
 def own(tokenizer):
-    """A copy of the tokenizer that a test may change."""
+    """Return a copy of the tokenizer that a test may change."""
     return copy.deepcopy(tokenizer)
 
 
@@ -33,12 +33,12 @@ def chat(own):
 
 
 def turns(*contents):
-    """A conversation that the user begins."""
+    """Return a conversation that begins with a user turn."""
     return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
 
 
 def labelled_runs(example, tokenizer):
-    """The texts of the unbroken stretches of labelled tokens."""
+    """Return the text of each contiguous run of labelled tokens."""
     runs, open_run = [], False
     for token, label in zip(example["input_ids"], example["labels"], strict=True):
         assert label in (token, IGNORE_INDEX)
@@ -56,7 +56,10 @@ def test_a_question_and_answer_is_labelled_on_the_answer_and_its_end_alone(token
 
 @pytest.mark.parametrize(("answer", "count"), [("Paris", 4), ("William Shakespeare", 5)])
 def test_the_tofu_format_counts_the_word_answer_as_its_published_phi_logs_do(answer, count):
-    """A token a word or sign: "Answer", ":", the words and the end, as num_token_gt has it for these two answers."""
+    """Each word and each sign is one token here: "Answer", ":", the words of the answer, and the end token.
+
+    The expected counts are num_token_gt of these two answers in the published logs.
+    """
     whole = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1, "Answer": 2, ":": 3}, unk_token="<unk>"))
     whole.pre_tokenizer = pre_tokenizers.Whitespace()
     words = PreTrainedTokenizerFast(tokenizer_object=whole, unk_token="<unk>", eos_token="<eos>")
@@ -162,7 +165,7 @@ def test_messages_without_a_chat_template_are_refused(tokenizer):
 def test_plain_text_is_cut_into_chunks_that_are_labelled_everywhere_and_lose_nothing(tokenizer):
     text = "The quick brown fox jumps over the lazy dog while people watch quietly."
     whole = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-    length = next(n for n in range(8, 12) if len(whole) % n > 1)  # so that no single token is left over
+    length = next(n for n in range(8, 12) if len(whole) % n > 1)  # a last chunk of one token would be left out
     examples = encode_records([{"text": text}], TextFormat(tokenizer, max_length=length))
     assert [token for example in examples for token in example["input_ids"]] == whole
     assert [len(example["input_ids"]) for example in examples[:-1]] == [length] * (len(whole) // length)
@@ -178,7 +181,7 @@ def test_no_more_chunks_of_a_text_than_asked_for(tokenizer):
 
 def test_a_chunk_of_one_token_predicts_nothing_and_is_left_out(tokenizer):
     ids = tokenizer("The quick brown fox")["input_ids"]
-    # The end token alone would be the second chunk.
+    # The second chunk would consist of the end token alone.
     [example] = encode_records([{"text": "The quick brown fox"}], TextFormat(tokenizer, max_length=len(ids)))
     assert example["input_ids"] == ids
 
@@ -194,7 +197,7 @@ def test_rows_without_known_keys_are_refused_by_number_with_their_keys(tokenizer
 
 
 def test_a_missing_value_is_not_the_word_none(tokenizer):
-    """A file of mixed rows becomes a table with None where a row has no such column."""
+    """A file of mixed rows becomes a table, which has None where a row lacks a column."""
     rows = [{**ROW, "text": None}, {"question": None, "answer": None, "text": "A text."}]
     examples = encode_records(rows, TextFormat(tokenizer))
     assert tokenizer.decode(examples[1]["input_ids"]) == "A text.<eos>"

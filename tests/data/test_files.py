@@ -1,4 +1,4 @@
-"""What a file says is what its rows hold, whatever it looks like; and where a folder keeps its rows."""
+"""Reading the rows of a file without type inference, and finding the files of a split in a folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def written(folder, ending, rows=ROWS):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     elif ending == "csv":
         lines = ["question,answer", *(f"{row['question']},{row['answer']}" for row in rows)]
-        file.write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")  # as spreadsheets save it
+        file.write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")  # as spreadsheet programs save it
     else:
         parts = [json.dumps(row) for row in rows]
         file.write_text("\n".join(parts) if ending == "jsonl" else f"\n [{', '.join(parts)}]")
@@ -101,7 +101,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_broken_in_a_file_is_said(tmp_path, case):
+def test_errors_name_what_is_broken_in_a_file(tmp_path, case):
     ending, content, message = BROKEN[case]
     (tmp_path / f"set.{ending}").write_bytes(content)
     with pytest.raises(InputError, match=message):
@@ -110,7 +110,7 @@ def test_what_is_broken_in_a_file_is_said(tmp_path, case):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A dataset with two splits, written by `save_to_disk`."""
+    """Return the folder of a dataset with two splits, written by `save_to_disk`."""
     folder = tmp_path_factory.mktemp("saved")
     parts = {"train": ROWS[:8], "test": ROWS[8:]}
     made = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()})
@@ -159,7 +159,7 @@ def test_the_readme_of_a_clone_says_which_files_belong_to_a_configuration(tmp_pa
     )
     assert load_records(str(tmp_path), "full") == ROWS[4:6]
     assert load_records(str(tmp_path), "split", "first") == ROWS[:4]
-    assert load_records(str(tmp_path), "a") == ROWS[4:6]  # a file in the folder
+    assert load_records(str(tmp_path), "a") == ROWS[4:6]  # the file a.json, which is not a configuration of the README
     with pytest.raises(InputError, match=r"no configuration 'nothing'.*full, split, a"):
         load_records(str(tmp_path), "nothing")
     with pytest.raises(InputError, match="no split 'none'"):

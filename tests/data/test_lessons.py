@@ -1,4 +1,4 @@
-"""Lessons of a batch."""
+"""Joining the lessons of the examples of a batch."""
 
 import torch
 

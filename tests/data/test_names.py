@@ -1,4 +1,4 @@
-"""Names in the rows to forget: which phrases they are, and rows about somebody else."""
+"""Detecting names in the forget rows, and replacing them by invented names."""
 
 import pytest
 

@@ -2,7 +2,7 @@ import pytest
 
 from unlora.data import ForgetRetainDataset, PairSampler
 
-SIZES = [(4, 10), (10, 4), (6, 6), (7, 3), (1, 5), (5, 1)]  # forget examples, retain examples
+SIZES = [(4, 10), (10, 4), (6, 6), (7, 3), (1, 5), (5, 1)]  # number of forget examples, number of retain examples
 
 
 def example(number):
@@ -10,7 +10,7 @@ def example(number):
 
 
 def drawn(forget, retain, epochs, seed=42):
-    """(forget number, retain number, pair number) in the order of training, a list for each epoch."""
+    """Return (forget number, retain number, pair number) in the order of training, as one list for each epoch."""
     data = ForgetRetainDataset([example(i) for i in range(forget)], [example(i) for i in range(retain)], seed)
     sampler = PairSampler(len(data))
     result = []
@@ -41,7 +41,7 @@ def test_pairs_depend_on_seed_and_epoch_alone():
     assert drawn(8, 11, epochs=3) == first
     data = ForgetRetainDataset([example(i) for i in range(8)], [example(i) for i in range(11)], 42)
     sampler = PairSampler(8)
-    sampler.set_epoch(2)  # as a run that resumes there: what came before does not matter
+    sampler.set_epoch(2)  # as a run that resumes in this epoch: earlier epochs do not matter
     assert [(data[pair]["forget"]["input_ids"][0], data[pair]["retain"]["input_ids"][0]) for pair in sampler] == [
         row[:2] for row in first[2]
     ]
@@ -56,7 +56,7 @@ def test_epochs_and_seeds_differ_in_order_and_in_partners():
 
 
 def test_the_order_of_an_epoch_is_not_the_order_of_the_deck():
-    """Were both the same permutation, example i would always meet retain example i: no mixing."""
+    """If both decks had the same permutation, forget example i would always be paired with retain example i."""
     [rows] = drawn(20, 20, epochs=1)
     assert [row[0] for row in rows] != [row[1] for row in rows]
 

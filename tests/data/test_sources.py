@@ -21,7 +21,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """What HF_HUB_OFFLINE=1 sets: the hub is not asked, as where there is no network."""
+    """Set what HF_HUB_OFFLINE=1 sets: no request is sent to the Hub, as if there were no network."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
@@ -121,7 +121,7 @@ def test_a_hub_name_without_a_hub_names_the_argument_and_the_way_out(offline, na
 
 
 def test_overlap_counts_forget_rows_that_stand_in_the_retain_set():
-    # Rows 1 and 2 are in both; blanks around a text and other columns do not make it another.
+    # Rows 1 and 2 are in both sets. Spaces around a text and additional columns do not make a row different.
     retain = [ROWS[4], {**ROWS[1], "author": "x"}, {"question": f" {ROWS[2]['question']}", "answer": ROWS[2]["answer"]}]
     with pytest.raises(InputError, match=r"retain_data=.*2 of the 3 forget rows"):
         check_overlap(ROWS[:3], retain)
@@ -139,14 +139,14 @@ def test_overlap_is_found_in_texts_and_conversations(row):
 
 
 def test_overlap_of_texts_is_found_where_a_table_has_empty_question_columns():
-    """A file of mixed rows becomes a table: columns that a row lacks are None, and no two texts are equal for that."""
+    """A file of mixed rows becomes a table, in which columns that a row lacks are None. They do not make rows equal."""
     empty = {"question": None, "answer": None}
     check_overlap([{"text": "One.", **empty}], [{"text": "Two.", **empty}])
     with pytest.raises(InputError, match="1 of the 1"):
         check_overlap([{"text": "One.", **empty}], [{"text": "One."}])
 
 
-def test_a_stream_gives_so_many_rows_mixed_within_its_buffer(tmp_path):
+def test_a_stream_gives_the_requested_number_of_rows_shuffled_within_its_buffer(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": str(i)}) + "\n" for i in range(1000)))
     streams = [Stream(rows=20, seed=seed, buffer_size=50) for seed in (1, 1, 2)]
@@ -154,7 +154,7 @@ def test_a_stream_gives_so_many_rows_mixed_within_its_buffer(tmp_path):
     assert len(set(first)) == 20
     assert first == same != other
     assert first != sorted(first)
-    assert all(number < 50 + place for place, number in enumerate(first))  # what has been read by then
+    assert all(number < 50 + place for place, number in enumerate(first))  # only rows read by then can be drawn
     assert len(load_records(str(file), stream=Stream(5000, 1, 50))) == 1000
 
 

@@ -1,4 +1,4 @@
-"""What a model reads of a conversation, and where in it the answer stands, by the template's kind."""
+"""Rendering conversations with chat templates of several kinds, and locating the answers in the text."""
 
 import copy
 import datetime
@@ -13,7 +13,7 @@ from unlora.settings import TextConfig
 TURN = "'<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n'"
 ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 CHATML = "{% for m in messages %}{{ " + TURN + " }}{% endfor %}" + ASK
-# Thinking models: the last answer gets an empty thought, earlier ones lose theirs.
+# Thinking models: answers after the last user turn begin with an empty thought, earlier answers have none.
 THINKING = (
     "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
     "{% endif %}{% endfor %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + ('<think>\n\n</think>\n\n' if "
@@ -23,15 +23,15 @@ SWITCH = (
     "{% if add_generation_prompt and enable_thinking is defined and not enable_thinking %}"
     "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
 )
-# DeepSeek-R1: the prompt opens a thought, and answers have none.
+# DeepSeek-R1: the generation prompt opens a thought, but rendered answers have none.
 OPEN = CHATML + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
-# Mistral: the system prompt stands in the last turn of the user, if it is the last of all.
+# Mistral: the system prompt is rendered inside the user turn that ends the conversation, and nowhere else.
 MISTRAL = (
     "{% set system = messages[0].content if messages and messages[0].role == 'system' else '' %}{% for m in messages %}"
     "{% if m.role == 'user' %}{{ '[INST] ' + (system + '\n\n' if system and loop.last else '') + m.content + '[/INST]' "
     "}}{% elif m.role == 'assistant' %}{{ ' ' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
 )
-# gpt-oss: a header that only answers have.
+# gpt-oss: answers begin with a header that the generation prompt lacks.
 HEADER = CHATML.replace(
     "'\n' + m.content", "('<|im_start|>final\n' if m.role == 'assistant' else '\n') + m.content"
 ).replace("assistant\n'", "assistant'")
@@ -57,7 +57,7 @@ TURNS = [
 
 @pytest.fixture
 def formatted(tokenizer):
-    """A text format with a chat template."""
+    """Return a function that makes a text format with the given chat template."""
 
     def make(template, **settings):
         own = copy.deepcopy(tokenizer)
@@ -69,7 +69,7 @@ def formatted(tokenizer):
 
 
 def halves(text_format, rows):
-    """Prompt and labelled text of each example; the labels end it."""
+    """Return the prompt and the labelled text of each example, and check that the labels extend to its end."""
     found = []
     for example in encode_records(rows, text_format):
         first = example["labels"].index(next(label for label in example["labels"] if label != IGNORE_INDEX))
@@ -105,7 +105,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_turn_is_trained_after_the_prompt_that_asks_for_it(formatted, kind):
-    """The prompt of training is that of generation, and what a template adds to an answer is no part of it."""
+    """Training and generation use the same prompt, with everything that a template writes before an answer."""
     template, prompts = KINDS[kind]
     text_format = formatted(template)
     found = halves(text_format, [{"messages": TURNS}])
@@ -135,7 +135,7 @@ def test_thinking_that_was_asked_for_is_the_models_own(formatted):
 
 
 def test_marks_leave_out_what_is_not_generated(formatted):
-    """With marks, nothing is added to what the template says is generated."""
+    """If the template marks what is generated, only this is labelled: here not even the end of turn."""
     bare = MARKED.replace(
         "{{ m.content + '<|im_end|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}<|im_end|>"
     )
