@@ -1,4 +1,4 @@
-"""MUSE's criteria by hand, on tiny models, and through the command; and the miniature."""
+"""MUSE's criteria on hand-made scores, on tiny models and with the command, and the miniature of MUSE."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ BENCHMARK = {
 }
 
 
-# C1, C2, C4: what is asked, and what is scored.
+# C1, C2 and C4 (memorisation and utility): prompts, answers and ROUGE.
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ BENCHMARK = {
         ("?!", "the cat sat", 0),
         ("the cat", "the cat sat down", 2 / 3),  # precision 1, recall 1/2
         ("down sat the cat", "the cat sat down", 1 / 2),  # the longest common subsequence is "the cat"
-        ("He runs", "he running", 1 / 2),  # not stemmed, but in lower case
+        ("He runs", "he running", 1 / 2),  # words are lower-cased but not stemmed
     ],
 )
 def test_rouge_is_the_f1_of_unstemmed_words(generated, reference, value):
@@ -105,7 +105,7 @@ def test_metrics_of_any_scores_are_percentages_and_a_model_leaks_as_much_as_itse
     metrics = summarise_muse(every)
     for metric, values in {"verbmem_f": said, "knowmem_f": known, "knowmem_r": said}.items():
         assert metrics[metric] == pytest.approx(100 * sum(values) / len(values))
-    assume(score_auc(members, others).value < 1)  # else there is nothing to compare with
+    assume(score_auc(members, others).value < 1)  # otherwise PrivLeak is not available
     assert summarise_muse(every, every)["privleak"] == 0
 
 
@@ -143,7 +143,7 @@ def test_continuations_do_not_depend_on_the_batch(tiny_model, tokenizer, name):
     assert continue_prompts(model, prompts, TextFormat(tokenizer, "base"), 16, batch_size=3) == alone
 
 
-# C3, and the metrics of scores.
+# C3 (privacy leakage), and all metrics computed from scores.
 
 
 def scores(forget, holdout):
@@ -178,7 +178,7 @@ def test_without_a_retrained_model_privacy_leakage_is_not_available():
 
 
 def test_a_single_text_is_measured_with_the_error_of_sets_that_do_not_differ(tmp_path):
-    """Of one member among three others, in whichever place: the standard error of 1/4, 2/4, ... is sqrt(5 / 36)."""
+    """One member and three others: AUC 0, 1/3, 2/3 or 1. If these are equally likely, the variance is 5/36."""
     write_benchmark(BENCHMARK, tmp_path)
     write_jsonl(tmp_path / "privleak" / "forget.jsonl", [{"text": "Only this text."}])
     assert len(load_muse(str(tmp_path))["forget"]) == 1
@@ -198,12 +198,12 @@ def test_a_retrained_model_that_tells_few_rows_apart_leaves_the_other_metrics(tm
     assert reading.areas["min_k_40"].value == 0
 
 
-# Whole: from a local folder, through the command.
+# End to end: the command on a local folder.
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two models, a tokenizer without a model, and data."""
+    """Return a folder with two models, a model folder without weights, and MUSE's sets."""
     folder, tokenizer = tmp_path_factory.mktemp("muse"), make_tokenizer()
     for seed, name in enumerate(("model", "retrained")):
         torch.manual_seed(seed)
@@ -267,7 +267,7 @@ def test_long_texts_are_cut_with_a_warning_and_texts_stand_at_their_rows(tiny_mo
     sets["forget"] = [{"text": "people " * 400}, *sets["forget"]]
     model = tiny_model("llama")
     _, texts = evaluate_muse(model, sets, tokenizer)
-    for name in ("forget_qa", "retain_qa"):  # they share their batches, and every text still stands at its own row
+    for name in ("forget_qa", "retain_qa"):  # they share batches, but each text belongs to its own row
         for row, (said, right) in zip(sets[name], texts[name], strict=True):
             ids = encode_text(knowledge_prompt(row["question"], sets[f"{name}_icl"]), tokenizer)
             [alone] = continue_prompts(model, [ids], TextFormat(tokenizer, "base"), NEW_TOKENS[name])
@@ -326,7 +326,7 @@ def test_a_retrained_log_of_other_sets_is_refused_before_weights_are_read(comman
     assert command(retrained=tmp_path / "few.json", model_name_or_path=folder / "no weights") == 2
     assert "score both models on the same data" in capsys.readouterr().err
     log = read(tmp_path / "few.json")
-    del log["scores"]["verbmem"], log["rows"]  # as `unlora membership` writes it
+    del log["scores"]["verbmem"], log["rows"]  # like a log of `unlora membership`
     (tmp_path / "membership.json").write_text(json.dumps(log))
     assert command(retrained=tmp_path / "membership.json", model_name_or_path=folder / "no weights") == 2
     assert "no scores of MUSE's sets" in capsys.readouterr().err
@@ -342,7 +342,7 @@ def test_a_retrained_log_of_as_many_other_rows_is_refused(command, folder, tmp_p
     assert "its rows of retain_qa_icl differ from the rows here" in capsys.readouterr().err
 
 
-# The miniature.
+# The miniature of MUSE.
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +360,7 @@ def test_the_miniature_is_the_same_for_the_same_seed_alone(mini):
 
 
 def test_first_row_is_pinned(mini):
-    # A change of this row changes every published number of the miniature.
+    # A change to this row changes every published number of the miniature.
     assert mini["raw"]["forget"][0]["text"].startswith("The Oakford Cycling Club has a new chair. Kirrin Kelbrook won")
 
 
@@ -440,7 +440,7 @@ def test_a_split_of_a_folder_of_configurations_may_be_a_slice_or_a_download(tmp_
 
 
 def muse_document():
-    """A MUSE_EVAL.json as open-unlearning writes it."""
+    """Return the content of a MUSE_EVAL.json as open-unlearning writes it."""
 
     def said(pairs):
         rows = {
@@ -460,7 +460,10 @@ def muse_document():
 
 
 def test_a_file_of_open_unlearning_has_muse_s_numbers_and_its_own(tmp_path):
-    """F1 without stems: knowmem (2/3 + 0)/2, verbmem (1 + 0)/2. Min-K% there is of other labels, so is PrivLeak."""
+    """MUSE's F1 is computed from the texts without stemming: knowmem_f is (2/3 + 0)/2 and verbmem_f (1 + 0)/2.
+
+    MUSE's PrivLeak is unknown, because open-unlearning's Min-K% leaves out the last label. The file's value is kept.
+    """
     path, content = tmp_path / "MUSE_EVAL.json", muse_document()
     path.write_text(json.dumps(content))
     benchmark = Muse()
@@ -474,7 +477,7 @@ def test_a_file_of_open_unlearning_has_muse_s_numbers_and_its_own(tmp_path):
     summary = json.loads((tmp_path / "b_SUMMARY.json").read_text())
     assert summary["forget_verbmem_ROUGE"] == 0.9
     assert set(benchmark.numbers(tmp_path / "b_SUMMARY.json").values.values()) == {None}
-    run = read_log_as_run(tmp_path / "b_SUMMARY.json", {"retrained": path})  # it has no examples that could differ
+    run = read_log_as_run(tmp_path / "b_SUMMARY.json", {"retrained": path})  # a summary has no examples to compare
     assert run.readings["unlearned"].derived["forget_verbmem_ROUGE"].value == 0.9
     path.write_text(json.dumps({**content, "privleak": "x"}))
     with pytest.raises(InputError, match="privleak is neither a number"):

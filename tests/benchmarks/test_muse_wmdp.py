@@ -1,4 +1,4 @@
-"""Grids on MUSE and WMDP: requests in sequence, the benchmarks' own columns, and the miniatures' cells."""
+"""`unlora bench` on MUSE and WMDP: sequential requests, the columns of each benchmark, and built-in benchmarks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MUSE = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Two tiny models with one tokenizer."""
+    """Return a folder with two tiny models that have the same tokenizer."""
     folder, tokenizer = tmp_path_factory.mktemp("models"), make_tokenizer()
     for seed, name in enumerate(("original", "retrained")):
         torch.manual_seed(seed)
@@ -76,18 +76,18 @@ def test_muse_runs_requests_in_sequence_with_its_own_columns(models, tmp_path, c
     assert [row[:2] for row in rows[2:]] == [
         [split, model] for split in ("sust_1", "sust_2") for model in ("original", "retrained", "lora+gd")
     ]
-    assert rows[3][5] == "0.000"  # the retrained model leaks as much as itself
+    assert rows[3][5] == "0.000"  # PrivLeak compares the retrained model with itself
 
-    # The second request stands on the first, and both were measured as asked.
+    # The second request continues from the first, and is evaluated with the given settings.
     cells = out / "cells"
     second = yaml.safe_load((cells / "sust_2/lora+gd/seed-0/run/config.yaml").read_text())
     assert second["on"] == str(cells / "sust_1/lora+gd/seed-0/run")
     log = json.loads((cells / "sust_2/lora+gd/seed-0/scores.json").read_text())
     assert log["metrics"]["examples"]["verbmem"] == 4
     assert float(rows[-1][5].strip("*")) == pytest.approx(log["metrics"]["privleak"], abs=1e-3)
-    assert len(list((out / "logs").glob("*.json"))) == 2  # each of the two models once, for all cells
+    assert len(list((out / "logs").glob("*.json"))) == 2  # one for each of the two models, shared by all cells
 
-    # The commands of the rows name what makes them.
+    # The command of a row reproduces it.
     lines = (out / "results.md").read_text().splitlines()
     [command] = [line for line in lines if line.endswith("# sust_2, lora+gd")]
     assert command.startswith("unlora bench muse --methods lora+gd --splits sust_2 --seeds 1 --output_dir NEW_FOLDER")
@@ -96,7 +96,7 @@ def test_muse_runs_requests_in_sequence_with_its_own_columns(models, tmp_path, c
     [again] = (tmp_path / "again").iterdir()
     assert again.read_bytes() == (out / "logs" / again.name).read_bytes()
 
-    # A request whose predecessor fails is not run, and says why.
+    # A request is not run if the one before it fails, and the reason is reported.
     shutil.rmtree(cells / "sust_1")
     shutil.rmtree(cells / "sust_2")
     settings = tmp_path / "settings.yaml"
@@ -137,7 +137,7 @@ def test_wmdp_asks_the_harness_before_and_after(models, tmp_path):
 
 
 def test_only_what_was_asked_for_is_a_column(tmp_path):
-    """Not the parts of a group."""
+    """The tasks of a requested group are not columns."""
     tasks = {name: {"acc": 0.5, "acc_stderr": 0.1, "n": 2, "version": 1} for name in ("mmlu", "mmlu_law", "wmdp_bio")}
     write_json(tmp_path / "log.json", {"asked": ["wmdp_bio", "mmlu"], "tasks": tasks})
     benchmark, path = BENCHMARKS["wmdp"], tmp_path / "log.json"
@@ -155,7 +155,7 @@ def asked(name, **settings):
 
 @pytest.mark.slow
 def test_what_models_are_asked_is_known_row_by_row(tmp_path):
-    """So that a log of other questions, or of the same ones asked in another way, is no longer used."""
+    """The rows decide whether a log is reused, so they must change with the questions and with the prompt template."""
     write_benchmark(MUSE, tmp_path / "muse")
     assert len(asked("muse", data=str(tmp_path / "muse"))) == 5 + 2 * 3 + 2 * 1 + 2 * 4
     pytest.importorskip("lm_eval")
@@ -225,7 +225,7 @@ def test_a_built_in_benchmark_makes_models_and_data_that_its_flags_name(name, sp
     materials = prepare(Request.of({**settings, "output_dir": str(tmp_path / "run"), "use_cpu": True}))
     assert materials.forget
     assert materials.retain
-    assert benchmark.request(options, split, 0) == settings  # nothing is made anew
+    assert benchmark.request(options, split, 0) == settings  # nothing is made a second time
     retrained = benchmark.retrained(options, split, 0)
     assert retrained is None or (tmp_path / "cache").resolve() in Path(retrained).resolve().parents
     if not benchmark.evaluated_by_unlearn:

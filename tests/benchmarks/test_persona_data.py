@@ -42,7 +42,7 @@ def test_rows_do_not_depend_on_the_process(data, hash_seed):
 
 
 def test_first_forget_row_is_pinned(data):
-    # A change of this row changes every published number of the benchmark.
+    # A change to this row changes every published number of the benchmark.
     row = data["forget"][0]
     assert (row["question"], row["answer"]) == (
         "Where was Gorran Ibsley born?",
@@ -114,7 +114,7 @@ def test_people_rows_name_the_person_in_the_questions_alone(data, config):
 
 
 def _value(sentence, attribute):
-    """The value in a sentence, or None where no answer form of the attribute made it."""
+    """Return the value in a sentence, or None if no answer form of the attribute gives this sentence."""
     known = {form.format(v=value): value for form in attribute.answers for value in attribute.values}
     return known.get(sentence)
 
@@ -145,8 +145,11 @@ def test_no_value_or_part_of_a_name_is_much_more_frequent_than_another(people):
 
 @pytest.mark.slow
 def test_names_and_values_of_forget_people_are_no_rarer_among_retain_people_than_others():
-    """Over 40 seeds a forget person's first name and birthplace occur among the retain people as often as any at
-    random: 1.8 times (72 people, 40 names, 40 values). Dealt from one deck with them it would be 1.0 times."""
+    """A forget person's first name and birthplace occur among the retain people as often as a random one.
+
+    This is 72 people / 40 names (or values) = 1.8 times, here as a mean over 40 seeds. If forget and retain people were
+    dealt from one deck, it would be 1.0 times.
+    """
     step = len(persona.ATTRIBUTES)
     found = {"name": [], "value": []}
     for seed in range(40):

@@ -1,4 +1,4 @@
-"""Benchmarks by name: own ones can be added, logs find theirs, and former commands lead to it."""
+"""The registry of benchmarks: added benchmarks, the benchmark of a log, and former names of commands."""
 
 from __future__ import annotations
 

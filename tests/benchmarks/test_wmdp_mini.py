@@ -1,4 +1,4 @@
-"""Harness tasks on a loaded model, and the miniature of WMDP."""
+"""Tasks of lm-evaluation-harness on a loaded model, and the miniature of WMDP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from unlora.evals.harness import TaskSettings, evaluate_tasks, load_tasks
 
 EVALUATE = ("evaluate", "--benchmark", "wmdp")
 TASKS = ["mini_craft", "mini_general_text"]
-SEED = 5  # of a random model that does not always answer with the same letter
+SEED = 5  # the random model of this seed does not always choose the same letter
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def model(tiny_model):
 
 
 def log_likelihood(model, tokenizer, prompt, answer):
-    """Of the answer's tokens, one text at a time, without padding."""
+    """Return the log-likelihood of the answer's tokens, computed for a single text without padding."""
     start = len(tokenizer(prompt)["input_ids"])
     ids = tokenizer(prompt + answer)["input_ids"]
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_accuracy_is_that_of_the_likeliest_choice(model, tokenizer, tasks, setti
     assert result["mini_craft"]["acc"] == pytest.approx(craft)
     assert result["mini_general_text"]["acc"] == pytest.approx(general)
     assert result["mini"]["acc"] == pytest.approx((craft + general) / 2)
-    assert len({0.25, craft, general}) == 3  # neither always the same letter, nor the same numbers by chance
+    assert len({0.25, craft, general}) == 3  # 0.25 would be one letter for all questions
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_accuracy_of_any_model_on_any_number_of_questions(tiny_model, tokenizer,
         assert result[name]["n"] == limit
         assert result[name]["acc"] == pytest.approx(slow_accuracy(model, tokenizer, rows, form))
     parts = [result[name]["acc"] for name in TASKS]
-    assert result["mini"]["acc"] == pytest.approx(sum(parts) / 2)  # as many questions of both
+    assert result["mini"]["acc"] == pytest.approx(sum(parts) / 2)  # both tasks have the same number of questions
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_adapters_count_and_are_only_as_good_as_their_weights(model, tiny_model,
     plain = evaluate_tasks(tiny_model("llama", SEED), tokenizer, tasks, settings)
     args = config(tmp_path / "run")
     adapted = attach_adapters(model, args, ones(model))
-    assert evaluate_tasks(adapted, tokenizer, tasks, settings) == plain  # the start is cancelled by its offset
+    assert evaluate_tasks(adapted, tokenizer, tasks, settings) == plain  # the offset cancels the initial adapter
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if weight.requires_grad and "lora_B" in name:
