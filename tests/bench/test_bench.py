@@ -1,4 +1,4 @@
-"""A grid of real runs: resumed without repeating, with a failed cell shown as failed."""
+"""Grids of real runs: resuming, failed cells, plugins, retrained models, and the table of results."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def rows(kind, count):
 
 @pytest.fixture(scope="module")
 def tofu(tmp_path_factory):
-    """A tiny model and a folder in TOFU's schema."""
+    """Return a folder with a tiny model and data in TOFU's schema."""
     folder = tmp_path_factory.mktemp("tofu")
     sizes = {"forget01": 3, "retain99": 4, "forget01_perturbed": 3, "retain_perturbed": 2}
     for name, count in (sizes | {"real_authors_perturbed": 2, "world_facts_perturbed": 2}).items():
@@ -108,9 +108,9 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = stamps(out)
-    assert len(before) == 1  # the second cell was cut off
+    assert len(before) == 1  # the second cell was interrupted
     for place in (out, out / "logs", first, first.parent):
-        (place / ".cut-off.1.partial").mkdir()  # as a kill at another moment would have left it
+        (place / ".cut-off.1.partial").mkdir()  # as if the bench had been killed while writing here
     assert main(argv) == 0
     assert not list(out.rglob("*.partial"))
     shown = capsys.readouterr().out
@@ -118,7 +118,7 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
     assert before.items() < stamps(out).items()
     assert len(stamps(out)) == 2
 
-    # The original model was evaluated once, for both.
+    # The original model was evaluated once for both cells.
     assert len(list((out / "logs").glob("*.json"))) == 1
     before = {path.read_bytes() for path in out.rglob("eval_original.json")}
     assert len(before) == 1
@@ -132,7 +132,7 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
     [utility] = [row for row in values if (row["method"], row["metric"]) == ("pissa+ihl", "model utility")]
     assert float(utility["mean"]) == pytest.approx(metrics["unlearned"]["model_utility"])
 
-    # The command of a row makes it anew, and nothing else.
+    # The command of a row reproduces this row and nothing else.
     [command] = [line for line in lines if line.endswith("# forget01, lora+gd")]
     again = tmp_path / "again"
     assert main(shlex.split(command.split("  #")[0].replace("NEW_FOLDER", str(again)))[1:]) == 0
@@ -155,7 +155,7 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
 @pytest.mark.slow
 def test_a_failed_cell_stops_no_other_and_is_shown_as_failed(tofu, tmp_path, capsys):
     out = tmp_path / "bench"
-    # The tiny model has no layer 7, rmu's default: the run is refused when its model is loaded.
+    # The tiny model has no layer 7, rmu's default, so the run is refused when the model is loaded.
     argv = arguments(tofu, out, methods=("lora+rmu", "lora+gd"), processes=2)
     assert main(argv) == 1
     shown = capsys.readouterr().out
@@ -165,7 +165,7 @@ def test_a_failed_cell_stops_no_other_and_is_shown_as_failed(tofu, tmp_path, cap
     assert "0, 1 failed" in (out / "results.md").read_text()
     assert "layer" in (out / "cells/forget01/lora+rmu/seed-0/failed.txt").read_text()
 
-    # Mended, it is tried again.
+    # The failed cell is run again with corrected settings.
     settings = tmp_path / "settings.yaml"
     settings.write_text("lora+rmu: {loss_kwargs: {layer: 1}}\n")
     assert main([*argv, "--settings", str(settings)]) == 0
@@ -224,7 +224,7 @@ def test_an_own_loss_and_an_own_benchmark_work_in_the_processes_of_a_bench(tofu,
     assert recorded["file"] == "own.py"
     assert recorded["sha256"] == hashlib.sha256(plugin.read_bytes()).hexdigest()
 
-    # With other code, a finished cell is not what it would be now.
+    # A finished cell is refused if the code of the plugin has changed since then.
     plugins.LOADED.clear()  # as in a new process
     del BENCHMARKS["lengths"], LOSSES["capped"]
     plugin.write_text(OWN.replace("cap=4.0", "cap=5.0"))
@@ -249,7 +249,7 @@ def test_cells_run_on_a_ray_cluster_and_fail_alone_there_too(tofu, tmp_path, cap
     try:
         argv = arguments(tofu, tmp_path / "bench", methods=("lora+rmu", "lora+gd"), processes=2, executor="ray")
         assert main(argv) == 1
-        assert ray.is_initialized()  # the user's own cluster stays
+        assert ray.is_initialized()  # the user's own cluster is not shut down
     finally:
         ray.shutdown()
     shown = capsys.readouterr().out
@@ -318,14 +318,14 @@ def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tm
     more = ["--retrained", f"forget01={tofu / 'model'}", "--config", str(preset)]
     argv = arguments(tofu, out, *more, methods=("lora+gd",), learning_rate=1e-9)
     assert main([*argv, "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["rows"]  # and nothing of what the evaluation prints
-    assert len(list((out / "logs").glob("*.json"))) == 1  # here both are the same model
+    assert json.loads(capfd.readouterr().out)["rows"]  # stdout has nothing that the evaluation prints
+    assert len(list((out / "logs").glob("*.json"))) == 1  # both are the same model here
     table, _, ranking = (out / "results.md").read_text().partition("## Ranking")
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| forget")]
     assert [row[1] for row in rows] == ["original", "retrained", "lora+gd"]
     assert ranking.count("| forget01 | ") == len(rows)
-    assert rows[2][3] == "**0.000**"  # it did not move: the test tells nothing apart, p = 1
-    # The preset gives what neither the benchmark, nor the method, nor a flag does.
+    assert rows[2][3] == "**0.000**"  # a learning rate of 1e-9 changes nothing: p = 1, log₁₀ p = 0
+    # The preset only sets what neither the benchmark, the method nor a flag sets.
     used = yaml.safe_load((out / "cells/forget01/lora+gd/seed-0/run/config.yaml").read_text())
     assert {name: used[name] for name in ("lora_alpha", "r", "init", "forget_name")} == {
         "lora_alpha": 3,
@@ -333,12 +333,12 @@ def test_a_retrained_model_is_evaluated_once_and_gives_a_forget_quality(tofu, tm
         "init": "lora",
         "forget_name": "forget01",
     }
-    assert used["max_grad_norm"] == 0.5  # chosen for the loss on this benchmark
+    assert used["max_grad_norm"] == 0.5  # tuned for this loss on this benchmark
 
 
 @pytest.mark.slow
 def test_a_retrained_model_may_come_later_and_may_change(tofu, tmp_path, capfd):
-    """Finished cells are compared with it, and not repeated."""
+    """Finished cells are compared with the new retrained model, but not run again."""
     retrained = shutil.copytree(tofu / "model", tmp_path / "retrained")
     out = tmp_path / "bench"
     argv = arguments(tofu, out, methods=["lora+gd"], r=1)
@@ -358,19 +358,19 @@ def test_a_retrained_model_may_come_later_and_may_change(tofu, tmp_path, capfd):
 
     before, qualities = stamps(out), []
     for seed in (None, 1):
-        if seed is not None:  # other weights under the same name
+        if seed is not None:  # other weights in the same folder
             torch.manual_seed(seed)
             AutoModelForCausalLM.from_config(tiny_config("llama", len(make_tokenizer()))).save_pretrained(retrained)
         assert main([*argv, "--retrained", f"forget01={retrained}", "--json"]) == 0
         rows = {row["method"]: row["values"] for row in json.loads(capfd.readouterr().out)["rows"]}
         qualities.append(rows["lora+gd"]["log10 forget quality"])
         assert rows["retrained"]["log10 forget quality"] == [0.0]
-        assert "log₁₀ forget quality" in (out / "compare.html").read_text()  # the plane needs it
+        assert "log₁₀ forget quality" in (out / "compare.html").read_text()  # an axis of the forgetting-utility plane
     assert qualities[0] != qualities[1]
     assert stamps(out) == before
     assert len(list((out / "logs").glob("*.json"))) == 3
 
-    # Of the model that is to forget there is no such way: the cell is another one then.
+    # A changed original model is refused instead, because the finished cell was made from another model.
     model = shutil.copytree(retrained, tmp_path / "other")
     other = arguments(tofu, out, methods=["lora+gd"], r=1, model_name_or_path=model)
     assert main(other) == 2
@@ -394,16 +394,16 @@ def result(method, quality, failed=0):
 
 
 def toy(direction="high"):
-    """A benchmark with one number of which it is known what is better."""
+    """Return a benchmark that knows which direction is better for one column, "quality"."""
     benchmark = Benchmark()
     benchmark.metrics = {"quality": Metric("quality", direction)}
     return benchmark
 
 
 def test_tables_have_mean_and_standard_error_and_the_best_in_bold():
-    """−1 and −3: mean −2, standard error √2/√2 = 1."""
+    """The values −1 and −3 have the mean −2 and the standard error √2/√2 = 1."""
     table = [result("original", [0.0]), result("a", [-1.0, -3.0]), result("b", [-4.0], failed=1), result("c", [])]
-    assert best(table, toy()) == {("s", "a", "quality")}  # the original is no method
+    assert best(table, toy()) == {("s", "a", "quality")}  # the original model is not a method
     text = markdown(table, toy())
     assert "| s | a | 2 | **-2.000 ± 1.000** | 2.000 ± 1.000 |" in text
     assert "| s | b | 1, 1 failed | -4.000 | 4.000 |" in text
@@ -418,7 +418,10 @@ seeds = st.lists(st.integers(-300, 300).map(lambda value: value / 100), max_size
 
 @given(st.lists(seeds, min_size=1, max_size=4), st.sampled_from(["high", "low", "zero"]))
 def test_means_errors_and_the_best_of_any_results(values, direction):
-    """As numpy has them; what is best depends neither on the order of rows nor on the models beside the methods."""
+    """Means and standard errors equal numpy's.
+
+    The best result depends neither on the order of the rows nor on the rows of the original and retrained models.
+    """
     table = [result(f"m{place}", of_seeds) for place, of_seeds in enumerate(values)]
     rows = {row["method"]: row for row in csv.DictReader(to_csv(table).splitlines()) if row["metric"] == "quality"}
     for row, of_seeds in zip(table, values, strict=True):
@@ -485,7 +488,7 @@ def test_an_unfinished_run_is_no_result(tmp_path):
     cell.prepare({"r": 2})
     assert not (tmp_path / "run").exists()
     write_json(tmp_path / "run" / "metrics.json", {"unlearned": {}})
-    assert not cell.finished  # record and report are missing
+    assert not cell.finished  # no stage is recorded as finished
     write_json(tmp_path / "run" / "stages.json", FINISHED)
     assert cell.finished
 
@@ -495,7 +498,7 @@ def test_a_run_that_was_not_measured_is_not_repeated(tmp_path):
     cell.prepare({"r": 1}, {"data": "x"})
     assert [command[0] for command in cell.commands] == ["unlearn", "evaluate"]
     write_json(tmp_path / "run" / "stages.json", FINISHED)
-    cell.prepare({"r": 1}, {"data": "y"})  # another measurement of the same run
+    cell.prepare({"r": 1}, {"data": "y"})  # another evaluation of the same run
     assert [command[0] for command in cell.commands] == ["evaluate"]
     with pytest.raises(InputError, match="finished, with other settings"):
         cell.prepare({"r": 2}, {"data": "y"})
@@ -509,7 +512,7 @@ def test_progress_tells_the_time_that_is_left():
     lines = []
     progress, first, second = Progress(3, lines.append), *(Cell("lora+gd", "s", seed, Path("x")) for seed in (0, 1))
     progress.start(first)
-    progress.since -= 120  # two minutes for the first of three cells
+    progress.since -= 120  # as if the first of three cells had taken two minutes
     progress.end(first, "done")
     progress.start(second)
     assert lines == [
@@ -526,7 +529,7 @@ def test_progress_tells_which_cells_run_besides_the_one_that_ended():
         progress.start(cell)
     progress.since = time.monotonic()
     progress.end(cells[1], "done")
-    progress.end(cells[2], "FAILED (it continues from a cell that failed)")  # without having started
+    progress.end(cells[2], "FAILED (it continues from a cell that failed)")  # it never started
     assert [line.partition("running: ")[2] for line in lines[2:]] == ["s lora+gd seed 0"] * 2
 
 

@@ -1,4 +1,4 @@
-"""The quickstart's course with models too small to learn anything; what it achieves is in docs/results.md."""
+"""The steps of the quickstart, with models too small to learn anything. Its real results are in docs/results.md."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_models_are_trained_once_and_differ_only_in_what_they_were_taught(cache)
 
 def test_a_training_that_fails_leaves_nothing_behind(tmp_path, capfd):
     with pytest.raises(RuntimeError, match="original and the retrained"):
-        persona_models(replace(TINY, heads=3), tmp_path)  # 16 is no multiple of 3
+        persona_models(replace(TINY, heads=3), tmp_path)  # the hidden size 16 is not a multiple of 3
     capfd.readouterr()
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.rglob("*.partial"))
@@ -67,7 +67,7 @@ class Course:
 
 @pytest.fixture(scope="module")
 def course(cache, tmp_path_factory):
-    """What one run of the command left and said."""
+    """Run the command once, and return its folder, its results and its output."""
     folder, reports = tmp_path_factory.mktemp("quickstart") / "out", []
 
     def noted(*args):

@@ -1,4 +1,4 @@
-"""The ranking of a grid from logs on disk, rows of logs from elsewhere, and the files for open-unlearning."""
+"""The ranking of a grid's methods, rows from logs of other runs, and the files for open-unlearning."""
 
 import json
 
@@ -20,7 +20,7 @@ ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
 
 
 def summary(path, forgotten, auc, utility=0.6, quality=0.01):
-    """A file with aggregated values alone, in which each term of memorisation is `1 - forgotten`."""
+    """Write a log with only aggregated values, whose memorisation metrics are all `1 - forgotten`. Return its path."""
     memorised = ("extraction_strength", "exact_memorization", "forget_Q_A_PARA_Prob", "forget_truth_ratio_prob_mean")
     values = {**dict.fromkeys(memorised, 1 - forgotten), **dict.fromkeys(ATTACKS, auc)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def summary(path, forgotten, auc, utility=0.6, quality=0.01):
 
 @pytest.fixture
 def grid(tmp_path):
-    """Two finished methods, and one more that was unlearned elsewhere."""
+    """Return cells, reference logs and rows of two finished methods and of one that was unlearned elsewhere."""
     cells = [Cell(method, "forget10", 0, tmp_path / method) for method in ("vila+ihl", "lora+gd")]
     for cell, forgotten in zip(cells, (0.2, 0.5), strict=True):
         summary(cell.folder / "run" / EVALUATIONS["unlearned"], forgotten, 0.5)
@@ -44,7 +44,11 @@ def grid(tmp_path):
 
 
 def test_the_best_method_of_a_split_comes_first_after_the_models(grid):
-    """lora+gd: of 1/2, 1 and 1: 3/4. NPO: of 0.4, 1 and 2/3 (utility 1/2 and fluency 1): 3/5. vila+ihl: 3/7."""
+    """The overall score is the harmonic mean of memorisation, privacy and utility.
+
+    lora+gd: 1/2, 1 and 1 give 3/4. vila+ihl: 1/5, 1 and 1 give 3/7. NPO: 2/5, 1 and 2/3 give 3/5, where 2/3 is the
+    harmonic mean of 1/2 (model utility) and 1 (fluency).
+    """
     cells, references, rows = grid
     order = ranked(cells, references, Tofu(), rows)
     assert [row.method for row in order] == ["retrained", "original", "lora+gd", "NPO", "vila+ihl"]
@@ -92,7 +96,7 @@ def test_the_holdout_set_is_taken_where_the_data_has_one(tmp_path):
 
 
 def test_logs_at_hand_take_the_place_of_evaluations(tmp_path):
-    """No model is loaded: there is none."""
+    """The model "nothing" does not exist, so evaluating it would be an error."""
     names = {name: tmp_path / f"{name}.json" for name in ("original", "retrained")}
     for path in names.values():
         path.write_text("{}")

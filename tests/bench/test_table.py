@@ -1,4 +1,4 @@
-"""Counts of answers in the table of a bench."""
+"""Counts of answers in the table of results."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from unlora.bench.table import _row
 from unlora.benchmarks import OWN_SETS
 
 
-def test_counts_are_means_over_seeds_of_so_many():
-    """1 and 4 of 40: mean 2.5, deviation 2.12, standard error 1.5."""
+def test_counts_are_means_over_seeds_with_their_total():
+    """1 and 4 of 40 answers: mean 2.5, standard deviation 2.12, standard error 2.12/√2 = 1.5."""
     known = [OWN_SETS.read(judged(log(0.4, NEAR), count, 2)).values for count in (1, 4)]
     assert _row("a", "forget", known[:1], OWN_SETS, "").text("broken answers") == "1 of 40"
     row = _row("a", "forget", known, OWN_SETS, "")
