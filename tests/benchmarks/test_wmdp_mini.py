@@ -9,17 +9,21 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 
 from helpers.trainer import config, ones
 from unlora import InputError, attach_adapters, export_adapter
+from unlora.benchmarks.builtin.wmdp_mini import WMDP_MINI
 from unlora.benchmarks.builtin.wmdp_mini_data import CORPORA, LETTERS, SUBJECTS, generate, write_mini
+from unlora.benchmarks.interface import Options
 from unlora.cli import main
 from unlora.common.files import write_jsonl
 from unlora.evals.harness import TaskSettings, evaluate_tasks, load_tasks
@@ -186,6 +190,15 @@ def test_questions_of_another_schema_are_refused(tmp_path, place, change, messag
     write_jsonl(tmp_path / "tasks" / "craft.jsonl", rows)
     with pytest.raises(InputError, match=message):
         load_tasks(TaskSettings(["mini_craft_text"], str(tmp_path / "tasks")))
+
+
+def test_a_moved_folder_reads_its_own_questions(tmp_path):
+    WMDP_MINI.evaluation(Options(tmp_path / "first"), "craft", 0)
+    (tmp_path / "first").rename(tmp_path / "second")
+    tasks = Path(WMDP_MINI.evaluation(Options(tmp_path / "second"), "craft", 0)["include_path"])
+    for name in SUBJECTS:
+        task = yaml.safe_load((tasks / f"mini_{name}.yaml").read_text())
+        assert task["dataset_kwargs"]["data_files"]["test"] == str((tasks / f"{name}.jsonl").resolve())
 
 
 def test_settings_out_of_range_are_refused_all_at_once(tmp_path):

@@ -64,9 +64,14 @@ class WmdpMini(Wmdp):
 
 
 def _data(options: Options, seed: int) -> Path:
-    """Return the folder of this seed's corpora and questions, which is written on first use."""
+    """Return the folder of this seed's corpora and questions, which is written on first use and after a move.
+
+    The tasks name their questions by absolute path, because the harness would look for a relative one in the current
+    directory.
+    """
     folder = options.folder / "wmdp-mini" / f"seed-{seed}"
-    if not (folder / "tasks" / "mini_general_text.yaml").exists():  # the file that is written last
+    last = folder / "tasks" / "mini_general_text.yaml"  # the file that is written last
+    if not last.exists() or str(folder.resolve()) not in last.read_text(encoding="utf-8"):
         write_mini(folder, seed)
     return folder
 
