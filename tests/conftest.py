@@ -1,4 +1,4 @@
-"""Tiny random models, a tokenizer, and TOFU's data where it is at hand. Nothing here needs a network."""
+"""Fixtures: tiny random models, a tokenizer, small runs, and TOFU's data if available. None needs the network."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ from helpers.runs import (
 from helpers.warm import warm_python
 from unlora.cli import main
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
+settings.register_profile("untimed", deadline=None)  # examples may be slow on a busy machine
 settings.load_profile("untimed")
-# The models are tiny, so that more threads would only wait for each other. This is for the processes of tests too.
+# The models are so tiny that more threads would only wait for each other.
+# The environment variable is for the processes that tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_finish() -> None:
-    """Keep what the libraries have made out of the garbage collections that accelerate does after each training."""
+    """Exclude the objects of the libraries from the garbage collection that accelerate runs after each training."""
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_programs(tmp_path_factory) -> Iterator[Path]:
-    """A folder with `python` and `unlora` for the processes that tests start; the former is `sys.executable`."""
+    """Yield a folder with the programs `python`, which becomes `sys.executable`, and `unlora`, for tests to start."""
     owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     with warm_python(tmp_path_factory.mktemp("programs"), owner) as folder:
         yield folder
@@ -54,7 +55,7 @@ def warm_programs(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with TOFU and its published logs."""
+    """Return the folder with TOFU and its published logs, or skip the test if there is none."""
     default = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("UNLORA_TEST_DATA", default))
     if not (folder / "tofu" / "full.jsonl").is_file():
@@ -64,13 +65,13 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A small byte-level BPE with pad and eos tokens and no chat template."""
+    """Return a small byte-level BPE tokenizer with pad and eos tokens, but without a chat template."""
     return make_tokenizer()
 
 
 @pytest.fixture
 def browser_page() -> Iterator[Any]:
-    """A page (playwright's `Page`) of a headless Chromium with a fresh profile.
+    """Yield a page (Playwright's `Page`) of a headless Chromium with a fresh profile.
 
     `page.errors` collects console errors, uncaught exceptions, dialogs and crashes as they happen.
     """
@@ -96,7 +97,7 @@ def browser_page() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], PreTrainedModel]:
-    """A factory of seeded random models of two layers, in evaluation mode."""
+    """Return a function that makes seeded random models with two layers, in evaluation mode."""
 
     def make(name: str, seed: int = 0) -> PreTrainedModel:
         torch.manual_seed(seed)
@@ -107,7 +108,7 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], PreTrained
 
 @pytest.fixture
 def registries():
-    """The tables of choices, to which a test may add its own for as long as it runs."""
+    """Remove the entries that a test adds to the tables of choices, such as losses and teachers, after the test."""
     from unlora.benchmarks import BENCHMARKS
     from unlora.common import plugins
     from unlora.importance import INITIALISERS
@@ -132,7 +133,7 @@ def registries():
 
 @pytest.fixture
 def heard_interrupts():
-    """Processes that the test starts hear SIGINT, also where the test itself runs in a shell's background."""
+    """Let the processes that a test starts receive SIGINT, even if a shell started pytest in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -140,13 +141,13 @@ def heard_interrupts():
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """A saved tiny model; not to be changed."""
+    """Return the folder of a saved tiny model. Tests must not change it."""
     return save_tiny_llama(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder with the forget and the retain set."""
+    """Return a folder with a forget set and a retain set."""
     write_rows(tmp_path / "data" / "forget.jsonl", FORGET)
     write_rows(tmp_path / "data" / "retain.jsonl", RETAIN)
     return tmp_path / "data"
@@ -154,7 +155,7 @@ def data(tmp_path):
 
 @pytest.fixture(scope="session")
 def finished(model_folder, tmp_path_factory):
-    """A folder with a copy of the model, the data and a finished run; not to be changed."""
+    """Return a folder with a copy of the model, the data and a finished run. Tests must not change it."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(model_folder, folder / "model")
     write_rows(folder / "data" / "forget.jsonl", RECORDED_FORGET)
@@ -168,7 +169,7 @@ def finished(model_folder, tmp_path_factory):
 
 @pytest.fixture
 def work(finished, tmp_path):
-    """A copy of it that may be changed, with the configuration's paths of the copy."""
+    """Return a copy of `finished` that tests may change. The paths in its configuration point to the copy."""
     shutil.copytree(finished, tmp_path / "work")
     config = tmp_path / "work" / "run" / "config.yaml"
     config.write_text(config.read_text().replace(str(finished), str(tmp_path / "work")))
@@ -177,7 +178,7 @@ def work(finished, tmp_path):
 
 @pytest.fixture(scope="session")
 def plain_run(model_folder, tmp_path_factory):
-    """A run with the flags of `flags` alone, what it printed, and the base's weights before it; not to be changed."""
+    """Return a run with the default `flags`, its output, and the base's weights before it. Tests must not change it."""
     folder, printed = tmp_path_factory.mktemp("plain"), io.StringIO()
     write_rows(folder / "data" / "forget.jsonl", FORGET)
     write_rows(folder / "data" / "retain.jsonl", RETAIN)
@@ -189,7 +190,7 @@ def plain_run(model_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def first_run(model_folder, tmp_path_factory):
-    """A finished request, large enough a change to be seen, with settings that a second one takes over."""
+    """Return a finished run that changes the model measurably, with settings that a second request inherits."""
     folder = tmp_path_factory.mktemp("first")
     write_rows(folder / "data" / "forget.jsonl", FORGET)
     write_rows(folder / "data" / "retain.jsonl", RETAIN)
@@ -200,6 +201,6 @@ def first_run(model_folder, tmp_path_factory):
 
 @pytest.fixture
 def second(data):
-    """Flags of a request that continues from the first, with its rows."""
+    """Write the rows of a second request, and return the flags by which it differs from the first."""
     write_rows(data / "second.jsonl", SECOND_ROWS)
     return SECOND

@@ -41,7 +41,7 @@ _ROUTED: dict[str, Any] = {
 }
 _LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 _MAMBA_2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
-# Name of a family -> its model type in transformers, and settings of a tiny model.
+# {family: (model type in transformers, settings of a tiny model)}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama, 1 to 3.3": ("llama", {}),
     "Mistral": ("mistral", {}),
@@ -179,7 +179,7 @@ def support(name: str, model: PreTrainedModel) -> Support:
 
 
 def faults(model: PreTrainedModel) -> Iterator[str]:
-    """Yield what does not work with a supported model: nothing, if the table is right."""
+    """Yield the faults of a supported model. If the table is right, there are none."""
     alone = torch.cat([_own_logits(model, example["input_ids"]) for example in _EXAMPLES])
     batch = pad_batch(_EXAMPLES, 0)
     for side in ("left", "right"):
@@ -218,7 +218,7 @@ def _measuring_faults(model: PreTrainedModel) -> Iterator[str]:
 
 
 def _export_faults(attached: PeftModel, batch: dict[str, torch.Tensor], original: torch.Tensor) -> Iterator[str]:
-    """Yield what is wrong if the trained adapter is exported and loaded with PEFT."""
+    """Yield the faults of the trained adapter after it is exported and loaded with PEFT."""
     trained = _logits(attached, batch)
     if _close(trained, original):
         yield "the adapter has no effect"

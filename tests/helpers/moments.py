@@ -5,10 +5,10 @@ import torch
 from unlora.importance import Moments
 
 LAYER = "base_model.model.layers.{}.q_proj.lora_{}.unlearn.weight"
-# V_A = [3 − 1, 0.5 − 0] = [2, 0.5]; V_B = [2 − 1, max(3 − 4, 0)] = [1, 0]; F = V_B·V_A.
+# Variances: V_A = [3 − 1, 0.5 − 0] = [2, 0.5] and V_B = [2 − 1, max(3 − 4, 0)] = [1, 0]. Fisher: F = V_B·V_A.
 FORGET = {"0": ([1.0, 0.0], [3.0, 0.5], [1.0, 2.0], [2.0, 3.0])}
 F_FORGET = torch.tensor([[2.0, 0.5], [0.0, 0.0]])
-# V_A = [1, 1]; V_B = [2, 6]; mean F = 4.
+# Variances: V_A = [1, 1] and V_B = [2, 6]. The mean of F is 4.
 RETAIN = {"0": ([0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [3.0, 6.0])}
 F_RETAIN = torch.tensor([[2.0, 2.0], [6.0, 6.0]])
 

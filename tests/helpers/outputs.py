@@ -16,7 +16,7 @@ ALL = {
 
 
 def tokens(probabilities, targets, example=None, **reference):
-    """Return `LabelledTokens` with given probabilities; without `example`, each token is an example of its own."""
+    """Return `LabelledTokens` with given probabilities. Without `example`, each token is a separate example."""
     example = list(range(len(targets))) if example is None else example
     logits = torch.tensor(probabilities, dtype=torch.float64).log()
     return LabelledTokens(logits, torch.tensor(targets), torch.tensor(example), max(example) + 1, **reference)
@@ -28,9 +28,10 @@ def states(values, **reference):
 
 
 def random_outputs(loss, seed, dtype=torch.float64):
-    """Return four examples of 2, 3, 1 and 2 tokens, over 11 vocabulary entries or 5 dimensions, with all references.
+    """Return random outputs for four examples of 2, 3, 1 and 2 tokens, with all reference values.
 
-    The lesson teaches six of the eight tokens, with the probabilities of four vocabulary entries for each.
+    The vocabulary has 11 entries, and hidden states have 5 dimensions. The lesson teaches six of the eight tokens, with
+    the probabilities of four vocabulary entries for each.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -47,7 +47,7 @@ def log(forget, ratios, retain=0.9, **texts):
 
 
 def judged(model_log, broken=0, given_away=0):
-    """Add measures of the forget answers: the first `broken` are broken, the last `given_away` reveal the fact."""
+    """Add measures of the forget answers. The first `broken` are broken, and the last `given_away` reveal the fact."""
     columns = model_log[TASKS["forget"]]
     count = len(columns["avg_gt_loss"])
     columns["answer_measures"] = column([[9.0 + i, 9.0, 0.0] if i < broken else [1.0, 1.0, 0.0] for i in range(count)])
