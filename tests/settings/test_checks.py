@@ -48,7 +48,7 @@ def test_numbers_outside_their_range_are_named_with_the_reason_and_the_range(cha
 @pytest.mark.parametrize(
     "change", [{"count": "3"}, {"count": 2.5}, {"count": None}, {"share": "0.5"}, {"count": True}, {"sizes": [1, "2"]}]
 )
-def test_what_is_no_number_of_the_annotated_type_is_refused_with_its_type(change):
+def test_values_of_another_type_than_annotated_are_refused_with_their_type(change):
     [problem] = value_problems(Some(**change), RANGES)
     [name] = change
     assert problem.argument == name
@@ -62,7 +62,7 @@ def test_infinity_passes_only_where_it_means_no_limit():
         assert arguments_of(value_problems(Some(limit=value), infinite=("limit",))) == ["limit"]
 
 
-def test_ranges_alone_suit_any_object():
+def test_ranges_can_be_checked_on_any_object():
     class Other:
         count, limit = 0, None
 
@@ -87,7 +87,7 @@ def test_each_instance_has_its_own_list():
         (AttackConfig, "relearn_percent"),
     ],
 )
-def test_what_is_no_finite_number_is_refused(kind, name, value):
+def test_values_that_are_not_finite_numbers_are_refused(kind, name, value):
     given = [value] if name == "relearn_percent" else value
     assert set(arguments_of(kind(**{name: given}).problems())) == {name}
 

@@ -1,4 +1,4 @@
-"""What is evaluated, and what it is compared with."""
+"""The choice of evaluation sets and of the retrained model to compare with."""
 
 import pytest
 
@@ -17,7 +17,7 @@ from unlora.settings import EvalConfig, OwnSetsSettings
         ({"forget_data": "f.jsonl"}, None),
     ],
 )
-def test_own_sets_have_one_name_each(settings, message):
+def test_either_own_sets_or_eval_data_must_be_named(settings, message):
     found = [str(problem) for problem in OwnSetsSettings(**settings).problems()]
     assert [text.startswith(message) for text in found] == [True] if message else found == []
 

@@ -1,4 +1,4 @@
-"""Which settings of the importance are refused before anything is loaded."""
+"""Which importance settings are refused before anything is loaded."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ def arguments_of(problems):
     return [problem.argument for problem in problems]
 
 
-def test_a_convergence_that_is_not_looked_at_is_refused():
+def test_a_convergence_that_would_have_no_effect_is_refused():
     assert arguments_of(ImportanceConfig(retain_convergence=0.9, retain_samples=50).problems()) == [
         "retain_convergence"
     ]

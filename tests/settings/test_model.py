@@ -1,4 +1,4 @@
-"""Which choices of a model are refused before anything is loaded."""
+"""Which model settings are refused before anything is loaded."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from unlora.settings import ModelConfig
 EXAMPLE = Path(__file__).parents[2] / "examples" / "deepspeed" / "zero3.json"
 
 
-def test_only_one_known_quantisation_is_taken(monkeypatch):
+def test_only_a_single_known_quantisation_is_accepted(monkeypatch):
     monkeypatch.setattr("unlora.settings.model.find_spec", lambda name: True)
     problems = ModelConfig("m", load_in_4bit=True, load_in_8bit=True, bnb_4bit_quant_type="nf3").problems()
     assert [problem.argument for problem in problems] == ["bnb_4bit_quant_type", "load_in_4bit"]
@@ -26,7 +26,7 @@ def sharding_problems(shard_base):
     return [str(problem) for problem in ModelConfig("model", shard_base=str(shard_base)).problems()]
 
 
-def test_one_process_has_nothing_to_spread_over():
+def test_sharding_with_a_single_process_is_refused():
     (problem,) = sharding_problems("fsdp")
     assert problem.startswith("shard_base='fsdp': there is only one process")
 
@@ -43,7 +43,7 @@ def test_one_process_has_nothing_to_spread_over():
         ([], "neither 'fsdp' nor a DeepSpeed configuration"),
     ],
 )
-def test_other_configurations_than_zero3_are_refused(settings, reason, tmp_path, monkeypatch):
+def test_configurations_other_than_zero3_are_refused(settings, reason, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     (tmp_path / "zero.json").write_text(json.dumps(settings))
     (problem,) = sharding_problems(tmp_path / "zero.json")
@@ -56,6 +56,6 @@ def test_a_mistyped_name_is_refused(monkeypatch):
     assert "shard_base='fspd': neither 'fsdp' nor a DeepSpeed configuration (FileNotFoundError" in problem
 
 
-def test_the_example_is_a_configuration(monkeypatch):
+def test_the_example_configuration_is_accepted(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert sharding_problems(EXAMPLE) == []

@@ -12,7 +12,7 @@ from unlora.settings.training import ADAPTER_RANGES
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["learning_rate", "retain_weight", "weight_decay", "lora_alpha", "max_grad_norm"])
-def test_training_takes_finite_numbers(tmp_path, name, value):
+def test_training_settings_must_be_finite(tmp_path, name, value):
     with pytest.raises(InputError, match=f"^{name}={value}: it is not a finite number"):
         UnlearnConfig(output_dir=str(tmp_path), use_cpu=True, **{name: value})
 
@@ -23,7 +23,7 @@ def test_only_the_limit_of_the_retain_loss_may_be_infinite(tmp_path):
         UnlearnConfig(output_dir=str(tmp_path), use_cpu=True, max_retain_loss=math.nan)
 
 
-def test_wrong_numbers_of_training_are_told_at_once(tmp_path):
+def test_all_wrong_numbers_are_reported_at_once(tmp_path):
     wrong = {"lora_alpha": 0, "retain_weight": -1.0, "learning_rate": -1e-4, "weight_decay": -0.1, "r": "8"}
     with pytest.raises(InputError) as error:
         UnlearnConfig(output_dir=str(tmp_path), use_cpu=True, **wrong)
@@ -31,7 +31,7 @@ def test_wrong_numbers_of_training_are_told_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"r": 0}, {"lora_alpha": 0}, {"lora_dropout": 0.1}])
-def test_an_adapter_of_peft_is_checked_by_the_same_ranges(change, tmp_path):
+def test_a_lora_config_is_checked_against_the_same_ranges(change, tmp_path):
     [problem] = range_problems(LoraConfig(**change), ADAPTER_RANGES)
     with pytest.raises(InputError) as error:
         UnlearnConfig(output_dir=str(tmp_path), use_cpu=True, **change)
