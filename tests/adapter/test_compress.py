@@ -12,9 +12,10 @@ def factors(out, rank, width, seed=0):
     return torch.randn(rank, width, generator=generator), torch.randn(out, rank, generator=generator)
 
 
-@pytest.mark.parametrize(("out", "width"), [(20, 30), (30, 20), (5, 40), (40, 5)])  # the last two: rank 8 has 5 at most
+# The factors have rank 8, but in the last two shapes their product has a rank of at most 5.
+@pytest.mark.parametrize(("out", "width"), [(20, 30), (30, 20), (5, 40), (40, 5)])
 @pytest.mark.parametrize("rank", [1, 3, 5])
-def test_it_is_numpys_truncated_svd_and_the_error_is_its_tail(out, width, rank):
+def test_compression_is_numpys_truncated_svd_and_the_error_is_its_tail(out, width, rank):
     a, b = factors(out, 8, width)
     small = compress(a, b, rank)
     u, s, vh = np.linalg.svd(b.double().numpy() @ a.double().numpy())
@@ -25,7 +26,7 @@ def test_it_is_numpys_truncated_svd_and_the_error_is_its_tail(out, width, rank):
 
 
 def test_both_factors_get_the_root_of_the_singular_values():
-    """B·A = diag(9, 4, 0): of rank 1, the factors have norm 3 each, and 4 of sqrt(81 + 16) is lost."""
+    """B·A = diag(9, 4, 0) has norm sqrt(81 + 16). At rank 1, each factor has norm sqrt(9) = 3 and the error is 4."""
     small = compress(torch.eye(3)[:2] * 9, torch.tensor([[1.0, 0], [0, 4 / 9], [0, 0]]), 1)
     assert small.a.norm().item() == pytest.approx(3)
     assert small.b.norm().item() == pytest.approx(3)
@@ -56,9 +57,12 @@ def test_half_precision_is_computed_in_float32():
 
 
 def test_the_total_weighs_modules_by_the_change_they_make():
-    """Changes of norm 5 (2 · 2.5) and 12 with errors 3 and 4: sqrt(9 + 16) / sqrt(25 + 144), at most 3 / 5."""
+    """With their scalings, the changes have the norms 2 · 2.5 = 5 and 12, and the errors 3 and 4.
+
+    The relative error is sqrt(9 + 16) / sqrt(25 + 144) = 5/13 in total, and at most 3/5 in one module.
+    """
     a, b = torch.eye(2, 6), torch.eye(4, 2)
-    first = compress(a * torch.tensor([[2.0], [1.5]]), b, 1)  # twice that: 4 and 3
+    first = compress(a * torch.tensor([[2.0], [1.5]]), b, 1)  # scaled by 2, its singular values are 4 and 3
     second = compress(a * torch.tensor([[math.sqrt(128)], [4.0]]), b, 1)
     cost = total([(first, 2.0), (second, 1.0)])
     assert cost.rank == 1

@@ -1,4 +1,4 @@
-"""Requests on a model that already has adapters: what stays, what trains, and what is exported."""
+"""Requests on a model that already has adapters: which of them stay active, which train, and what is exported."""
 
 import json
 import warnings
@@ -98,7 +98,7 @@ def test_the_export_holds_earlier_adapters_too_and_loads_on_the_original_base(
 
 
 def test_modules_of_other_ranks_are_named_exactly(tiny_model, tmp_path):
-    """With an earlier adapter of rank 3 on one module and a request of rank 4, it has rank 11 and the others 8."""
+    """A request of rank 4 is exported at rank 2 · 4 = 8, or 8 + 3 = 11 with an earlier adapter of rank 3."""
     tuned(tiny_model("llama"), tmp_path / "first", target_modules=["model.layers.1.mlp.up_proj"])
     base = load(tiny_model("llama"), tmp_path / "first")
     folder = export_adapter(attach_adapters(base, CONFIG, importance(base)), tmp_path / "adapter")
@@ -108,7 +108,7 @@ def test_modules_of_other_ranks_are_named_exactly(tiny_model, tmp_path):
     assert sorted(ranks.values()) == [8] * 13 + [11]
     assert {layer.scaling["default"] for _, layer in lora_layers(loaded)} == {2.0}
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert config["r"] == 11  # for programs that ask for the largest rank, and read no patterns
+    assert config["r"] == 11  # the largest rank, for programs that ignore rank_pattern
     assert config["lora_alpha"] == 22
 
 
@@ -281,7 +281,7 @@ def change(model):
 @pytest.mark.parametrize("max_rank", [1, 6, 100])
 def test_the_cost_of_compression_is_the_distance_between_the_two_adapters(tiny_model, tmp_path, max_rank):
     base = carrying(tiny_model, "llama", tmp_path, "two")
-    config = LoraConfig(r=4, lora_alpha=8, alpha_pattern={"up_proj": 80})  # a module of another scaling
+    config = LoraConfig(r=4, lora_alpha=8, alpha_pattern={"up_proj": 80})  # scaled by 20 instead of 2
     model = attach_adapters(base, config, importance(base)).eval()
     move(model)
     cost = compression(model, max_rank)

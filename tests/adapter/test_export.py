@@ -18,7 +18,7 @@ from unlora.common.errors import InputError
 from unlora.models.hashes import ADAPTER_WEIGHTS
 
 IDS = torch.tensor([[5, 9, 60, 7, 33, 12], [40, 41, 42, 43, 44, 45]])
-# Loads every exported adapter on its fresh base, where unlora cannot be imported.
+# A program that loads each exported adapter on its saved base, and in which unlora cannot be imported.
 LOADER = """
 import sys
 sys.modules["unlora"] = None
@@ -37,7 +37,7 @@ save_file(logits, f"{root}/logits.safetensors")
 
 
 def attached(base, **settings):
-    """Return a model with both adapters, where "unlearn" was moved so that they no longer cancel."""
+    """Return a model with both adapters. "unlearn" is changed at random, so that they no longer cancel."""
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, **settings})
     shapes = {name: tuple(base.get_submodule(name).weight.shape) for name in target_shapes(base, config.target_modules)}
     rows = {name: shape[1] if base.config.model_type == "gpt2" else shape[0] for name, shape in shapes.items()}
@@ -61,7 +61,7 @@ def logits(model):
 
 @pytest.fixture(scope="module")
 def exported(tiny_model, tmp_path_factory):
-    """By architecture: the logits of the base, of the trained model, and of the exported adapter loaded elsewhere."""
+    """Return, by architecture, the logits of the base, of the trained model, and of its export loaded by `LOADER`."""
     root = tmp_path_factory.mktemp("exported")
     ours = {}
     for name in ARCHITECTURES:
@@ -72,7 +72,7 @@ def exported(tiny_model, tmp_path_factory):
         export_adapter(model, root / name / "adapter")
         ours[name] = original, logits(model)
     command = [sys.executable, "-c", LOADER.replace("IDS", str(IDS.tolist()), 1), str(root), *ARCHITECTURES]
-    # PEFT must not even ask the Hub.
+    # PEFT must not contact the Hub.
     subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
     theirs = load_file(root / "logits.safetensors")
     return {name: (*pair, theirs[name]) for name, pair in ours.items()}
@@ -143,7 +143,7 @@ def test_the_folder_holds_safetensors_and_settings_and_nothing_else(tiny_model, 
 
 
 def test_a_base_with_resized_embeddings_is_exported_without_them(tiny_model, tmp_path):
-    """By default PEFT asks the Hub about the base, and adds the embeddings if their number has changed."""
+    """By default, PEFT looks up the original size of the vocabulary, and saves the embeddings too if it has changed."""
     tiny_model("llama").save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     base.resize_token_embeddings(base.config.vocab_size + 8)
@@ -180,7 +180,8 @@ def test_a_model_without_an_adapter_of_ours_is_refused_and_nothing_is_written(ti
 
 def test_an_export_that_fails_half_way_leaves_nothing(tiny_model, tmp_path):
     model = attached(tiny_model("llama"))
-    model.peft_config["unlearn"].base_model_name_or_path = object()  # the settings, written last, are no JSON now
+    # The settings are written last, and JSON cannot represent this value.
+    model.peft_config["unlearn"].base_model_name_or_path = object()
     with pytest.raises(TypeError):
         export_adapter(model, tmp_path / "adapter")
     assert not list(tmp_path.iterdir())
@@ -201,7 +202,7 @@ def test_both_adapters_come_back_exactly_as_written(tiny_model, tmp_path, name):
 
 def test_a_checkpoint_keeps_what_else_is_in_its_folder(tiny_model, tmp_path):
     (tmp_path / "optimizer.safetensors").write_text("mine")
-    for _ in range(2):  # a second time over the first
+    for _ in range(2):  # the second checkpoint replaces the first
         write_adapter(attached(tiny_model("llama")), tmp_path)
     names = {"adapter_config.json", ADAPTER_WEIGHTS, "optimizer.safetensors"}
     assert {path.name for path in tmp_path.iterdir()} == names

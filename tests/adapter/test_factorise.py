@@ -22,7 +22,7 @@ def test_unit_importance_keeps_the_largest_singular_direction():
 
 
 def test_importance_decides_which_direction_is_kept():
-    """Importance (1, 16), so w = (1, 4) and diag(w)·W = diag(3, 8): the second row is kept, as it is."""
+    """Importance (1, 16) gives w = (1, 4) and diag(w)·W = diag(3, 8), so the second row of W is kept unchanged."""
     weight = torch.diag(torch.tensor([3.0, 2.0]))
     a0, b0 = weighted_low_rank(weight, torch.tensor([1.0, 16.0]), rank=1, scaling=1.0)
     torch.testing.assert_close(b0 @ a0, torch.diag(torch.tensor([0.0, 2.0])), rtol=1e-4, atol=1e-6)
@@ -39,8 +39,11 @@ def test_unit_importance_gives_numpys_truncated_svd(shape, rank, scaling):
     np.testing.assert_allclose((scaling * b0 @ a0).numpy(), expected, atol=1e-4)
 
 
-def test_the_weighted_error_is_the_least_that_the_rank_allows_and_less_than_unweighted():
-    """Eckart and Young: Σ importance·(W − sBA)² over rank r is at least the sum of the squared tail of diag(w)·W."""
+def test_the_weighted_error_is_optimal_and_below_that_of_an_unweighted_svd():
+    """By the Eckart-Young theorem, Σ importance·(W − sBA)² at rank r has a lower bound.
+
+    It is the sum of the squared singular values of diag(w)·W without the r largest.
+    """
     weight, importance = normal(20, 12), normal(20, seed=1).square() * 10
     ours = weighted_error(weight, importance, *weighted_low_rank(weight, importance, 4, 2.0), 2.0)
     plain = weighted_error(weight, importance, *weighted_low_rank(weight, torch.ones(20), 4, 2.0), 2.0)
@@ -67,8 +70,8 @@ def test_importance_of_every_entry_counts_as_its_row_sums():
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e6])
-def test_rows_of_next_to_no_importance_get_no_blown_up_rounding_errors(scale):
-    """B0's row i is w_i/(w_i + δ)·(W·V)_i·(S·s)^(−1/2): 0 for w_i = 0, and like others for w_i = 10⁻⁴."""
+def test_rounding_errors_are_not_amplified_in_rows_of_little_importance(scale):
+    """Row i of B0 is w_i/(w_i + δ)·(W·V)_i·(S·s)^(−1/2): 0 for w_i = 0, and of normal size even for w_i = 10⁻⁴."""
     importance = scale * torch.tensor([1.0, 0.0, 1.0, 1e-8])
     weight = normal(4, 5)
     a0, b0 = weighted_low_rank(weight, importance, 2, 1.0)
@@ -80,7 +83,7 @@ def test_rows_of_next_to_no_importance_get_no_blown_up_rounding_errors(scale):
     assert s[1] > 0.1
 
 
-def test_a_weight_of_lower_rank_is_met_exactly():
+def test_a_weight_of_lower_rank_is_reproduced_exactly():
     weight = normal(6, 2) @ normal(2, 5)
     a0, b0 = weighted_low_rank(weight, torch.ones(6), 4, 2.0)
     torch.testing.assert_close(2.0 * b0 @ a0, weight, atol=1e-4, rtol=1e-4)

@@ -18,11 +18,11 @@ def batch(tokenizer):
 
 
 def start(base):
-    """The same importance for all rows."""
+    """Return an importance of 1 for every row of every layer."""
     return {name: torch.ones(shape[0]) for name, shape in target_shapes(base, None).items()}
 
 
-def moved_on(base):
+def perturbed(base):
     """Return a model whose adapter and offset no longer cancel."""
     model = attach_adapters(base, LoraConfig(r=3, lora_alpha=6), start(base))
     torch.manual_seed(1)
@@ -42,8 +42,8 @@ def gradients(model, batch):
 
 
 @pytest.mark.parametrize("name", ["llama", "phi", "gpt2"])
-def test_adapters_in_one_say_and_learn_what_they_do_one_by_one(tiny_model, batch, name):
-    model = moved_on(tiny_model(name))
+def test_fused_adapters_have_the_outputs_and_gradients_of_separate_ones(tiny_model, batch, name):
+    model = perturbed(tiny_model(name))
     logits, apart = gradients(model, batch)
     with fused_adapters(model):
         fused, together = gradients(model, batch)
@@ -55,11 +55,11 @@ def test_adapters_in_one_say_and_learn_what_they_do_one_by_one(tiny_model, batch
         torch.testing.assert_close(together[key], value, atol=1e-4, rtol=1e-3)
     with reference_model(model):
         assert torch.equal(off, labelled_tokens(model, batch).logits)
-    assert torch.equal(gradients(model, batch)[0], logits)  # left as it was
+    assert torch.equal(gradients(model, batch)[0], logits)  # the model runs as before
 
 
 def test_a_half_precision_base_gets_the_sum_of_float32_adapters(tiny_model, batch):
-    model = moved_on(tiny_model("llama").bfloat16())
+    model = perturbed(tiny_model("llama").bfloat16())
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     logits, _ = gradients(model, batch)
     with fused_adapters(model):
@@ -70,7 +70,7 @@ def test_a_half_precision_base_gets_the_sum_of_float32_adapters(tiny_model, batc
 
 
 def test_bfloat16_keeps_a_change_that_is_small_beside_the_start(tiny_model):
-    """Of B·A − B₀·A₀ it would keep nothing: both products are rounded to steps of 1/256 of their size."""
+    """Computed as B·A − B₀·A₀, the change would be lost, because bfloat16 rounds each product to 1/256 of its size."""
     model = attach_adapters(tiny_model("llama").bfloat16(), LoraConfig(r=4, lora_alpha=8), start(tiny_model("llama")))
     layer = model.get_base_model().model.layers[0].mlp.up_proj
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_bfloat16_keeps_a_change_that_is_small_beside_the_start(tiny_model):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_fused_adapters_work_under_autocast(tiny_model, batch, dtype):
-    model = moved_on(tiny_model("llama"))
+    model = perturbed(tiny_model("llama"))
     logits, apart = gradients(model, batch)
     with fused_adapters(model), torch.autocast("cpu", dtype):
         found, together = gradients(model, batch)
@@ -101,8 +101,8 @@ def test_fused_adapters_work_under_autocast(tiny_model, batch, dtype):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_layers_that_are_run_again_in_the_backward_pass_have_the_same_adapters(tiny_model, batch, reentrant):
-    """Although the reference model has run in between."""
-    model = moved_on(tiny_model("llama"))
+    """The reference model, whose adapters are switched off, runs between the forward and the backward pass."""
+    model = perturbed(tiny_model("llama"))
     _, expected = gradients(model, batch)
     model.enable_input_require_grads()
     model.get_base_model().gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -130,8 +130,8 @@ def test_layers_with_other_kinds_of_adapters_run_as_they_always_do(tiny_model, b
             assert torch.equal(labelled_tokens(model, batch).logits, expected)
 
 
-def test_fused_adapters_may_be_fused_again_inside(tiny_model, batch):
-    model = moved_on(tiny_model("llama"))
+def test_fused_adapters_may_be_nested(tiny_model, batch):
+    model = perturbed(tiny_model("llama"))
     logits, expected = gradients(model, batch)
     with fused_adapters(model):
         with evaluating(model):

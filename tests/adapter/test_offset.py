@@ -29,7 +29,7 @@ def batch(tokenizer):
 
 
 def some_importance(base):
-    """Return row importances over three orders of magnitude, for every linear layer but the head."""
+    """Return row importances that span three orders of magnitude, for every linear layer except the head."""
     generator = torch.Generator().manual_seed(3)
     out = {name: getattr(base.get_submodule(name), "nf", 0) or shape[0] for name, shape in all_targets(base).items()}
     return {name: 10 ** (3 * torch.rand(rows, generator=generator) - 2) for name, rows in out.items()}
@@ -65,7 +65,7 @@ def test_step_0_is_the_base_though_the_adapter_is_not_zero(tiny_model, batch, na
     expected = logits(tiny_model(name), batch)
     model = attached(tiny_model(name))
     assert (logits(model, batch) - expected).abs().max() <= 1e-4
-    model.base_model.set_adapter(UNLEARN)  # without the offset it is another model
+    model.base_model.set_adapter(UNLEARN)  # without the offset, the adapter has an effect
     assert (logits(model, batch) - expected).abs().max() > 0.1
 
 
@@ -138,8 +138,8 @@ def test_only_unlearn_trains_whatever_switched_adapters_before(tiny_model):
 
 @pytest.mark.parametrize("training", [True, False, "mixed"])
 def test_the_reference_has_no_gradient_and_no_dropout_and_the_mode_comes_back(tiny_model, batch, training):
-    model = attached(tiny_model("gpt2"))  # which has dropout 0.1 by default
-    if training == "mixed":  # as attached: PEFT's own modules say training, the base says evaluation
+    model = attached(tiny_model("gpt2"))  # it has dropout 0.1 by default
+    if training == "mixed":  # after attaching, PEFT's modules are in training mode, the base is not
         assert {module.training for module in model.modules()} == {True, False}
     else:
         model.train(training)
@@ -162,7 +162,7 @@ def test_in_half_precision_the_halves_cancel_exactly_as_stored(tiny_model, batch
         assert torch.equal(layer.lora_A[OFFSET].weight, layer.lora_A[UNLEARN].weight)
         assert torch.equal(layer.lora_B[OFFSET].weight, -layer.lora_B[UNLEARN].weight)
         assert layer.lora_A[OFFSET].weight.dtype == layer.lora_A[UNLEARN].weight.dtype
-    # What is left is rounding: a few units in the last place of the logits.
+    # Only rounding errors remain: a few units in the last place of the logits.
     step = torch.finfo(dtype).eps * expected.abs().max()
     assert (logits(model, batch) - expected).abs().max() <= 8 * step
 
@@ -214,7 +214,7 @@ def test_without_importance_the_start_is_plain_lora_and_the_model_the_base_exact
     assert_only_unlearn_trains(model)
     for _, layer in lora_layers(model):
         a, b = layer.lora_A[UNLEARN].weight, layer.lora_B[UNLEARN].weight
-        bound = a.shape[1] ** -0.5  # Kaiming-uniform with a = sqrt(5): ±1 / sqrt(in)
+        bound = a.shape[1] ** -0.5  # Kaiming-uniform with a = sqrt(5) has the bounds ±1 / sqrt(in)
         assert 0.8 * bound < a.abs().max() <= bound
         assert not b.any()
 
@@ -273,7 +273,10 @@ def test_settings_that_cannot_work_are_refused_before_the_base_is_touched(tiny_m
 
 @pytest.mark.parametrize(("rslora", "alpha"), [(False, 40), (True, 20)])
 def test_a_layer_too_small_for_the_rank_gets_its_largest_and_the_same_scaling(tiny_model, batch, rslora, alpha):
-    """40 / 20 = 2 = 32 / 16 in plain LoRA. The key and value heads have 16 outputs, all other layers 32 or more."""
+    """The key projection has 16 outputs, so it gets rank 16. The query projection has 32 and gets rank 20.
+
+    The scaling in plain LoRA is 40 / 20 = 2 for both.
+    """
     config = LoraConfig(r=20, lora_alpha=alpha, use_rslora=rslora, target_modules=["q_proj", "k_proj"])
     base = tiny_model("llama")
     before = logits(base, batch)
@@ -294,7 +297,7 @@ def test_a_rank_beyond_every_layer_gives_each_its_largest(tiny_model):
     (note,) = adapter_notes(base, config)
     assert note.startswith("layers that are too small for rank 64 get their largest rank: mlp.down_proj (32), ")
     layers = dict(lora_layers(attach_adapters(base, config)))
-    small = ("k_proj", "v_proj")  # 2 heads of 8
+    small = ("k_proj", "v_proj")  # 2 heads with 8 outputs each
     assert all(layer.r[UNLEARN] == (16 if name.endswith(small) else 32) for name, layer in layers.items())
     assert {layer.scaling[UNLEARN] for layer in layers.values()} == {2}
 
@@ -310,7 +313,7 @@ def test_all_linear_is_what_is_adapted_by_default(tiny_model, tmp_path):
 
 def test_rank_0_is_refused(tiny_model):
     config = LoraConfig(r=4)
-    config.r = 0  # which LoraConfig itself may refuse
+    config.r = 0  # LoraConfig itself may refuse it
     with pytest.raises(InputError, match="r=0"):
         attached(tiny_model("llama"), config)
 
@@ -331,7 +334,7 @@ def test_a_module_without_importance_is_refused_by_name(tiny_model):
 
 
 def test_an_importance_of_zero_everywhere_is_refused(tiny_model):
-    """Both factors would start at zero, where neither has a gradient: the adapter could never learn."""
+    """Both factors would start at zero, where neither has a gradient, so the adapter could never learn."""
     base = tiny_model("llama")
     zero = {name: torch.zeros_like(value) for name, value in some_importance(base).items()}
     with pytest.raises(InputError, match=r"importance=.*zero everywhere"):

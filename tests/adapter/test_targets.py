@@ -1,4 +1,4 @@
-"""What can be adapted of each family of models, and what of it is left out or refused."""
+"""Which layers of each model family can be adapted, and which are left out or refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unlora.adapter import check_adapter_settings
 from unlora.adapter.targets import left_out
 from unlora.cli import main
 
-# One of each kind of modelling code; the others differ in names and numbers only.
+# One family for each kind of modelling code. The others differ only in names and sizes.
 KINDS = (
     *("Llama, 1 to 3.3", "Falcon", "OPT", "GPT-2", "BLOOM", "Gemma 3n", "Mixtral", "Qwen3-Next", "gpt-oss"),
     *("DeepSeek-V3, R1", "Llama 4", "Phi-3.5-MoE", "Mamba", "Falcon-H1", "LFM2"),
@@ -28,14 +28,17 @@ def test_the_table_of_the_documentation_is_what_can_be_adapted():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_everything_works_with_what_is_adapted(name):
-    """Predictions, gradients, start, training and export, as the table promises."""
+    """Check the predictions, gradients, start, training and export of a family that the table lists as supported."""
     model = tiny(name)
     assert support(name, model).support in ("full", "partly")
     assert list(faults(model)) == []
 
 
 def test_the_share_of_what_is_left_out_is_that_of_the_weights():
-    """A layer of Mixtral has 4 experts of (96 + 48)·32 and a router of 4·32; attention has 2·32·32 + 2·16·32."""
+    """The experts and the router of a layer of Mixtral are left out, and its attention is adapted.
+
+    The 4 experts have (96 + 48)·32 weights each, the router 4·32, and the attention 2·32·32 + 2·16·32.
+    """
     rest, attention = 4 * (96 + 48) * 32 + 4 * 32, 2 * 32 * 32 + 2 * 16 * 32
     found = left_out(tiny("Mixtral"))
     assert found.names == ["mlp.gate", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -65,7 +68,7 @@ def test_a_layer_that_cannot_be_adapted_is_refused_with_its_name_and_the_reason(
 
 
 def saved(name, folder):
-    """A tiny model with a tokenizer of its vocabulary."""
+    """Save a tiny model and a tokenizer with the same vocabulary, and return the folder."""
     tokenizer = make_tokenizer()
     tiny(name, vocab_size=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
