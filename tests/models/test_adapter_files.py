@@ -1,4 +1,4 @@
-"""Adapters from anybody: only a whole one, in safetensors, is loaded."""
+"""Adapters from untrusted sources: only a complete adapter in safetensors is loaded."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_pickle_is_never_read(adapter, tiny_model):
         *('{"peft_type": "LORA", "r": 8, "r": 9}', '{"peft_type": "LORA", "lora_alpha": NaN}', "\ud800", "[" * 99_999),
     ],
 )
-def test_settings_that_are_none_of_peft_are_refused(adapter, tiny_model, text):
+def test_invalid_or_unsafe_settings_are_refused(adapter, tiny_model, text):
     (adapter / SETTINGS).write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(InputError, match="adapter=") as caught:
         load_adapter(tiny_model("llama"), str(adapter))

@@ -1,4 +1,4 @@
-"""Attention that is smoothed for as long as a context lasts."""
+"""The context manager that smooths the attention of a model."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_dividing_the_scores_is_dividing_the_queries(tiny_model):
     torch.testing.assert_close(smoothed, logits(model), rtol=1e-4, atol=1e-5)
 
 
-def test_the_model_attends_as_before_afterwards_even_if_something_goes_wrong(tiny_model):
+def test_attention_is_restored_even_after_an_exception(tiny_model):
     model = tiny_model("llama")
     before = logits(model)
     with pytest.raises(ZeroDivisionError), smoothed_attention(model, 2.0):

@@ -20,7 +20,7 @@ from unlora.models.forward import (
 ROWS = [
     {"question": "Where was Ada Lovelace born?", "answer": "London."},
     {"question": "Why?", "answer": "Nobody minds at all, and the gardener of the old house keeps two dogs."},
-    {"text": "The quick brown fox jumps."},  # labelled from its first token on, which nothing predicts
+    {"text": "The quick brown fox jumps."},  # labelled from its first token on, which no position predicts
 ]
 
 
@@ -30,7 +30,7 @@ def examples(tokenizer):
 
 
 def alone(model, example):
-    """Logits and targets of one unpadded row, cut out of the model's own output by hand."""
+    """Run the model on one row without padding, and return the logits and targets of its labelled tokens."""
     logits = model(input_ids=torch.tensor([example["input_ids"]])).logits[0]
     places = [t for t, label in enumerate(example["labels"]) if label != IGNORE_INDEX and t > 0]
     return logits[[t - 1 for t in places]], [example["labels"][t] for t in places]
@@ -73,7 +73,7 @@ def test_the_first_token_is_predicted_from_nothing_on_either_side(tiny_model, ex
 
 
 def test_sums_and_counts_follow_the_rows_of_the_batch():
-    """Row 0 has tokens of probability 1/2 and 1/4, row 1 has none, row 2 has one of 1/4."""
+    """Row 0 has tokens with the probabilities 1/2 and 1/4, row 1 has none, and row 2 has one with 1/4."""
     logits = torch.tensor([[0.5, 0.25, 0.25]] * 3).log()
     out = LabelledTokens(logits, torch.tensor([0, 1, 2]), torch.tensor([0, 0, 2]), 3)
     log2 = torch.tensor(2.0).log()
@@ -154,7 +154,7 @@ def test_hidden_states_are_the_layer_s_own_output_where_labels_are_predicted(tin
 
 
 def count_calls(modules):
-    """A list that grows by the place of each module that is run."""
+    """Return a list to which each module appends its index when it runs."""
     calls = []
     for place, module in enumerate(modules):
         module.register_forward_hook(lambda *_, place=place: calls.append(place))

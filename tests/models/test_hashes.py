@@ -1,4 +1,4 @@
-"""Hashes of rows and weights: the same for the same content, another for any other."""
+"""Hashes of rows and weights, which depend on the content and not on how it is stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_jsonl_file_and_a_table_of_the_same_rows_hash_alike(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     datasets.Dataset.from_list(ROWS).to_parquet(tmp_path / "rows.parquet")
     read = [load_records(str(tmp_path / f"rows.{kind}")) for kind in ("jsonl", "parquet")]
-    assert read[1][1]["wrong"] is None  # the table's gap
+    assert read[1][1]["wrong"] is None  # a table fills missing values with None
     assert {rows_sha256(rows) for rows in read} == {rows_sha256(ROWS)}
 
 

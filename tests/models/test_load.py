@@ -1,4 +1,4 @@
-"""Loading a model, and base models in 4 and 8 bits: the start from dequantised weights, and one whole request."""
+"""Loading models, including in 4 and 8 bits: the start from dequantised weights, and one complete request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BITS = ["load_in_8bit", "load_in_4bit"]
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A tiny Llama whose layers are multiples of the 64 weights that share a scale."""
+    """Save data and a tiny Llama whose layer sizes are multiples of 64, as groups of 64 weights share a scale."""
     folder = tmp_path_factory.mktemp("inputs")
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
@@ -98,7 +98,7 @@ def test_one_request_whole_on_a_quantised_base(inputs, tmp_path, bits):
 
 
 def test_a_quantised_model_is_not_fine_tuned(inputs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("unlora.settings.model.find_spec", lambda name: True)  # whether or not it is installed
+    monkeypatch.setattr("unlora.settings.model.find_spec", lambda name: True)  # pretend that bitsandbytes is installed
     train = ["--train_data", str(inputs / "forget.jsonl"), "--output_dir", str(tmp_path / "x"), "--use_cpu", "true"]
     assert main(["finetune", "--model_name_or_path", str(inputs / "model"), "--load_in_4bit", "true", *train]) == 2
     assert "fine-tuning changes the weights" in capsys.readouterr().err

@@ -19,10 +19,11 @@ def test_by_hand():
     out = token_logp(logits, torch.tensor([1, 0]))
     torch.testing.assert_close(out, torch.tensor([math.log(3 / 4), math.log(1 / 2)]))
     (out * torch.tensor([2.0, 1.0])).sum().backward()
+    # Gradient: weight · (one-hot target - probabilities), with the weights 2 and 1.
     torch.testing.assert_close(logits.grad, torch.tensor([[-0.5, 0.5], [0.5, -0.5]]))
 
 
-@pytest.mark.parametrize("block", [1, 30, logp._CPU_BLOCK])  # one token, a few, all at once
+@pytest.mark.parametrize("block", [1, 30, logp._CPU_BLOCK])  # blocks of one, a few and all tokens
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_value_and_gradient_are_those_of_cross_entropy(dtype, block, monkeypatch):
     monkeypatch.setattr(logp, "_CPU_BLOCK", block)

@@ -30,7 +30,7 @@ def adapted(base):
 
 
 def outputs(model, batch):
-    """Logits, hidden states, and the gradient of every trainable parameter."""
+    """Return logits, hidden states and the gradients of all trainable parameters, and the labelled tokens."""
     out = labelled_tokens(model, batch)
     out.logp.sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -50,7 +50,7 @@ def test_packed_rows_say_and_teach_what_padded_rows_do(tiny_model, examples, nam
         model.train()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0  # it would drop other units in each pass
+                module.p = 0.0  # dropout would differ between the passes
     batch = pad_batch(examples, 0, side)
     padded, before = outputs(model, batch)
     seen = []
@@ -77,7 +77,7 @@ def test_models_hand_the_rows_on_to_their_attention_in_every_layer(tiny_model, e
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """The rows that the attention of packed batches was called with."""
+    """Record the `rows` argument of each call of packed attention, and return the list."""
     calls = []
     attention = AttentionInterface()["unlora_packed"]
 
@@ -108,7 +108,7 @@ def test_attention_of_packed_rows_is_that_of_each_row(tiny_model):
     query, key, value = torch.randn(3, 1, 4, 7, 8)
     key, value = key[:, :2], value[:, :2]
     slots, tokens = torch.tensor([0, 1, 2, 4, 5, 6, 7]), torch.tensor([0, 1, 2, 0, 3, 4, 5, 6])
-    rows = Rows(2, 4, slots, tokens)  # three tokens and four
+    rows = Rows(2, 4, slots, tokens)  # one row of three tokens and one of four
     whole, _ = AttentionInterface()["unlora_packed"](layer, query, key, value, None, rows=rows, scaling=0.5)
     for part in (slice(0, 3), slice(3, 7)):
         own, _ = sdpa_attention_forward(layer, *(x[:, :, part] for x in (query, key, value)), None, scaling=0.5)

@@ -1,4 +1,4 @@
-"""A model loads correctly or not at all: whatever is wrong with its files has its own cause and fix."""
+"""A model loads correctly or not at all. The error for each fault in its files names the cause and the fix."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 
 
 def weights(change):
-    """A change of the weights of a copied model."""
+    """Return a function that changes the weights in a model folder."""
 
     def made(folder):
         file = folder / "model.safetensors"
@@ -38,7 +38,7 @@ def weights(change):
 
 
 def settings(**values):
-    """A change of its config.json."""
+    """Return a function that changes settings in the config.json of a model folder."""
 
     def made(folder):
         file = folder / "config.json"
@@ -48,7 +48,7 @@ def settings(**values):
 
 
 def content(name, data):
-    """A file of other content, or none."""
+    """Return a function that replaces a file in a model folder, or deletes it if `data` is None."""
 
     def made(folder):
         (folder / name).unlink(missing_ok=True)
@@ -147,7 +147,7 @@ def test_a_model_that_cannot_be_loaded_whole_is_refused(copied, case, caplog):
     change(copied)
     with pytest.raises(InputError, match=message):
         load_model(ModelConfig(str(copied)))
-    assert "LOAD REPORT" not in caplog.text  # in which transformers says that it may be ignored
+    assert "LOAD REPORT" not in caplog.text  # there, transformers says that some faults may be ignored
     assert "seem corrupted" not in caplog.text
 
 
@@ -226,7 +226,7 @@ def test_the_text_part_of_a_vision_language_model_is_adapted(tmp_path, name, tar
     whole.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     base, _ = load_model(ModelConfig(str(tmp_path)))
-    assert base.state_dict().keys() == whole.state_dict().keys()  # so that a merged model still sees images
+    assert base.state_dict().keys() == whole.state_dict().keys()  # a merged model needs its vision part
     owner = decoder_layers(base)[0]
     model = attach_adapters(base, LoraConfig(r=2, target_modules=targets or "all-linear"))
     names = [name for name, _ in lora_layers(model)]
