@@ -1,4 +1,4 @@
-"""What a request takes over from the run that it continues."""
+"""Which settings a request inherits from the run that it continues."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def run_in(folder):
     return str(folder)
 
 
-def test_all_is_taken_over_but_data_places_and_trust(tmp_path):
+def test_all_settings_are_inherited_except_data_paths_and_trust(tmp_path):
     names = {"model_name_or_path", "prompt_format", "ds_size", "init", "loss", "loss_kwargs", "learning_rate"}
     assert continued_settings(run_in(tmp_path)).keys() == names | {"num_train_epochs"}
     assert "stop_every" in continued_settings(run_in(tmp_path), {"holdout_data"})
 
 
-def test_a_configuration_without_its_end_is_refused(tmp_path):
-    """What is left of it is YAML, too."""
+def test_a_truncated_configuration_is_refused(tmp_path):
+    """What remains of the file is still valid YAML, so only the missing settings reveal the truncation."""
     run = run_in(tmp_path)
     stages = {"settings": {"loss": "npo", "learning_rate": 3e-4}, "contents": {}, "stages": {}}
     (tmp_path / "stages.json").write_text(json.dumps(stages))
@@ -56,14 +56,14 @@ def test_a_configuration_without_its_end_is_refused(tmp_path):
         continued_settings(run)
 
 
-def test_another_loss_leaves_the_settings_of_the_first_behind(tmp_path):
+def test_settings_of_the_first_loss_are_not_inherited_with_another_loss(tmp_path):
     found = continued_settings(run_in(tmp_path), {"loss"})
     assert not found.keys() & {"loss", "loss_kwargs", "num_train_epochs", "learning_rate", "init"}
     assert found["prompt_format"] == "base"
     assert "num_train_epochs" not in continued_settings(run_in(tmp_path), {"max_steps"})
 
 
-def test_flags_win(tmp_path):
+def test_flags_override_inherited_settings(tmp_path):
     argv = ["--on", run_in(tmp_path), "--learning_rate", "1e-3", "--max_steps", "5", "--output_dir", "run2"]
     argv += ["--forget_data", "second.jsonl", "--retain_data", "r.jsonl"]
     values = read(REQUEST, argv, "unlearn").defaults

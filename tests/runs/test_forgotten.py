@@ -1,4 +1,4 @@
-"""A later request knows what the earlier ones had to forget, without their rows."""
+"""A later request recognises the rows that earlier ones had to forget, from their hashes alone."""
 
 import json
 
@@ -14,7 +14,7 @@ OTHERS = [{"question": "Who is Cid?", "answer": "A clerk."}, {"text": "Cid has n
 
 @pytest.fixture
 def chain(tmp_path):
-    """Two runs, the second on top of the first."""
+    """Return a folder with two runs, of which the second continues the first."""
     write_forgotten(tmp_path / "run1", ADA, None)
     write_forgotten(tmp_path / "run2", BOB, str(tmp_path / "run1"))
     return tmp_path
@@ -34,9 +34,9 @@ def test_a_row_is_known_by_its_text_alone(chain):
         check_not_taught_again([again], str(chain / "run1"))
 
 
-def test_what_nobody_was_to_forget_is_fine(chain, caplog):
+def test_rows_that_no_request_had_to_forget_are_accepted(chain, caplog):
     check_not_taught_again(OTHERS, str(chain / "run2"))
-    check_not_taught_again([*OTHERS, BOB[0]], str(chain / "run1"))  # which came before Bob's request
+    check_not_taught_again([*OTHERS, BOB[0]], str(chain / "run1"))  # run1 came before Bob's request
     check_not_taught_again(ADA, None)
     assert not caplog.records
 
@@ -50,7 +50,7 @@ def test_the_first_run_is_not_needed_again_and_no_text_is_kept(chain):
     assert [len(part["rows"]) for part in json.loads(text)] == [3, 2]
 
 
-def test_a_run_that_kept_no_hashes_gives_a_warning_each_time_that_something_goes_on_from_it(tmp_path, caplog):
+def test_a_run_without_hashes_causes_a_warning_whenever_a_later_request_builds_on_it(tmp_path, caplog):
     (tmp_path / "old").mkdir()
     write_forgotten(tmp_path / "new", BOB, str(tmp_path / "old"))
     with pytest.raises(InputError, match="1 of them are rows that new had to forget"):
@@ -59,7 +59,7 @@ def test_a_run_that_kept_no_hashes_gives_a_warning_each_time_that_something_goes
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"run": "run1"}]'])
-def test_a_file_that_says_nothing_is_refused(chain, content):
+def test_an_invalid_file_of_hashes_is_refused(chain, content):
     (chain / "run2" / FORGOTTEN).write_text(content)
     with pytest.raises(InputError, match=r"on='.*run2': its forgotten.json cannot be read"):
         check_not_taught_again(OTHERS, str(chain / "run2"))

@@ -1,4 +1,4 @@
-"""The record of a run, and whether what it was made from is still the same."""
+"""The record of a run, and the check that its inputs and outputs have not changed since."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_folder_without_a_record_is_refused(work, text, capsys):
 
 @pytest.mark.slow
 def test_a_base_without_safetensors_is_not_found(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it would retry for a while
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # otherwise, it would retry for a while
     (tmp_path / "model").mkdir()
     base = verify(finished / "run", base=str(tmp_path / "model"))["base"]
     assert base["status"] == "not found"

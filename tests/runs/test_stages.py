@@ -1,4 +1,4 @@
-"""A folder goes on only with what it was started with, and its stages count only if they are unchanged."""
+"""A run is resumed only with the inputs it was started with, and only unchanged stages count as finished."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def begun(folder, settings=SETTINGS, contents=CONTENTS, resume="true"):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with one finished stage, a file and a folder of it."""
+    """Return a run folder with one finished stage, whose output is a file and a folder."""
     run = tmp_path / "run"
     (run / "adapter").mkdir(parents=True)
     (run / "adapter" / "weights").write_text("weights")
@@ -50,7 +50,7 @@ def test_a_stage_whose_files_have_changed_is_not_finished(folder, file):
     assert not stages.are_finished("adapter")
 
 
-def test_a_finished_stage_may_be_gone(folder):
+def test_a_stage_whose_output_was_deleted_is_not_finished(folder):
     (folder / "log.json").unlink()
     assert not begun(folder).is_finished("log.json")
 
@@ -71,7 +71,7 @@ def test_differences_are_named_and_nothing_is_written(folder, changes, contents,
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_a_setting_that_was_taken_away_is_a_difference(folder):
+def test_a_removed_setting_is_a_difference(folder):
     with pytest.raises(InputError, match=r"loss=None: .* started with 'ihl'"):
         begun(folder, {"learning_rate": 1e-4})
 
@@ -90,13 +90,13 @@ def test_a_folder_in_use_is_not_started_again_and_one_of_unknown_origin_not_resu
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"settings": 1, "contents": {}, "stages": {}}'])
-def test_a_file_that_says_something_else_is_refused(folder, text):
+def test_an_invalid_file_of_stages_is_refused(folder, text):
     (folder / "stages.json").write_text(text)
     with pytest.raises(InputError, match=r"its stages\.json cannot be read"):
         check_start(folder, SETTINGS, "true")
 
 
-def test_what_a_killed_process_left_is_no_use_of_a_folder_and_is_deleted(tmp_path):
+def test_leftovers_of_a_killed_process_do_not_block_a_folder_and_are_deleted(tmp_path):
     run = tmp_path / "run"
     (run / f".adapter.{os.getpid()}.partial").mkdir(parents=True)
     (run / ".lock").touch()
