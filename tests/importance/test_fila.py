@@ -15,7 +15,7 @@ def test_fila_does_not_depend_on_how_many_layers_are_measured_at_a_time(measurem
     torch.testing.assert_close(fila.row_importance(given), expected, rtol=1e-5, atol=0)
 
 
-def test_groups_hold_at_most_so_many_numbers_unless_a_layer_alone_has_more():
+def test_groups_hold_at_most_the_given_number_of_weights_unless_one_layer_has_more():
     shapes = {"a": (2, 3), "b": (1, 4), "c": (5, 5), "d": (1, 1)}
     assert list(fila._groups(shapes, 10)) == [["a", "b"], ["c"], ["d"]]
     assert list(fila._groups(shapes, 36)) == [["a", "b", "c", "d"]]

@@ -27,7 +27,7 @@ def trainable(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_vila_looks_at_no_more_of_the_retain_sample_than_it_takes(measurement):
+def test_vila_measures_no_more_of_the_retain_sample_than_convergence_requires(measurement):
     """Each slice of the retain sample has the same gradients, so the importance converges after the first 128."""
     given = measurement(init="vila")
     seen = []
@@ -148,7 +148,7 @@ def noisy(size, noise, rows=40, seed=0):
 
 
 @pytest.mark.parametrize("size", [1, 2, FIRST_CHECK, FIRST_CHECK + 1, FIRST_CHECK + 2, 384, 515])
-def test_what_never_converges_is_measured_whole_and_once(size):
+def test_a_sample_that_never_converges_is_measured_completely_and_once(size):
     sample = Sample(noisy(size, 3.0))
     found, whole = sample.until(0.999999), one_parameter(sample.values)
     assert sorted(sample.seen) == list(range(size))

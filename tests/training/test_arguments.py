@@ -54,7 +54,7 @@ def test_liger_s_kernels_need_a_gpu(config, tmp_path):
         ),
     ],
 )
-def test_no_metric_of_an_evaluation_decides_about_anything(config, tmp_path, settings, message):
+def test_settings_that_depend_on_an_evaluation_metric_are_refused(config, tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
         checked(config, output_dir=str(tmp_path), use_cpu=True, **settings)
 
@@ -105,13 +105,13 @@ def test_fine_tuning_evaluates_nothing(tmp_path, name, value):
         ({"fp16": True, "bf16": True}, "fp16=True: transformers refuses it"),
     ],
 )
-def test_settings_that_some_library_does_not_take_are_refused_by_name(config, tmp_path, changes, told):
+def test_settings_that_a_library_rejects_are_refused_by_name(config, tmp_path, changes, told):
     with pytest.raises(InputError, match=told):
         checked(config, output_dir=str(tmp_path), use_cpu=True, **changes)
 
 
 @CONFIGS
-def test_settings_that_they_take_are_accepted(config, tmp_path):
+def test_valid_settings_are_accepted(config, tmp_path):
     good = [
         {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
         {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 5}},
@@ -124,7 +124,7 @@ def test_settings_that_they_take_are_accepted(config, tmp_path):
 
 
 @CONFIGS
-def test_a_hub_that_cannot_be_used_is_told_before_the_training(config, tmp_path, monkeypatch):
+def test_an_unusable_hub_is_reported_before_training(config, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     for name, told in (
         ("owner/name", "push_to_hub='owner/name': the Hub cannot be used"),
@@ -144,7 +144,7 @@ def test_batches_that_are_all_dropped_are_refused(config, tmp_path):
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU to run them on")
-def test_a_command_says_so_too_and_writes_nothing(tmp_path, capsys):
+def test_the_command_refuses_liger_kernels_without_a_gpu_and_writes_nothing(tmp_path, capsys):
     argv = ["--model_name_or_path", "model", "--output_dir", str(tmp_path / "run"), "--use_liger_kernel", "true"]
     assert main(["finetune", *argv, "--train_data", "rows.jsonl"]) == 2
     assert "use_liger_kernel=True" in capsys.readouterr().err

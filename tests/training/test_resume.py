@@ -53,7 +53,7 @@ def test_a_checkpoint_at_the_last_step_allows_more_steps_later(tiny_model, token
     assert longer.state.global_step == 5
 
 
-def test_old_checkpoints_are_deleted_also_if_the_run_was_killed_before_that(tiny_model, tokenizer, tmp_path):
+def test_old_checkpoints_are_deleted_even_if_the_run_was_killed_before(tiny_model, tokenizer, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     make_trainer(tiny_model, tokenizer, tmp_path, **settings).train()
     make_trainer(tiny_model, tokenizer, tmp_path, save_total_limit=1, **settings).train(resume_from_checkpoint=True)
@@ -67,9 +67,7 @@ def test_a_checkpoint_without_the_state_of_the_optimiser_is_refused(tmp_path):
         checkpoint_to_resume(args, "true")
 
 
-def test_a_damaged_checkpoint_is_refused_by_name_and_else_the_one_before_it_is_used(
-    tiny_model, tokenizer, tmp_path, caplog
-):
+def test_a_damaged_checkpoint_is_refused_if_named_and_otherwise_deleted(tiny_model, tokenizer, tmp_path, caplog):
     settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     whole = make_trainer(tiny_model, tokenizer, tmp_path, **settings)
     whole.train()
