@@ -1,4 +1,4 @@
-"""The code of the documentation runs as it stands, and prints what the pages say it prints."""
+"""The code blocks of the documentation run unchanged, and print the output that the pages show."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from unlora.benchmarks.builtin.persona_data import generate
 from unlora.common.files import write_jsonl
 
 RUNNABLE = [page for page in PAGES if any(block.language in RUN and not block.reason for block in blocks(page))]
-# Of printed numbers: machines round differently, and training passes that on.
+# Tolerances for printed numbers. Rounding differs between machines, and changes the results of training.
 ABSOLUTE, RELATIVE = 0.1, 0.1
 NUMBER = r"[-−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Where a page's code runs: with a model and files of the names that the pages use for the reader's own."""
+    """The working directory of a page's code. Its model and data files have the names that the pages use."""
     monkeypatch.chdir(tmp_path)
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("registries")  # pages register losses and initialisers of their own
+@pytest.mark.usefixtures("registries")  # pages register their own losses and initialisers
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_code_of_a_page_runs_and_prints_what_it_says(page, folder):
     names: dict[str, object] = {"__name__": "page"}
@@ -53,17 +53,17 @@ def test_the_code_of_a_page_runs_and_prints_what_it_says(page, folder):
 
 
 def run_python(page: Path, block: Block, names: dict[str, object]) -> str:
-    """Runs the block with the names of the blocks before it."""
+    """Run a block with the names that the blocks before it defined, and return what it printed."""
     shown = io.StringIO()
-    code = "\n" * block.line + block.code  # so that a traceback names the line of the page
+    code = "\n" * block.line + block.code  # so that tracebacks show the line number in the page
     with contextlib.redirect_stdout(shown):
         exec(compile(code, str(page), "exec"), names)
     return shown.getvalue()
 
 
 def run_bash(page: Path, block: Block, folder: Path) -> str:
-    """Run the block as a script whose first failing command ends it."""
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # `warm_programs`
+    """Run a block as a script that ends at the first failing command, and return what it printed."""
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of `warm_programs`
     environment = os.environ | {"PATH": programs, "COLUMNS": "100", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     script = ["bash", "-euo", "pipefail", "-c", block.code]
     done = subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
@@ -72,7 +72,7 @@ def run_bash(page: Path, block: Block, folder: Path) -> str:
 
 
 def check_printed(block: Block, shown: str) -> None:
-    """Every line that the page shows was printed, in that order; numbers up to rounding."""
+    """Check that every line that the page shows was printed, in this order. Numbers may differ by the tolerances."""
     lines = iter(shown.splitlines())
     for wanted in block.code.splitlines():
         if wanted.strip() != "...":
@@ -80,7 +80,7 @@ def check_printed(block: Block, shown: str) -> None:
 
 
 def same_line(one: str, other: str) -> bool:
-    """Whether two lines have the same words, whatever the blanks and lines of a table, and about the same numbers."""
+    """Return whether two lines have the same words and about the same numbers. Spaces and table borders are ignored."""
     words = [re.sub(r"[\s│┃─━]+", " ", re.sub(NUMBER, "0", line)).strip() for line in (one, other)]
     numbers = [[float(number.replace("−", "-")) for number in re.findall(NUMBER, line)] for line in (one, other)]
     return words[0] == words[1] and numbers[0] == pytest.approx(numbers[1], abs=ABSOLUTE, rel=RELATIVE)

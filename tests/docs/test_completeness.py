@@ -1,4 +1,4 @@
-"""The documentation names everything that there is to choose from, with its defaults."""
+"""The documentation and `unlora ls` list every choice with its defaults, and the README every public name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_tables_of_methods_md_are_what_the_command_prints(kind, capsys):
 
 @pytest.mark.parametrize("width", [None, 20, 80, 400])
 def test_everything_that_there_is_to_choose_from_is_shown_whole(width, monkeypatch, capsys):
-    """At any width, and where the output is no terminal, as here."""
+    """Nothing is cut off at any width. The output is not a terminal in this test."""
     if width is None:
         monkeypatch.delenv("COLUMNS", raising=False)
     else:

@@ -1,4 +1,4 @@
-"""Links of the documentation lead somewhere, its commands have their flags, and the reference has every public name."""
+"""In the documentation, internal links resolve, commands and flags exist, and the reference has every public name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 def test_links_within_the_documentation_lead_to_a_file_and_a_heading(page):
     for target in links(page):
         path, _, anchor = target.partition("#")
-        if "://" in target or "_generated" in path:  # what is made while the site is built is checked there
+        if "://" in target or "_generated" in path:  # generated pages are checked when the site is built
             continue
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), target
@@ -52,7 +52,7 @@ def test_the_headings_of_a_page_have_the_names_that_github_gives_them(tmp_path):
 
 @cache
 def flags_of(command: str) -> frozenset[str]:
-    """The flags that a command's help names."""
+    """Return the flags in a command's help."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         main([command, "--help_all"])
@@ -86,7 +86,7 @@ def test_the_reference_lists_nothing_else():
 
 
 def test_every_paper_that_a_page_links_is_in_the_index():
-    index = ROOT / "docs" / "papers.md"  # beside it stands the table that is made of the losses and starts
+    index = ROOT / "docs" / "papers.md"  # it also includes a generated table of the losses and initialisers
     choices = [*LOSSES.values(), *RETAIN_LOSSES.values(), *INITIALISERS.values()]
     known = {number for choice in choices for number in re.findall(r"arXiv (\d{4}\.\d{5})", choice.paper)}
     linked = {page: {target for target in links(page) if "arxiv.org" in target} for page in PAGES}
