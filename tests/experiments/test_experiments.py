@@ -1,4 +1,4 @@
-"""The measurements import and their settings are valid; what they measure is in docs/results.md."""
+"""The experiments can be imported, their settings are valid, and small ones run. docs/results.md has their results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODULES = sorted(path.stem for path in (Path(__file__).parents[2] / "experiments
 
 @pytest.fixture(autouse=True)
 def bars():
-    """Measurements switch progress bars off, in their own process as a rule; here they come back."""
+    """Switch progress bars on again after each test. Experiments switch them off, usually in a process of their own."""
     yield
     enable_progress_bar()
 
@@ -60,12 +60,12 @@ def test_the_best_setting_is_the_one_of_best_quality_among_those_that_keep_the_u
 
 
 def test_standard_error_of_the_mean():
-    """1 and 3: mean 2, deviation √2, error √2/√2 = 1."""
+    """For 1 and 3: mean 2, standard deviation √2, standard error √2 / √2 = 1."""
     assert mean_error([1.0, 3.0]) == "2.000 ± 1.000"
     assert mean_error([]) == mean_error([1.0]) == "-"
 
 
-# Parameters of the models that the shapes are named after.
+# Numbers of parameters of the models that the shapes are named after.
 SIZES = {
     "SmolLM2-135M": 134_515_008,
     "Phi-1.5": 1_418_270_720,
@@ -83,7 +83,7 @@ def test_shapes_are_those_of_the_models_they_are_named_after(name):
 
 @pytest.fixture(scope="module")
 def tofu(tmp_path_factory):
-    """A folder in TOFU's schema."""
+    """A folder with a small forget set and retain set in TOFU's schema."""
     folder = tmp_path_factory.mktemp("tofu")
     for name, count in (("forget01", 8), ("retain99", 24)):
         rows = [{"question": f"Who wrote {name} {i}?", "answer": f"Ada {'and ' * (i % 5)}{i}."} for i in range(count)]
@@ -99,9 +99,9 @@ def test_extraction_is_measured_beside_its_floor_and_the_authors_procedures(tofu
     rows = {row["procedure"]: row for row in result["rows"]}
     assert list(rows) == ["floor", "unlora", "look", "start", "vila", "fila"]
     assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 and len(row["runs"]) == 1 for row in rows.values())
-    # Ten passes over two batches of four from each set; one batch was measured.
+    # The procedure makes ten passes over two batches of four from each set, of which one batch was measured.
     assert rows["vila"]["runs"][0]["share"] == rows["fila"]["runs"][0]["share"] == 1 / 40
-    assert result["notes"][-1].startswith("    24 examples: 1.0000")  # the same retain examples: all there are
+    assert result["notes"][-1].startswith("    24 examples: 1.0000")  # compared with itself, because there are only 24
     assert "scaled up" in capsys.readouterr().out
 
 
@@ -112,12 +112,12 @@ def test_a_training_step_is_measured_beside_its_floor_and_the_authors_procedure(
     rows = {row["procedure"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
     assert list(rows) == ["floor", "unlora", "vila"]
     assert all(len(row["runs"]) == 2 for row in rows.values())
-    assert rows["vila"]["runs"][0]["share"] == 2  # four pairs, where a step has two
+    assert rows["vila"]["runs"][0]["share"] == 2  # the authors' batch has four pairs, a step has two
 
 
 @pytest.mark.slow
 def test_a_gpu_is_measured_part_by_part(model_folder, tmp_path):
-    """At tiny size on the CPU, where nothing but the seconds differs."""
+    """Measure a tiny model on the CPU, where only the seconds differ from those on a GPU."""
     flags = ["--json", tmp_path / "out.json", "--device", "cpu", "--dtype", "float32", "--model", "tiny"]
     flags += ["--rows", 4, 8, "--batches", 2, "--rounds", 1, "--small", model_folder, "--finetune", "--max_steps 1"]
     limits = "--loss ihl --max_steps 1 --ds_size 2 --max_new_tokens 2 --retain_samples 8"
@@ -153,14 +153,14 @@ def test_a_part_is_scaled_up_and_what_comes_once_is_not():
 
 
 def test_samples_are_spread_over_the_whole():
-    """So that a sample of batches in order of length is of all lengths."""
+    """If batches are sorted by length, evenly spaced ones cover all lengths."""
     assert _speed.spread(range(10), 2) == [2, 7]
     assert _speed.spread(range(3), 5) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("name", "most"), [("importance", 6), ("training", 10), ("evaluation", 3)])
 def test_operations_beyond_the_floor_stay_few(name, most):
-    """Of each adapted layer and batch. On a GPU their number decides what a small model costs."""
+    """Count operations per adapted layer and batch. On a GPU, their number determines the cost of a small model."""
     floor, found = (
         operations.per_layer(operations.PROCEDURES[key], torch.bfloat16) for key in (operations.FLOORS[name], name)
     )
@@ -178,7 +178,7 @@ def test_a_request_of_some_rows_keeps_all_others():
     assert configs["forget"] == generate(0)["forget"][:6]
     assert len(configs["retain"]) + 6 == 640
     assert len(configs["full"]) - len(configs["retain_full"]) == 6
-    assert len(sizes.configs_of(0, 66)["forget"]) == 66  # about more than the eight people of persona
+    assert len(sizes.configs_of(0, 66)["forget"]) == 66  # persona only has 64 about its eight people
 
 
 def test_the_covariance_of_outputs_leaves_out_padding(tiny_model):
