@@ -1,4 +1,4 @@
-"""Code that comes with a model runs only if the user's own flag says so, whatever a folder or a file says."""
+"""Code that comes with a model only runs if the user allows it on the command line. No folder or file can allow it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unlora.common.errors import InputError
 from unlora.runs.command import repeat_command
 from unlora.settings import ModelConfig
 
-# A configuration class of the model's own, which leaves a file behind when it is imported.
+# A configuration class that comes with a model. It creates a file when it is imported.
 CODE = """
 from pathlib import Path
 from transformers import PretrainedConfig
@@ -38,7 +38,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def hostile(run, tmp_path):
-    """A run whose model has code, and whose configuration allows it; and the file that the code would write."""
+    """A folder with a run whose model has code and whose config.yaml allows it, and the file that the code creates."""
     folder, ran = shutil.copytree(run.parent, tmp_path / "stranger"), tmp_path / "ran"
     config = json.loads((folder / "model" / "config.json").read_text())
     (folder / "model" / "own.py").write_text(CODE.format(ran=str(ran)))

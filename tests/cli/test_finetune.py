@@ -1,4 +1,4 @@
-"""`unlora finetune`, from files to a model."""
+"""`unlora finetune`, from data files to a saved model."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def test_finetune_learns_and_saves_a_model_that_loads(model_folder, data, tmp_pa
     }
     argv = ["finetune", *(part for k, v in settings.items() for part in (f"--{k}", str(v)))]
     assert main(argv) == 0
-    assert "step 30 of 30: loss " in capsys.readouterr().err  # without a bar, the log is shown line by line
+    assert "step 30 of 30: loss " in capsys.readouterr().err  # printed in place of a progress bar
     assert not [file for file in run.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert not (run / ".partial").exists()
     log = json.loads((run / "checkpoint-30" / "trainer_state.json").read_text())["log_history"]
     assert log[-1]["loss"] < log[0]["loss"] / (1.5 if lora else 2)
     AutoModelForCausalLM.from_pretrained(run, use_safetensors=True)
     tuned, base = (load_file(folder / "model.safetensors") for folder in (run, model_folder))
-    assert tuned.keys() == base.keys()  # a merged adapter leaves a plain model
+    assert tuned.keys() == base.keys()  # the adapter has been merged
     name = "model.layers.0.input_layernorm.weight"
     assert torch.equal(tuned[name], base[name]) == bool(lora)
     weights = {name: value.clone() for name, value in tuned.items()}
-    assert main([*argv, "--resume_from_checkpoint", "true"]) == 0  # finished: the same model again
+    assert main([*argv, "--resume_from_checkpoint", "true"]) == 0  # training is already finished
     again = load_file(run / "model.safetensors")
     assert all(torch.equal(again[name], value) for name, value in weights.items())
 

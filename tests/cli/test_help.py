@@ -1,4 +1,4 @@
-"""Help is there for every command, with an example, and before torch is."""
+"""Every command has help with an example. Help and errors in the arguments appear before torch is loaded."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_file_or_run_that_is_not_there_is_reported_before_torch_is_loaded():
     done = subprocess.run([sys.executable, "-c", NO_FILE], check=True, capture_output=True, text=True)
     assert done.stderr.count("error: ") == 11
     assert done.stderr.count("='nothing': ") == 9
-    assert done.stderr.count("xx': there is no such") == 2  # also for a name that is too long for a file
+    assert done.stderr.count("xx': there is no such") == 2  # also if the name is too long for a file system
 
 
 @pytest.mark.parametrize("command", COMMANDS)

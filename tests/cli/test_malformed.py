@@ -1,4 +1,4 @@
-"""Whatever a user or a stranger writes into flags and files: one message that helps, and nothing else happens."""
+"""Malformed flags and files of any origin are refused with one helpful message, and nothing is written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FIELDS = {
 
 
 def told(argv):
-    """The exit code of a command, and what it wrote to stderr but for the progress."""
+    """Run a command. Return its exit code and what it wrote to stderr, without the line on loading libraries."""
     errors = io.StringIO()
     with redirect_stdout(io.StringIO()), redirect_stderr(errors):
         code = main([str(part) for part in argv])
@@ -73,7 +73,7 @@ def test_a_value_that_no_flag_of_its_type_takes_is_refused_by_name(tmp_path, cas
     command, name, value = case
     file = tmp_path / "a.yaml"
     file.write_text(yaml.safe_dump({**REQUIRED[command], name: value}), encoding="utf-8")
-    if name == "max_retain_loss" and value == float("inf"):  # which means no limit
+    if name == "max_retain_loss" and value == float("inf"):  # valid: it means that there is no limit
         return
     assert_refused([command, "--config", file], tmp_path, f"{name}=")
 
@@ -160,7 +160,7 @@ def test_a_value_of_the_wrong_type_has_the_same_reason_in_a_flag_and_in_a_file(t
     assert_refused(["unlearn", *flags, f"--{name}", "some"], tmp_path, f"{name}='some': {reason}. Fix")
 
 
-# What YAML can say, but no file of settings does; and what is not YAML at all.
+# YAML documents with arbitrary content, none of which is a valid settings file.
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates()
 TREES = st.recursive(ATOMS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ATOMS, inner, max_size=3))
 TEXTS = st.builds(lambda tree: yaml.dump(tree).encode(errors="surrogatepass"), TREES)
@@ -178,7 +178,7 @@ def test_files_that_are_no_settings_are_refused(tmp_path, content):
 
 @st.composite
 def damaged(draw, folder, names):
-    """The name of one of the files, and what it contains instead."""
+    """Draw the name of one of the files, and damaged content for it."""
     name = draw(st.sampled_from(sorted(names)))
     content = (folder / name).read_bytes()
     if draw(st.integers(0, 4)) == 0:
@@ -190,7 +190,7 @@ def damaged(draw, folder, names):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run with all results that there are, each in JSON, which is YAML too."""
+    """A run with results of every kind, all in JSON. So is config.yaml, because JSON is valid YAML."""
     files = {"membership": membership(), "attacks": attacks(), "scores_unlearned": muse(), "scores_original": muse()}
     files["record"] = {"command": "unlora", "data": {"forget": {"rows": 3}}, "versions": {"torch": "2"}}
     return make_run(tmp_path_factory.mktemp("made") / "run", **files)

@@ -1,4 +1,4 @@
-"""The shipped configurations are the released ones, and run."""
+"""The published configurations have the settings of the released ones, and they run."""
 
 import json
 
@@ -15,7 +15,7 @@ from unlora.common.errors import InputError
 from unlora.settings import FinetuneSettings, ModelConfig, TrainDataConfig
 from unlora.settings.published import published
 
-# Learning rate / λ / β of VILA's released TOFU configurations, for forget01, forget05 and forget10.
+# Learning rate / λ / β in VILA's released configurations for TOFU: a column each for forget01, forget05 and forget10.
 RELEASED = {
     "llama2-7b": {
         "gd": "7e-5/.7 1e-4/1.8 5e-5/1.6",
@@ -34,7 +34,7 @@ CASES = {
     for loss, row in losses.items()
     for split, values in zip(("forget01", "forget05", "forget10"), row.split(), strict=True)
 }
-# λ² of ihl, as the trainer had it until May 2026.
+# λ² of ihl. Until May 2026, VILA's trainer multiplied the retain loss by λ twice.
 SQUARED = {
     "llama2-7b": {"forget01": 0.81, "forget05": 1.69, "forget10": 1.69},
     "phi-1.5": {"forget01": 1.96, "forget05": 1.69, "forget10": 0.64},
@@ -44,14 +44,14 @@ CASES |= {
     for model, weights in SQUARED.items()
     for split, weight in weights.items()
 }
-# Loss, learning rate, λ and its settings of VILA's released WMDP configurations.
+# Loss, learning rate, λ and settings of the loss in VILA's released configurations for WMDP.
 WMDP = {
     "vila-zephyr-7b-wmdp-gd": ("gd", 8e-5, 1.6, {}),
     "vila-zephyr-7b-wmdp-ihl": ("ihl", 3e-5, 1.0, {}),
     "vila-zephyr-7b-wmdp-npo": ("npo_mean", 1e-5, 1.1, {"beta": 0.02}),
 }
 
-# What all of them share, by the part of the request.
+# The settings that all of VILA's configurations share, by part of the request.
 SHARED = {
     "model": {"dtype": "bfloat16"},
     "importance": {
@@ -67,7 +67,7 @@ SHARED = {
     },
     "args": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": None, "lr_scheduler_type": "linear"},
 }
-# What those of a benchmark share beside.
+# The additional settings that the configurations for one benchmark share.
 OF_TOFU = {
     "data": {"forget_data": "locuslab/TOFU", "retain_data": "locuslab/TOFU", "max_length": 500},
     "importance": {"importance_batch_size": 4},
@@ -79,7 +79,7 @@ OF_TOFU = {
         "seed": 42,
     },
 }
-OF_WMDP = {  # 500 texts, of each the first 512 tokens: every one is seen once
+OF_WMDP = {  # one epoch over the first 512 tokens of each of 500 texts
     "model": {"model_name_or_path": "HuggingFaceH4/zephyr-7b-beta"},
     "data": {
         "forget_split": "train[:500]",
@@ -108,7 +108,7 @@ def argv(flags):
 
 
 def read(name, folder, **flags):
-    """The request that a published configuration and flags make, checked."""
+    """Return the validated request that a published configuration and flags describe."""
     values = {"config": name, **flags, "output_dir": folder / "run", "use_cpu": "true"}
     described = request(argv(values))
     described.check()
@@ -121,7 +121,7 @@ def assert_settings(request, settings):
         assert {name: getattr(chosen, name) for name in values} == values
 
 
-# Model, learning rate, weight decay, epochs and rank of TOFU's configurations of fine-tuning.
+# Model, learning rate, weight decay, number of epochs and rank in TOFU's configurations for fine-tuning.
 FINETUNE = {
     "tofu-phi-1.5": ("microsoft/phi-1_5", 2e-5, 0.01, 5, None),
     "tofu-llama2-7b": ("NousResearch/Llama-2-7b-chat-hf", 1e-5, 0.01, 5, None),
@@ -168,7 +168,7 @@ def test_published_settings_for_fine_tuning_are_tofus(name, tmp_path):
     assert (data.train_data, data.train_name, data.max_length) == ("locuslab/TOFU", "full", 500)
     assert data.prompt_format == ("tofu" if "phi" in name else "chat")
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 32
-    assert args.get_warmup_steps(125 * args.num_train_epochs) == 125  # the first epoch
+    assert args.get_warmup_steps(125 * args.num_train_epochs) == 125  # one epoch
     assert (args.lora_alpha, args.lora_dropout) == (32, 0.05)
 
 
@@ -201,13 +201,13 @@ def test_a_published_configuration_of_fine_tuning_runs_on_local_data(shared_data
     assert (tmp_path / "tuned" / "model.safetensors").is_file()
     log = json.loads((tmp_path / "tuned" / "checkpoint-25" / "trainer_state.json").read_text())["log_history"]
     rates = [step["learning_rate"] for step in log if "learning_rate" in step]
-    # Five updates, the first of five epochs, rise from 0; the next twenty fall.
+    # Five epochs of five updates: the learning rate rises from 0 during the first epoch, and then falls.
     expected = [2e-5 * (step / 5 if step < 5 else (25 - step) / 20) for step in range(25)]
     assert rates == pytest.approx(expected)
 
 
 def save_model(folder):
-    """A tiny model with its tokenizer."""
+    """Save a tiny model and its tokenizer to `folder`."""
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = tiny_config("llama", len(tokenizer))
@@ -239,7 +239,7 @@ def test_a_published_configuration_runs_on_local_data_and_flags_win(shared_data,
     assert load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 <= metrics["unlearned"]["model_utility"] <= 1
-    assert metrics["train"][-1]["step"] == 6  # as many updates as the configuration names, whatever the rows
+    assert metrics["train"][-1]["step"] == 6  # the configuration's max_steps, whatever the number of rows
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(capsys):
