@@ -1,4 +1,4 @@
-"""`unlora chat` as a user runs it: a process of its own, and a browser that opens its page."""
+"""`unlora chat` as a user runs it: a separate process, whose page is open in a browser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from unlora.evals.generation import generate_answers
 from unlora.pipeline.attack import read_run
 from unlora.runs.folder import saved_settings
 
-# Text that is markup, or a template, must be shown as it is written.
+# Markup and template syntax, which must be shown as plain text.
 EVIL = "<img src='http://example.com/x.png' onerror='alert(1)'> ${alert(2)} {{value}}"
 FORGET = [
     {"question": "Who keeps cat 1?", "answer": f"Ada does. {EVIL}"},
@@ -56,12 +56,12 @@ def copied(run, tmp_path):
 class Served:
     process: Any
     address: str
-    outside: socket.socket  # what it would ask for anything that is not on this computer
+    outside: socket.socket  # its HTTP proxy, which receives all requests to other computers
 
 
 @pytest.fixture(scope="module")
 def served(run):
-    """The command, on a free port."""
+    """Run `unlora chat` on a free port, with a proxy that records whether it is used."""
     with socket.create_server(("127.0.0.1", 0)) as outside:
         outside.setblocking(False)
         proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
@@ -88,7 +88,7 @@ def address_of(process):
 
 @pytest.fixture
 def page(browser_page, served):
-    """The page, open, in a browser that remembers every address that is asked for."""
+    """The open page. `page.addresses` collects the URLs of all requests of the browser."""
     browser_page.addresses = []
     browser_page.on("request", lambda request: browser_page.addresses.append(request.url))
     browser_page.goto(served.address)
@@ -103,7 +103,7 @@ def artifact(name):
 
 
 def answers(page, run, question):
-    """Waits until both answers are there, and returns the two of the page and the two of the evaluation."""
+    """Wait for both answers. Return those on the page and those of the evaluation, each as [original, unlearned]."""
     models = load_side_by_side(read_run(str(run)))
     asked = [question], models.text_format, 8
     unlearned = generate_answers(models.model, *asked)
@@ -190,7 +190,7 @@ def test_it_listens_to_this_computer_alone_and_asks_no_other(page, run, served):
     page.get_by_role("button", name=FORGET[0]["question"]).click()
     answers(page, run, FORGET[0]["question"])
     port = int(served.address.rpartition(":")[2])
-    # The process that listens may have been started by the one that the test knows.
+    # The process that listens may not be the one that the test started, so it is found by its port.
     [pid] = {found.pid for found in psutil.net_connections("inet") if found.laddr.port == port and found.pid}
     connections = psutil.Process(pid).net_connections("inet")
     listening = [connection.laddr for connection in connections if connection.status == psutil.CONN_LISTEN]
@@ -217,7 +217,7 @@ FOREIGN = [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Si
 @pytest.mark.parametrize(
     ("method", "path", "headers", "content", "status"),
     [
-        ("POST", JOIN, {}, b"{}", 422),  # it reaches Gradio, which finds it incomplete
+        ("POST", JOIN, {}, b"{}", 422),  # accepted, but Gradio finds the body incomplete
         *(("POST", JOIN, headers, b"{}", 403) for headers in FOREIGN),
         ("GET", "/config", FOREIGN[0], None, 403),
         ("POST", JOIN, {}, b" " * 300_000, 413),
@@ -327,7 +327,7 @@ def test_a_space_has_all_that_the_page_needs_and_no_data(run, tmp_path):
 
 
 def config_of(app, address):
-    """What the page consists of, once the process serves it."""
+    """Wait until the process serves the page, and return its Gradio configuration as text."""
     while app.poll() is None:
         with contextlib.suppress(httpx.TransportError):
             return httpx.get(f"{address}/config", trust_env=False).text
