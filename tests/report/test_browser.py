@@ -1,4 +1,4 @@
-"""The pages in a real browser: nothing runs or loads, whatever the run holds, and people can read them."""
+"""The pages in a real browser: they are readable, and whatever a run contains, they run no code and load nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
 CLOSING = "</title></style></svg></code><svg onload=alert(3)> $\\frac{ \u202e\u0007 \U0001f600"
 LEVELS = re.compile(r"<h([1-6])")
-# For every element with text of its own: its colour, the backgrounds below it from the nearest on, and the text.
+# For each visible element with text of its own: the colour of the text, the background colours of the element and its
+# ancestors (nearest first), and the start of the text.
 COLOURS = """() => [...document.querySelectorAll('body *')].filter(e =>
     [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && e.getClientRects().length
     && !e.closest('title, desc')
@@ -32,7 +33,7 @@ COLOURS = """() => [...document.querySelectorAll('body *')].filter(e =>
 
 @pytest.fixture
 def hostile(tmp_path):
-    """A run with markup in every text that it has."""
+    """A run in which every text contains markup."""
     texts = {"question": f"{SCRIPT} {{}} {IMAGE}", "said": f"{IMAGE} {{}} {CLOSING}", "answer": f"{CLOSING} {{}}"}
     texts = {name: text.replace("{", "{{").replace("}", "}}").replace("{{{{}}}}", "{}") for name, text in texts.items()}
     evaluated = {"original": log(0.99, FAR, **texts), "unlearned": log(0.4, NEAR, **texts)}
@@ -62,7 +63,7 @@ def honest(tmp_path):
 
 
 def opened(page, path, width=1200, scheme="light"):
-    """Opens a page with everything unfolded, and returns what was requested."""
+    """Open a page and unfold all its details. Return the URLs that it requested, other than itself and data URLs."""
     requests = []
     page.on("request", lambda request: requests.append(request.url))
     page.set_viewport_size({"width": width, "height": 800})
@@ -74,7 +75,7 @@ def opened(page, path, width=1200, scheme="light"):
 
 def check_harmless(page, path):
     requests = opened(page, path)
-    # The load event has waited for everything on the page; two frames later its handlers have run.
+    # The page has loaded. Wait two more frames, so that any event handlers in the markup would have run.
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert page.errors == []
     assert requests == []
@@ -134,21 +135,21 @@ def test_text_stands_out_from_what_is_behind_it(browser_page, any_page, scheme):
 
 
 def colour(text):
-    """Red, green, blue (0 to 255) and opacity of a computed colour."""
+    """Return red, green and blue (0 to 255) and the opacity of a computed colour."""
     numbers = [float(part) for part in re.findall(r"[\d.]+", text)]
     assert text.startswith("rgb"), text
     return (*numbers[:3], numbers[3] if len(numbers) > 3 else 1.0)
 
 
 def luminance(rgb):
-    """WCAG 2's relative luminance."""
+    """Return the relative luminance of a colour, as defined in WCAG 2."""
     parts = [value / 255 for value in rgb]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def contrast(front, backgrounds):
-    """WCAG 2's contrast ratio of a colour over backgrounds, the nearest first, each over the next."""
+    """Return WCAG 2's contrast ratio of a colour and what is behind it: layers of backgrounds, nearest first."""
     behind = (255.0, 255.0, 255.0)
     for layer in map(colour, reversed(backgrounds)):
         behind = tuple(layer[3] * value + (1 - layer[3]) * below for value, below in zip(layer, behind, strict=False))
@@ -157,7 +158,11 @@ def contrast(front, backgrounds):
 
 
 def test_contrast_by_hand():
-    """White on black 21; of half-transparent black on white, (1.05) / (0.2140 + 0.05) = 3.98 to white."""
+    """White on black has contrast 21.
+
+    Half-transparent black over white has luminance 0.2140. The contrast of white text on it is
+    (1 + 0.05) / (0.2140 + 0.05) = 3.98.
+    """
     assert contrast("rgb(255, 255, 255)", ["rgb(0, 0, 0)"]) == pytest.approx(21)
     assert contrast("rgb(255, 255, 255)", ["rgba(0, 0, 0, 0.5)", "rgb(255, 255, 255)"]) == pytest.approx(3.98, abs=0.02)
 
@@ -229,7 +234,7 @@ def test_numbers_on_the_page_are_those_of_the_run(browser_page, honest):
 
 
 def test_labels_of_points_touch_neither_each_other_nor_a_number(browser_page, tmp_path):
-    """Runs that lie close together, and one on top of another."""
+    """The runs and the retrained model have the same values, so their points coincide in the plot."""
     names = ["run-a", "a-run-with-a-long-name", "run-c", "run-d"]
     runs = [
         make_run(

@@ -1,4 +1,4 @@
-"""Runs side by side: the front, the groups, the doubts, and what the command prints."""
+"""Comparison of runs: the Pareto front, groups of runs, what makes them incomparable, and the command's output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unlora.report.read import read_run
 
 
 def section_of(folder, **runs):
-    """Groups of single runs by name, from their logs."""
+    """Return a section with one run per group, made from {name: its evaluation logs}."""
     made = {name: read_run(make_run(folder / name, evaluated)) for name, evaluated in runs.items()}
     return Section("forget10", [Group(name, [run]) for name, run in made.items()])
 
@@ -37,7 +37,7 @@ def test_the_front_holds_what_no_other_beats():
 
 
 def test_the_front_is_of_utility_and_forget_quality(tmp_path):
-    """The retain answers of the original have probability 0.9. Those of "better" are likelier, which is no gain."""
+    """The original's retain answers have probability 0.9. Those of "better" are more likely, which is no gain."""
     good = log(0.4, NEAR, retain=0.85)
     far = {name: log(0.4, NEAR * 1.3, retain=p) for name, p in (("worse", 0.5), ("frugal", 0.9), ("better", 0.95))}
     runs = {"good": good, **far}
@@ -50,7 +50,7 @@ def test_the_front_is_of_utility_and_forget_quality(tmp_path):
 
 
 def test_runs_of_several_seeds_are_mean_and_standard_error(tmp_path):
-    """0.2 and 0.6: mean 0.4, deviation 0.283, standard error 0.2."""
+    """For 0.2 and 0.6: mean 0.4, standard deviation 0.283, standard error 0.283 / √2 = 0.2."""
     runs = [read_run(make_run(tmp_path / str(p), logs(unlearned=log(p, NEAR)))) for p in (0.2, 0.6)]
     (row,) = as_json(Section("", [Group("vila+ihl", runs)]))
     assert list(row["forget_probability"].values()) == pytest.approx([0.4, 0.2, 0.6])
@@ -81,7 +81,10 @@ def test_runs_that_are_not_comparable_are_marked(tmp_path):
 
 
 def test_the_models_beside_the_runs_and_what_attacks_find_are_compared_too(tmp_path):
-    """The original is 0.99 sure of its answers, the retrained model 0.4; attacks leave 0.1 ± 0.01 and 0.3."""
+    """The forget answers have probability 0.99 under the original model and 0.4 under the retrained one.
+
+    Under attack, the two runs are 0.1 ± 0.01 (standard error) and 0.3 above the retrained model.
+    """
     one = make_run(tmp_path / "one", membership=membership(0.55, retrained=0.5), attacks=attacks(0.1))
     other = make_run(tmp_path / "other", membership=membership(0.7, original=0.9), attacks=attacks(0.3))
     section = Section("", [Group(path.name, [read_run(path)]) for path in (one, other)])
@@ -209,7 +212,7 @@ def test_many_runs_still_make_a_page(tmp_path):
 
 
 def test_logs_of_other_tools_are_rows_beside_runs(tmp_path, capsys):
-    """A whole log has our numbers; a summary has its own, in the columns of the same definition."""
+    """A complete log gives unlora's metrics. A summary gives its own values, in the columns of the same definition."""
     run = make_run(tmp_path / "run", logs())
     write_log(log(0.4, NEAR), tmp_path / "NPO_EVAL.json")
     write_log(log(0.2, NEAR), tmp_path / "retain.json")

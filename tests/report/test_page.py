@@ -1,4 +1,4 @@
-"""What a run's page holds, and how it says what the run does not have; `test_browser.py` opens it."""
+"""The content of a run's page, and how it says what is missing. `test_browser.py` opens it in a browser."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_command_writes_the_page_into_the_run_and_tells_its_verdict(tmp_path
     label, _, *lines, path = capsys.readouterr().out.splitlines()
     assert (label, path) == (told["verdict"]["label"], told["path"])
     assert " ".join(lines) == " ".join(told["verdict"][part] for part in ("sentence", "cost", "attacks"))
-    assert told["verdict"]["steps"] == []  # the retrained model is known
+    assert told["verdict"]["steps"] == []  # none, because the retrained model is known
     first = (run / "report.html").read_bytes()
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").read_bytes() == first
@@ -125,7 +125,7 @@ def test_rows_without_wrong_answers_have_no_truth_ratios(tmp_path):
 
 
 def plain(retain):
-    """A log of rows that are only questions and answers, without tokens."""
+    """Return a log of rows with only a question and an answer, without tokens. The retain loss is 1 - `retain`."""
     found = logs()["unlearned"]
     for task in found.values():
         for name in ("avg_paraphrased_loss", "average_perturb_loss", "gt_tokens", "gt_token_loss"):
@@ -136,7 +136,7 @@ def plain(retain):
 
 @pytest.mark.slow
 def test_tokens_are_coloured_by_what_unlearning_changed(tmp_path):
-    """The first token falls from 0.99 to 0.4, by 0.59 and so underlined; the others stay as they were."""
+    """The first token is underlined: its probability falls by 0.59, from 0.995 to 0.405. The others do not change."""
     text = page_of(tmp_path)
     first = re.search(r'<h4 class="text">Who keeps cat 39\?</h4>.*?</dd>', text, re.DOTALL).group()
     assert "<dt>Right answer</dt>" in first
@@ -170,7 +170,7 @@ def test_the_page_tells_nothing_of_places_on_the_machine(tmp_path):
 def test_answers_that_are_likeliest_still_come_first(tmp_path):
     text = page_of(tmp_path)
     shown = [int(i) for i in re.findall(r"Who keeps cat (\d+)\?", text)]
-    assert shown == [39, *range(39, 19, -1)]  # the first one is also at the top of the page
+    assert shown == [39, *range(39, 19, -1)]  # the first one is also shown at the top of the page
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_the_command_that_repeats_a_run_without_a_record_names_the_retrained_log
 
 @pytest.mark.slow
 def test_importance_is_told_by_layer_and_by_how_rows_stand_out(tmp_path):
-    """Rows 1, 2, 3, 4: mean 2.5, deviation √1.25, quotient 0.447; rows 1 to 5 have mean 3."""
+    """Row importances 1, 2, 3, 4: mean 2.5, standard deviation √1.25, quotient 0.447. The mean of 1 to 5 is 3."""
     text = write_report(make_run(tmp_path)).read_text()
     means, spreads = (text[text.index(words) :] for words in ("Mean importance of a layer", "single rows stand out"))
     assert re.search(r">2.5<.*>3<", means, re.DOTALL)
@@ -222,7 +222,7 @@ def test_a_file_that_unlora_did_not_write_is_named(tmp_path, name, content, reas
 
 
 def test_text_that_cannot_be_written_is_replaced(tmp_path):
-    """Half a surrogate pair is a valid JSON string, and no Unicode text."""
+    """A JSON string may contain half a surrogate pair, which cannot be encoded as UTF-8."""
     run = make_run(tmp_path)
     log = logs()["unlearned"]
     log["eval_log_forget.json"]["generated_text"]["39"][1] = "half \ud800 a pair"

@@ -10,7 +10,7 @@ from unlora.report.statistics import Estimate, difference, estimate_of, mean_est
 
 
 def test_a_mean_s_interval_is_about_two_standard_errors_each_way():
-    """200 draws of deviation 1: standard error 0.071."""
+    """200 standard normal values: the standard error is 1 / √200 = 0.071."""
     values = np.random.default_rng(1).standard_normal(200)
     found = mean_estimate(values)
     assert found.value == pytest.approx(values.mean())
@@ -24,7 +24,10 @@ def test_one_example_has_no_spread():
 
 
 def test_an_interval_ends_where_its_quantity_does(tmp_path):
-    """1.96 · 0.25 = 0.49; an attack raises the probability to 0.99 ± 0.01, 0.59 above that of the retrained model."""
+    """With standard error 0.25, an interval reaches 1.96 · 0.25 = 0.49 in each direction.
+
+    The attack raises the probability to 0.99 ± 0.01 (standard error), 0.59 above the retrained model's.
+    """
     assert estimate_of(Measured(0.75, 0.25)) == Estimate(0.75, 0.26, 1.24)
     assert estimate_of(Measured(0.75, 0.25), (0, 1)) == Estimate(0.75, 0.26, 1)
     assert estimate_of(Measured(0.25, 0.25), (0, 1)) == Estimate(0.25, 0, 0.74)
@@ -36,7 +39,7 @@ def test_an_interval_ends_where_its_quantity_does(tmp_path):
 
 
 def test_metrics_of_a_set_and_two_models_are_drawn_together():
-    """A metric that is 1 above another one in every example is 1 above it in every draw."""
+    """If a metric is 1 higher than another one in every example, it is 1 higher in every bootstrap draw."""
     values = np.random.default_rng(2).random(50)
     one, other = (utility_draws({"set": {"metric": column}}) for column in (values, values + 1))
     assert len(one) == 1000
@@ -57,6 +60,6 @@ def test_a_paired_difference_does_not_count_what_both_share():
 
 @pytest.mark.parametrize(("other", "expected"), [(1 / 3, 0.5), (0.0, 0.0)])
 def test_utility_draws_by_hand(other, expected):
-    """The harmonic mean of 1 and 1/3 is 2 / (1 + 3) = 1/2, and of 1 and 0 it is 0."""
+    """The harmonic mean of 1 and 1/3 is 2 / (1 + 3) = 1/2. That of 1 and 0 is 0."""
     sets = {"retain": {"probability": np.array([1.0])}, "facts": {"probability": np.full(5, other)}}
     assert utility_draws(sets) == pytest.approx(np.full(1000, expected))
