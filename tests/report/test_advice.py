@@ -1,4 +1,4 @@
-"""The next step without a retrained model, and what to change if hardly anything was forgotten."""
+"""The suggested next steps: without a retrained model, and if hardly anything was forgotten."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from unlora.report.verdict import verdict
 ALONE = logs(retrained=None)
 
 
-def told(folder, *args, here=False, **files):
+def verdict_of(folder, *args, here=False, **files):
     run = read_run(make_run(folder, *args, **files))
     return verdict(run, summarise_run(run), Place.here(run) if here else None)
 
 
-def test_how_many_unseen_rows_settle_it_by_hand():
-    """(n + m + 1) / (12 n m) ≤ (0.25 / 1.96)²: of 40 rows 47 / 3,360 = 0.0140 does, 46 / 2,880 = 0.0160 does, too."""
+def test_how_many_unseen_rows_a_test_needs_by_hand():
+    """The variance of an AUC, (n + m + 1) / (12 n m), may be at most (0.25 / 1.96)² = 0.01627.
+
+    For 40 forget rows, 7 unseen rows are enough: 48 / 3,360 = 0.01429. With 6, it is 47 / 2,880 = 0.01632.
+    """
     assert rows_that_settle(5) is None
     for rows in (6, 8, 40, 400):
         needed = rows_that_settle(rows)
@@ -30,7 +33,7 @@ def test_how_many_unseen_rows_settle_it_by_hand():
 
 def test_without_a_retrained_model_the_next_step_is_a_command(tmp_path):
     settings = {"forget_data": "some folder", "forget_name": "forget", "forget_split": "train"}
-    (step,) = told(tmp_path, ALONE, settings, here=True).steps
+    (step,) = verdict_of(tmp_path, ALONE, settings, here=True).steps
     assert "At least 7 rows like the 40 of the forget set" in step.text
     assert step.command == (
         f"unlora membership --on {tmp_path} --forget_data 'some folder' --forget_name forget "
@@ -39,19 +42,19 @@ def test_without_a_retrained_model_the_next_step_is_a_command(tmp_path):
 
 
 def test_a_page_s_commands_do_not_say_where_the_run_is(tmp_path):
-    (step,) = told(tmp_path, ALONE, {"forget_data": f"{tmp_path}/f.jsonl"}).steps
+    (step,) = verdict_of(tmp_path, ALONE, {"forget_data": f"{tmp_path}/f.jsonl"}).steps
     assert step.command.startswith("unlora membership --on RUN --forget_data f.jsonl ")
 
 
-def test_few_rows_are_told_that_no_test_can_settle_it(tmp_path):
+def test_few_forget_rows_are_too_few_for_any_test(tmp_path):
     few = {model: judged(log(p, FAR[:4])) for model, p in (("original", 0.99), ("unlearned", 0.1))}
-    (step,) = told(tmp_path, few).steps
+    (step,) = verdict_of(tmp_path, few).steps
     assert "4 forget rows are too few for a test" in step.text
 
 
 def test_a_verdict_that_rests_on_a_test_needs_no_next_step(tmp_path):
-    assert told(tmp_path / "a").steps == ()
-    assert told(tmp_path / "b", ALONE, membership=membership()).steps == ()
+    assert verdict_of(tmp_path / "a").steps == ()
+    assert verdict_of(tmp_path / "b", ALONE, membership=membership()).steps == ()
 
 
 HARDLY = logs(retrained=None, original=judged(log(0.99, FAR), 0, 40), unlearned=judged(log(0.9, FAR), 0, 38))
@@ -69,7 +72,7 @@ HARDLY = logs(retrained=None, original=judged(log(0.99, FAR), 0, 40), unlearned=
 )
 def test_if_hardly_anything_was_forgotten_the_run_says_what_to_change(tmp_path, settings, train, flags):
     rows = [{"step": 5, "forget_loss": 1.0, **train}]
-    found = told(tmp_path, HARDLY, settings, metrics={"train": rows})
+    found = verdict_of(tmp_path, HARDLY, settings, metrics={"train": rows})
     assert (found.state, found.label) == ("apart", "Hardly anything was forgotten")
     assert "38 of 40 answers still reveal the fact" in found.answers
     change, compare = found.steps
@@ -82,12 +85,12 @@ def test_if_hardly_anything_was_forgotten_the_run_says_what_to_change(tmp_path, 
     ("probability", "given_away"),
     [(0.5, 40), (0.9, 10)],
 )
-def test_one_measure_that_fell_is_not_hardly_anything(tmp_path, probability, given_away):
-    found = told(tmp_path, HARDLY | {"unlearned": judged(log(probability, FAR), 0, given_away)})
+def test_something_was_forgotten_if_one_measure_fell(tmp_path, probability, given_away):
+    found = verdict_of(tmp_path, HARDLY | {"unlearned": judged(log(probability, FAR), 0, given_away)})
     assert found.state == "untested"
 
 
 def test_what_a_retrained_model_knows_too_need_not_be_forgotten(tmp_path):
-    """0.75 of the original's 0.99, but only 0.05 above the retrained model's."""
-    found = told(tmp_path, logs(unlearned=log(0.75, FAR * 3), retrained=log(0.7, NEAR)))
+    """The probability is still 0.75, originally 0.99, but this is only 0.05 above the retrained model's."""
+    found = verdict_of(tmp_path, logs(unlearned=log(0.75, FAR * 3), retrained=log(0.7, NEAR)))
     assert found.label == "Still distinguishable"

@@ -1,4 +1,4 @@
-"""Counts of answers that reveal the fact or are broken text: in the verdict, on the page, and side by side."""
+"""Counts of answers that reveal the fact or are broken text: in the verdict, on the page and in comparisons."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def run_with(folder, broken=0, given_away=0, **others):
     return make_run(folder, found)
 
 
-def told(folder, *args, **others):
+def verdict_of(folder, *args, **others):
     run = read_run(run_with(folder, *args, **others))
     return verdict(run, summarise_run(run))
 
 
 def test_the_headline_counts_answers_next_to_those_of_the_other_models(tmp_path):
-    assert told(tmp_path, 2, 3).answers == (
+    assert verdict_of(tmp_path, 2, 3).answers == (
         "3 of 40 answers still reveal the fact (original model: 40; retrained model: 1). "
         "2 of 40 answers are broken text (original model: 0; retrained model: 0)."
     )
@@ -45,12 +45,15 @@ def test_the_headline_counts_answers_next_to_those_of_the_other_models(tmp_path)
     ],
 )
 def test_broken_text_and_revealed_facts_are_no_success(tmp_path, broken, given_away, label):
-    """Fisher's one-sided p of 4 or 5 against 0 of 40 is 0.058 and 0.027, of 6 or 7 against 1 it is 0.054 and 0.028."""
-    assert told(tmp_path, broken, given_away).label == label
+    """One-sided p-values of Fisher's exact test on counts out of 40.
+
+    4 against 0: 0.058, 5 against 0: 0.027; 6 against 1: 0.054, 7 against 1: 0.028.
+    """
+    assert verdict_of(tmp_path, broken, given_away).label == label
 
 
 def test_fisher_s_exact_test_by_hand():
-    """3 of 3 against 0 of 3: 1 of the 20 ways to choose three."""
+    """3 of 3 against 0 of 3: only one of the 20 ways to choose three of six answers is as extreme, so p = 1/20."""
     assert not Count(3, 3).exceeds(Count(0, 3), 0.05)
     assert Count(3, 3).exceeds(Count(0, 3), 0.0501)
 
@@ -67,7 +70,7 @@ def test_the_worst_answers_are_shown(tmp_path):
     assert "<strong>2 of 40</strong> answers that give the fact away" in page
 
 
-def test_counts_stand_beside_each_other(tmp_path):
+def test_counts_are_compared_between_runs(tmp_path):
     runs = [read_run(run_with(tmp_path / name, *counts)) for name, counts in {"a": (1, 2), "b": (5, 0)}.items()]
     section = Section("", [Group("one", runs[:1]), Group("both", runs)])
     table = comparison(section)

@@ -1,4 +1,4 @@
-"""Runs that forget texts: MUSE's and the harness's numbers on the page, in the verdict and side by side."""
+"""Runs evaluated with MUSE or lm-evaluation-harness: their numbers on the page, in the verdict and in comparisons."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unlora.report.verdict import verdict
 MODELS = {"scores_original": muse(0.9, 0.8, 0.7, above=50), "scores_unlearned": muse(), "scores_retrained": muse(0.45)}
 
 
-def told(folder, **files):
+def verdict_of(folder, **files):
     run = read_run(make_run(folder, {}, **files))
     return verdict(run, summarise_run(run))
 
@@ -31,7 +31,10 @@ def page_of(folder, **files):
 
 
 def test_muse_s_numbers_by_hand(tmp_path):
-    """40 values evenly over 40 ± 10 % have variance 10² · 41 · 40 / (3 · 39²), so an error of 0.948 points."""
+    """40 evenly spaced values from 30 % to 50 % have the sample variance 10² · 41 · 40 / (3 · 39²) = 35.94.
+
+    The standard error of their mean is √(35.94 / 40) = 0.948 points.
+    """
     summary = summarise_run(read_run(make_run(tmp_path, {}, **MODELS)))
     known = summary.scores["knowmem_f"]["unlearned"]
     assert (known.value, known.high - known.value) == (pytest.approx(40), pytest.approx(1.96 * 0.948, rel=1e-3))
@@ -43,7 +46,7 @@ def test_muse_s_numbers_by_hand(tmp_path):
 
 
 def test_a_group_of_tasks_is_one_number_and_axes_are_means_over_tasks(tmp_path):
-    """Of 0.3 and 0.4: 0.35, with error 0.02 / √2."""
+    """The mean of 0.3 and 0.4, each with standard error 0.02, is 0.35 with standard error 0.02 / √2."""
     summary = summarise_run(read_run(make_run(tmp_path, {}, scores_unlearned=tasks())))
     assert list(summary.scores) == ["wmdp_bio acc", "wmdp_cyber acc", "mmlu acc"]
     utility, forgetting = summary.axes.points["unlearned"]
@@ -52,23 +55,26 @@ def test_a_group_of_tasks_is_one_number_and_axes_are_means_over_tasks(tmp_path):
 
 
 def test_muse_s_unseen_texts_decide(tmp_path):
-    """The same scores as unseen texts have area 0.5, scores 50 above all of them 1; 85.7 % of the utility is left."""
-    cheap = told(tmp_path / "a", **MODELS | {"scores_unlearned": muse(retain=0.7)})
+    """The AUC is 0.5 if the forget texts have the scores of the unseen texts, and 1 if all are 50 higher.
+
+    The costly run keeps 60 / 70 = 85.7 % of the utility.
+    """
+    cheap = verdict_of(tmp_path / "a", **MODELS | {"scores_unlearned": muse(retain=0.7)})
     assert cheap.state == "alike"
     assert "min_k_40: AUC 0.500 ± 0.065, original 1.000 ± 0.002, retrained 0.500" in cheap.sentence
     assert "Knowledge of the forget set (knowmem_f) went from 80 to 40" in cheap.sentence
-    costly = told(tmp_path / "b", **MODELS)
+    costly = verdict_of(tmp_path / "b", **MODELS)
     assert costly.label == "No difference found, but at a high cost"
     assert "Knowledge of the retain set (knowmem_r) went from 70 to 60: 85.7 % of it was kept" in costly.cost
-    assert told(tmp_path / "c", **MODELS | {"scores_unlearned": muse(above=50)}).state == "apart"
+    assert verdict_of(tmp_path / "c", **MODELS | {"scores_unlearned": muse(above=50)}).state == "apart"
 
 
 def test_without_unseen_texts_only_the_change_is_told(tmp_path):
-    found = told(tmp_path / "a", scores_original=tasks(0.6), scores_unlearned=tasks())
+    found = verdict_of(tmp_path / "a", scores_original=tasks(0.6), scores_unlearned=tasks())
     assert found.state == "untested"
     assert "Accuracy on subjects to forget went from 0.65 to 0.35" in found.sentence
     assert "Accuracy on subjects to keep went from 0.5 to 0.5: 100.0 % of it was kept" in found.cost
-    alone = told(tmp_path / "b", scores_unlearned=tasks())
+    alone = verdict_of(tmp_path / "b", scores_unlearned=tasks())
     assert "is 0.35 (95 % interval 0.322 to 0.378)" in alone.sentence
     assert "The original model's is not known" in alone.cost
 
@@ -92,7 +98,7 @@ def test_a_bench_keeps_the_log_beside_the_run(tmp_path):
 
 
 def test_runs_are_compared_by_the_benchmark_s_own_axes(tmp_path):
-    """Less of what is to be forgotten is better: the first forgets more, the second keeps more, the third neither."""
+    """Lower accuracy on subjects to forget is better. "deep" forgets most, "kind" keeps most, "poor" does neither."""
     values = {"deep": (0.1, 0.5), "kind": (0.3, 0.6), "poor": (0.4, 0.5)}
     runs = {
         name: read_run(make_run(tmp_path / name, {}, scores_original=tasks(0.6, 0.7), scores_unlearned=tasks(*pair)))
@@ -106,7 +112,7 @@ def test_runs_are_compared_by_the_benchmark_s_own_axes(tmp_path):
     write_comparison([section], tmp_path / "page.html")
     text = html.unescape((tmp_path / "page.html").read_text())
     assert "forgetting downwards. On the Pareto front (dotted): deep, kind." in text
-    assert text.count("<svg") == 1  # no plots of what these runs have not
+    assert text.count("<svg") == 1  # there are no plots of numbers that these runs do not have
 
 
 @pytest.mark.parametrize(
