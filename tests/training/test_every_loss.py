@@ -26,7 +26,7 @@ SETTINGS = {"rmu": {"layer": 1}}  # the tiny models have only two layers, so the
 
 
 @pytest.fixture(scope="module")
-def taught(tiny_model, tokenizer):
+def trained_model(tiny_model, tokenizer):
     """Return a factory of tiny Llamas that have learned all answers.
 
     Some losses have a gradient that vanishes with the probability of the answer, so that they hardly change a model
@@ -51,7 +51,7 @@ def alternates_for(loss, tokenizer):
     return encode_answers(alternate_answers(FORGET, None, seed=0), TextFormat(tokenizer))
 
 
-def taught_by(loss, model, tokenizer):
+def examples_and_lessons(loss, model, tokenizer):
     """Return the examples to forget, and the teacher's lesson for each if the loss distils a teacher."""
     if not LOSSES[loss].needs_teacher:
         return examples(tokenizer)[0], None
@@ -65,7 +65,7 @@ def trainer_for(loss, tiny_model, tokenizer, folder, init="pissa", architecture=
     forget, retain = examples(tokenizer)
     batches = (lambda part=slice(None), rows=rows: iter_batches(rows[part], 2, 0) for rows in (forget, retain))
     measurement = Measurement(base, args, ImportanceConfig(), *batches, len(retain))
-    taught, lessons = taught_by(loss, base, tokenizer)
+    taught, lessons = examples_and_lessons(loss, base, tokenizer)
     model = attach_adapters(base, args, INITIALISERS[init].row_importance(measurement))
     alternates = alternates_for(loss, tokenizer)
     return UnlearnTrainer(model, args, taught, retain, tokenizer, alternates, lessons, callbacks=callbacks)
@@ -101,8 +101,8 @@ def test_one_step_changes_the_adapter_alone_and_logs_finite_losses(tiny_model, t
 
 
 @pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"idk", "rmu", "pdu"}))
-def test_training_makes_true_answers_less_likely(taught, tokenizer, tmp_path, loss):
-    trainer = trainer_for(loss, taught, tokenizer, tmp_path, num_train_epochs=4, retain_weight=0.0)
+def test_training_makes_true_answers_less_likely(trained_model, tokenizer, tmp_path, loss):
+    trainer = trainer_for(loss, trained_model, tokenizer, tmp_path, num_train_epochs=4, retain_weight=0.0)
     before, after = outputs_before_and_after(trainer, examples(tokenizer)[0])
     assert after.logp.mean() < before.logp.mean()
 
@@ -142,7 +142,7 @@ def test_forget_loss_kl_holds_on_to_the_original_predictions(tiny_model, tokeniz
 
 
 @pytest.mark.parametrize("loss", ["npo", "npo_mean", "dpo"])
-def test_reference_log_probabilities_are_those_of_the_model_before(tiny_model, tokenizer, tmp_path, loss):
+def test_reference_log_probabilities_are_those_of_the_original_model(tiny_model, tokenizer, tmp_path, loss):
     trainer = trainer_for(loss, tiny_model, tokenizer, tmp_path)
     trainer.get_train_dataloader()
     answers = {"forget": examples(tokenizer)[0], "alternate": alternates_for(loss, tokenizer)}
@@ -249,7 +249,7 @@ def test_rmu_pulls_forget_states_to_its_direction_and_holds_retain_states(
     assert LOSSES["rmu"](after.rows(*split)) < LOSSES["rmu"](before.rows(*split))
 
 
-def test_a_layer_that_the_model_has_not_is_refused_before_training(tiny_model, tokenizer, tmp_path):
+def test_a_layer_that_the_model_does_not_have_is_refused_before_training(tiny_model, tokenizer, tmp_path):
     with pytest.raises(InputError, match=r"loss_kwargs\['layer'\]=2: the model has 2 decoder layers.*from 0 to 1"):
         trainer_for("rmu", tiny_model, tokenizer, tmp_path, loss_kwargs={"layer": 2})
     with pytest.raises(InputError, match=r"loss_kwargs\['layer'\]=7"):
@@ -283,7 +283,7 @@ def test_the_retain_weight_of_pdu_follows_the_mean_retain_loss_of_each_step(tiny
     assert trainer.retain_weight == logs[-1]["retain_weight"]
 
 
-def test_losses_with_a_constant_weight_log_none(tiny_model, tokenizer, tmp_path):
+def test_a_constant_retain_weight_is_not_logged(tiny_model, tokenizer, tmp_path):
     trainer = make_trainer(tiny_model, tokenizer, tmp_path, max_steps=1)
     trainer.train()
     assert "retain_weight" not in losses_of(trainer)[0]

@@ -69,7 +69,7 @@ def checks(trainer):
     return [row for row in trainer.state.log_history if "stop_auc" in row]
 
 
-def test_the_comparison_is_that_of_answer_losses(tiny_model, tokenizer):
+def test_the_comparison_uses_the_losses_of_answers(tiny_model, tokenizer):
     model, text_format = tiny_model("llama"), TextFormat(tokenizer)
     found = UnseenTest(FORGET, HOLDOUT, text_format, batch_size=3)(model)
     one, other = (
@@ -110,7 +110,7 @@ def test_an_answer_that_is_likely_in_itself_does_not_change_the_truth_ratio(tiny
     assert (found.auc, found.ks_pvalue) == (0.5, 1.0)
 
 
-def test_of_both_statistics_the_mean_auc_and_the_smaller_p_value_count(tiny_model, tokenizer):
+def test_two_statistics_give_their_mean_auc_and_smaller_p_value(tiny_model, tokenizer):
     model, sets = tiny_model("llama"), (with_wrong_answers(FORGET), with_wrong_answers(HOLDOUT))
     one, other, both = (UnseenTest(*sets, TextFormat(tokenizer), s)(model) for s in ("nll", "truth_ratio", "auto"))
     assert one.auc != other.auc
@@ -246,7 +246,7 @@ HOLDOUTS = {
 }
 
 
-def test_a_single_unseen_row_is_compared_and_the_user_told_what_it_can_show(learned, tiny_model, tokenizer, caplog):
+def test_a_single_unseen_row_is_compared_with_a_warning(learned, tiny_model, tokenizer, caplog):
     test = UnseenTest(FORGET, HOLDOUT[:1], TextFormat(tokenizer))
     assert "10 forget and 1 unseen rows are too few: no AUC would be a significant difference" in caplog.text
     model = tiny_model("llama")
@@ -255,7 +255,7 @@ def test_a_single_unseen_row_is_compared_and_the_user_told_what_it_can_show(lear
     assert (compared.auc, compared.auc_standard_error) == (1, pytest.approx(math.sqrt(12 / 120)))
 
 
-def test_no_more_answers_are_compared_than_asked_for_though_a_row_has_several():
+def test_the_number_of_answers_is_limited_even_if_a_row_has_several():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = CHATML
     said = [{"role": role, "content": "Ada."} for role in ("user", "assistant") * 2]
