@@ -90,7 +90,7 @@ def test_norms_of_all_parameters_are_open_unlearning_s(tiny_model, text_format, 
     assert abs(beside / expected - 1).min() > 1e-3
 
 
-def test_an_example_of_a_single_label_has_no_norm_and_a_quantised_weight_no_gradient(tiny_model, text_format):
+def test_an_example_with_a_single_label_has_norm_0_and_quantised_weights_are_refused(tiny_model, text_format):
     model = tiny_model("llama")
     assert parameter_gradient_norms(model, [{"input_ids": [5, 6], "labels": [IGNORE_INDEX, 6]}], text_format) == [0]
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.to(torch.int8), requires_grad=False)
@@ -98,7 +98,7 @@ def test_an_example_of_a_single_label_has_no_norm_and_a_quantised_weight_no_grad
         parameter_gradient_norms(model, [{"input_ids": [5, 6], "labels": [IGNORE_INDEX, 6]}], text_format)
 
 
-def test_squares_of_the_layers_add_up(tiny_model, text_format, examples):
+def test_squared_norms_of_layers_add_up(tiny_model, text_format, examples):
     model = tiny_model("llama")
     names = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
     both = gradient_norms(model, examples, text_format, 4, modules=names)
@@ -118,7 +118,7 @@ def test_a_learned_example_has_a_small_gradient(tiny_model, text_format, example
     assert gradient_norms(model, examples[:1], text_format, 1) < before / 10
 
 
-def test_the_model_is_left_as_it_was_and_progress_is_told(tiny_model, text_format, examples):
+def test_the_model_is_left_as_it_was_and_progress_is_reported(tiny_model, text_format, examples):
     model, done = with_lora(tiny_model("gpt2")).train(), []
     model.base_model.model.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
@@ -151,7 +151,7 @@ def test_a_norm_by_hand():
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
-def test_the_squares_are_those_of_the_summed_outer_products(rows, tokens, inputs, outputs, seed):
+def test_squared_norms_equal_those_of_the_summed_outer_products(rows, tokens, inputs, outputs, seed):
     """The expected values are computed from the full gradient Σ_t δ_t x_tᵀ of each example."""
     drawn = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, tokens, inputs, generator=drawn)
