@@ -27,5 +27,5 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all_others():
 
 
 @pytest.mark.parametrize("value", ["something", None, 3])
-def test_a_name_that_is_near_to_none_gets_the_list_alone(value):
+def test_a_name_without_a_close_match_gets_only_the_list(value):
     assert unknown_name("loss", value, ["npo", "ihl"]).fix == "use one of ihl, npo"

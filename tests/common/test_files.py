@@ -71,14 +71,14 @@ def test_json_and_text_are_written_as_utf8(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_numbers_that_json_has_not_are_refused_and_the_old_file_stays(tmp_path, value):
+def test_numbers_that_are_not_json_are_refused_and_the_old_file_stays(tmp_path, value):
     write_json(tmp_path / "a.json", 1)
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", [value])
     assert (tmp_path / "a.json").read_text() == "1\n"
 
 
-def test_what_killed_processes_left_of_a_file_is_deleted_by_the_next_that_writes_it(tmp_path):
+def test_partial_files_of_killed_processes_are_deleted_by_the_next_write(tmp_path):
     killed = os.fork()
     if killed == 0:
         os._exit(0)
@@ -92,7 +92,7 @@ def test_what_killed_processes_left_of_a_file_is_deleted_by_the_next_that_writes
     assert {path.name for path in tmp_path.iterdir()} == left
 
 
-def test_no_link_that_somebody_put_in_the_way_is_followed(tmp_path):
+def test_a_planted_link_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("precious")
     place = tmp_path / f".file.{os.getpid()}.partial"
     place.symlink_to(tmp_path / "precious")
@@ -111,7 +111,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["old", "old/new"]
 
 
-def test_errors_of_a_full_disk_are_told_from_others():
+def test_errors_of_a_full_disk_are_distinguished_from_others():
     full = "No space left on device"
     assert why_unwritable(OSError(errno.ENOSPC, full, "a.json")) == f"{full}: a.json"
     assert why_unwritable(RuntimeError(f"I/O error: {full} (os error {errno.ENOSPC})")) == full

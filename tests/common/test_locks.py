@@ -49,7 +49,7 @@ def test_a_second_writer_is_refused_until_the_first_one_is_killed(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["file"]
 
 
-def test_a_folder_in_which_nothing_was_written_is_gone_again(tmp_path):
+def test_a_folder_in_which_nothing_was_written_is_deleted(tmp_path):
     with writing_to(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
     assert not list(tmp_path.iterdir())
@@ -67,7 +67,7 @@ def test_a_place_that_cannot_be_a_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_who_wants_the_same_thing_waits_for_it(tmp_path, killed):
+def test_a_second_process_waits_for_the_first_unless_that_was_killed(tmp_path, killed):
     target, waited = tmp_path / "cache" / "model", []
 
     def make(told):

@@ -27,14 +27,14 @@ def test_active_characters_are_marked_and_the_others_stay():
     assert plain("a\n\tü ל 日本 🙂 [bold]") == "a\n\tü ל 日本 🙂 [bold]"
 
 
-def test_bars_are_drawn_on_a_terminal_alone():
+def test_bars_are_redrawn_on_a_terminal_only():
     for bars, expected in ((True, "\r 3/4 \x1b[A␛[2J"), (False, "␍ 3/4 ␛[A␛[2J")):
         stream = io.StringIO()
         PlainStream(stream, bars).write("\r 3/4 \x1b[A\x1b[2J")
         assert stream.getvalue() == expected
 
 
-def test_a_terminal_without_some_characters_gets_their_numbers():
+def test_characters_that_the_terminal_cannot_show_are_escaped():
     written = io.BytesIO()
     stream = io.TextIOWrapper(written, encoding="ascii")
     PlainStream(stream).write("é\x1b")

@@ -58,7 +58,7 @@ def test_a_plugin_is_loaded_once_and_known_to_every_command(write, capsys):
     assert plugins.flags() == ["--plugin", plugin]
 
 
-def test_its_hash_is_the_file_s_and_that_of_a_module_beside_it(write, tmp_path):
+def test_the_hashes_are_those_of_the_file_and_of_a_module_next_to_it(write, tmp_path):
     write("CAP = 3.0\n", "caps_beside.py")
     plugins.load_plugins(
         [write(LOSS.replace("cap=2.0", "cap=CAP").replace("\nfrom", "\nfrom caps_beside import CAP\nfrom", 1))]
@@ -73,7 +73,7 @@ def test_its_hash_is_the_file_s_and_that_of_a_module_beside_it(write, tmp_path):
     sys.modules.pop("caps_beside")
 
 
-def test_a_module_that_is_made_in_memory_is_no_file_of_the_plugin(write):
+def test_a_module_that_is_created_in_memory_is_not_a_file_of_the_plugin(write):
     """`torch._classes` is such a module: importing torch creates it, and its file name is `_classes.py`."""
     made = "import sys, types\nmade = sys.modules['made_in_memory'] = types.ModuleType('made_in_memory')\n"
     plugins.load_plugins([write(f"{made}made.__file__ = '_made.py'\n")])
@@ -108,7 +108,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("case", FAULTS)
-def test_what_is_wrong_with_a_plugin_is_told_by_file_and_line(write, capsys, case):
+def test_errors_while_a_plugin_is_loaded_name_its_file_and_line(write, capsys, case):
     text, message = FAULTS[case]
     if text is not None:
         write(text)
@@ -140,9 +140,7 @@ def test_a_file_that_is_not_python_is_refused(write):
         ("return logp", "loss='capped': it returned a tensor of shape ("),
     ],
 )
-def test_what_goes_wrong_while_a_plugin_is_used_is_told_by_file_and_line(
-    write, model_folder, data, capsys, body, message
-):
+def test_errors_while_a_plugin_is_used_have_no_traceback(write, model_folder, data, capsys, body, message):
     plugin = write(LOSS.replace("return logp.clamp(min=-cap).mean()", body))
     sets = ["--forget_data", str(data / "forget.jsonl"), "--retain_data", str(data / "retain.jsonl")]
     own = ["--plugin", plugin, "--loss", "capped", "--init", "lora", "--max_steps", "1", "--use_cpu"]
@@ -160,7 +158,7 @@ def test_a_configuration_cannot_name_a_plugin(write, capsys):
     assert "a configuration may come from somebody else, and a plugin is code" in capsys.readouterr().err
 
 
-def test_an_unknown_choice_says_how_to_name_an_own_one(write, capsys):
+def test_an_unknown_choice_says_how_to_add_a_plugin(write, capsys):
     needed = "--model_name_or_path m --forget_data f --retain_data r --output_dir o --loss capped"
     assert main(["validate", *needed.split()]) == 2
     assert "for one of your own, add --plugin FILE.py" in capsys.readouterr().err

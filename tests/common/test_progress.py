@@ -31,7 +31,7 @@ def out():
     return io.StringIO()
 
 
-def drawn(clock, out, steps, seconds, total=None, **settings):
+def output_of_bar(clock, out, steps, seconds, total=None, **settings):
     """Return the output of a bar of `steps` steps that take `seconds` each."""
     lines = PlainLines(out, clock)
     with tqdm(total=total, file=lines, mininterval=0, miniters=1, **settings) as shown_bar:
@@ -42,7 +42,7 @@ def drawn(clock, out, steps, seconds, total=None, **settings):
 
 
 def test_a_line_comes_after_the_delay_then_at_intervals_and_at_the_end(clock, out):
-    text = drawn(clock, out, 40, 1.0, total=40, desc="training", unit=" steps", postfix={"loss": 2})
+    text = output_of_bar(clock, out, 40, 1.0, total=40, desc="training", unit=" steps", postfix={"loss": 2})
     assert "\r" not in text
     assert "\x1b" not in text
     done = [line.split()[1] for line in text.splitlines()]
@@ -56,15 +56,15 @@ def test_a_line_comes_after_the_delay_then_at_intervals_and_at_the_end(clock, ou
 
 
 def test_a_step_under_the_delay_leaves_no_line(clock, out):
-    assert drawn(clock, out, 4, 0.4, total=4, desc="loading") == ""
+    assert output_of_bar(clock, out, 4, 0.4, total=4, desc="loading") == ""
 
 
 def test_a_bar_of_unknown_length_has_lines_too(clock, out):
-    text = drawn(clock, out, 5, 1.0, desc="texts", unit=" texts")
+    text = output_of_bar(clock, out, 5, 1.0, desc="texts", unit=" texts")
     assert text.splitlines()[0].startswith("texts: 2 texts [")
 
 
-def test_other_text_passes_as_it_is(clock, out):
+def test_other_text_is_passed_on_unchanged(clock, out):
     lines = PlainLines(out, clock)
     lines.write("a warning\n")
     lines.write("\n")
@@ -72,9 +72,9 @@ def test_other_text_passes_as_it_is(clock, out):
     assert out.getvalue() == "a warning\n\nno newline"
 
 
-def test_two_bars_of_one_name_both_begin_anew(clock, out):
+def test_a_second_bar_of_the_same_name_starts_anew(clock, out):
     for _ in range(2):
-        drawn(clock, out, 3, 1.0, total=3, desc="evaluation")
+        output_of_bar(clock, out, 3, 1.0, total=3, desc="evaluation")
     assert [line.split()[1] for line in out.getvalue().splitlines()] == ["2/3", "3/3"] * 2
 
 

@@ -35,7 +35,7 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("a
         (b"#" * 1_000_001, "at most 1000000 are allowed"),
     ],
 )
-def test_what_settings_are_not_written_in_is_refused(tmp_path, text, reason):
+def test_yaml_with_anything_but_plain_settings_is_refused(tmp_path, text, reason):
     (tmp_path / "a.yaml").write_bytes(text)
     with pytest.raises(ValueError, match=reason):
         read_yaml(tmp_path / "a.yaml")
@@ -59,7 +59,7 @@ def test_settings_are_read(tmp_path):
         ("", "Expecting value"),
     ],
 )
-def test_what_json_does_not_have_is_refused(text, reason):
+def test_text_that_is_not_strict_json_is_refused(text, reason):
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
 
