@@ -68,7 +68,7 @@ def test_a_merged_model_is_the_base_with_the_adapter(compared, model_folder, tmp
     assert merged.state_dict().keys() == base.state_dict().keys()
 
 
-def test_fewer_ranks_are_told_with_their_cost_and_what_they_leave_has_no_metrics(
+def test_a_lower_rank_is_reported_with_its_error_and_its_card_has_no_metrics(
     compared,
     model_folder,
     tmp_path,
@@ -98,7 +98,7 @@ def judged(run):
 
 
 @pytest.mark.slow
-def test_the_card_says_what_speaks_against_the_run(work, tmp_path):
+def test_the_card_has_the_verdict_and_the_results_of_attacks(work, tmp_path):
     assert export(work / "run", tmp_path / "before") == 0
     text = (tmp_path / "before" / "README.md").read_text()
     assert judged(work / "run") in text
@@ -149,7 +149,7 @@ def test_the_card_has_the_unlearned_metrics_as_the_hub_s_model_index(compared, c
     assert written["model-index"][0]["name"] == "card"
 
 
-def test_the_card_tells_counts_hashes_metrics_of_three_models_limits_and_loading(compared, card):
+def test_the_card_has_counts_hashes_metrics_of_three_models_limits_and_how_to_load(compared, card):
     record = json.loads((compared / "run" / "record.json").read_text())
     retrained = json.loads((compared / "first" / "metrics.json").read_text())["unlearned"]["sets"]["forget"][
         "probability"
@@ -168,7 +168,7 @@ def test_the_card_tells_counts_hashes_metrics_of_three_models_limits_and_loading
         assert text in card.text
 
 
-def test_the_card_says_nothing_of_the_rows_and_of_the_machine(compared, card, model_folder):
+def test_the_card_reveals_neither_rows_nor_local_paths(compared, card, model_folder):
     for row in FORGET:
         assert row["question"] not in card.content
         assert row["answer"] not in card.content
@@ -177,7 +177,7 @@ def test_the_card_says_nothing_of_the_rows_and_of_the_machine(compared, card, mo
     assert f"| forget set | `a local file` | {len(FORGET)} |" in card.text
 
 
-def test_a_base_that_is_a_folder_is_no_metadata_and_a_merged_model_no_adapter(compared, tmp_path):
+def test_a_local_base_is_not_in_the_metadata_and_a_merged_model_is_not_an_adapter(compared, tmp_path):
     export(compared / "run", tmp_path / "local")
     local = ModelCard.load(tmp_path / "local" / "README.md")
     assert local.data.base_model is None
@@ -207,7 +207,7 @@ def test_modules_of_several_ranks_are_not_for_vllm(compared, tmp_path, work):
         (shell, "a; rm -r `b`\n", "'a; rm -r '\"'\"'b'\"'\"''"),
     ],
 )
-def test_text_from_elsewhere_is_no_markup(function, text, shown):
+def test_untrusted_text_is_escaped(function, text, shown):
     assert function(text) == shown
 
 
@@ -379,7 +379,7 @@ def test_the_folder_is_uploaded_to_a_private_repository(compared, hub, tmp_path,
     assert ModelCard(hub.files["README.md"].decode()).data.model_name == "name"
 
 
-def test_a_public_repository_gets_nothing_unless_that_is_said(compared, hub, tmp_path, capsys):
+def test_nothing_is_uploaded_to_a_public_repository_unless_requested(compared, hub, tmp_path, capsys):
     hub.private = False
     assert export(compared / "run", tmp_path / "a", **PUSH) == 2
     assert "the repository exists already and is public" in capsys.readouterr().err
@@ -388,16 +388,14 @@ def test_a_public_repository_gets_nothing_unless_that_is_said(compared, hub, tmp
     assert hub.files
 
 
-def test_who_is_not_known_to_the_hub_is_told_so_before_anything_is_written(
-    compared, hub, tmp_path, monkeypatch, capsys
-):
+def test_an_invalid_token_is_reported_before_anything_is_written(compared, hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert export(compared / "run", tmp_path / "out", **PUSH) == 2
     assert "log in with `hf auth login`, or set HF_TOKEN" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_hub_that_cannot_be_reached_is_told_before_anything_is_written(compared, hub, tmp_path, capsys):
+def test_an_unreachable_hub_is_reported_before_anything_is_written(compared, hub, tmp_path, capsys):
     hub.shutdown()
     hub.server_close()
     assert export(compared / "run", tmp_path / "out", **PUSH) == 2
@@ -406,7 +404,7 @@ def test_a_hub_that_cannot_be_reached_is_told_before_anything_is_written(compare
     assert not (tmp_path / "out").exists()
 
 
-def test_an_upload_that_fails_leaves_the_folder_whole_and_says_how_to_go_on(
+def test_an_upload_that_fails_leaves_a_complete_folder_and_says_how_to_retry(
     compared, hub, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(Hub, "do_POST", lambda self: self.answer({"error": "no room"}, 403))

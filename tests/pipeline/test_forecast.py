@@ -30,7 +30,7 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(model_folder, dat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_row_of_another_set_of_wrong_answers_is_refused_before_anything_is_written(
+def test_rows_with_unequal_numbers_of_wrong_answers_are_refused_before_anything_is_written(
     model_folder, data, tmp_path, capsys
 ):
     rows = [FORGET[0], {**FORGET[1], "perturbed_answer": ["Nobody."]}]

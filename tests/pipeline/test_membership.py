@@ -106,7 +106,7 @@ def test_a_model_compared_with_itself_leaks_nothing_and_an_adapter_counts(comman
     assert adapted["scores"]["forget"]["loss"] != pytest.approx(retrained["scores"]["forget"]["loss"], rel=1e-3)
 
 
-def test_of_a_run_the_log_goes_where_its_report_reads_it(command, folder, tmp_path, capsys):
+def test_the_log_of_a_run_is_written_where_its_report_reads_it(command, folder, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(folder / "adapter", run / "adapter")
     (run / "config.yaml").write_text(f"model_name_or_path: {folder / 'model'}\nmodel_revision: main")
@@ -127,7 +127,7 @@ def test_the_model_without_its_adapter_may_be_the_reference(command, folder, tmp
     assert scores["forget"]["reference"] == pytest.approx([0] * 4, abs=1e-5)
 
 
-def test_only_the_first_row_is_scored_where_one_is_asked_for_with_the_error_of_one(command, tmp_path):
+def test_ds_size_1_scores_only_the_first_rows_with_their_standard_error(command, tmp_path):
     assert command(ds_size=1) == 0
     metrics = json.loads((tmp_path / "log.json").read_text())["metrics"]
     assert metrics["examples"] == {"forget": 1, "holdout": 1}
@@ -168,7 +168,7 @@ def test_a_retrained_log_of_other_rows_is_refused_before_weights_are_read(comman
     assert not (tmp_path / "log.json").exists()
 
 
-def test_a_retrained_log_of_as_many_other_rows_is_refused(command, folder, tmp_path, capsys):
+def test_a_retrained_log_of_other_rows_of_the_same_number_is_refused(command, folder, tmp_path, capsys):
     assert command(log=tmp_path / "retrained.json") == 0
     write_rows(folder / "data" / "changed.jsonl", [{"question": "Who keeps dog 9?", "answer": "Eve."}, *HOLDOUT[1:]])
     again = {"retrained": tmp_path / "retrained.json", "model_name_or_path": folder / "no weights"}

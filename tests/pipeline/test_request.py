@@ -44,7 +44,7 @@ def test_a_published_configuration_serves_every_initialiser(init, tmp_path):
         ({"init": "vila", "learning_rate": 1e-3, "max_steps": 9}, ("distil", "vila", 1e-3, 3.0, 2, False)),
     ],
 )
-def test_what_the_user_does_not_say_goes_with_the_loss(tmp_path, given, expected):
+def test_defaults_depend_on_the_loss(tmp_path, given, expected):
     names = {"model_name_or_path": "m", "forget_data": "f", "retain_data": "r", "output_dir": str(tmp_path / "run")}
     request = Request.of({**names, "use_cpu": True, **given})
     args = request.args
