@@ -1,4 +1,4 @@
-"""Both sides of one model: they answer as the evaluation has it, and every token has its own probability."""
+"""Answers and token probabilities of the original and the unlearned model, which match those of the evaluation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def text_format(request, tokenizer):
 
 @pytest.fixture
 def base(tiny_model):
-    """The original, with nothing on it."""
+    """The original model, without an adapter."""
     return tiny_model("llama")
 
 
@@ -76,7 +76,8 @@ def test_each_token_has_its_probability_in_a_plain_forward_pass(base, models):
         with torch.no_grad():
             logp = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         assert scored.logp[side] == pytest.approx(logp[range(len(tokens)), tokens].numpy(), rel=1e-4)
-    assert (np.exp(scored.logp["unlearned"]) > 1 / len(models.text_format.tokenizer)).all()  # greedy: the likeliest
+    # Greedy decoding chooses the most likely tokens, so each is more likely than the average token.
+    assert (np.exp(scored.logp["unlearned"]) > 1 / len(models.text_format.tokenizer)).all()
 
 
 def test_a_given_answer_has_the_probability_that_the_evaluation_gives_it(base, models):
@@ -93,7 +94,7 @@ def test_the_tokens_of_an_answer_are_its_text_and_its_end(models):
     text = "".join(scored.tokens).strip()
     assert text.startswith("Zoë ate.")
     assert text.endswith("<eos>")
-    assert scored.tokens.count("") == 1  # the first half of the ë
+    assert scored.tokens.count("") == 1  # the first of the two bytes of ë adds no text
 
 
 def test_whoever_stops_reading_stops_the_generation(models):
@@ -104,7 +105,7 @@ def test_whoever_stops_reading_stops_the_generation(models):
     answers.close()
     assert len(calls) < 100
     done = len(calls)
-    assert models.score(QUESTION, ANSWER).tokens  # nobody holds the model any longer
+    assert models.score(QUESTION, ANSWER).tokens  # the lock has been released
     assert len(calls) == done + 2
     assert models.model.active_adapters == ["default"]
 
@@ -156,7 +157,9 @@ def test_a_short_question_is_answered_while_a_long_one_is(models):
     long = last(models.answers("What does the gardener keep?", Sampling(60)))
     short.join()
     hook.remove()
-    sides = list(dict.fromkeys(order))  # a thread each: the long question's, and between them both of the short one
+    # Each answer has a thread of its own. The short question's second answer begins before the long question's first
+    # one ends.
+    sides = list(dict.fromkeys(order))
     assert len(sides) == 4
     assert order.index(sides[2]) < max(place for place, side in enumerate(order) if side is sides[0])
     assert last(models.answers("What does the gardener keep?", Sampling(60))) == long
