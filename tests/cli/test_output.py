@@ -1,4 +1,4 @@
-"""What commands print: tables and a path, only the path, or one JSON document."""
+"""The output of commands: tables and a path, the path alone, or one JSON document."""
 
 from __future__ import annotations
 
