@@ -34,6 +34,8 @@ from unlora.pipeline.request import Request
 from unlora.settings import EvalSettings, ImportanceConfig, ModelConfig
 
 AUTHORS = {"moments_per": "batch", "importance_batch_size": 4, "forget_passes": 10, "smoothing": "per_token"}
+# Retain examples of the methods that do not set their own number: all 576 of persona.
+RETAINED = 576
 PLAIN = {"init": "vila", "normalised": False}
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"init": "lora"},
@@ -49,7 +51,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "vila normalised": {"init": "vila"},
     "vila absolute normalised": {"init": "vila", "smoothing": "absolute"},
     "vila normalised, 1x retain": {"init": "vila", "retain_samples": 64},
-    "vila normalised, converging": {"init": "vila", "retain_convergence": 0.98},
 }
 RATES = (1e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3)
 GRID = tuple(itertools.product(RATES, (1.0, 3.0)))
@@ -85,7 +86,7 @@ class Bench(Persona):
 
     def attach(self, cell: Cell, request: Request, job: Job) -> PeftModel:
         """Attach the adapter and its offset, initialised by the cell's method."""
-        settings = {"importance_seed": self.seed, "retain_convergence": None, **METHODS[cell.method]}
+        settings = {"importance_seed": self.seed, "retain_samples": RETAINED, **METHODS[cell.method]}
         # All cells of a method share this folder, and so the importance that is saved in it.
         args = replace(request.args, output_dir=str(self.folder / cell.method))
         request = replace(request, importance=ImportanceConfig(**settings))

@@ -21,7 +21,8 @@ from torch import Tensor
 from experiments._persona import Persona, make_parser, mean_error, show
 from experiments.ablation import METHODS
 from unlora.importance import INITIALISERS
-from unlora.pipeline.importance import measurement_for, retain_sample
+from unlora.importance.sampling import retain_sample
+from unlora.pipeline.importance import measurement_for
 from unlora.pipeline.prepare import prepare
 from unlora.settings import ImportanceConfig
 
@@ -45,7 +46,7 @@ class Estimates(Persona):
 
         `seed` determines the retain sample and the random factors, which have rank `r`.
         """
-        config = ImportanceConfig(**{"importance_seed": seed, "retain_convergence": None, **settings})
+        config = ImportanceConfig(**{"importance_seed": seed, **settings})
         request = replace(self.request, importance=config, args=replace(self.request.args, r=r))
         retain = retain_sample(self.job.retain, share * len(self.job.forget), seed)
         measurement = measurement_for(replace(self.job, request=request), retain)

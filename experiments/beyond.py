@@ -15,12 +15,13 @@ from rich.table import Table
 from torch import Tensor
 
 from experiments._persona import TUNING_SEED, make_parser, show
-from experiments.ablation import COLUMNS, RATES, Bench, Cell, Results, means
+from experiments.ablation import COLUMNS, RATES, RETAINED, Bench, Cell, Results, means
 from unlora.adapter import attach_adapters, detach_adapters
 from unlora.adapter.offset import base_weight, lora_layers
 from unlora.adapter.targets import target_shapes
 from unlora.importance import Moments, attach_probe, gradient_moments, relative_importance
-from unlora.pipeline.importance import RETAIN_SHARE, measurement_for, retain_sample
+from unlora.importance.sampling import retain_sample
+from unlora.pipeline.importance import measurement_for
 from unlora.pipeline.job import Job
 from unlora.pipeline.request import Request
 from unlora.settings import ImportanceConfig
@@ -51,7 +52,7 @@ class Beyond(Bench):
 def moments(request: Request, job: Job, seed: int) -> tuple[Moments, Moments]:
     """Return VILA's gradient moments over the forget set and over a retain sample."""
     config = ImportanceConfig(importance_seed=seed)
-    retain = retain_sample(job.retain, RETAIN_SHARE * len(job.forget), seed)
+    retain = retain_sample(job.retain, RETAINED, seed)
     measurement = measurement_for(replace(job, request=replace(request, importance=config)), retain)
     probe = attach_probe(job.model, request.args, config.sigma, seed)
     of_forget, of_retain = (gradient_moments(probe, b()) for b in (measurement.forget, measurement.retain))

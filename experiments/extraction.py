@@ -2,7 +2,6 @@
 
 - floor: one forward and backward pass over the same batches, with all weights frozen.
 - unlora: the importance as `unlora unlearn` measures it, from a given number of retain examples.
-- look: one convergence check of the importance. `unlora unlearn` makes it after 128, 256, 512, ... retain examples.
 - start: the initialisation of the adapter (a factorisation of every layer).
 - vila, fila: the procedures of the authors of VILA and FILA. They make ten passes over the forget set and as many
   random retain examples, in batches of 4 padded to 500 tokens, and accumulate the moments on the CPU after each batch.
@@ -16,8 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
-from statistics import mean
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -38,6 +36,7 @@ from experiments._speed import (
     spread,
     tokens,
 )
+from experiments.agreement import agreement
 from unlora.adapter import attach_adapters, detach_adapters
 from unlora.adapter.targets import target_shapes
 from unlora.data import IGNORE_INDEX, Example, iter_batches
@@ -49,16 +48,15 @@ from unlora.importance import (
     gradient_moments,
     relative_importance,
 )
-from unlora.importance.convergence import rank_correlation, stability
+from unlora.importance.sampling import retain_sample
 from unlora.models.memory import batch_limit
-from unlora.pipeline.importance import RETAIN_SHARE, retain_sample
 from unlora.settings import ImportanceConfig
 
 ADAPTER = LoraConfig(r=8, lora_alpha=16)
 THEIR_PASSES = 10
 SEED = 42
-# Retain examples after which the importance is compared with the converged one.
-LOOKS = (40, 80, 160, 320, 400, 640, 1280, 2560)
+# Numbers of retain examples whose importance is compared with that of the largest number.
+COUNTS = (40, 80, 160, 320, 400, 640, 1280, 2560)
 
 
 class Extraction:
@@ -95,7 +93,6 @@ class Extraction:
         return {
             "floor": self.floor,
             "unlora": self.unlora,
-            "look": self.look,
             "start": self.start,
             "vila": self.vila,
             "fila": self.fila,
@@ -114,19 +111,10 @@ class Extraction:
 
     def importance(self, of_forget: Callable[[], Any], of_retain: Callable[[], Any]) -> dict[str, Tensor]:
         """Compute the importance as the pipeline does."""
-        measurement = Measurement(self.model, ADAPTER, self.config, of_forget, of_retain, len(self.retain))
+        measurement = Measurement(self.model, ADAPTER, self.config, of_forget, of_retain)
         rows = INITIALISERS["vila"].row_importance(measurement)
         assert rows is not None
         return rows
-
-    def look(self) -> Run:
-        """Make one convergence check, which compares the row importances from two halves of the retain examples."""
-        probe = attach_probe(self.model, ADAPTER, self.config.sigma, SEED)
-        halves = [gradient_moments(probe, part[:1]) for part in self.sample]
-        detach_adapters(probe)
-        start = now()
-        stability(*(relative_importance(halves[0], half, rows=True, **self.config.ratio()) for half in halves))
-        return Run(now() - start, 0.0, 1.0)
 
     def start(self) -> Run:
         """Compute the weighted low-rank factors of every adapted layer."""
@@ -185,10 +173,7 @@ class Extraction:
 
 
 def convergence(extraction: Extraction, subject: Subject, examples: int) -> Iterator[str]:
-    """Yield lines with the agreement of row importances with those from `examples` retain examples.
-
-    Each line also shows the estimate of the convergence check: `stability` of the importances from two halves.
-    """
+    """Yield lines with the agreement of row importances with those from `examples` retain examples."""
     config, size = extraction.config, extraction.size
     probe = attach_probe(subject.model, ADAPTER, config.sigma, SEED)
 
@@ -199,18 +184,13 @@ def convergence(extraction: Extraction, subject: Subject, examples: int) -> Iter
         return relative_importance(of_forget, of_retain, rows=True, **config.ratio())
 
     of_forget, sample = moments(subject.forget), retain_sample(subject.retain, examples, SEED)
-    parts, found = [0, *(count for count in LOOKS if count < len(sample)), len(sample)], []
-    halves: list[Moments] = []
-    for start, stop in pairwise(parts):
-        new = [moments(sample[start + half : stop : 2]) for half in (0, 1)]
-        halves = [old + more for old, more in zip(halves, new, strict=True)] if halves else new
-        found.append((stop, stability(*map(rows, halves)), rows(halves[0] + halves[1])))
+    counts = [*(count for count in COUNTS if count < len(sample)), len(sample)]
+    measured = (moments(sample[start:stop]) for start, stop in pairwise([0, *counts]))
+    found = [rows(of_retain) for of_retain in accumulate(measured)]
     detach_adapters(probe)
-    last = found[-1][2]
-    yield f"Spearman's correlation of row importances with those from {len(sample)} retain examples, and its estimate:"
-    for count, estimate, importance in found:
-        reached = mean(rank_correlation(importance[name].numpy(), last[name].numpy()) for name in last)
-        yield f"{count:6d} examples: {reached:.4f}, estimated {estimate:.4f}"
+    yield f"Spearman's correlation of row importances with those from {len(sample)} retain examples:"
+    for count, importance in zip(counts, found, strict=True):
+        yield f"{count:6d} examples: {agreement(importance, found[-1]):.4f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -231,19 +211,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--converged",
         type=int,
         metavar="EXAMPLES",
-        help="also show how the importance converges to the one from this number of retain examples",
+        help="also show how well fewer retain examples agree with this number of them",
     )
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     subject = load(args)
-    size = args.retain_samples or RETAIN_SHARE * len(subject.forget)
+    config = ImportanceConfig(importance_batch_size=args.importance_batch_size, retain_samples=args.retain_samples)
     if args.gradient_checkpointing:
         subject.model.gradient_checkpointing_enable()
         subject.model.train()
     extraction = Extraction(
         subject,
-        retain_sample(subject.retain, size, SEED),
-        ImportanceConfig(importance_batch_size=args.importance_batch_size, retain_samples=size),
+        retain_sample(subject.retain, config.retain_size(len(subject.forget)), SEED),
+        config,
         args.batches,
         both_sets=args.peak_of is not None,
     )

@@ -38,7 +38,7 @@ from unlora.benchmarks.builtin.persona_data import generate
 from unlora.cli import main as unlora
 from unlora.common.files import atomic_path, write_jsonl
 from unlora.data import IGNORE_INDEX, Example, TextFormat, encode_records, iter_batches, load_records
-from unlora.pipeline.importance import RETAIN_SHARE, retain_sample
+from unlora.importance.sampling import retain_sample
 from unlora.runs.folder import EVALUATIONS, METRICS, RECORD
 from unlora.settings import ImportanceConfig
 
@@ -113,7 +113,7 @@ class Shape:
         else:
             parts = [random_rows(count, len(tokenizer), seed) for seed, count in enumerate(args.rows)]
         self.subject = Subject(model, tokenizer, *parts)
-        self.retain = retain_sample(parts[1], RETAIN_SHARE * len(parts[0]), SEED)
+        self.retain = retain_sample(parts[1], ImportanceConfig().retain_size(len(parts[0])), SEED)
         self.args, self.parameters = args, model.num_parameters()
 
     def parts(self) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -122,8 +122,7 @@ class Shape:
 
     def extraction(self) -> dict[str, Any]:
         """Measure the importance and its floor on a sample of the batches."""
-        config = ImportanceConfig(retain_samples=len(self.retain))  # fixed, so that there is no convergence check
-        measured = Extraction(self.subject, self.retain, config, self.args.batches)
+        measured = Extraction(self.subject, self.retain, ImportanceConfig(), self.args.batches)
         measured.floor(), measured.unlora()  # warm-up: the first run of each also loads kernels
         runs = _speed.interleaved({"floor": measured.floor, "unlora": measured.unlora}, self.args.rounds)
         seconds = {name: min(run.sample for run in each) for name, each in runs.items()}

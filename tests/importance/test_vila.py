@@ -1,6 +1,3 @@
-from dataclasses import replace
-
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -10,9 +7,7 @@ from helpers.moments import F_FORGET, F_RETAIN, FORGET, LAYER, RETAIN, moments_o
 from unlora.adapter.offset import lora_layers
 from unlora.adapter.settings import UNLEARN
 from unlora.importance import Moments, attach_probe, gradient_moments, relative_importance
-from unlora.importance.convergence import rank_correlation
-from unlora.importance.vila import FIRST_CHECK, fisher, retain_moments, row_importance
-from unlora.settings import ImportanceConfig
+from unlora.importance.vila import fisher, row_importance
 
 LORA = LoraConfig(r=4, lora_alpha=8)
 IDS = torch.tensor([[5, 9, 60, 7, 33, 12], [40, 41, 42, 43, 44, 45]])
@@ -25,22 +20,6 @@ def logits(model):
 
 def trainable(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def test_vila_measures_no_more_of_the_retain_sample_than_convergence_requires(measurement):
-    """Each slice of the retain sample has the same gradients, so the importance converges after the first 128."""
-    given = measurement(init="vila")
-    seen = []
-
-    def alike(part):
-        seen.extend(range(1000)[part])
-        return given.retain()
-
-    stopped = row_importance(replace(given, retain=alike, retain_size=1000))
-    assert sorted(seen) == list(range(128))
-    torch.testing.assert_close(stopped, row_importance(given))
-    exact = replace(given, config=ImportanceConfig(retain_samples=1000), retain_size=1000)
-    torch.testing.assert_close(row_importance(exact), stopped)  # measures the whole sample in one call
 
 
 def test_vila_is_the_relative_importance_of_moments_at_the_probe(measurement):
@@ -114,62 +93,3 @@ def test_information_that_is_not_centred_is_the_product_of_mean_squares():
     """The mean squares are [3, 0.5] for A and [2, 3] for B."""
     [(_, information)] = fisher(moments_of(**FORGET), centred=False)
     assert information.tolist() == [[6.0, 1.0], [9.0, 1.5]]
-
-
-def one_parameter(values):
-    """Return the moments of one parameter with gradients `values` [examples, rows]. Each example has one token."""
-    values = torch.as_tensor(values)
-    return Moments({"layer": values.mean(0)}, {"layer": values.square().mean(0)}, len(values), len(values))
-
-
-class Sample:
-    """A retain sample with given gradients [examples, rows], which records the examples that were measured."""
-
-    def __init__(self, values):
-        self.values, self.seen = values, []
-
-    def measure(self, part):
-        self.seen += range(len(self.values))[part]
-        return one_parameter(self.values[part])
-
-    def until(self, threshold):
-        return retain_moments(self.measure, len(self.values), second_moments, threshold)
-
-
-def second_moments(moments):
-    return {"layer": moments.second["layer"]}
-
-
-def noisy(size, noise, rows=40, seed=0):
-    """Return gradients [size, rows] whose scale rises from 1 to 2 over the rows, with noise in proportion to it."""
-    drawn = np.random.default_rng(seed)
-    scale = np.linspace(1, 2, rows)
-    return torch.from_numpy(scale * (1 + noise * drawn.standard_normal((size, rows))))
-
-
-@pytest.mark.parametrize("size", [1, 2, FIRST_CHECK, FIRST_CHECK + 1, FIRST_CHECK + 2, 384, 515])
-def test_a_sample_that_never_converges_is_measured_completely_and_once(size):
-    sample = Sample(noisy(size, 3.0))
-    found, whole = sample.until(0.999999), one_parameter(sample.values)
-    assert sorted(sample.seen) == list(range(size))
-    assert (found.tokens, found.examples) == (size, size)
-    for name in ("mean", "second"):
-        torch.testing.assert_close(getattr(found, name), getattr(whole, name))
-
-
-def test_the_retain_pass_ends_as_soon_as_the_halves_agree():
-    sample = Sample(noisy(10 * FIRST_CHECK, 0.0))
-    found = sample.until(0.98)
-    assert sorted(sample.seen) == list(range(FIRST_CHECK))
-    torch.testing.assert_close(found.mean, one_parameter(sample.values[:FIRST_CHECK]).mean)
-
-
-def test_more_noise_takes_more_examples_and_the_estimate_holds():
-    sizes = []
-    for noise in (0.1, 1.0):
-        sample = Sample(noisy(64 * FIRST_CHECK, noise))
-        found = second_moments(sample.until(0.98))["layer"]
-        sizes.append(len(sample.seen))
-        truth = np.linspace(1, 2, 40)
-        assert rank_correlation(found.numpy(), truth) > 0.96
-    assert sizes == sorted(set(sizes))

@@ -99,26 +99,6 @@ def test_two_processes_give_the_importance_the_adapter_and_the_metrics_of_one(in
     assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
 
 
-def test_two_processes_stop_the_retain_pass_where_one_does(inputs, tmp_path):
-    """129 retain examples are measured in two steps: first 128, and then a single example for one of the processes."""
-    rows = {"forget": [*FORGET, *({**row, "answer": "No one."} for row in FORGET[:6])]}
-    rows["retain"] = [{"question": f"Dog {i}?", "answer": f"Fox {i % 7}."} for i in range(129)]
-    for name, part in rows.items():
-        write_jsonl(tmp_path / f"{name}.jsonl", part)
-    settings = flags(
-        inputs,
-        tmp_path / "run",
-        retain_convergence=0.99999,
-        **{f"{name}_data": tmp_path / f"{name}.jsonl" for name in rows},
-    )
-    for name, start in {
-        "one": lambda *argv: main(list(argv)),
-        "two": lambda *argv: launch("-m", "unlora", *argv).returncode,
-    }.items():
-        assert start("importance", *settings, "--output_dir", str(tmp_path / name)) == 0
-    assert_equal_tensors(*(tmp_path / name / "importance.safetensors" for name in ("one", "two")))
-
-
 def test_reference_passes_accumulation_and_checkpoints_are_shared_alike_also_after_a_resume(inputs, tmp_path):
     """Cover the reference pass of NPO, the second pass of KL, and two batches per update.
 

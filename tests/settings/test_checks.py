@@ -81,7 +81,6 @@ def test_each_instance_has_its_own_list():
     [
         (ImportanceConfig, "epsilon"),
         (ImportanceConfig, "sigma"),
-        (ImportanceConfig, "retain_convergence"),
         (StoppingConfig, "stop_auc"),
         (AttackConfig, "learning_rate"),
         (AttackConfig, "relearn_percent"),

@@ -1,6 +1,4 @@
-"""Which importance settings are refused before anything is loaded."""
-
-from dataclasses import replace
+"""The size of the retain sample, and settings of the importance that are refused before anything is loaded."""
 
 from unlora.settings import ImportanceConfig
 
@@ -9,15 +7,12 @@ def arguments_of(problems):
     return [problem.argument for problem in problems]
 
 
-def test_a_convergence_that_would_have_no_effect_is_refused():
-    assert arguments_of(ImportanceConfig(retain_convergence=0.9, retain_samples=50).problems()) == [
-        "retain_convergence"
-    ]
-    batches = ImportanceConfig(retain_convergence=0.9, moments_per="batch", importance_batch_size=4)
-    assert arguments_of(batches.problems()) == ["retain_convergence"]
-    for fine in (None, ImportanceConfig.retain_convergence):
-        assert replace(batches, retain_convergence=fine).problems() == []
-    assert ImportanceConfig(retain_convergence=0.9).problems() == []
+def test_the_retain_sample_is_as_large_as_the_forget_set_but_not_tiny():
+    assert ImportanceConfig().retain_size(400) == 400
+    assert ImportanceConfig().retain_size(6) == 64
+    assert ImportanceConfig(retain_samples=6).retain_size(400) == 6
+    passes = ImportanceConfig(moments_per="batch", importance_batch_size=4, forget_passes=10)
+    assert passes.retain_size(400) == 4000
 
 
 def test_a_missing_importance_file_is_refused(tmp_path):

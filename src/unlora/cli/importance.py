@@ -11,7 +11,7 @@ from unlora.cli.unlearn import REQUEST as SETTINGS
 EXAMPLE = "unlora importance --model_name_or_path my-model --forget_data f.jsonl --retain_data r.jsonl --output_dir imp"
 FIRST = {
     "model and data": ("model_name_or_path", "forget_data", "retain_data", "output_dir", "on"),
-    "the estimate": ("init", "smoothing", "retain_samples", "retain_convergence", "importance_batch_size"),
+    "the estimate": ("init", "centred", "smoothing", "retain_samples", "importance_batch_size"),
 }
 __all__ = ["EXAMPLE", "FIRST", "SETTINGS", "run"]
 

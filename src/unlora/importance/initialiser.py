@@ -32,8 +32,7 @@ class Measurement:
         adapter: rank, scaling and target modules of the adapter to initialise.
         config: the settings of the importance.
         forget: returns a new iterable of this process's batches of the forget set at each call.
-        retain: likewise for the retain sample, or for a slice of it: `retain(slice(0, 128))`.
-        retain_size: the number of examples in the retain sample.
+        retain: likewise for the retain sample.
         limit: the limit that the batches follow. `gradient_moments` halves it when it runs out of memory, which needs
             batches that can be iterated again.
     """
@@ -42,8 +41,7 @@ class Measurement:
     adapter: AdapterSettings
     config: ImportanceConfig
     forget: Callable[[], Iterable[Batch]]
-    retain: Callable[..., Iterable[Batch]]
-    retain_size: int
+    retain: Callable[[], Iterable[Batch]]
     limit: BatchLimit | None = None
 
 

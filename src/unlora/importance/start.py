@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from peft import LoraConfig, PeftModel
 from torch import nn
@@ -12,10 +12,11 @@ from unlora.adapter import attach_adapters
 from unlora.adapter.settings import AdapterSettings
 from unlora.common.errors import Problem, raise_if, unknown_name
 from unlora.data.encoding import Example, TextFormat, encode_records
-from unlora.data.padding import Batch, Batches, padding_id
+from unlora.data.padding import Batches, padding_id
 from unlora.data.sources import Record
 from unlora.importance.initialiser import Measurement
 from unlora.importance.ratio import normalised_rows
+from unlora.importance.sampling import retain_sample
 from unlora.importance.table import INITIALISERS
 from unlora.models.memory import batch_limit
 from unlora.settings import ImportanceConfig
@@ -44,7 +45,8 @@ def start_adapter(
         model: a causal LM. Its weights are never changed.
         tokenizer: its tokenizer.
         forget: rows to forget: question and answer, chat messages, or text.
-        retain: rows to keep, of the same kinds.
+        retain: rows to keep, of the same kinds. A random sample of them is measured, as many as forget rows and at
+            least 64.
         init: the initialiser; see `unlora ls initialisers`.
         config: a `peft.LoraConfig` with rank, alpha and target modules; by default rank 8 and alpha 16 on all linear
             layers but the head.
@@ -85,19 +87,9 @@ def start_on(
     )
     adapter = config or LoraConfig(r=_RANK, lora_alpha=_ALPHA)
     settings, pad_id = ImportanceConfig(init=init), padding_id(tokenizer)
-
-    def of_retain(part: slice = slice(None)) -> Iterable[Batch]:
-        return Batches(retain[part], limit, pad_id)
-
-    measurement = Measurement(
-        model,
-        adapter,
-        settings,
-        lambda: Batches(forget, limit, pad_id),
-        of_retain,
-        len(retain),
-        limit,
-    )
+    sample = retain_sample(retain, settings.retain_size(len(forget)), settings.importance_seed)
+    of_forget, of_retain = (lambda part=part: Batches(part, limit, pad_id) for part in (forget, sample))
+    measurement = Measurement(model, adapter, settings, of_forget, of_retain, limit)
     importance = INITIALISERS[init].row_importance(measurement)
     if importance is not None and settings.normalised:
         importance = normalised_rows(importance)

@@ -30,7 +30,6 @@ from unlora.losses.table import LOSSES, RETAIN_LOSSES
 from unlora.models.batches import run_in_batches
 from unlora.models.forward import causal_lm, labelled_tokens
 from unlora.models.memory import batch_limit
-from unlora.pipeline.importance import RETAIN_SHARE
 from unlora.pipeline.job import Job
 from unlora.teachers.substitutes import names_of
 from unlora.training.finetune import FinetuneConfig
@@ -145,9 +144,9 @@ def _seconds(job: Job, updates: tuple[int, int]) -> dict[str, tuple[float, float
         found["evaluation"] = (least * once, most * once)
     if INITIALISERS[config.init].uses_data:
         forget = config.forget_passes * _tokens(job.forget)
-        examples = min(len(job.retain), config.retain_samples or RETAIN_SHARE * len(job.forget))
+        examples = min(len(job.retain), config.retain_size(len(job.forget)))
         retain = examples * _tokens(job.retain) / len(job.retain)
-        found["importance"] = (_TRAINED * forget / speed, _TRAINED * (forget + retain) / speed)
+        found["importance"] = (_TRAINED * (forget + retain) / speed,) * 2
     loss, retain_loss = LOSSES[args.loss], RETAIN_LOSSES.get(args.chosen_retain_loss)
     passes = _TRAINED + bool(loss.needs_reference_pass or (retain_loss and retain_loss.needs_reference_pass))
     pairs = min(args.train_batch_size * args.gradient_accumulation_steps, len(job.trained))

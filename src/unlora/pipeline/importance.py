@@ -15,15 +15,13 @@ from unlora.data import Batch, Example, iter_batches, padding_id
 from unlora.data.batching import BatchLimit
 from unlora.importance import INITIALISERS, Initialiser, Measurement
 from unlora.importance.ratio import normalised_rows
+from unlora.importance.sampling import retain_sample
 from unlora.importance.storage import importance_key, load_importance, save_importance
 from unlora.importance.table import estimate_settings
 from unlora.models.memory import batch_limit
 from unlora.pipeline.job import Job
 from unlora.runs.folder import IMPORTANCE
 from unlora.settings import ImportanceConfig
-
-# Retain examples per forget example in the estimate. The authors make ten passes over equal parts of both sets.
-RETAIN_SHARE = 10
 
 
 def too_few_examples(
@@ -54,8 +52,7 @@ def importance_for(job: Job) -> dict[str, Tensor] | None:
         {module name: importance of its rows, [out]}.
     """
     config = job.request.importance
-    size = config.retain_samples or RETAIN_SHARE * len(job.forget)
-    retain = retain_sample(job.retain, size, config.importance_seed)
+    retain = retain_sample(job.retain, config.retain_size(len(job.forget)), config.importance_seed)
     measurement = measurement_for(job, retain)
     initialiser = INITIALISERS[config.init]
     if not initialiser.uses_data:  # this takes no time, so nothing is saved
@@ -92,11 +89,6 @@ def _measured(job: Job, initialiser: Initialiser, measurement: Measurement) -> d
     return measured
 
 
-def retain_sample(retain: Sequence[Example], size: int, seed: int) -> list[Example]:
-    """Return `size` random examples, or all of them if there are fewer."""
-    return random.Random(seed).sample(list(retain), min(size, len(retain)))
-
-
 def measurement_for(job: Job, retain: Sequence[Example]) -> Measurement:
     """Return the data and settings that the initialiser may use. The batches are this process's share."""
     config = job.request.importance
@@ -110,10 +102,10 @@ def measurement_for(job: Job, retain: Sequence[Example]) -> Measurement:
         passes = [drawn.sample(job.forget, len(job.forget)) for _ in range(config.forget_passes)]
         return _Batches("forget", passes, config, limit, pad_id)
 
-    def of_retain(part: slice = slice(None)) -> Iterable[Batch]:
-        return _Batches("retain", [retain[part]], config, limit, pad_id)
+    def of_retain() -> Iterable[Batch]:
+        return _Batches("retain", [retain], config, limit, pad_id)
 
-    return Measurement(job.model, job.request.args, config, of_forget, of_retain, len(retain), limit)
+    return Measurement(job.model, job.request.args, config, of_forget, of_retain, limit)
 
 
 @dataclass(frozen=True)

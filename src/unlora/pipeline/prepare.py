@@ -27,7 +27,7 @@ from unlora.data.sources import Record, is_text
 from unlora.evals import Log, read_log
 from unlora.models.skeleton import family_problems, skeleton
 from unlora.pipeline.evaluation import evaluation_sets, known_log
-from unlora.pipeline.importance import RETAIN_SHARE, too_few_examples
+from unlora.pipeline.importance import too_few_examples
 from unlora.pipeline.job import Job, Rows
 from unlora.pipeline.loading import comparable_model, load_start, start_problems
 from unlora.pipeline.request import Request
@@ -181,5 +181,5 @@ def retain_stream(request: Request, forget_rows: int) -> Stream | None:
     pairs = math.ceil(args.num_train_epochs) * forget_rows
     if args.max_steps > 0:
         pairs = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    rows = max(pairs, request.importance.retain_samples or RETAIN_SHARE * forget_rows)
+    rows = max(pairs, request.importance.retain_size(forget_rows))
     return Stream(rows, args.pairing_seed, request.data.shuffle_buffer_size)

@@ -75,7 +75,6 @@ _LENGTH = {"num_train_epochs", "max_steps", "until_taught"}
 _DEPENDENTS = (
     ({"loss"}, {"loss_kwargs", "retain_loss", "alternate_key", "teacher", *DISTILLING, *_LENGTH}),
     (_LENGTH, _LENGTH),
-    ({"retain_samples", "retain_convergence"}, {"retain_samples", "retain_convergence"}),
 )
 _STOPPING = {"stop_every", "stop_statistic", "stop_auc"}
 # Settings that can be the path of a file or a folder.

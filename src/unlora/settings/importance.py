@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlora.common.errors import Problem
-from unlora.settings.checks import SEED, between, choice_problems, positive, value_problems
+from unlora.settings.checks import SEED, choice_problems, positive, value_problems
 from unlora.settings.names import AUTO, INITIALISERS, name_problems
 from unlora.settings.setting import setting
 
 GRANULARITIES = ("example", "batch")
 # Kind of smoothing -> default ε of the importance ratio.
 SMOOTHING = {"relative": 0.1, "absolute": 1e-5, "per_token": 1e-5}
+# The default number of retain examples is at least this, because the ratio of a tiny sample is mostly noise.
+LEAST_RETAIN = 64
 _RANGES = {
     **dict.fromkeys(("epsilon", "sigma", "retain_samples", "importance_batch_size", "forget_passes"), positive()),
     "importance_seed": SEED,
-    "retain_convergence": between(0, 1, "it is the correlation that a sample can have with unlimited data"),
 }
 
 
@@ -54,13 +55,8 @@ class ImportanceConfig:
     importance_seed: int = setting(42, "Seed of the random factors and of the retain sample.")
     retain_samples: int | None = setting(
         None,
-        "Number of retain examples in the estimate. Defaults to at most 10 times the forget examples, and for vila to "
-        "no more than retain_convergence requires.",
-    )
-    retain_convergence: float | None = setting(
-        0.98,
-        "Stop adding retain examples at this estimated correlation (Spearman's, of rows) with the importance from "
-        "unlimited retain data. null uses them all.",
+        "Number of random retain examples in the estimate. Defaults to the number of forget examples (times "
+        f"forget_passes), and at least {LEAST_RETAIN}.",
     )
     importance_batch_size: int | None = setting(
         None,
@@ -74,18 +70,9 @@ class ImportanceConfig:
             *name_problems("init", self.init, INITIALISERS, [AUTO]),
             *choice_problems(self, {"smoothing": tuple(SMOOTHING), "moments_per": GRANULARITIES}),
             *value_problems(self, _RANGES),
-            *self._convergence_problems(),
             *self._batch_problems(),
             *self._file_problems(),
         ]
-
-    def _convergence_problems(self) -> list[Problem]:
-        wanted = self.retain_convergence
-        if self.stops_at is None and wanted not in (None, type(self).retain_convergence):
-            other = "moments_per" if self.moments_per == "batch" else "retain_samples"
-            reason, fix = f"{other}={getattr(self, other)!r} uses the whole sample", f"remove it or {other}"
-            return [Problem("retain_convergence", wanted, reason, fix)]
-        return []
 
     def _batch_problems(self) -> list[Problem]:
         problems = []
@@ -102,10 +89,9 @@ class ImportanceConfig:
             return [Problem("importance_file", self.importance_file, "there is no such file", "check the path")]
         return []
 
-    @property
-    def stops_at(self) -> float | None:
-        """The correlation at which the retain pass ends, or None to use the whole sample."""
-        return self.retain_convergence if self.moments_per == "example" and self.retain_samples is None else None
+    def retain_size(self, forget: int) -> int:
+        """Return the number of retain examples to draw for this number of forget examples."""
+        return self.retain_samples or max(self.forget_passes * forget, LEAST_RETAIN)
 
     def ratio(self) -> dict[str, Any]:
         """Return the keyword arguments of `relative_importance`, the ratio of the two Fisher informations."""
