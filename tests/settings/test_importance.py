@@ -9,7 +9,7 @@ def arguments_of(problems):
 
 def test_the_retain_sample_is_as_large_as_the_forget_set_but_not_tiny():
     assert ImportanceConfig().retain_size(400) == 400
-    assert ImportanceConfig().retain_size(6) == 64
+    assert ImportanceConfig().retain_size(6) == 32
     assert ImportanceConfig(retain_samples=6).retain_size(400) == 6
     passes = ImportanceConfig(moments_per="batch", importance_batch_size=4, forget_passes=10)
     assert passes.retain_size(400) == 4000

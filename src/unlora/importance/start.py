@@ -46,7 +46,7 @@ def start_adapter(
         tokenizer: its tokenizer.
         forget: rows to forget: question and answer, chat messages, or text.
         retain: rows to keep, of the same kinds. A random sample of them is measured, as many as forget rows and at
-            least 64.
+            least 32.
         init: the initialiser; see `unlora ls initialisers`.
         config: a `peft.LoraConfig` with rank, alpha and target modules; by default rank 8 and alpha 16 on all linear
             layers but the head.

@@ -15,7 +15,7 @@ GRANULARITIES = ("example", "batch")
 # Kind of smoothing -> default ε of the importance ratio.
 SMOOTHING = {"relative": 0.1, "absolute": 1e-5, "per_token": 1e-5}
 # The default number of retain examples is at least this, because the ratio of a tiny sample is mostly noise.
-LEAST_RETAIN = 64
+LEAST_RETAIN = 32
 _RANGES = {
     **dict.fromkeys(("epsilon", "sigma", "retain_samples", "importance_batch_size", "forget_passes"), positive()),
     "importance_seed": SEED,
