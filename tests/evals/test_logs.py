@@ -50,7 +50,7 @@ def test_a_log_that_cannot_be_written_leaves_the_old_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_loss_of_nothing_may_be_rounded_below_zero(tmp_path):
+def test_rounding_may_make_a_loss_of_zero_slightly_negative(tmp_path):
     write_log(log := {TASKS["retain"]: {"avg_gt_loss": {"0": -1e-7}}}, tmp_path / "log.json")
     assert read_log(tmp_path / "log.json") == log
 

@@ -116,7 +116,7 @@ def test_noise_in_the_last_bits_of_float32_changes_no_rank_statistic(one, other,
     assert score_auc(*noisy) == score_auc(one, other)
 
 
-def test_values_further_apart_than_noise_are_no_ties():
+def test_values_that_differ_by_more_than_noise_are_not_ties():
     assert metrics.membership_auc([1.0, 1.0], [1.0001, 1.0001]) == 1
     assert metrics.membership_auc([1.0, 1.0], [1.000001, 1.000001]) == 0.5
     # The tolerance is relative, so tiny ratios with different digits are not ties.
@@ -156,7 +156,7 @@ def test_answers_without_words_are_counted(caplog):
 
 
 @given(st.text())
-def test_a_text_has_words_where_it_recalls_itself(text):
+def test_a_text_recalls_itself_exactly_if_it_has_words(text):
     known = metrics.WORD.search(text.lower()) is not None
     assert metrics.rouge_l_recall(text, text) == known
 
@@ -168,7 +168,7 @@ def test_a_larger_loss_is_a_smaller_probability(one, other):
 
 
 @given(losses, wrong_losses, losses)
-def test_a_further_wrong_answer_takes_its_share(right, wrong, further):
+def test_another_wrong_answer_lowers_the_normalised_probability(right, wrong, further):
     before, after = (metrics.normalised_probability([right], [others])[0] for others in (wrong, [*wrong, further]))
     assert 0 <= after <= before <= 1
 
@@ -179,7 +179,7 @@ def test_equally_likely_answers_share_the_probability(loss, count):
 
 
 @given(losses, wrong_losses, shifts, st.sampled_from(metrics.MEANS))
-def test_quotients_see_only_differences_of_losses(right, wrong, shift, mean):
+def test_ratios_depend_only_on_differences_of_losses(right, wrong, shift, mean):
     moved = [loss + shift for loss in reversed(wrong)]
     ratio, other = (
         metrics.truth_ratio([own], [all_], mean)[0] for own, all_ in ((right, wrong), (right + shift, moved))
@@ -192,13 +192,13 @@ def test_quotients_see_only_differences_of_losses(right, wrong, shift, mean):
 
 
 @given(ratios, st.floats(1, 100))
-def test_the_retain_truth_ratio_falls_where_falsehood_gets_likelier(values, factor):
+def test_retain_truth_scores_fall_as_wrong_answers_become_more_likely(values, factor):
     changed = metrics.retain_truth_scores([value * factor for value in values])
     assert (np.asarray(changed) <= np.asarray(metrics.retain_truth_scores(values))).all()
 
 
 @given(texts, texts)
-def test_rouge_is_made_of_the_longest_common_subsequence(generated, reference):
+def test_rouge_l_is_computed_from_the_longest_common_subsequence(generated, reference):
     ours, theirs = generated.split(), reference.split()
     length = longest_common_subsequence(ours, theirs)
     assert metrics.rouge_l_recall(generated, reference) == pytest.approx(length / len(theirs))
@@ -216,19 +216,19 @@ def test_rouge_of_any_texts(generated, further, reference):
 
 
 @given(st.lists(st.integers(-50, 50), min_size=1, max_size=20), st.lists(st.integers(-50, 50), min_size=1, max_size=20))
-def test_the_kolmogorov_smirnov_test_sees_the_order_alone(one, other):
+def test_the_kolmogorov_smirnov_test_depends_only_on_the_order(one, other):
     cubed = ([value**3 for value in values] for values in (one, other))
     assert metrics.ks_pvalue(*cubed) == metrics.ks_pvalue(one, other)
 
 
 @given(ratios)
-def test_truth_scores_are_shares(values):
+def test_truth_scores_lie_between_0_and_1(values):
     for scores in (metrics.forget_truth_scores(values), metrics.retain_truth_scores(values)):
         assert 0 <= scores.min() <= scores.max() <= 1
 
 
 @given(st.lists(st.floats(1e-300, 1e300), min_size=1, max_size=30))
-def test_the_forget_truth_score_sees_no_side(values):
+def test_the_forget_truth_score_is_the_same_for_a_ratio_and_its_inverse(values):
     mirrored = [1 / value for value in values]
     assert metrics.forget_truth_scores(mirrored) == pytest.approx(metrics.forget_truth_scores(values))
 

@@ -26,7 +26,7 @@ def probability(loss):
     return [math.exp(-one) for one in loss] if isinstance(loss, list) else math.exp(-loss)
 
 
-def said(prefix, recalls):
+def rouge(prefix, recalls):
     rows = {
         str(i): {
             "rouge1_recall": recall,
@@ -62,14 +62,14 @@ def document():
     for name in ("forget", "retain"):
         entries |= {f"{name}_Q_A_Prob": scored([HALF, QUARTER]), f"{name}_Q_A_PARA_Prob": scored([HALF, HALF])}
         entries[f"{name}_Q_A_PERT_Prob"] = scored([[QUARTER, QUARTER], [QUARTER, HALF]])
-        entries[f"{name}_Q_A_ROUGE"] = said(name, [1.0, 0.5])
+        entries[f"{name}_Q_A_ROUGE"] = rouge(name, [1.0, 0.5])
     for name, wrong in {"ra": [[QUARTER, QUARTER], [HALF, HALF]], "wf": [QUARTER, HALF]}.items():
         entries |= {f"{name}_Q_A_Prob": scored([HALF, QUARTER]), f"{name}_Q_A_PERT_Prob": scored(wrong)}
-        entries |= {f"{name}_Q_A_ROUGE": said(name, [1.0, 1.0]), f"{name}_Truth_Ratio": truth}
+        entries |= {f"{name}_Q_A_ROUGE": rouge(name, [1.0, 1.0]), f"{name}_Truth_Ratio": truth}
     return dict(sorted(entries.items()))
 
 
-def written(path, content):
+def write(path, content):
     path.write_text(json.dumps(content))
     return path
 
@@ -77,7 +77,7 @@ def written(path, content):
 def test_their_rows_are_read_in_the_order_of_their_numbers(tmp_path):
     entry = scored([HALF] * 11)
     entry["value_by_index"] = dict(sorted(entry["value_by_index"].items()))  # sorted as text, "10" comes before "2"
-    log = read_log(written(tmp_path / "TOFU_EVAL.json", {"forget_Q_A_Prob": entry}))
+    log = read_log(write(tmp_path / "TOFU_EVAL.json", {"forget_Q_A_Prob": entry}))
     assert all(list(column) == [str(index) for index in range(11)] for column in log[TASKS["forget"]].values())
 
 
@@ -87,7 +87,7 @@ def test_a_file_of_theirs_has_our_metrics_and_its_own_numbers(tmp_path):
     The truth ratio of the first is (1/4) / (1/2) = 1/2 with either mean. That of the second is √(1/8) / (1/2) = 1/√2
     with the geometric mean, and (3/8) / (1/2) = 3/4 with the arithmetic mean.
     """
-    log = read_log(written(tmp_path / "TOFU_EVAL.json", document()))
+    log = read_log(write(tmp_path / "TOFU_EVAL.json", document()))
     summary = OWN_SETS.summary(log)
     forget = summary["sets"]["forget"]
     assert forget["probability"] == pytest.approx(3 / 8)
@@ -109,7 +109,7 @@ def test_a_round_trip_of_a_file_of_theirs_loses_nothing(tmp_path, changed):
     content["forget_Q_A_ROUGE"]["value_by_index"] = dict(
         reversed(content["forget_Q_A_ROUGE"]["value_by_index"].items())
     )
-    log = read_log(written(tmp_path / "TOFU_EVAL.json", content))
+    log = read_log(write(tmp_path / "TOFU_EVAL.json", content))
     if changed:  # as if an evaluation had judged the answers
         log[TASKS["forget"]]["fact_recall"] = {"0": 1.0, "1": None}
     write_log(log, tmp_path / "ours.json")
@@ -135,7 +135,7 @@ def test_a_round_trip_of_our_log_loses_nothing(tiny_model, base, tmp_path):
     assert read_log(tmp_path / "TOFU_EVAL.json") == log
     # Metrics that open-unlearning adds to the file later are kept as well.
     content = json.loads((tmp_path / "TOFU_EVAL.json").read_text()) | {"privleak": {"agg_value": -3.0}}
-    added = read_log(written(tmp_path / "more_EVAL.json", content))
+    added = read_log(write(tmp_path / "more_EVAL.json", content))
     assert added == {**log, KEPT: {"privleak": {"agg_value": -3.0}}}
     assert to_document(added) == content
     assert numbers(added)["privleak"] == -3
@@ -144,7 +144,7 @@ def test_a_round_trip_of_our_log_loses_nothing(tiny_model, base, tmp_path):
 
 def test_a_summary_has_its_numbers_in_the_columns_of_a_table(tmp_path):
     content = {"forget_quality": 0.01, "model_utility": 0.6, "forget_Q_A_Prob": 0.25, "retain_Q_A_Prob": 0.75}
-    path = written(tmp_path / "TOFU_SUMMARY.json", content)
+    path = write(tmp_path / "TOFU_SUMMARY.json", content)
     values = {name: value and value.value for name, value in OWN_SETS.numbers(path).values.items()}
     assert values == {
         "log10 forget quality": -2,
@@ -154,7 +154,7 @@ def test_a_summary_has_its_numbers_in_the_columns_of_a_table(tmp_path):
         "forget ROUGE-L recall": None,
         "retain probability": 0.75,
     }
-    path = written(tmp_path / "TOFU_SUMMARY.json", content | {"privleak": None, "own_metric": {"a": 1}, "note": "text"})
+    path = write(tmp_path / "TOFU_SUMMARY.json", content | {"privleak": None, "own_metric": {"a": 1}, "note": "text"})
     write_log(read_log(path), tmp_path / "b_SUMMARY.json")
     assert json.loads((tmp_path / "b_SUMMARY.json").read_text()) == json.loads(path.read_text())
     assert numbers(read_log(path)) == content
@@ -163,7 +163,7 @@ def test_a_summary_has_its_numbers_in_the_columns_of_a_table(tmp_path):
 
 
 def test_no_file_of_theirs_is_replaced(tmp_path, capsys):
-    own, summary = written(tmp_path / "TOFU_EVAL.json", document()), written(tmp_path / "b_SUMMARY.json", {"a": 1})
+    own, summary = write(tmp_path / "TOFU_EVAL.json", document()), write(tmp_path / "b_SUMMARY.json", {"a": 1})
     argv = ["evaluate", "--log", str(own), "--convert", str(tmp_path / "b_EVAL.json")]
     assert main(argv) == 2
     assert f"convert='{summary}': it is already in use" in capsys.readouterr().err
@@ -175,10 +175,10 @@ def test_no_file_of_theirs_is_replaced(tmp_path, capsys):
     assert summary.is_file()
 
 
-def test_their_retrained_log_may_have_truth_ratios_alone(tmp_path, capsys):
+def test_their_retrained_log_may_have_only_truth_ratios(tmp_path, capsys):
     scores = {"forget_truth_ratio": {"value_by_index": {"0": {"score": 2.0}, "1": {"score": 0.1}}, "agg_value": 0.3}}
-    retrained = written(tmp_path / "retain_EVAL.json", scores)
-    own = written(tmp_path / "TOFU_EVAL.json", document())
+    retrained = write(tmp_path / "retain_EVAL.json", scores)
+    own = write(tmp_path / "TOFU_EVAL.json", document())
     flags = ["--log", str(own), "--retrained", str(retrained), "--json"]
     assert main(["evaluate", "--benchmark", "tofu", *flags]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -203,13 +203,13 @@ def test_examples_that_they_could_not_score_are_left_out():
         summarise(other, log)
 
 
-def test_what_a_file_of_theirs_has_no_number_for_is_computed_from_its_examples(tmp_path):
+def test_numbers_that_a_file_of_theirs_lacks_are_computed_from_its_examples(tmp_path):
     content = document()
     known = numbers(from_document(content))
     content["forget_Q_A_Prob"]["agg_value"], content["wf_Truth_Ratio"]["agg_value"] = None, math.nan
     content["mia_min_k"] = {"agg_value": None, "auc": None, "error": "GPU out of memory"}
     content["exact_memorization"] = {"agg_value": math.nan, "value_by_index": None}
-    theirs = numbers(read_log(written(tmp_path / "TOFU_EVAL.json", content)))
+    theirs = numbers(read_log(write(tmp_path / "TOFU_EVAL.json", content)))
     assert theirs["forget_Q_A_Prob"] == pytest.approx(3 / 8)
     # R = (1/4) / (1/2) = 1/2 and (1/2) / (1/4) = 2, so max(0, 1 − R) is 1/2 and 0.
     assert theirs["wf_Truth_Ratio"] == pytest.approx((1 / 2 + 0) / 2)
@@ -232,17 +232,17 @@ def test_what_a_file_of_theirs_has_no_number_for_is_computed_from_its_examples(t
 )
 def test_a_broken_file_is_refused_with_the_reason(tmp_path, content, message):
     with pytest.raises(InputError, match=message):
-        read_log(written(tmp_path / "TOFU_EVAL.json", content))
+        read_log(write(tmp_path / "TOFU_EVAL.json", content))
 
 
 def test_older_logs_have_lists_and_single_tasks_stand_alone(tmp_path):
     columns = {"avg_gt_loss": [HALF, QUARTER], "rougeL_recall": [1, 0.5]}
-    listed = read_log(written(tmp_path / "old.json", {TASKS["retain"]: columns}))
+    listed = read_log(write(tmp_path / "old.json", {TASKS["retain"]: columns}))
     assert listed == {TASKS["retain"]: {"avg_gt_loss": {"0": HALF, "1": QUARTER}, "rougeL_recall": {"0": 1, "1": 0.5}}}
-    assert read_log(written(tmp_path / "eval_log.json", columns)) == listed
-    assert summarise(read_log(written(tmp_path / "eval_log_forget.json", columns)))["sets"].keys() == {"forget"}
+    assert read_log(write(tmp_path / "eval_log.json", columns)) == listed
+    assert summarise(read_log(write(tmp_path / "eval_log_forget.json", columns)))["sets"].keys() == {"forget"}
     with pytest.raises(InputError, match="under TOFU's own file name"):
-        read_log(written(tmp_path / "mine.json", columns))
+        read_log(write(tmp_path / "mine.json", columns))
 
 
 def test_scores_by_both_definitions():

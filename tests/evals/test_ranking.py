@@ -27,7 +27,7 @@ def test_each_part_is_a_harmonic_mean_and_so_is_the_whole():
     assert found == pytest.approx({**parts, "overall": 3 / (3 + 3 / 2 + 3 / 2)})
 
 
-def test_the_retrained_model_s_privacy_is_one_and_the_farthest_auc_s_is_zero():
+def test_privacy_is_1_for_the_retrained_model_and_0_for_the_farthest_auc():
     reference = dict.fromkeys(ATTACKS, 0.4)
     assert ranking(reference, None, reference)["privacy"] == 1
     assert ranking(dict.fromkeys(ATTACKS, 1.0), None, reference)["privacy"] == 0
@@ -39,7 +39,7 @@ def test_fluency_is_the_classifier_s_or_the_share_of_whole_answers(fluency):
     assert ranking(own, original, None)["utility"] == pytest.approx(2 / 3)
 
 
-def test_what_the_logs_do_not_allow_is_not_made_up():
+def test_numbers_that_need_missing_values_are_none():
     assert ranking(OWN, None, None) == {"memorisation": 1 / 3, "privacy": None, "utility": None, "overall": None}
     mixed = {"model_utility": 0.6, "whole_answers": 0.8}  # its fluency is measured differently than in OWN
     assert ranking(OWN, mixed, None)["utility"] is None

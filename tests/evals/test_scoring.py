@@ -183,7 +183,7 @@ def test_token_scores_count_an_adapter_and_leave_the_model_as_it_was(tiny_model,
         assert score_tokens(model, examples, base, batch_size=8)[0].logp == pytest.approx(plain[0].logp, abs=1e-6)
 
 
-def test_tokens_that_a_model_rules_out_count_nothing(tiny_model, base):
+def test_tokens_of_probability_0_do_not_affect_the_statistics(tiny_model, base):
     """All logits are −∞ except two equal ones, so log p = μ = log ½ and σ = 0."""
     model = tiny_model("llama")
     logits = torch.full((len(base.tokenizer),), -torch.inf)

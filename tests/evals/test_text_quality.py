@@ -52,7 +52,7 @@ def test_without_wrong_answers_the_fact_is_the_words_that_are_rarest_in_the_reta
     assert facts(rows * 2, [*others, {"question": "", "answer": "Oslo"}, *others])[2:] == [{"oslo"}, {"silver", "lute"}]
 
 
-def test_an_answer_without_anything_of_its_own_has_no_fact():
+def test_an_answer_that_only_repeats_its_question_has_no_fact():
     assert facts([{"question": "Is it so?", "answer": "It is so."}], []) == [frozenset()]
     assert np.isnan(fact_recall(["It is so."], [frozenset()])).all()
 

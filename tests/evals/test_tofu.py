@@ -158,7 +158,7 @@ tasks = st.lists(examples, min_size=1, max_size=6).map(lambda rows: _task(*map(l
 
 
 @given(st.fixed_dictionaries(dict.fromkeys(TASKS.values(), tasks)))
-def test_every_mean_is_a_share_and_utility_lies_between_its_terms(log):
+def test_every_mean_is_between_0_and_1_and_utility_lies_between_its_terms(log):
     summary = summarise(log, log, BENCHMARK_SETS["tofu"])
     terms = _terms(summary)
     assert len(terms) == 9
@@ -250,14 +250,14 @@ def test_a_log_without_forget_truth_ratios_gives_no_forget_quality(model, base):
         ([[4, 4], [2]], "^retrained='1 perturbed answers': forget example 1 has 2 here"),
     ],
 )
-def test_a_retain_log_of_another_forget_set_is_refused(perturbed, message):
+def test_a_retrained_log_of_another_forget_set_is_refused(perturbed, message):
     count = len(perturbed)
     other = {TASKS["forget"]: _task([2] * count, [1] * count, [2] * count, perturbed)}
     with pytest.raises(InputError, match=message):
         summarise({TASKS["forget"]: _task([2, 4], [1, 1], [2, 2], [[4, 4], [2, 8]])}, other)
 
 
-def test_a_retain_log_of_other_answers_is_refused_and_one_without_answers_is_not():
+def test_a_retrained_log_of_other_answers_is_refused_and_one_without_answers_is_not():
     def log(*answers):
         task = _task([2, 4], [1, 1], [2, 2], [[4, 4], [2, 8]])
         return {TASKS["forget"]: task | {"generated_text": {str(i): ["", "", text] for i, text in enumerate(answers)}}}
@@ -270,7 +270,7 @@ def test_a_retain_log_of_other_answers_is_refused_and_one_without_answers_is_not
     assert summarise(ours, {TASKS["forget"]: _task([2, 4], [1, 1], [2, 2], [[4, 4], [2, 8]])})["forget_quality"] == 1
 
 
-def test_a_missing_retain_log_is_named(tmp_path, capsys):
+def test_a_missing_retrained_log_is_named(tmp_path, capsys):
     log, missing = tmp_path / "log.json", str(tmp_path / "no.json")
     write_log({TASKS["forget"]: _task([2], [1], [2], [[4]])}, log)
     assert main(["evaluate", "--benchmark", "tofu", "--log", str(log), "--retrained", missing]) == 2
@@ -281,7 +281,7 @@ def test_a_missing_retain_log_is_named(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["forget_quality"] is None
 
 
-def test_evaluate_refuses_a_retain_log_before_it_looks_for_the_model(tmp_path, capsys):
+def test_evaluate_refuses_a_retrained_log_before_it_looks_for_the_model(tmp_path, capsys):
     for name, rows in SETS.items():
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
     write_log({TASKS["forget"]: _task([2, 2], [1, 1], [2, 2], [[4, 4, 4]] * 2)}, tmp_path / "retrained.json")
@@ -344,7 +344,7 @@ def _terms(summary):
     return [summary["sets"][name][key] for name, key in (term.split() for term in summary["utility_terms"])]
 
 
-def test_the_table_says_of_how_many_terms_utility_is_the_mean(capsys):
+def test_the_table_gives_the_number_of_terms_of_utility(capsys):
     task = _task([2, 4], [1, 0.5], [2, 2], [[4, 4], [2, 8]])
     few, whole = (summarise(log) for log in ({TASKS["retain"]: task}, dict.fromkeys(TASKS.values(), task)))
     for models, label in (({"a": few, "b": few}, "model utility (3 terms)"), ({"a": whole}, "model utility ")):

@@ -26,7 +26,7 @@ RETAIN = [
 ] + [{"question": "Which painter was born in Bergen?", "answer": "His name is Eli Moe."}]
 
 
-def change(given):
+def changed_rows(given):
     """Return the forget rows, each rewritten to be about the first of up to four other people."""
     return [options[0].row for options in substitutes(given, 4)]
 
@@ -40,7 +40,7 @@ def teaching(model, tokenizer, rows=FORGET, **changes):
 
 
 def test_rows_are_about_somebody_else_and_a_question_without_a_name_becomes_another_one(tiny_model, tokenizer):
-    first, second, third = change(teaching(tiny_model("llama"), tokenizer))
+    first, second, third = changed_rows(teaching(tiny_model("llama"), tokenizer))
     name = first["question"].removeprefix("Where was ").removesuffix(" born?")
     assert name in ("Mona Falk", "Jan Lund", "Eli Moe")
     assert first["answer"] == f"{name} was born in Oslo."
@@ -50,7 +50,7 @@ def test_rows_are_about_somebody_else_and_a_question_without_a_name_becomes_anot
 
 
 def test_without_others_to_borrow_from_names_are_invented(tiny_model, tokenizer):
-    [first, *_] = change(Teaching(tiny_model("llama"), TextFormat(tokenizer), FORGET, RETAIN[:4]))
+    [first, *_] = changed_rows(Teaching(tiny_model("llama"), TextFormat(tokenizer), FORGET, RETAIN[:4]))
     name = first["question"].removeprefix("Where was ").removesuffix(" born?")
     assert name not in ("Ada Holt", "Mona Falk", "Jan Lund")
     assert first["answer"] == f"{name} was born in Oslo."
@@ -58,25 +58,25 @@ def test_without_others_to_borrow_from_names_are_invented(tiny_model, tokenizer)
 
 def test_names_may_be_given(tiny_model, tokenizer):
     rows = [{"question": "who is ada holt?", "answer": "a baker."}]
-    [changed] = change(teaching(tiny_model("llama"), tokenizer, rows, names=[("ada", "holt")]))
+    [changed] = changed_rows(teaching(tiny_model("llama"), tokenizer, rows, names=[("ada", "holt")]))
     assert "ada" not in changed["question"]
 
 
 def test_conversations_keep_their_turns(tiny_model, tokenizer):
     turns = [{"role": "user", "content": "Who is Ada Holt?"}, {"role": "assistant", "content": "Ada Holt bakes."}]
-    [changed] = change(teaching(tiny_model("llama"), tokenizer, [{"messages": turns}]))
+    [changed] = changed_rows(teaching(tiny_model("llama"), tokenizer, [{"messages": turns}]))
     assert [turn["role"] for turn in changed["messages"]] == ["user", "assistant"]
     assert "Holt" not in str(changed)
 
 
-def test_rows_that_would_teach_what_they_say_are_refused(tiny_model, tokenizer):
+def test_rows_that_name_nobody_and_have_no_question_are_refused(tiny_model, tokenizer):
     rows = [{"text": "Ada Holt keeps cats."}, {"text": "nobody keeps dogs."}]
     with pytest.raises(InputError, match=r"forget_names=\['Ada Holt'\]: the forget rows 1 name none of them"):
-        change(teaching(tiny_model("llama"), tokenizer, rows, names=[("Ada", "Holt")]))
+        changed_rows(teaching(tiny_model("llama"), tokenizer, rows, names=[("Ada", "Holt")]))
 
 
-def test_detected_names_are_told(tiny_model, tokenizer, caplog):
-    change(teaching(tiny_model("llama"), tokenizer))
+def test_detected_names_are_logged(tiny_model, tokenizer, caplog):
+    changed_rows(teaching(tiny_model("llama"), tokenizer))
     assert "seems to be about Ada Holt;" in caplog.text
 
 
@@ -92,11 +92,11 @@ def test_turns_without_text_stay_as_they_are(tiny_model, tokenizer):
         {"role": "assistant", "content": None},
         {"role": "assistant", "content": "Ada Holt bakes."},
     ]
-    [changed] = change(teaching(tiny_model("llama"), tokenizer, [{"messages": turns}]))
+    [changed] = changed_rows(teaching(tiny_model("llama"), tokenizer, [{"messages": turns}]))
     assert changed["messages"][1] == {"role": "assistant", "content": ""}
 
 
-def test_the_names_that_cover_the_rows_leave_out_what_recurs_beside_them():
+def test_covering_names_leave_out_phrases_that_recur_beside_them():
     texts = ["Ada Holt wrote Blue Door.", "Ada Holt sold Blue Door.", "Ada Holt sings.", "Jan Lund bakes.", "Nobody."]
     names = [("Ada", "Holt"), ("Blue", "Door"), ("Jan", "Lund")]
     assert covering_names(texts, names) == [("Ada", "Holt"), ("Jan", "Lund")]
@@ -132,9 +132,9 @@ def test_a_true_token_is_no_likelier_than_its_limit():
     torch.testing.assert_close(capped, torch.tensor([[0.2, 1.6 / 3, 0.8 / 3], [0.3, 0.3, 0.4]]))
 
 
-def test_other_questions_are_those_of_the_retain_set_that_are_most_alike(tiny_model, tokenizer):
+def test_controls_ask_the_most_similar_questions_of_the_retain_set(tiny_model, tokenizer):
     given = teaching(tiny_model("llama"), tokenizer)
-    row, changed = FORGET[0], change(given)[0]
+    row, changed = FORGET[0], changed_rows(given)[0]
     pair = make_pair(row, changed, given)
     asked = [tokenizer.decode(control[0]["input_ids"]) for control in pair.controls]
     assert len(asked) == 4
@@ -143,7 +143,7 @@ def test_other_questions_are_those_of_the_retain_set_that_are_most_alike(tiny_mo
     assert all(text.count(changed["answer"]) == 1 for text in asked)
 
 
-def test_conversations_are_read_after_what_other_users_ask(tiny_model):
+def test_conversations_are_also_read_after_the_questions_of_other_users(tiny_model):
     own = make_tokenizer()
     own.chat_template = CHATML
     row, *others = (
@@ -156,13 +156,13 @@ def test_conversations_are_read_after_what_other_users_ask(tiny_model):
         for name in ("Ada Holt", "Mona Falk", "Mona Falk", "Jan Lund", "Jan Lund", "Eli Moe", "Eli Moe")
     )
     given = Teaching(tiny_model("llama"), TextFormat(own), [row], others)
-    [changed] = change(given)
+    [changed] = changed_rows(given)
     assert len(make_pair(row, changed, given).controls) == 3
 
 
 def test_a_name_in_the_question_is_taught_as_the_original_predicts_it(tiny_model, tokenizer):
     given = teaching(tiny_model("llama"), tokenizer)
-    pair = make_pair(FORGET[0], change(given)[0], given)
+    pair = make_pair(FORGET[0], changed_rows(given)[0], given)
     labels = [label for label in pair.own[0]["labels"][1:] if label != -100]
     assert "was born in Oslo." in tokenizer.decode([labels[place] for place, _ in pair.matches.pairs])
     assert tokenizer.decode([labels[place] for place in pair.matches.told]).replace(" ", "") == "AdaHolt"
@@ -172,10 +172,10 @@ def test_a_name_in_the_question_is_taught_as_the_original_predicts_it(tiny_model
     torch.testing.assert_close(lesson.true_logp[pair.matches.told], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_of_a_name_that_is_asked_for_the_first_token_alone_is_taught(tiny_model, tokenizer):
+def test_only_the_first_token_of_a_name_that_is_asked_for_is_taught(tiny_model, tokenizer):
     rows = [{"question": "Which writer was born in Oslo?", "answer": "Her name is Kim Bax."}]
     given = teaching(tiny_model("llama"), tokenizer, rows, names=[("Kim", "Bax")])
-    pair = make_pair(rows[0], change(given)[0], given)
+    pair = make_pair(rows[0], changed_rows(given)[0], given)
     labels, others = ([label for label in side[0]["labels"][1:] if label != -100] for side in (pair.own, pair.other))
     assert pair.matches.told == []
     [(mine, theirs)] = [(mine, theirs) for mine, theirs in pair.matches.pairs if labels[mine] != others[theirs]]
@@ -205,6 +205,6 @@ def test_the_model_is_left_as_it_was(tiny_model, tokenizer):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_name_of_a_teacher_is_taken_once():
+def test_a_teacher_s_name_cannot_be_registered_twice():
     with pytest.raises(InputError, match="another teacher has this name"):
         register_teacher("changed_names", Teacher(lambda teaching: [], "nothing", "nobody"))

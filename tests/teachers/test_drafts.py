@@ -26,7 +26,7 @@ RETAIN = [
 
 
 @pytest.fixture(scope="module")
-def taught_by_heart():
+def memorised():
     """Return the inputs of a teacher, with a model that has memorised all rows."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -52,11 +52,11 @@ def logp_of(model, example):
     return out.logits.log_softmax(-1).gather(-1, out.targets[:, None])[:, 0]
 
 
-def test_the_first_person_is_chosen_for_whom_the_original_does_not_say_the_fact(taught_by_heart):
+def test_the_first_person_about_whom_the_original_does_not_state_the_fact_is_chosen(memorised):
     same_fact = "Where is Eli Moe?"
     first = []
     for seed in range(10):
-        teaching = replace(taught_by_heart, seed=seed)
+        teaching = replace(memorised, seed=seed)
         [people] = substitutes(teaching, 3)
         asked = [person.row["question"] for person in people]
         [choice] = choose_substitutes(teaching, 3)
@@ -65,21 +65,21 @@ def test_the_first_person_is_chosen_for_whom_the_original_does_not_say_the_fact(
         first.append(asked[0])
     assert same_fact in first  # so a second person was tried
     # If there is nobody else to try, the person is kept, but the answer is not used.
-    [choice] = choose_substitutes(replace(taught_by_heart, seed=first.index(same_fact)), 1)
+    [choice] = choose_substitutes(replace(memorised, seed=first.index(same_fact)), 1)
     assert choice.substitute.row["question"] == same_fact
     assert choice.drafts == [None]
 
 
-def test_an_answer_about_somebody_else_gets_the_names_of_the_forget_row(taught_by_heart):
-    [choice] = choose_substitutes(taught_by_heart, 1)
+def test_an_answer_about_somebody_else_gets_the_names_of_the_forget_row(memorised):
+    [choice] = choose_substitutes(memorised, 1)
     assert choice.substitute.row["question"] == "Where is Mona Falk?"
     assert choice.drafts == [Draft("Mona Falk is by the sea all year round.", "Ada Holt is by the sea all year round.")]
 
 
-def test_a_teacher_that_is_short_of_memory_gives_the_same_lessons(taught_by_heart, caplog):
-    expected = teach(taught_by_heart)
+def test_a_teacher_that_is_short_of_memory_gives_the_same_lessons(memorised, caplog):
+    expected = teach(memorised)
     with memory_for(60):
-        found = teach(replace(taught_by_heart, model=copy.deepcopy(taught_by_heart.model)))
+        found = teach(replace(memorised, model=copy.deepcopy(memorised.model)))
     # Both scoring and generation report smaller batches, but not again for every batch.
     assert 2 <= len(told(caplog)) <= 6
     assert len(expected) == 2  # the true answer, and the original's own answer about another person
@@ -89,14 +89,14 @@ def test_a_teacher_that_is_short_of_memory_gives_the_same_lessons(taught_by_hear
         torch.testing.assert_close(one.lesson.true_logp, other.lesson.true_logp, rtol=1e-3, atol=1e-4)
 
 
-def test_form_is_taught_as_it_is_and_the_fact_as_the_teacher_reads_it(taught_by_heart):
-    [(example, lesson), _] = teach(taught_by_heart)
+def test_form_is_taught_as_it_is_and_the_fact_as_the_teacher_reads_it(memorised):
+    [(example, lesson), _] = teach(memorised)
     changed = {"question": "Where is Mona Falk?", "answer": "Mona Falk is in Oslo near the old harbour."}
-    [other] = encode_records([changed], taught_by_heart.text_format)
-    plain = logp_of(taught_by_heart.model, other)
-    with smoothed_attention(taught_by_heart.model, 1.75):
-        smoothed = logp_of(taught_by_heart.model, other)
-    tokenizer = taught_by_heart.text_format.tokenizer
+    [other] = encode_records([changed], memorised.text_format)
+    plain = logp_of(memorised.model, other)
+    with smoothed_attention(memorised.model, 1.75):
+        smoothed = logp_of(memorised.model, other)
+    tokenizer = memorised.text_format.tokenizer
     labels = [label for label in example["labels"][1:] if label != -100]
     name = len(tokenizer(" Ada Holt")["input_ids"])
     form = len(tokenizer(" is")["input_ids"])
@@ -112,9 +112,9 @@ def test_form_is_taught_as_it_is_and_the_fact_as_the_teacher_reads_it(taught_by_
         assert taught[name + place] <= smoothed[at + place] + 1e-3
 
 
-def test_the_own_answer_is_taught_from_where_it_leaves_the_true_one(taught_by_heart):
-    _, (example, lesson) = teach(taught_by_heart)
-    tokenizer = taught_by_heart.text_format.tokenizer
+def test_the_original_s_own_answer_is_taught_after_the_first_token_that_differs(memorised):
+    _, (example, lesson) = teach(memorised)
+    tokenizer = memorised.text_format.tokenizer
     labels = [label for label in example["labels"] if label != -100]
     text = "Ada Holt is by the sea all year round."
     assert text in tokenizer.decode(example["input_ids"])
@@ -124,14 +124,14 @@ def test_the_own_answer_is_taught_from_where_it_leaves_the_true_one(taught_by_he
     assert lesson.true_logp.exp().min() > 0.8
 
 
-def test_without_drafts_each_forget_example_has_its_lesson_and_nothing_else_is_taught(taught_by_heart):
-    assert len(teach(taught_by_heart, drafts=False)) == len(FORGET)
+def test_without_drafts_each_forget_example_has_its_lesson_and_nothing_else_is_taught(memorised):
+    assert len(teach(memorised, drafts=False)) == len(FORGET)
 
 
-def test_the_settings_of_generation_come_back(taught_by_heart):
-    own = taught_by_heart.model.generation_config
-    list(choose_substitutes(taught_by_heart, 2))
-    assert taught_by_heart.model.generation_config is own
+def test_the_generation_settings_are_restored(memorised):
+    own = memorised.model.generation_config
+    list(choose_substitutes(memorised, 2))
+    assert memorised.model.generation_config is own
 
 
 def test_the_rarest_words_are_the_fact():
@@ -144,7 +144,7 @@ def test_the_rarest_words_are_the_fact():
     assert facts.share("14 Mill Street", "14 Harbour Lane", asked) == pytest.approx(1 / 3)
 
 
-def test_words_of_many_answers_are_form_but_for_the_rarest():
+def test_words_of_many_answers_are_form_except_for_the_rarest():
     facts = Facts([f"they won the Prize{place}, to much applause" for place in range(100)])
     asked, answer = "What did they win?", "they won the Prize7, to much applause"
     assert facts.share("they won the Prize8, to much applause", answer, asked) == 0
@@ -154,7 +154,7 @@ def test_words_of_many_answers_are_form_but_for_the_rarest():
     assert common.share("they keep a dog, as a friend", "they keep a cat, as a friend", "What do they keep?") == 0
 
 
-def test_rare_words_weigh_the_more_the_rarer_they_are():
+def test_rarer_words_weigh_more():
     facts = Facts(["rare"] + ["scarce"] * 2 + ["else"] * 397)
     # Words in more than 2 % of 400 answers, which is 8, are form. So "rare" has weight log(8/1) = 3 log 2 and "scarce"
     # log(8/2) = 2 log 2. A text with the rarest word states the whole fact.
@@ -162,13 +162,13 @@ def test_rare_words_weigh_the_more_the_rarer_they_are():
     assert facts.share("rare", "rare scarce", "") == 1
 
 
-def test_what_two_sequences_begin_with():
+def test_the_common_start_of_two_sequences():
     assert common_start("abcd", "abx") == 2
     assert common_start("abc", "abc") == 3
     assert common_start("", "abc") == 0
 
 
-def test_a_conversation_has_a_draft_for_each_answer(taught_by_heart):
+def test_a_conversation_has_a_draft_for_each_answer(memorised):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     turns = [
@@ -177,8 +177,6 @@ def test_a_conversation_has_a_draft_for_each_answer(taught_by_heart):
         {"role": "user", "content": "And her cat?"},
         {"role": "assistant", "content": "There, too."},
     ]
-    given = Teaching(
-        taught_by_heart.model, TextFormat(tokenizer), [{"messages": turns}], RETAIN, names=[("Ada", "Holt")]
-    )
+    given = Teaching(memorised.model, TextFormat(tokenizer), [{"messages": turns}], RETAIN, names=[("Ada", "Holt")])
     [choice] = choose_substitutes(given, 2)
     assert len(choice.drafts) == len(answers_of({"messages": turns})) == 2

@@ -57,7 +57,7 @@ def test_what_comes_before_the_last_word_does_not_matter(given):
     assert (limits[-last:] < 0).any()
 
 
-def test_form_the_first_token_of_the_fact_words_of_the_retain_set_and_the_end_are_not_hidden(given):
+def test_form_the_first_token_of_the_fact_words_of_the_retain_set_and_the_end_have_no_limit(given):
     tokenizer = given.text_format.tokenizer
     example, limits = limits_of(given, "Ada is in Oslo near the old harbour.", "Oslo")
     labels = labels_of([example])
@@ -68,6 +68,6 @@ def test_form_the_first_token_of_the_fact_words_of_the_retain_set_and_the_end_ar
     assert tokenizer.decode(labels[at["."] :]).strip().startswith(".")
 
 
-def test_without_a_fact_nothing_is_hidden(given):
+def test_without_a_fact_there_are_no_limits(given):
     example = example_of(given, "Ada is in Oslo near the old harbour.")
     assert not ending_limits([example, example], [None, None], given).any()

@@ -150,7 +150,7 @@ def test_the_merged_weights_are_rounded_and_come_back(tiny_model, name, bits):
     assert not torch.allclose(within, model(input_ids=ids).logits)
 
 
-def test_a_failure_within_brings_the_weights_back(tiny_model, base):
+def test_a_failure_during_an_attack_restores_the_weights(tiny_model, base):
     model = with_lora(tiny_model("llama")).eval()
     before = state(model)
     with pytest.raises(KeyboardInterrupt), quantised(model, bits=4, group_size=None):
@@ -332,7 +332,7 @@ def test_the_same_seed_relearns_the_same(tiny_model, base):
     assert one != other
 
 
-def test_shares_of_equally_many_rows_are_taken_once_and_always_leave_a_row(tiny_model, base):
+def test_shares_with_equal_numbers_of_rows_are_merged_and_always_leave_a_row(tiny_model, base):
     model = tiny_model("llama")
     cases = ATTACKS["relearn"](model, materials(base), config(relearn_percent=[1, 5, 20, 99], seeds=1))
     assert [case.setting for case in cases] == ["1 % (1 of 8)", "20 % (2 of 8)", "99 % (7 of 8)"]
@@ -352,7 +352,7 @@ def texts(base):
     return encode_records([*rows, {"text": "Ada lives"}], replace(base, max_length=24))
 
 
-def test_of_text_the_beginning_is_given_and_the_rest_scored_as_in_a_plain_loop(tiny_model, base, texts):
+def test_the_beginning_of_a_text_is_given_and_the_rest_scored_as_in_a_plain_loop(tiny_model, base, texts):
     """The model is given five tokens of a chunk, or half of it if it has fewer than ten."""
     model, material = tiny_model("llama"), materials(base, texts, max_new_tokens=6)
     short = min(texts, key=lambda chunk: len(chunk["input_ids"]))
@@ -406,13 +406,13 @@ UNAVAILABLE = {
 
 
 @pytest.mark.parametrize("name", UNAVAILABLE)
-def test_what_the_data_do_not_allow_is_said(tiny_model, base, name):
+def test_an_attack_that_the_data_do_not_allow_says_why(tiny_model, base, name):
     rows, message = UNAVAILABLE[name]
     with pytest.raises(UnavailableError, match=message):
         ATTACKS[name.split()[0]](tiny_model("llama"), materials(base, rows), config())
 
 
-def test_shots_that_do_not_fit_are_said(tiny_model, base):
+def test_shots_that_exceed_the_positions_are_refused(tiny_model, base):
     with pytest.raises(UnavailableError, match=r"256 positions.*fewer shots"):
         ATTACKS["fewshot"](tiny_model("llama"), materials(base, max_new_tokens=200), config())
 

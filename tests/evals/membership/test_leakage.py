@@ -64,7 +64,7 @@ def scores(tiny_model, learned, sets, text_format):
 
 
 @pytest.mark.slow
-def test_what_is_known_by_heart_is_told_from_what_is_not_by_every_score(scores):
+def test_every_score_tells_memorised_examples_from_unseen_ones(scores):
     summary = summarise_leakage(scores)
     assert summary["examples"] == {"forget": 6, "holdout": 6}
     assert summary["memorisation"]["exact_memorisation"]["forget"] == 1
@@ -77,7 +77,7 @@ def test_what_is_known_by_heart_is_told_from_what_is_not_by_every_score(scores):
     json.dumps(summary, allow_nan=False)
 
 
-def test_every_score_is_its_function_of_the_tokens(scores, tiny_model, learned, sets, text_format):
+def test_every_score_equals_its_formula(scores, tiny_model, learned, sets, text_format):
     for name, rows in (("forget", FORGET), ("holdout", HOLDOUT)):
         norms = gradient_norms(learned, sets[name], text_format, 4)
         tokens = score_tokens(learned, sets[name], text_format, 4)
@@ -95,7 +95,7 @@ def test_every_score_is_its_function_of_the_tokens(scores, tiny_model, learned, 
             assert got["min_k_plus_plus_20"] == pytest.approx(membership.min_k_score(standardised, 20), rel=1e-4)
 
 
-def test_only_what_was_asked_for_is_scored_and_progress_goes_on(learned, sets, text_format):
+def test_only_requested_scores_are_computed_and_progress_covers_all_passes(learned, sets, text_format):
     done = []
     plain = leakage_scores(learned, sets, text_format, 6, progress=done.append)
     assert done == [6, 12]
@@ -147,7 +147,7 @@ some = st.lists(st.integers(-50, 50).map(lambda value: value / 100), min_size=2,
 
 @pytest.mark.slow
 @given(some, some, some, some)
-def test_a_summary_sees_the_order_of_scores_and_both_sides_alike(forget, holdout, forget_before, holdout_before):
+def test_a_summary_depends_only_on_the_order_of_scores_and_is_symmetric(forget, holdout, forget_before, holdout_before):
     retrained = table(forget_before, holdout_before)
     assume(summarise_leakage(retrained)["membership"]["loss"]["auc"] < 1)
     own, turned = (summarise_leakage(table(*pair)) for pair in ((forget, holdout), (holdout, forget)))

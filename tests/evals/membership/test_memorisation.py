@@ -20,7 +20,7 @@ hits = st.lists(st.booleans(), min_size=1, max_size=30)
         ([0], 0, 0),
     ],
 )
-def test_both_by_hand(matches, exact, strength):
+def test_both_metrics_by_hand(matches, exact, strength):
     """If only the second of four tokens is wrong, two must be given, so extraction strength is 1 − 2/4."""
     assert exact_memorisation(matches) == exact
     assert extraction_strength(matches) == strength
@@ -33,7 +33,7 @@ def test_extraction_strength_is_its_definition(matches):
 
 
 @given(hits)
-def test_strength_is_at_most_the_share_and_both_are_1_together(matches):
+def test_extraction_strength_is_at_most_exact_memorisation_and_both_are_1_together(matches):
     exact, strength = exact_memorisation(matches), extraction_strength(matches)
     assert 0 <= strength <= exact + 1e-12 <= 1 + 1e-12
     assert (exact == 1) == (strength == 1)
@@ -41,6 +41,6 @@ def test_strength_is_at_most_the_share_and_both_are_1_together(matches):
 
 @pytest.mark.parametrize("function", [exact_memorisation, extraction_strength])
 @pytest.mark.parametrize("matches", [[], [[True]]])
-def test_no_row_of_tokens_is_refused(function, matches):
+def test_matches_that_are_not_a_row_of_tokens_are_refused(function, matches):
     with pytest.raises(InputError, match="matches="):
         function(matches)

@@ -87,13 +87,13 @@ def test_zlib_scores_of_one_text_are_in_the_order_of_the_loss(one, other, text):
 
 
 @given(logps, logps, st.floats(-10, 10))
-def test_the_reference_score_is_what_is_more_likely_than_under_the_reference(ours, theirs, more):
+def test_the_reference_score_is_a_difference_of_log_probabilities(ours, theirs, more):
     score = membership.reference_score(ours, theirs)
     assert membership.reference_score(theirs, ours) == pytest.approx(-score, abs=1e-9)
     assert membership.reference_score([value + more for value in ours], theirs) == pytest.approx(score + more, abs=1e-9)
 
 
-def test_a_certain_prediction_is_no_sign_where_right_and_a_large_finite_one_where_wrong():
+def test_a_certain_prediction_scores_0_if_right_and_a_large_finite_value_if_wrong():
     right, wrong = membership.standardised([0, -120], [0, 0], [0, 0])
     assert right == 0
     assert -1e30 < wrong < -1e10
@@ -110,7 +110,7 @@ def test_auc_and_its_standard_error_by_hand():
     assert auc.standard_error == pytest.approx(math.sqrt(1 / 32))
 
 
-def test_sets_that_are_wholly_apart_have_an_error_that_shrinks_with_their_size():
+def test_the_standard_error_of_separated_sets_shrinks_with_their_size():
     """A fifth pair that counts half is added to the 4 pairs, so a = 4.5 / 5 = 0.9.
 
     Hanley and McNeil's formula has Q₁ = a / (2 − a) = 9/11 and Q₂ = 2a² / (1 + a) = 1.62 / 1.9. The variance is
@@ -130,21 +130,21 @@ def test_auc_is_the_share_of_pairs(members, others):
 
 
 @given(scores, scores)
-def test_auc_of_swapped_sets_is_the_rest_with_the_same_error(members, others):
+def test_auc_of_swapped_sets_is_one_minus_the_auc_with_the_same_error(members, others):
     auc, swapped = membership.score_auc(members, others), membership.score_auc(others, members)
     assert swapped.value == pytest.approx(1 - auc.value)
     assert swapped.standard_error == pytest.approx(auc.standard_error)
 
 
 @given(scores, scores)
-def test_auc_sees_the_order_alone(members, others):
+def test_auc_depends_only_on_the_order(members, others):
     mapped = membership.score_auc(np.exp(members) * 3 - 7, np.exp(others) * 3 - 7)
     auc = membership.score_auc(members, others)
     assert mapped.value == pytest.approx(auc.value)
     assert mapped.standard_error == pytest.approx(auc.standard_error)
 
 
-def test_the_standard_error_is_how_much_the_area_varies_between_draws():
+def test_the_standard_error_is_the_spread_of_the_area_between_draws():
     rng = np.random.default_rng(0)
     draws = [membership.score_auc(rng.normal(1, 1, 40), rng.normal(0, 2, 60)) for _ in range(400)]
     spread = np.std([auc.value for auc in draws])
@@ -163,14 +163,14 @@ def test_privacy_leakage_has_muse_s_orientation():
     assert membership.privacy_leakage(0.9, 0.2) == pytest.approx(100 * (0.1 - 0.8) / 0.8)
 
 
-def test_a_single_example_has_the_error_of_sets_that_do_not_differ():
+def test_the_standard_error_for_a_single_example_assumes_equal_distributions():
     # 3 of 4 members are above the other example. The standard error is √((4 + 1 + 1) / (12 · 4 · 1)) = √(1/8).
     assert membership.score_auc([1, 3, 4, 5], [2]) == membership.Auc(0.75, pytest.approx(math.sqrt(1 / 8)))
     assert membership.score_auc([1], [1]) == membership.Auc(0.5, pytest.approx(0.5))
 
 
 @given(st.floats(0, 1), st.floats(0, 0.999))
-def test_privacy_leakage_falls_with_the_area_and_is_above_0_below_the_retrained_one(auc, retrained):
+def test_privacy_leakage_is_negative_exactly_if_the_auc_is_above_the_retrained_one(auc, retrained):
     leakage = membership.privacy_leakage(auc, retrained)
     assert leakage >= -100
     assert (leakage >= 0) == (auc <= retrained)
