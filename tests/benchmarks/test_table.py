@@ -93,3 +93,12 @@ def test_a_former_command_names_the_current_one(former, current, tmp_path, capsy
     error = capsys.readouterr().err
     assert f"`unlora {former}` is now `{current}`" in error
     assert "log=" in error
+
+
+def test_tuned_settings_of_a_method_take_precedence_over_those_of_its_loss():
+    class Tuned(Shouting):
+        tuned = {"distil": {"learning_rate": 4e-3, "r": 4}, "vila+distil": {"learning_rate": 1e-3}}  # noqa: RUF012
+
+    assert Tuned().tuned_for("lora+distil") == {"learning_rate": 4e-3, "r": 4}
+    assert Tuned().tuned_for("vila+distil") == {"learning_rate": 1e-3, "r": 4}
+    assert Tuned().tuned_for("vila+ihl") == {}

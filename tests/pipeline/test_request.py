@@ -41,10 +41,13 @@ def test_a_published_configuration_serves_every_initialiser(init, tmp_path):
     [
         ({}, ("distil", "lora", 2e-3, 3.0, 2, True)),
         ({"loss": "ihl"}, ("ihl", "vila", 1e-4, 1.0, 4, False)),
+        ({"init": "vila"}, ("distil", "vila", 2e-4, 3.0, 2, True)),
+        ({"init": "lora", "loss": "ihl"}, ("ihl", "lora", 1e-4, 1.0, 4, False)),
         ({"init": "vila", "learning_rate": 1e-3, "max_steps": 9}, ("distil", "vila", 1e-3, 3.0, 2, False)),
+        ({"init": "vila", "learning_rate": 2e-3}, ("distil", "vila", 2e-3, 3.0, 2, True)),
     ],
 )
-def test_defaults_depend_on_the_loss(tmp_path, given, expected):
+def test_defaults_depend_on_the_loss_and_the_initialiser(tmp_path, given, expected):
     names = {"model_name_or_path": "m", "forget_data": "f", "retain_data": "r", "output_dir": str(tmp_path / "run")}
     request = Request.of({**names, "use_cpu": True, **given})
     args = request.args

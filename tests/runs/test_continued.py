@@ -56,10 +56,11 @@ def test_a_truncated_configuration_is_refused(tmp_path):
         continued_settings(run)
 
 
-def test_settings_of_the_first_loss_are_not_inherited_with_another_loss(tmp_path):
+def test_settings_of_the_first_loss_or_start_are_not_inherited_with_another(tmp_path):
     found = continued_settings(run_in(tmp_path), {"loss"})
     assert not found.keys() & {"loss", "loss_kwargs", "num_train_epochs", "learning_rate", "init"}
     assert found["prompt_format"] == "base"
+    assert "learning_rate" not in continued_settings(run_in(tmp_path), {"init"})
     assert "num_train_epochs" not in continued_settings(run_in(tmp_path), {"max_steps"})
 
 

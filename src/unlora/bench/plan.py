@@ -94,7 +94,7 @@ class Plan:
     def _of_cell(self, method: str) -> dict[str, Any]:
         init, _, loss = method.partition("+")
         own = {**self.shared, "init": init, "loss": loss, **self.of_method.get(method, {})}
-        return {**self.benchmark.tuned.get(loss, {}), **own}
+        return {**self.benchmark.tuned_for(method), **own}
 
     def _evaluation(self, split: str, seed: int) -> dict[str, Any]:
         return {**self.benchmark.evaluation(self.options, split, seed), **self.evaluation}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from unlora.benchmarks.builtin.persona import DATA, MAX_NEW_TOKENS, RETRAINED_LOG, TUNED, persona_settings, write_sets
+from unlora.benchmarks.builtin.persona import DATA, MAX_NEW_TOKENS, PERSONA, RETRAINED_LOG, persona_settings, write_sets
 from unlora.benchmarks.builtin.persona_trainings import start_persona
 from unlora.benchmarks.builtin.recipe import Recipe
 from unlora.common.files import check_unused
@@ -104,7 +104,7 @@ def _quickstart(folder: Path, seed: int, say: Callable[[str], None]) -> Report:
 def quickstart_request(model: Path, folder: Path, seed: int, init: str = "lora", loss: str = "distil") -> Request:
     """Return the request of the quickstart. Its run is written to `folder / "run"`."""
     own = {"retrained": str(folder / RETRAINED_LOG), "output_dir": str(folder / "run"), "init": init, "loss": loss}
-    values = {**persona_settings(model, folder, seed), **TUNED.get(loss, {}), **own}
+    values = {**persona_settings(model, folder, seed), **PERSONA.tuned_for(f"{init}+{loss}"), **own}
     if init == "lora":  # a plain LoRA start has no importance that could be normalised
         del values["normalised"]
     return Request.of(values)

@@ -123,7 +123,7 @@ class Benchmark:
         after: {split: the split whose request it continues}.
         metrics: the meaning of each number.
         plane: names of the two numbers (utility, forgetting) that span the forgetting-utility plane.
-        tuned: {loss: settings of requests that were chosen for it on this benchmark}.
+        tuned: settings of requests that were chosen on this benchmark, by loss or by method ("vila+ihl").
         takes_text_settings: whether prompt format and maximum length are flags of `unlora evaluate` as well.
         evaluated_by_unlearn: whether `unlora unlearn` writes the log itself, in TOFU's format.
     """
@@ -150,6 +150,11 @@ class Benchmark:
     def request(self, options: Options, split: str, seed: int) -> dict[str, Any]:
         """Return settings of `unlora unlearn`. Built-in models and data are made on first use."""
         return {"model_name_or_path": options.model, "seed": seed, "importance_seed": seed}
+
+    def tuned_for(self, method: str) -> dict[str, Any]:
+        """Return the tuned settings of a method (initialiser+loss). They take precedence over those of its loss."""
+        loss = method.partition("+")[2]
+        return {**self.tuned.get(loss, {}), **self.tuned.get(method, {})}
 
     def retrained(self, options: Options, split: str, seed: int) -> str | None:
         """Return the log or the folder of the retrained model, if there is one."""

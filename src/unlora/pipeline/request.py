@@ -17,7 +17,7 @@ from unlora.runs.folder import continued_problems, continued_settings, settings_
 from unlora.runs.stages import check_start
 from unlora.settings import DataConfig, EvalConfig, ImportanceConfig, ModelConfig, StoppingConfig
 from unlora.settings.names import AUTO
-from unlora.settings.training import DISTILLING, PUSHING
+from unlora.settings.training import DISTILLING, PUSHING, STARTED_LEARNING_RATE
 from unlora.training.arguments import changed_arguments
 from unlora.training.config import UnlearnConfig
 
@@ -41,6 +41,9 @@ class Request:
         if self.importance.init == AUTO:
             defaults = DISTILLING if self.args.has_teacher else PUSHING
             object.__setattr__(self, "importance", replace(self.importance, init=str(defaults["init"])))
+        plain = self.importance.init == DISTILLING["init"]
+        if self.args.has_teacher and self.args.learning_rate_is_default and not plain:
+            object.__setattr__(self, "args", replace(self.args, learning_rate=STARTED_LEARNING_RATE))
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Request:

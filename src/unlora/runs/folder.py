@@ -70,10 +70,11 @@ _NOT_INHERITED |= {
     "hub_model_id",
 }
 # (settings, their dependents): a request that gives one of the settings inherits none of the dependents. Another loss
-# has other settings and defaults, and only one setting of the training length applies.
+# or start has other settings and defaults, and only one setting of the training length applies.
 _LENGTH = {"num_train_epochs", "max_steps", "until_taught"}
 _DEPENDENTS = (
     ({"loss"}, {"loss_kwargs", "retain_loss", "alternate_key", "teacher", *DISTILLING, *_LENGTH}),
+    ({"init"}, {"learning_rate"}),
     (_LENGTH, _LENGTH),
 )
 _STOPPING = {"stop_every", "stop_statistic", "stop_auc"}

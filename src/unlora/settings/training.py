@@ -46,6 +46,9 @@ DISTILLING: dict[str, Any] = {
     "retain_weight": 3.0,
     "gradient_accumulation_steps": 2,
 }
+# The learning rate of a loss that distils a teacher from any other start than plain LoRA's. The factors of other starts
+# are large from the beginning, so that an update changes the weights more (docs/results.md).
+STARTED_LEARNING_RATE = 2e-4
 PUSHING: dict[str, Any] = {
     "init": "vila",
     "learning_rate": 1e-4,
@@ -101,7 +104,9 @@ class UnlearnSettings:
         "hidden_mse.",
     )
     learning_rate: float | None = setting(
-        None, f"{_LEARNING_RATE} Defaults to 2e-3 for distil, and 1e-4 for losses without a teacher."
+        None,
+        f"{_LEARNING_RATE} Defaults to 2e-3 for distil, 2e-4 for distil with another init than lora, and 1e-4 for "
+        "losses without a teacher.",
     )
     weight_decay: float = setting(0.01, _WEIGHT_DECAY)
     num_train_epochs: float = setting(5.0, "Number of passes over the forget set, unless until_taught.")

@@ -30,6 +30,7 @@ class UnlearnConfig(UnlearnSettings, SafeArguments):
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "loss_kwargs"]
 
     def __post_init__(self) -> None:
+        self.learning_rate_is_default = self.learning_rate is None
         for name, value in (DISTILLING if self.has_teacher else PUSHING).items():
             if getattr(self, name, "") is None:
                 setattr(self, name, value)
