@@ -150,20 +150,21 @@ def test_a_clone_from_the_hub_gives_all_shards_of_a_split(tmp_path):
 
 
 def test_the_readme_of_a_clone_says_which_files_belong_to_a_configuration(tmp_path):
-    shards(tmp_path / "parts", "x", [ROWS[:2], ROWS[2:4]])
-    write_rows(tmp_path / "a.json", ROWS[4:6])
-    write_rows(tmp_path.parent / "secret.jsonl", ROWS)
-    (tmp_path / "README.md").write_text(
+    clone = tmp_path / "clone"
+    shards(clone / "parts", "x", [ROWS[:2], ROWS[2:4]])
+    write_rows(clone / "a.json", ROWS[4:6])
+    write_rows(tmp_path / "secret.jsonl", ROWS)
+    (clone / "README.md").write_text(
         "---\nconfigs:\n- config_name: full\n  data_files: a.json\n- config_name: split\n  data_files:\n"
         "  - split: first\n    path: parts/x-*\n  - split: none\n    path: ../secret.jsonl\n---\n# A dataset\n"
     )
-    assert load_records(str(tmp_path), "full") == ROWS[4:6]
-    assert load_records(str(tmp_path), "split", "first") == ROWS[:4]
-    assert load_records(str(tmp_path), "a") == ROWS[4:6]  # the file a.json, which is not a configuration of the README
+    assert load_records(str(clone), "full") == ROWS[4:6]
+    assert load_records(str(clone), "split", "first") == ROWS[:4]
+    assert load_records(str(clone), "a") == ROWS[4:6]  # the file a.json, which is not a configuration of the README
     with pytest.raises(InputError, match=r"no configuration 'nothing'.*full, split, a"):
-        load_records(str(tmp_path), "nothing")
+        load_records(str(clone), "nothing")
     with pytest.raises(InputError, match="no split 'none'"):
-        load_records(str(tmp_path), "split", "none")
+        load_records(str(clone), "split", "none")
 
 
 def test_a_stream_has_no_slices(tmp_path):

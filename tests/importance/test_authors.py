@@ -172,7 +172,7 @@ def test_importance_and_start_of_fila_are_those_of_its_released_procedure(model,
     check_start(model, ours, importance)
 
 
-def test_the_offset_is_their_residual_weight(measurement, tokenizer):
+def test_the_offset_is_their_residual_weight(measurement):
     """The released code subtracts s·B₀A₀ from the weight instead. The logits and the factors' gradients are equal."""
     rows = INITIALISERS["vila"].row_importance(measurement)
     lora = LoraConfig(r=RANK, lora_alpha=RANK * SCALING)

@@ -126,7 +126,6 @@ def test_the_clock_notes_each_stage_and_passes_the_result_on():
     assert clock.time("a", max, 1, 2) == 2
     assert clock.time("b", list) == []
     assert list(clock.seconds) == ["a", "b"]
-    assert all(seconds >= 0 for seconds in clock.seconds.values())
 
 
 def statuses(capsys, run, *rest):

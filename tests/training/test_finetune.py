@@ -31,6 +31,7 @@ def test_smoothed_labels_give_the_step_of_transformers_over_all_batches_of_the_u
         report_to=[],
     )
     found = load_file(finetune(tiny_model("llama"), tokenizer, examples, args) / "model.safetensors")
-    for name, weight in expected.named_parameters():
-        if name in found:
-            torch.testing.assert_close(found[name], weight.detach() - weight.grad, rtol=1e-4, atol=1e-5)
+    weights = dict(expected.named_parameters())
+    assert found
+    for name, value in found.items():
+        torch.testing.assert_close(value, weights[name].detach() - weights[name].grad, rtol=1e-4, atol=1e-5)

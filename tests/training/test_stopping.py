@@ -141,7 +141,7 @@ def test_without_the_rule_the_same_training_forgets_too_much(trainer_of):
     assert UnseenTest(FORGET, HOLDOUT, TextFormat(make_tokenizer()))(trainer.model).auc < 0.4
 
 
-def test_checks_change_nothing_that_is_trained(trainer_of, tmp_path):
+def test_checks_change_nothing_that_is_trained(trainer_of):
     """Checks that never stop training change neither the adapter nor the logged losses."""
     plain, checked = trainer_of(every=None, max_steps=4), trainer_of(max_steps=4)
     for trainer in (plain, checked):
@@ -163,7 +163,7 @@ def test_a_rule_that_never_fires_warns_and_keeps_the_last_step(trainer_of, caplo
     assert "stop_step" not in checks(trainer)[-1]
 
 
-def test_weights_that_diverge_are_left_to_the_trainer(trainer_of, tmp_path):
+def test_weights_that_diverge_are_left_to_the_trainer(trainer_of):
     class Break(TrainerCallback):
         def on_optimizer_step(self, args, state, control, model=None, **kwargs):
             if state.global_step == 1:
