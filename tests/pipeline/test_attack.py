@@ -111,7 +111,7 @@ def test_without_an_attack_the_numbers_are_those_of_the_run(run, capsys):
 
 
 @pytest.mark.slow
-def test_what_the_data_do_not_allow_is_in_the_file_with_the_reason(tmp_path, retrained, capsys):
+def test_what_the_data_do_not_allow_is_in_the_file_with_the_reason(tmp_path, capsys):
     """A duplicate row counts once. Otherwise an attack could show one copy to the model and measure the other."""
     rows = [{key: row[key] for key in ("question", "answer")} for row in FORGET]
     run = unlearn(tmp_path, save_tiny_llama(tmp_path / "model", 0), [*rows, rows[0]])

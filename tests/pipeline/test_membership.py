@@ -147,7 +147,7 @@ def test_ds_size_1_scores_only_the_first_rows_with_their_standard_error(command,
         ({"holdout_name": "nothing"}, "holdout_data=.*has no configuration 'nothing'"),
         ({"retrained": "nothing.json"}, "retrained='nothing.json': cannot be read"),
         ({"model_name_or_path": "model", "reference_model": "odd"}, "reference_model=.*another vocabulary"),
-        ({"on": "run", "adapter": "adapter"}, "on="),
+        ({"on": "run", "adapter": "adapter"}, r"\bon="),
         ({"holdout": "x"}, "unknown name"),
     ],
 )
