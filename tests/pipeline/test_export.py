@@ -119,6 +119,22 @@ def test_the_card_has_the_verdict_and_the_results_of_attacks(work, tmp_path):
     assert found["membership_auc_loss"] == 0.9
 
 
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"init": None, "loss": None}, "(unknown initialisation, unknown loss)"),
+        ({"init": "vila", "loss": "ihl"}, "(vila initialisation, ihl loss)"),
+        ({"init": "<b>", "loss": "[x](y)"}, r"(\<b\> initialisation, \[x\]\(y\) loss)"),
+    ],
+)
+def test_the_card_names_the_recorded_method_and_never_a_default(work, tmp_path, changes, shown):
+    config = work / "run" / "config.yaml"
+    settings = yaml.safe_load(config.read_text()) | changes
+    config.write_text(yaml.safe_dump({name: value for name, value in settings.items() if value is not None}))
+    assert export(work / "run", tmp_path / "out") == 0
+    assert shown in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_run_is_left_as_it_is(compared, tmp_path):
     before = {path: path.read_bytes() for path in (compared / "run").rglob("*") if path.is_file()}
     export(compared / "run", tmp_path / "out", base_model="owner/base")

@@ -7,7 +7,7 @@ from peft import LoraConfig
 
 from unlora import InputError, UnlearnConfig
 from unlora.settings.checks import range_problems
-from unlora.settings.training import ADAPTER_RANGES
+from unlora.settings.training import ADAPTER_RANGES, UnlearnSettings
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -36,3 +36,9 @@ def test_a_lora_config_is_checked_against_the_same_ranges(change, tmp_path):
     with pytest.raises(InputError) as error:
         UnlearnConfig(output_dir=str(tmp_path), use_cpu=True, **change)
     assert error.value.problems == (problem,)
+
+
+def test_the_help_of_the_exported_rank_names_the_rank_of_every_start():
+    """`tests/adapter/test_export.py` checks that the exported adapters have these ranks."""
+    shown = UnlearnSettings.__dataclass_fields__["export_rank"].metadata["help"]
+    assert "rank r for a plain LoRA start and 2r for other starts, plus the ranks of earlier requests" in shown

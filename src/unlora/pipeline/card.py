@@ -126,6 +126,7 @@ def model_card(facts: Facts, cost: Mapping[str, Any] | None) -> str:
         _metadata(facts, measured=cut is None),
         template_str=_TEMPLATE.read_text(encoding="utf-8"),
         facts=facts,
+        recorded=lambda name: str(facts.settings.get(name, "unknown")),  # old runs did not record every setting
         cut=cut,
         compression=facts.record["metrics"].get("compression"),
         hyperparameters=[(name, facts.settings[name]) for name in _SHOWN if facts.settings.get(name) is not None],

@@ -134,7 +134,7 @@ class Run:
         """Initialiser and loss, spelled as for `unlora bench`."""
         if not self.settings:  # only a log
             return ""
-        return f"{self.settings.get('init', '?')}+{self.settings.get('loss', 'default loss')}"
+        return f"{self.settings.get('init', '?')}+{self.settings.get('loss', '?')}"
 
     def task(self, model: str, name: str) -> Mapping[str, Mapping[str, Any]]:
         """Return the columns of a set in a model's log; empty if the log lacks the set."""

@@ -75,8 +75,8 @@ class UnlearnSettings:
     target_modules: list[str] | None = setting(None, _TARGETS)
     export_rank: int | None = setting(
         None,
-        "Maximum rank of the exported adapter, by truncated SVD. Defaults to an exact export (rank 2r, more after "
-        "earlier requests).",
+        "Maximum rank of the exported adapter, by truncated SVD. Defaults to an exact export: rank r for a plain LoRA "
+        "start and 2r for other starts, plus the ranks of earlier requests.",
     )
     loss: str = setting("distil", "Forget loss: see `unlora ls losses`.")
     loss_kwargs: dict | str | None = setting(
