@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from helpers.reported import FAR, NEAR, attacks, log, logs, make_run, membership, sampled
+from unlora.evals.log_format import TASKS
 from unlora.report.names import p_value
 from unlora.report.plots import largest_distance
 from unlora.report.read import read_run
@@ -54,6 +55,20 @@ def test_a_test_that_cannot_see_the_original_says_nothing_of_the_unlearned_model
     assert found.state == "undecided"
     assert "cannot even distinguish the original model from the retrained one" in found.sentence
     assert "fell from 0.990 to 0.400" in found.sentence
+
+
+@pytest.mark.parametrize(("examples", "state"), [(1, "undecided"), (40, "apart")])
+def test_a_single_example_does_not_show_a_difference_to_the_retrained_model(tmp_path, examples, state):
+    """The rows have no wrong answers, so that only the probabilities of the answers can be compared."""
+    evaluated = {model: log(p, NEAR[:examples]) for model, p in {"original": 0.99, "unlearned": 0.6}.items()}
+    evaluated["retrained"] = log(0.4, NEAR[:examples])
+    for content in evaluated.values():
+        for name in ("avg_paraphrased_loss", "average_perturb_loss"):
+            del content[TASKS["forget"]][name]
+    found = verdict_of(tmp_path, evaluated)
+    assert found.state == state
+    assert ("A single forget example does not show" in found.sentence) == (state == "undecided")
+    assert "+0.200" in found.sentence
 
 
 def test_forgetting_that_costs_much_is_no_success(tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,16 +26,23 @@ SPREAD = 1.96
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its interval. If there is only one example, both ends equal the value."""
+    """A value and its interval.
+
+    Args:
+        value: the value.
+        low, high: the ends of the interval.
+        single: whether there is only one example. Then both ends equal the value, and its uncertainty is unknown.
+    """
 
     value: float
     low: float
     high: float
+    single: bool = False
 
     @property
     def excludes_zero(self) -> bool:
         """Whether zero lies outside the interval."""
-        return self.low > 0 or self.high < 0
+        return not self.single and (self.low > 0 or self.high < 0)
 
 
 def estimate_of(measured: Measured, limits: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
@@ -73,7 +80,7 @@ def interval(value: float, drawn: Values) -> Estimate:
 
 def mean_estimate(values: Values) -> Estimate:
     """Return the mean of values, [examples], with its bootstrap interval."""
-    return interval(values.mean(), _bootstrap(np.mean, values))
+    return replace(interval(values.mean(), _bootstrap(np.mean, values)), single=len(values) == 1)
 
 
 def difference(one: Values, other: Values, paired: bool) -> Estimate:
@@ -86,7 +93,7 @@ def difference(one: Values, other: Values, paired: bool) -> Estimate:
     if paired:
         return mean_estimate(one - other)
     drawn = _bootstrap(lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis), one, other)
-    return interval(one.mean() - other.mean(), drawn)
+    return replace(interval(one.mean() - other.mean(), drawn), single=min(len(one), len(other)) == 1)
 
 
 def utility_draws(columns: Columns) -> Values:

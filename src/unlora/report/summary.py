@@ -89,7 +89,8 @@ class Summary:
         """The share of the original's utility that was kept, at most 1: unlearning does not add abilities."""
         if self.kept is None:
             return None
-        return Estimate(*(min(end, 1.0) for end in (self.kept.value, self.kept.low, self.kept.high)))
+        value, low, high = (min(end, 1.0) for end in (self.kept.value, self.kept.low, self.kept.high))
+        return Estimate(value, low, high)
 
     def count(self, kind: str, name: str, model: str) -> Count | None:
         """Return the number of answers of this kind in a set, or None if it is not known."""

@@ -183,6 +183,9 @@ def _beside_retrained(summary: Summary, gap: Estimate) -> _Finding:
     limit = "The forget rows have no wrong answers (perturbed_answer), so forget quality could not be tested."
     if gap.excludes_zero:
         return "apart", f"The unlearned model differs from the retrained one{_direction(gap)}.", (limit,)
+    if gap.single:
+        sentence = "A single forget example does not show whether the unlearned model differs from the retrained one "
+        return "undecided", f"{sentence}(difference in probability: {_signed(gap)}). {_fall(summary)}", (limit,)
     sentence = (
         "The answers are about as likely as under the retrained model (difference in probability: "
         f"{_signed(gap)}), but there may be a difference that is too small to show on these examples. "
@@ -379,4 +382,4 @@ def _brings_back(attack: Attack | None, gap: Estimate | None, tried: int) -> boo
 
 def _signed(estimate: Estimate) -> str:
     value, low, high = (fixed(end, sign="+") for end in (estimate.value, estimate.low, estimate.high))
-    return f"{value}, 95 % interval {low} to {high}"
+    return value if estimate.single else f"{value}, 95 % interval {low} to {high}"
