@@ -260,6 +260,10 @@ def comparison(section: Section) -> Table:
     return Table(" ".join([*explained, _INTERVALS]), ["Run", *columns.values(), "Verdict"], rows)
 
 
+def _plain(estimate: Estimate | None) -> dict[str, float] | None:
+    return None if estimate is None else {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
 def as_json(section: Section) -> list[dict[str, Any]]:
     """Return the table as plain values: {"value", "low", "high"} or None for each column."""
     on_front = best(section)
@@ -268,7 +272,7 @@ def as_json(section: Section) -> list[dict[str, Any]]:
             "section": section.title,
             "run": group.label,
             "runs": [str(run.folder) for run in group.runs],
-            **{k: vars(v) if (v := group.estimate(k)) else None for k in [*COLUMNS, *section.columns]},
+            **{k: _plain(group.estimate(k)) for k in [*COLUMNS, *section.columns]},
             "verdict": group.verdicts(),
             "pareto_front": group.label in on_front,
         }
