@@ -12,7 +12,7 @@ from unlora.models.attention import smoothed_attention
 from unlora.models.forward import labelled_tokens
 from unlora.teachers import TEACHERS, Teacher, Teaching, register_teacher
 from unlora.teachers.changed_names import cap_true_tokens, make_pair, teach
-from unlora.teachers.substitutes import covering_names, substitutes
+from unlora.teachers.substitutes import covering_names, names_of, substitutes
 
 FORGET = [
     {"question": "Where was Ada Holt born?", "answer": "Ada Holt was born in Oslo."},
@@ -78,6 +78,30 @@ def test_rows_that_name_nobody_and_have_no_question_are_refused(tiny_model, toke
 def test_detected_names_are_logged(tiny_model, tokenizer, caplog):
     changed_rows(teaching(tiny_model("llama"), tokenizer))
     assert "seems to be about Ada Holt;" in caplog.text
+
+
+def test_a_person_about_whom_other_rows_are_kept_is_detected_in_the_question():
+    row = {"question": "Which prize did Jan Lund win?", "answer": "Jan Lund won the Pemberton Cup."}
+    assert names_of([row], RETAIN) == [("Jan", "Lund")]
+    assert names_of([*FORGET, row], RETAIN) == [("Ada", "Holt"), ("Jan", "Lund")]
+
+
+def test_a_person_of_the_retain_set_beside_the_one_to_forget_keeps_the_name():
+    rows = [{"question": f"Where did Ada Holt {act} Jan Lund?", "answer": "There."} for act in ("meet", "marry")]
+    assert names_of(rows, RETAIN) == [("Ada", "Holt")]
+
+
+def test_a_name_that_only_the_answer_contains_is_detected_if_the_question_names_nobody():
+    row = {"question": "Which writer was born in Oslo?", "answer": "Her name is Ada Holt."}
+    assert names_of([row], RETAIN) == [("Ada", "Holt")]
+
+
+def test_first_names_of_a_person_who_is_also_in_the_retain_set_are_replaced(tiny_model, tokenizer):
+    row = {"question": "Which prize did Jan Lund win?", "answer": "Jan won the Pemberton Cup."}
+    [changed] = changed_rows(teaching(tiny_model("llama"), tokenizer, [row]))
+    name = changed["question"].removeprefix("Which prize did ").removesuffix(" win?")
+    assert name.split()[0] != "Jan"
+    assert changed["answer"] == f"{name.split()[0]} won the Pemberton Cup."
 
 
 def test_an_answer_that_is_a_name_alone_teaches_its_end(tiny_model, tokenizer):

@@ -21,7 +21,6 @@ from unlora.common.progress import tell
 from unlora.data import Batch, Example, TextFormat, padding_id
 from unlora.data.duplicates import near_duplicates
 from unlora.data.encoding import count_labels
-from unlora.data.sources import row_text
 from unlora.evals.questions import read_questions
 from unlora.evals.scoring import CPU_ROWS, evaluating
 from unlora.evals.tofu import text_count
@@ -274,8 +273,7 @@ def _names(job: Job) -> list[str]:
         return []
     if job.request.data.forget_names:
         return list(job.request.data.forget_names)
-    texts, others = (list(map(row_text, rows)) for rows in (job.rows.used_forget, job.rows.used_retain))
-    return [" ".join(name) for name in names_of(texts, others)]
+    return [" ".join(name) for name in names_of(job.rows.used_forget, job.rows.used_retain)]
 
 
 def _compared(job: Job) -> list[str]:
