@@ -186,11 +186,21 @@ def convergence(extraction: Extraction, subject: Subject, examples: int) -> Iter
     of_forget, sample = moments(subject.forget), retain_sample(subject.retain, examples, SEED)
     counts = [*(count for count in COUNTS if count < len(sample)), len(sample)]
     measured = (moments(sample[start:stop]) for start, stop in pairwise([0, *counts]))
-    found = [rows(of_retain) for of_retain in accumulate(measured)]
+    found = [rows(of_retain) for of_retain in accumulate(measured, together)]
     detach_adapters(probe)
     yield f"Spearman's correlation of row importances with those from {len(sample)} retain examples:"
     for count, importance in zip(counts, found, strict=True):
         yield f"{count:6d} examples: {agreement(importance, found[-1]):.4f}"
+
+
+def together(one: Moments, other: Moments) -> Moments:
+    """Return the moments over the examples of both."""
+    tokens = one.tokens + other.tokens
+    mean, second = (
+        {name: theirs[name].lerp(value, one.tokens / tokens) for name, value in ours.items()}
+        for ours, theirs in ((one.mean, other.mean), (one.second, other.second))
+    )
+    return Moments(mean, second, tokens, one.examples + other.examples)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

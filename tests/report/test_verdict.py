@@ -9,8 +9,10 @@ from helpers.reported import FAR, NEAR, attacks, log, logs, make_run, membership
 from unlora.evals.log_format import TASKS
 from unlora.report.names import p_value
 from unlora.report.plots import largest_distance
+from unlora.report.questions import cards
 from unlora.report.read import read_run
 from unlora.report.summary import smallest_distance, summarise_run
+from unlora.report.tables import metrics_table
 from unlora.report.verdict import verdict
 
 
@@ -69,6 +71,23 @@ def test_a_single_example_does_not_show_a_difference_to_the_retrained_model(tmp_
     assert found.state == state
     assert ("A single forget example does not show" in found.sentence) == (state == "undecided")
     assert "+0.200" in found.sentence
+
+
+@pytest.mark.parametrize("examples", [1, 40])
+def test_a_single_retained_example_gives_no_interval(tmp_path, examples):
+    evaluated = {model: log(0.4, NEAR) for model in ("original", "unlearned")}
+    for content in evaluated.values():
+        retained = content[TASKS["retain"]]
+        content[TASKS["retain"]] = {name: dict(list(rows.items())[:examples]) for name, rows in retained.items()}
+    run = read_run(make_run(tmp_path, evaluated))
+    summary = summarise_run(run)
+    found = verdict(run, summary)
+    card = next(card for card in cards(run, summary, found) if card.question == "What did it cost?")
+    assert "100.0 % of it was kept" in found.cost
+    for text in (found.cost, card.note):
+        assert ("95 % interval 100.0 to 100.0 %" in text) == (examples > 1)
+    utility = metrics_table(run, summary).rows[-1][1:]
+    assert [" to " in cell.note for cell in utility] == [examples > 1] * 2
 
 
 def test_forgetting_that_costs_much_is_no_success(tmp_path):

@@ -36,7 +36,7 @@ def ranked(
             continue
         values = {name: [v for part in known if (v := part[name]) is not None] for name in RANKED}
         reasons = {name: benchmark.metric(name).needs or NOT_MEASURED for name in RANKED if not values[name]}
-        found.append(Results(row.method, row.split, values, reasons, row.failed))
+        found.append(Results(row.method, row.split, values, reasons, row.failed, seeds=row.seeds))
     splits = list(dict.fromkeys(row.split for row in rows))
 
     def place(row: Results) -> tuple[int, bool, float]:

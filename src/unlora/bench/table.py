@@ -44,6 +44,7 @@ class Results:
         method: name of the method, "original" or "retrained".
         split: split of the benchmark.
         values: {column: values of the seeds that finished}.
+        seeds: the seeds that finished, in the order of the values. Seeds that share a model count as the first of them.
         unavailable: {column: reason why it could not be computed}.
         failed: number of seeds that failed.
         command: command that reproduces the row.
@@ -59,6 +60,7 @@ class Results:
     command: str = ""
     log: Path | None = None
     of: dict[str, int] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
 
     def text(self, column: str) -> str:
         """Return mean ± standard error, only the mean of a single seed, or a dash if nothing was measured."""
@@ -76,6 +78,7 @@ class Results:
         return {
             "method": self.method,
             "split": self.split,
+            "seeds": list(self.seeds),
             "values": self.values | reasons,
             **({"of": self.of} if self.of else {}),
             "failed": self.failed,
@@ -102,24 +105,29 @@ def rows_of(
     rows: list[Results] = []
     for split in dict.fromkeys(cell.split for cell in cells):
         members = [cell for cell in cells if cell.split == split]
-        shared = [references[split, seed] for seed in dict.fromkeys(cell.seed for cell in members)]
+        shared = {cell.seed: references[split, cell.seed] for cell in members}
         for model in MODELS:
             # If several seeds share a log, it is the same model.
-            logs = dict.fromkeys((logs[model], logs.get("retrained")) for logs in shared if model in logs)
+            logs: dict[tuple[Path, Path | None], int] = {}
+            for seed, found in shared.items():
+                if model in found:
+                    logs.setdefault((found[model], found.get("retrained")), seed)
             if logs:
                 how = " && ".join(dict.fromkeys(_measuring(log, benchmark) for log, _ in logs))
-                rows.append(_row(model, split, [_values(benchmark, *pair) for pair in logs], benchmark, how))
+                known = {seed: _values(benchmark, *pair) for pair, seed in logs.items()}
+                rows.append(_row(model, split, known, benchmark, how))
         for method in dict.fromkeys(cell.method for cell in members):
             of_method = [cell for cell in members if cell.method == method]
-            known = [
-                _values(benchmark, cell.log, references[split, cell.seed].get("retrained"))
+            known = {
+                cell.seed: _values(benchmark, cell.log, shared[cell.seed].get("retrained"))
                 for cell in of_method
                 if cell.finished
-            ]
+            }
             failed = sum(cell.failure is not None for cell in of_method)
             rows.append(_row(method, split, known, benchmark, command(method, split), failed))
         for name, log in (others or {}).get(split, {}).items():
-            row = _row(name, split, [_values(benchmark, log, shared[0].get("retrained"))], benchmark, _given(log))
+            seed, found = next(iter(shared.items()))
+            row = _row(name, split, {seed: _values(benchmark, log, found.get("retrained"))}, benchmark, _given(log))
             rows.append(replace(row, log=log))
     return rows
 
@@ -129,17 +137,18 @@ def _values(benchmark: Benchmark, log: Path, retrained: Path | None) -> Values:
 
 
 def _row(
-    method: str, split: str, known: Sequence[Values], benchmark: Benchmark, command: str, failed: int = 0
+    method: str, split: str, known: Mapping[int, Values], benchmark: Benchmark, command: str, failed: int = 0
 ) -> Results:
+    """Return a row, given the values of each seed."""
     values: dict[str, list[float]] = {}
     of: dict[str, int] = {}
-    for column, measured in (pair for of_seed in known for pair in of_seed.items()):
+    for column, measured in (pair for of_seed in known.values() for pair in of_seed.items()):
         values.setdefault(column, []).extend([] if measured is None else [measured.value])
         if measured is not None and measured.of is not None:
             of[column] = measured.of
     needs = {column: benchmark.metric(column).needs for column, found in values.items() if not found}
     reasons = {column: reason or NOT_MEASURED for column, reason in needs.items()}
-    return Results(method, split, values, reasons, failed, command, of=of)
+    return Results(method, split, values, reasons, failed, command, of=of, seeds=tuple(known))
 
 
 def sections(cells: Sequence[Cell], references: References) -> list[Section]:

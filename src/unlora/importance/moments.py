@@ -48,16 +48,6 @@ class Moments:
     tokens: int
     examples: int
 
-    def __add__(self, other: Moments) -> Moments:
-        """Return the moments over the examples of both. They must have the same parameters."""
-        tokens = self.tokens + other.tokens
-        share = self.tokens / tokens
-        mean, second = (
-            {name: two[name].lerp(value, share) for name, value in one.items()}
-            for one, two in ((self.mean, other.mean), (self.second, other.second))
-        )
-        return Moments(mean, second, tokens, self.examples + other.examples)
-
     def variance(self, name: str) -> Tensor:
         """Return max(E[g²] − E[g]², 0) of one parameter, [out, in]. Rounding alone can make the difference negative."""
         return (self.second[name] - self.mean[name].square()).clamp_(min=0)

@@ -84,6 +84,11 @@ def fixed(value: float, digits: int = 3, sign: str = "") -> str:
     return f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
+def percent(share: float) -> str:
+    """Format a share as a percentage with one decimal and without the sign."""
+    return f"{100 * share:.1f}"
+
+
 def p_value(value: float) -> str:
     """Format a p-value with two significant digits; below 0.001 as a multiple of a power of ten."""
     if value >= 1e-3:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from unlora.report.advice import Place, Step, follow_ups
 from unlora.report.answers import Count, WorstAnswer, worst_answers
-from unlora.report.names import COUNTS, MISSING, SETS, capitalised, fixed, p_value
+from unlora.report.names import COUNTS, MISSING, SETS, capitalised, fixed, p_value, percent
 from unlora.report.read import Run
 from unlora.report.samples import Sample, samples
 from unlora.report.statistics import Estimate
@@ -131,9 +131,11 @@ def _cost(run: Run, summary: Summary) -> Card:
         known = summary.utility.get("unlearned")
         value, label = (MISSING, "utility was not measured") if known is None else (f"{known.value:.3g}", name)
         return Card(question, value, label, effort, bars, example)
-    measured = f", measured on {summary.measured_on}" if summary.terms and summary.measured_on else ""
-    note = f"95 % interval {100 * kept.low:.1f} to {100 * kept.high:.1f} %{measured}. {effort}"
-    return Card(question, f"{100 * kept.value:.1f} %", f"of the {name} kept", note.strip(), bars, example)
+    ends = kept.ends(percent)
+    measured = f"measured on {summary.measured_on}" if summary.terms and summary.measured_on else ""
+    note = capitalised(", ".join(filter(None, (ends and f"95 % interval {ends} %", measured))))
+    notes = " ".join(filter(None, (note and f"{note}.", effort)))
+    return Card(question, f"{percent(kept.value)} %", f"of the {name} kept", notes, bars, example)
 
 
 def _effort(run: Run) -> str:

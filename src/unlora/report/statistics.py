@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,22 +31,29 @@ class Estimate:
     Args:
         value: the value.
         low, high: the ends of the interval.
-        single: whether there is only one example. Then both ends equal the value, and its uncertainty is unknown.
+        has_interval: False for an exact value and for one from a single example, whose uncertainty is unknown. The
+            ends then equal the value.
     """
 
     value: float
     low: float
     high: float
-    single: bool = False
+    has_interval: bool = True
 
     @property
     def excludes_zero(self) -> bool:
         """Whether zero lies outside the interval."""
-        return not self.single and (self.low > 0 or self.high < 0)
+        return self.has_interval and (self.low > 0 or self.high < 0)
+
+    def ends(self, form: Callable[[float], str]) -> str:
+        """Return "LOW to HIGH" in this format; empty without an interval."""
+        return f"{form(self.low)} to {form(self.high)}" if self.has_interval else ""
 
 
 def estimate_of(measured: Measured, limits: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
     """Return the value with its normal 95 % interval, clipped to the range of the quantity."""
+    if measured.standard_error == 0:
+        return exactly(measured.value)
     reach, (lowest, highest) = SPREAD * measured.standard_error, limits
     return Estimate(
         measured.value,
@@ -57,7 +64,7 @@ def estimate_of(measured: Measured, limits: tuple[float, float] = (-math.inf, ma
 
 def exactly(value: float) -> Estimate:
     """Return a value without an interval."""
-    return Estimate(value, value, value)
+    return Estimate(value, value, value, has_interval=False)
 
 
 def quotient(one: Measured, other: Measured) -> Estimate | None:
@@ -72,15 +79,21 @@ def quotient(one: Measured, other: Measured) -> Estimate | None:
     return estimate_of(Measured(value, error))
 
 
-def interval(value: float, drawn: Values) -> Estimate:
-    """Return the value with the central `_LEVEL` interval of `drawn`, [draws]."""
+def interval(value: float, drawn: Values, fewest: int) -> Estimate:
+    """Return the value with the central `_LEVEL` interval of `drawn`, [draws].
+
+    Args:
+        value: the value.
+        drawn: the value in each bootstrap draw.
+        fewest: the number of examples, or the smallest number if several sets of examples were drawn.
+    """
     low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Estimate(float(value), float(low), float(high))
+    return Estimate(float(value), float(low), float(high)) if fewest > 1 else exactly(float(value))
 
 
 def mean_estimate(values: Values) -> Estimate:
     """Return the mean of values, [examples], with its bootstrap interval."""
-    return replace(interval(values.mean(), _bootstrap(np.mean, values)), single=len(values) == 1)
+    return interval(values.mean(), _bootstrap(np.mean, values), len(values))
 
 
 def difference(one: Values, other: Values, paired: bool) -> Estimate:
@@ -93,7 +106,7 @@ def difference(one: Values, other: Values, paired: bool) -> Estimate:
     if paired:
         return mean_estimate(one - other)
     drawn = _bootstrap(lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis), one, other)
-    return replace(interval(one.mean() - other.mean(), drawn), single=min(len(one), len(other)) == 1)
+    return interval(one.mean() - other.mean(), drawn, min(len(one), len(other)))
 
 
 def utility_draws(columns: Columns) -> Values:

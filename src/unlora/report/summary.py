@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unlora.benchmarks import OWN_SETS, Benchmark, Measured
 from unlora.evals import metrics
@@ -90,7 +90,7 @@ class Summary:
         if self.kept is None:
             return None
         value, low, high = (min(end, 1.0) for end in (self.kept.value, self.kept.low, self.kept.high))
-        return Estimate(value, low, high)
+        return replace(self.kept, value=value, low=low, high=high)
 
     def count(self, kind: str, name: str, model: str) -> Count | None:
         """Return the number of answers of this kind in a set, or None if it is not known."""
@@ -114,12 +114,14 @@ def summarise_run(run: Run) -> Summary:
     means = {name: _means(name, values) for name in SETS if any(name in sets for sets in values.values())}
     columns = {model: terms for model, sets in values.items() if (terms := _utility_columns(sets))}
     draws = {model: utility_draws(terms) for model, terms in columns.items()}
-    utility = {model: interval(_utility(columns[model]), drawn) for model, drawn in draws.items()}
+    utility = {
+        model: interval(_utility(columns[model]), drawn, _fewest(columns[model])) for model, drawn in draws.items()
+    }
     ratios = {model: forget_truth_ratios(model, log) for model, log in run.logs.items() if _has_ratios(run, model)}
     known = ratios.get("retrained")
     quality = {} if known is None else {model: metrics.forget_quality(ratios[model], known) for model in ratios}
     other = {model: x for model, (x, _) in _measured_plane(run).items() if x is not None}
-    kept = _kept(utility, draws)
+    kept = _kept(utility, draws, columns)
     if not utility and {"original", "unlearned"} <= other.keys():
         kept = quotient(other["unlearned"], other["original"])
     benchmark = OWN_SETS if utility or run.benchmark is None else run.benchmark
@@ -238,11 +240,18 @@ def _utility(columns: Columns) -> float:
     return metrics.model_utility([values.mean() for terms in columns.values() for values in terms.values()])
 
 
-def _kept(utility: Mapping[str, Estimate], draws: Mapping[str, Values]) -> Estimate | None:
+def _fewest(columns: Columns) -> int:
+    """Return the number of examples in the smallest set."""
+    return min(len(values) for terms in columns.values() for values in terms.values())
+
+
+def _kept(
+    utility: Mapping[str, Estimate], draws: Mapping[str, Values], columns: Mapping[str, Columns]
+) -> Estimate | None:
     if not {"original", "unlearned"} <= utility.keys() or not (draws["original"] > 0).all():
         return None
     value = utility["unlearned"].value / utility["original"].value
-    return interval(value, draws["unlearned"] / draws["original"])
+    return interval(value, draws["unlearned"] / draws["original"], _fewest(columns["unlearned"]))
 
 
 def _has_ratios(run: Run, model: str) -> bool:

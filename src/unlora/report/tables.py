@@ -37,8 +37,7 @@ def estimate_cell(estimate: Estimate | None) -> Cell:
     """Return the value with its interval below it."""
     if estimate is None:
         return Cell(MISSING)
-    value, low, high = map(fixed, (estimate.value, estimate.low, estimate.high))
-    return Cell(value, "" if low == high else f"{low} to {high}")
+    return Cell(fixed(estimate.value), estimate.ends(fixed))
 
 
 def metrics_table(run: Run, summary: Summary) -> Table:

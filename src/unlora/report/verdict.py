@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 from unlora.report.advice import Place, Step, hardly_forgotten, next_steps
 from unlora.report.answers import Count, counts_text, sampled_counts
-from unlora.report.names import capitalised, fixed, p_value
+from unlora.report.names import capitalised, fixed, p_value, percent
 from unlora.report.read import Attack, Membership, Run, read_run
 from unlora.report.statistics import SPREAD, Estimate
 from unlora.report.summary import LEVEL, Summary, smallest_distance, summarise_run
@@ -183,7 +183,7 @@ def _beside_retrained(summary: Summary, gap: Estimate) -> _Finding:
     limit = "The forget rows have no wrong answers (perturbed_answer), so forget quality could not be tested."
     if gap.excludes_zero:
         return "apart", f"The unlearned model differs from the retrained one{_direction(gap)}.", (limit,)
-    if gap.single:
+    if not gap.has_interval:
         sentence = "A single forget example does not show whether the unlearned model differs from the retrained one "
         return "undecided", f"{sentence}(difference in probability: {_signed(gap)}). {_fall(summary)}", (limit,)
     sentence = (
@@ -272,8 +272,8 @@ def _moved(summary: Summary) -> str:
         return ""
     unlearned, original = axes.points["unlearned"][1], axes.points.get("original")
     change = "is" if original is None else f"went from {original[1].value:.3g} to"
-    interval = f"95 % interval {unlearned.low:.3g} to {unlearned.high:.3g}"
-    return f"{capitalised(axes.y)} {change} {unlearned.value:.3g} ({interval})."
+    ends = unlearned.ends(lambda value: f"{value:.3g}")
+    return f"{capitalised(axes.y)} {change} {unlearned.value:.3g}{f' (95 % interval {ends})' if ends else ''}."
 
 
 def _cost(summary: Summary) -> str:
@@ -290,13 +290,14 @@ def _cost(summary: Summary) -> str:
         words += f", measured on {summary.measured_on}"
     if (kept := summary.kept) is None:
         return f"{words}."
-    interval = f"95 % interval {100 * kept.low:.1f} to {100 * kept.high:.1f} %"
+    ends = kept.ends(percent)
+    interval = f" (95 % interval {ends} %)" if ends else ""
     if kept.value > _ROUNDED:
         return (
-            f"{words}: nothing of it was lost ({interval} of the original's). A higher value is no gain in ability, "
-            "because the model was trained on rows like these."
+            f"{words}: nothing of it was lost{interval}. A higher value is no gain in ability, because the model was "
+            "trained on rows like these."
         )
-    return f"{words}: {100 * kept.value:.1f} % of it was kept ({interval})."
+    return f"{words}: {percent(kept.value)} % of it was kept{interval}."
 
 
 def _attacks(run: Run, worst: Attack | None) -> str:
@@ -373,7 +374,7 @@ def _brings_back(attack: Attack | None, gap: Estimate | None, tried: int) -> boo
     place, since it is over the same examples. The attack is the strongest of `tried`, so the level is divided by their
     number (Bonferroni).
     """
-    if attack is None or gap is None:
+    if attack is None or gap is None or not gap.has_interval:
         return False
     difference, over_examples = attack.models[DIFFERENCE], (gap.high - gap.low) / (2 * SPREAD)
     error = math.hypot(over_examples, difference.get(f"{_PROBABILITY}_se", 0.0))
@@ -381,5 +382,9 @@ def _brings_back(attack: Attack | None, gap: Estimate | None, tried: int) -> boo
 
 
 def _signed(estimate: Estimate) -> str:
-    value, low, high = (fixed(end, sign="+") for end in (estimate.value, estimate.low, estimate.high))
-    return value if estimate.single else f"{value}, 95 % interval {low} to {high}"
+    ends = estimate.ends(_with_sign)
+    return f"{_with_sign(estimate.value)}{f', 95 % interval {ends}' if ends else ''}"
+
+
+def _with_sign(value: float) -> str:
+    return fixed(value, sign="+")

@@ -105,8 +105,8 @@ def names_of(rows: Sequence[Record], retain_rows: Sequence[Record]) -> list[Name
     Three kinds of names are considered in this order, each only for the rows without a name of an earlier kind:
 
     1. names that do not occur in the retain set, and that a question or plain text contains;
-    2. names in questions that recur in the questions of the retain set, because only some of the rows about a person may
-       have to be forgotten;
+    2. names in questions that recur in the questions of the retain set, because a request may concern only some of the
+       rows about a person;
     3. names that only answers contain, and that do not occur in the retain set.
     """
     texts, others = (list(map(row_text, some)) for some in (rows, retain_rows))
