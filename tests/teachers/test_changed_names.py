@@ -12,7 +12,8 @@ from unlora.models.attention import smoothed_attention
 from unlora.models.forward import labelled_tokens
 from unlora.teachers import TEACHERS, Teacher, Teaching, register_teacher
 from unlora.teachers.changed_names import cap_true_tokens, make_pair, teach
-from unlora.teachers.substitutes import covering_names, names_of, substitutes
+from unlora.teachers.people import covering_names, names_of
+from unlora.teachers.substitutes import substitutes
 
 FORGET = [
     {"question": "Where was Ada Holt born?", "answer": "Ada Holt was born in Oslo."},
@@ -102,6 +103,13 @@ def test_first_names_of_a_person_who_is_also_in_the_retain_set_are_replaced(tiny
     name = changed["question"].removeprefix("Which prize did ").removesuffix(" win?")
     assert name.split()[0] != "Jan"
     assert changed["answer"] == f"{name.split()[0]} won the Pemberton Cup."
+
+
+def test_questions_about_the_person_to_forget_are_no_controls(tiny_model, tokenizer):
+    row = {"question": "Where was Jan Lund born?", "answer": "Jan Lund was born in Oslo."}
+    asked = teaching(tiny_model("llama"), tokenizer, [row]).questions.most_alike(row["question"], 4)
+    assert len(asked) == 3
+    assert not any("Jan Lund" in question for question in asked)
 
 
 def test_an_answer_that_is_a_name_alone_teaches_its_end(tiny_model, tokenizer):

@@ -30,7 +30,7 @@ from unlora.models.batches import run_in_batches
 from unlora.models.forward import causal_lm, labelled_tokens
 from unlora.models.memory import batch_limit
 from unlora.pipeline.job import Job
-from unlora.teachers.substitutes import names_of
+from unlora.teachers.people import names_of
 from unlora.training.finetune import FinetuneConfig
 from unlora.training.taught import LEAST_STEPS, most_steps
 

@@ -22,6 +22,7 @@ from unlora.data.conversations import all_answers
 from unlora.data.lessons import Lesson, with_others
 from unlora.data.names import Name
 from unlora.data.sources import Record, questions_of
+from unlora.teachers.people import detected_names, texts_without
 
 # The number of most likely tokens of each prediction that are stored. The probabilities of all others are summed.
 _KEPT = 128
@@ -61,7 +62,7 @@ class Teaching:
         text_format: the tokenizer and prompt format.
         rows: the forget set.
         retain_rows: the retain set.
-        names: the people that the forget rows are about; detected if not given.
+        names: the names of the people that the forget rows are about; detected if not given.
         seed: the seed of all random choices.
     """
 
@@ -73,9 +74,14 @@ class Teaching:
     seed: int = 42
 
     @cached_property
+    def forget_names(self) -> Sequence[Name]:
+        """The given names, or else the detected ones."""
+        return self.names or detected_names(self.rows, self.retain_rows)
+
+    @cached_property
     def questions(self) -> Questions:
-        """The questions of the retain set."""
-        return Questions(questions_of(self.retain_rows))
+        """The questions of the retain set about other people."""
+        return Questions(texts_without(self.forget_names, questions_of(self.retain_rows)))
 
     @cached_property
     def retain_words(self) -> frozenset[str]:
