@@ -374,7 +374,7 @@ def _brings_back(attack: Attack | None, gap: Estimate | None, tried: int) -> boo
     place, since it is over the same examples. The attack is the strongest of `tried`, so the level is divided by their
     number (Bonferroni).
     """
-    if attack is None or gap is None or not gap.has_interval:
+    if attack is None or gap is None:
         return False
     difference, over_examples = attack.models[DIFFERENCE], (gap.high - gap.low) / (2 * SPREAD)
     error = math.hypot(over_examples, difference.get(f"{_PROBABILITY}_se", 0.0))

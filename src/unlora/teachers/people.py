@@ -11,7 +11,7 @@ from unlora.data.sources import Record, questions_of, row_text
 logger = logging.getLogger(__name__)
 # The number of detected names that are logged.
 _SHOWN = 10
-# The number of rows in which a phrase of the retain set must occur to count as a name.
+# The number of rows in which a phrase must occur to count as the name of a person in the retain set.
 MIN_ROWS = 2
 
 
