@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -34,7 +35,7 @@ from unlora.cli.bench import command_of
 from unlora.cli.bench import flags as forwarded
 from unlora.common import plugins
 from unlora.common.errors import InputError
-from unlora.common.files import write_json, write_jsonl
+from unlora.common.files import LOCK, write_json, write_jsonl
 from unlora.losses import LOSSES, Loss, register_loss
 from unlora.runs.stages import is_whole
 from unlora.settings import BenchConfig
@@ -90,6 +91,13 @@ def stamps(out):
     return {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
 
 
+def wait_for_locks(folder):
+    """Wait until the processes that write below a folder have ended. They may outlive the one that was killed."""
+    for path in folder.rglob(f"*{LOCK}"):
+        with FileLock(path):
+            pass
+
+
 @pytest.mark.slow
 def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path, capsys):
     out = tmp_path / "bench"
@@ -107,6 +115,7 @@ def test_a_killed_bench_goes_on_without_repeating_finished_cells(tofu, tmp_path,
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    wait_for_locks(out)
     before = stamps(out)
     assert len(before) == 1  # the second cell was interrupted
     for place in (out, out / "logs", first, first.parent):
