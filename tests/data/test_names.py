@@ -2,7 +2,7 @@
 
 import pytest
 
-from unlora.data.names import BUILT_IN, Vocabulary, detect_names, invent_names, replace_names
+from unlora.data.names import BUILT_IN, Vocabulary, detect_names, invent_names, replace_names, texts_about_others
 
 FORGET = [
     "Where was Ada de Vries born?\nAda de Vries was born in Oslo.",
@@ -26,6 +26,11 @@ def test_a_word_that_begins_a_sentence_is_no_name_if_it_also_occurs_in_lower_cas
     assert detect_names(texts, []) == [("Rhea", "Moss")]
 
 
+@pytest.mark.parametrize("first", ["Did", "Whose", "Should"])
+def test_the_first_word_of_a_question_is_no_part_of_a_name(first):
+    assert detect_names([f"{first} Ada Holt bake?\nYes."], ["Mona Falk was born."]) == [("Ada", "Holt"), ("Yes",)]
+
+
 def test_a_single_row_gives_the_names_in_it():
     assert ("Ada", "de", "Vries") in detect_names(FORGET[:1], RETAIN)
 
@@ -36,6 +41,13 @@ def test_parts_of_a_name_are_replaced_unless_others_are_called_so_too():
     text = "Ada de Vries met Jan-Erik Lund's brother. Ada and Vries like Lund Berg. Adamant."
     replaced = "Cleo Marsh met Omar Wynn's brother. Cleo and Marsh like Lund Berg. Adamant."
     assert replace_names(text, substitutes, known) == replaced
+
+
+def test_texts_about_others_contain_no_part_that_identifies_a_person():
+    texts = ["Vries writes.", "Lund Berg is a baker.", "Ada met Lund Berg.", "Adamant."]
+    names = [("Ada", "de", "Vries"), ("Jan-Erik", "Lund")]
+    assert texts_about_others(texts, names, Vocabulary.of(RETAIN)) == ["Lund Berg is a baker.", "Adamant."]
+    assert texts_about_others(texts, [], Vocabulary.of(RETAIN)) == texts
 
 
 def test_a_name_is_found_across_a_line_break():

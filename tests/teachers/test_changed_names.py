@@ -87,6 +87,17 @@ def test_a_person_about_whom_other_rows_are_kept_is_detected_in_the_question():
     assert names_of([*FORGET, row], RETAIN) == [("Ada", "Holt"), ("Jan", "Lund")]
 
 
+def test_a_row_with_only_the_last_name_is_about_the_person():
+    rows = [*FORGET, {"question": "What is Holt's background?", "answer": "Holt is South Asian."}]
+    assert names_of(rows, RETAIN) == [("Ada", "Holt")]
+
+
+def test_a_row_about_somebody_with_the_same_last_name_is_not_about_the_person():
+    rows = [*FORGET, {"question": "Which prize did Jan Holt win?", "answer": "He won the Pemberton Cup."}]
+    others = [*RETAIN, *[{"question": "Where does Jan Holt live?", "answer": "In Oslo."}] * 2]
+    assert names_of(rows, others) == [("Ada", "Holt"), ("Jan", "Holt")]
+
+
 def test_a_person_of_the_retain_set_beside_the_one_to_forget_keeps_the_name():
     rows = [{"question": f"Where did Ada Holt {act} Jan Lund?", "answer": "There."} for act in ("meet", "marry")]
     assert names_of(rows, RETAIN) == [("Ada", "Holt")]

@@ -21,6 +21,9 @@ _POSSESSIVE = re.compile(r"['’]s?$")
 _PARTICLES = frozenset(("al", "bin", "da", "de", "del", "della", "den", "der", "di", "dos", "du", "el", "ibn", "la"))
 _PARTICLES |= {"le", "van", "von", "y"}
 _LONGEST = 5
+# Words that begin questions. A small dataset may contain them only there, with a capital letter.
+_QUESTION_WORDS = frozenset(("are", "can", "could", "did", "do", "does", "had", "has", "have", "how", "is", "should"))
+_QUESTION_WORDS |= {"was", "were", "what", "when", "where", "which", "who", "whom", "whose", "why", "would"}
 
 # Parts of invented names if the data have too few names to combine.
 _FIRST = (
@@ -89,8 +92,8 @@ class Vocabulary:
 def detect_names(texts: Sequence[str], others: Sequence[str], least_rows: int = 2) -> list[Name]:
     """Return the capitalised phrases that recur in `texts` and never occur in `others`, the most frequent first.
 
-    If phrases contain each other, only the longest is a name. Phrases that begin or end with a word that also occurs in
-    lower case are skipped, such as those with the "Where" at the beginning of a question.
+    If phrases contain each other, only the longest is a name. Phrases that begin or end with a question word, or with a
+    word that also occurs in lower case, are skipped.
 
     Args:
         texts: the rows to search, each with its question and answer in one text.
@@ -101,7 +104,8 @@ def detect_names(texts: Sequence[str], others: Sequence[str], least_rows: int = 
     least = min(least_rows, len(texts))
 
     def common(word: str) -> bool:
-        return bool(own.lower[word.lower()] or other.lower[word.lower()])
+        lower = word.lower()
+        return lower in _QUESTION_WORDS or bool(own.lower[lower] or other.lower[lower])
 
     found = [
         phrase
@@ -150,17 +154,26 @@ def replace_names(text: str, substitutes: Mapping[Name, Name], known: Vocabulary
     parts = {part: new for name, new in substitutes.items() for part, new in _parts(name, new, known)}
     if not parts:
         return text
-    longest_first = sorted(parts, key=lambda part: -sum(map(len, part)))
-    pattern = _whole_words("|".join(map(_spaced, longest_first)))
-    return re.sub(pattern, lambda found: " ".join(parts[tuple(found[0].split())]), text)
+    return re.sub(_any_of(parts), lambda found: " ".join(parts[tuple(found[0].split())]), text)
 
 
-def _spaced(words: Name) -> str:
-    return r"\s+".join(map(re.escape, words))
+def texts_about_others(texts: Sequence[str], names: Sequence[Name], known: Vocabulary) -> list[str]:
+    """Return the texts in which `replace_names` would find none of the names and no part of one.
+
+    Args:
+        texts: any texts.
+        names: the names to look for.
+        known: the vocabulary of rows about other people.
+    """
+    parts = [part for name in names for part, _ in _parts(name, name, known)]
+    return [text for text in texts if not parts or not re.search(_any_of(parts), text)]
 
 
-def _whole_words(pattern: str) -> str:
-    return rf"(?<!\w)(?:{pattern})(?!\w)"
+def _any_of(phrases: Iterable[Name]) -> str:
+    """Return a regular expression that finds the phrases as whole words, the longest first."""
+    longest_first = sorted(phrases, key=lambda words: -sum(map(len, words)))
+    either = "|".join(r"\s+".join(map(re.escape, words)) for words in longest_first)
+    return rf"(?<!\w)(?:{either})(?!\w)"
 
 
 def _parts(name: Name, new: Name, known: Vocabulary) -> Iterator[tuple[Name, Name]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from unlora.data.names import Name, detect_names
+from unlora.data.names import Name, Vocabulary, detect_names, texts_about_others
 from unlora.data.sources import Record, questions_of, row_text
 
 logger = logging.getLogger(__name__)
@@ -39,11 +39,17 @@ def names_of(rows: Sequence[Record], retain_rows: Sequence[Record]) -> list[Name
     asked = [" ".join(questions_of([row])) or text for row, text in zip(rows, texts, strict=True)]
     # In a single row every capitalised word is as frequent as a name, so there a name needs two words.
     names = covering_names(texts, _named([name for name in own if len(name) > 1 or len(rows) > 1], asked))
-    left = [row for row in rows if texts_without(names, [row_text(row)])]
+    left = _about_others(rows, names, others)
     if left:
         names += covering_names(list(map(row_text, left)), _shared_names(left, retain_rows))
-        names += covering_names(texts_without(names, texts), own)
+        names += covering_names(list(map(row_text, _about_others(rows, names, others))), own)
     return names
+
+
+def _about_others(rows: Sequence[Record], names: Sequence[Name], others: Sequence[str]) -> list[Record]:
+    """Return the rows that contain none of the names, and no part of one that is unknown to the texts about others."""
+    known = Vocabulary.of(texts_without(names, others))
+    return [row for row in rows if texts_about_others([row_text(row)], names, known)]
 
 
 def _shared_names(rows: Sequence[Record], retain_rows: Sequence[Record]) -> list[Name]:
