@@ -239,7 +239,7 @@ def test_ctrl_c_ends_it_cleanly(run, heard_interrupts):
     process = start(run)
     port = int(address_of(process).rpartition(":")[2])
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
     assert process.returncode == 0
     assert "Traceback" not in errors
     with socket.create_server(("127.0.0.1", port)):
