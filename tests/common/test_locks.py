@@ -69,19 +69,27 @@ def test_a_place_that_cannot_be_a_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_second_process_waits_for_the_first_unless_that_was_killed(tmp_path, killed):
     target, waited = tmp_path / "cache" / "model", []
+    reading, writing = os.pipe()
 
     def make(told):
+        os.close(writing)
         with only_one(target, told):
             told()
-            time.sleep(60 if killed else 0.3)
+            os.read(reading, 1)
             target.write_text("made")
 
+    def wait():
+        waited.append(1)
+        os.write(writing, b".")  # only now does the first process go on
+
     process = forked(make)
+    os.close(reading)
     if killed:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-    with only_one(target, lambda: waited.append(1)):
+    with only_one(target, wait):
         assert target.exists() != killed
+    os.close(writing)
     assert waited == ([] if killed else [1])
     if not killed:
         os.waitpid(process, 0)
