@@ -149,6 +149,16 @@ def test_a_clone_from_the_hub_gives_all_shards_of_a_split(tmp_path):
         load_records(str(tmp_path))
 
 
+def test_a_folder_with_one_file_is_the_split_train_unless_the_file_is_called_like_another(tmp_path):
+    for name in ("answers", "validation"):
+        write_rows(tmp_path / name / f"{name}.jsonl", ROWS)
+    assert load_records(str(tmp_path / "answers")) == ROWS
+    assert load_records(str(tmp_path / "validation"), split="validation") == ROWS
+    for arguments in ((str(tmp_path / "validation"),), (str(tmp_path), "validation")):
+        with pytest.raises(InputError, match=r"name one of the .*: validation\.$"):
+            load_records(*arguments)
+
+
 def test_the_readme_of_a_clone_says_which_files_belong_to_a_configuration(tmp_path):
     clone = tmp_path / "clone"
     shards(clone / "parts", "x", [ROWS[:2], ROWS[2:4]])

@@ -62,8 +62,13 @@ def _tables(folder: Path) -> dict[str, list[Path]]:
 
 
 def _with_default_split(tables: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """If there is only one table, make it also available as the split "train"."""
-    return {WHOLE: table, **tables} if len(tables) == 1 and (table := next(iter(tables.values()))) else tables
+    """If there is only one table, make it also available as the split "train", unless its name is that of another one."""
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    others = {name for split, names in SPLIT_KEYWORDS.items() if split != WHOLE for name in names}
+    if len(tables) != 1 or not others.isdisjoint(tables):
+        return tables
+    return {WHOLE: next(iter(tables.values())), **tables}
 
 
 def _only_split(table: list[Path], split: str, folder: Path, argument: str) -> list[Path]:
