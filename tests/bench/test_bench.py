@@ -36,6 +36,7 @@ from unlora.cli.bench import flags as forwarded
 from unlora.common import plugins
 from unlora.common.errors import InputError
 from unlora.common.files import LOCK, write_json, write_jsonl
+from unlora.common.reading import read_yaml
 from unlora.losses import LOSSES, Loss, register_loss
 from unlora.runs.stages import is_whole
 from unlora.settings import BenchConfig
@@ -179,6 +180,30 @@ def test_a_failed_cell_stops_no_other_and_is_shown_as_failed(tofu, tmp_path, cap
     settings.write_text("lora+rmu: {loss_kwargs: {layer: 1}}\n")
     assert main([*argv, "--settings", str(settings)]) == 0
     assert ", 1 failed" not in (out / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_labels_compare_settings_of_one_method_in_one_grid(tofu, tmp_path):
+    out, settings = tmp_path / "bench", tmp_path / "settings.yaml"
+    settings.write_text("pissa+ihl@rank=1: {r: 1}\n")
+    methods = ("pissa+ihl", "pissa+ihl@rank=1")
+    assert main(arguments(tofu, out, "--settings", str(settings), methods=methods)) == 0
+    cells = out / "cells" / "forget01"
+    ranks = [read_yaml(cells / method / "seed-0/run/config.yaml")["r"] for method in methods]
+    assert ranks == [2, 1]
+    with (out / "results.csv").open() as file:
+        found = {row["method"]: shlex.split(row["command"]) for row in csv.DictReader(file)}
+    assert list(found) == ["original", *methods]
+    command = found["pissa+ihl@rank=1"]
+    assert command[command.index("--methods") + 1] == "pissa+ihl@rank=1"
+    assert command[command.index("--r") + 1] == "1"
+
+
+@pytest.mark.parametrize("method", ["pissa+ihl@", "pissa+ihl@a/b", "pissa+ihl@a@b", "pissa+ihl@[a]"])
+def test_a_label_that_cannot_be_part_of_a_folder_s_name_is_refused(tofu, tmp_path, capsys, method):
+    assert main(arguments(tofu, tmp_path / "bench", methods=(method,))) == 2
+    assert f"methods={method!r}: a label has letters" in capsys.readouterr().err
+    assert not (tmp_path / "bench").exists()
 
 
 OWN = """
@@ -586,3 +611,13 @@ def test_cells_share_an_importance_if_nothing_that_it_depends_on_differs(tmp_pat
     first.parent.mkdir()
     first.touch()
     assert [shared_importance(cell) for cell in cells] == [None, first if shared else None, None, None, None, None]
+
+
+def test_settings_of_one_method_share_an_importance(tmp_path):
+    cells = grid(["vila+ihl", "vila+ihl@fast", "fila+ihl@vila"], ["forget10"], [0], tmp_path, BENCHMARKS["tofu"])
+    for cell in cells:
+        cell.prepare({"init": cell.method[:4], "learning_rate": 1e-2 if "@" in cell.method else 1e-3})
+    first = cells[0].folder / "run" / "importance.safetensors"
+    first.parent.mkdir()
+    first.touch()
+    assert [shared_importance(cell) for cell in cells] == [None, first, None]

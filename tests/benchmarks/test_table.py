@@ -101,4 +101,5 @@ def test_tuned_settings_of_a_method_take_precedence_over_those_of_its_loss():
 
     assert Tuned().tuned_for("lora+distil") == {"learning_rate": 4e-3, "r": 4}
     assert Tuned().tuned_for("vila+distil") == {"learning_rate": 1e-3, "r": 4}
+    assert Tuned().tuned_for("lora+distil@fast") == Tuned().tuned_for("lora+distil")
     assert Tuned().tuned_for("vila+ihl") == {}

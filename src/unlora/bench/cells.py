@@ -32,7 +32,7 @@ class Cell:
     """One run: a method ("vila+ihl"), a split of the benchmark, and a seed.
 
     Args:
-        method: initialiser and loss.
+        method: initialiser and loss, optionally with a label.
         split: a split of the benchmark.
         seed: seed of data, models and training.
         folder: folder of the cell.
@@ -157,14 +157,14 @@ def grid(
     """Return the cells of all combinations. The outermost loop is over seeds, so that every method soon has a result.
 
     Args:
-        methods: initialiser+loss of each method.
+        methods: initialiser+loss of each method, optionally with a label.
         splits: splits of the benchmark. Splits that these continue from are added.
         seeds: seeds of data, models and training.
         folder: folder of the bench.
         benchmark: the benchmark.
 
     Raises:
-        InputError: a method is not of the form initialiser+loss, or one of the two does not exist.
+        InputError: a method is not of the form initialiser+loss@label, or one of the first two does not exist.
     """
     raise_if(problem for method in methods for problem in method_problems(method))
     evaluated_on = None if benchmark.evaluated_by_unlearn else benchmark.name

@@ -14,6 +14,7 @@ from unlora.common.errors import raise_if, unknown_name
 from unlora.common.files import remove_leftovers, unwritable_problems
 from unlora.pipeline.request import Request
 from unlora.settings import TextConfig, TofuSettings
+from unlora.settings.names import Method
 
 Values = Mapping[str, Any]
 # (split, seed) -> logs of the models with which these cells are compared.
@@ -30,7 +31,7 @@ class Plan:
     Args:
         benchmark: the benchmark.
         options: the user's options for the benchmark.
-        methods: initialiser+loss of each method, such as "vila+ihl".
+        methods: initialiser+loss of each method, such as "vila+ihl", optionally with a label ("vila+ihl@rank4").
         splits: splits of the benchmark; all of them if empty.
         seeds: seeds of data, models and training.
         preset: settings from a configuration file.
@@ -92,8 +93,8 @@ class Plan:
         return choices if self.benchmark.evaluated_by_unlearn else {**choices, "benchmark": self.benchmark.name}
 
     def _of_cell(self, method: str) -> dict[str, Any]:
-        init, _, loss = method.partition("+")
-        own = {**self.shared, "init": init, "loss": loss, **self.of_method.get(method, {})}
+        parts = Method.of(method)
+        own = {**self.shared, "init": parts.init, "loss": parts.loss, **self.of_method.get(method, {})}
         return {**self.benchmark.tuned_for(method), **own}
 
     def _evaluation(self, split: str, seed: int) -> dict[str, Any]:

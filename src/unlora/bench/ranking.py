@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -14,6 +15,7 @@ from unlora.common.version import __version__
 from unlora.evals.logs import write_log
 from unlora.evals.ranking import RANKED
 from unlora.settings.evaluation import EVAL
+from unlora.settings.names import Method
 
 _Logs = tuple[Path, Path | None, Path | None]
 
@@ -78,7 +80,7 @@ def write_community(
     """
     for method in dict.fromkeys(cell.method for cell in cells):
         own = [row for row in rows if row.method == method]
-        place = folder / "community" / "methods" / method.replace("+", "-")
+        place = folder / "community" / "methods" / re.sub("[+@]", "-", method)
         commands = "".join(f"# {row.split}\n{row.command}\n" for row in own)
         write_text(place / "run.sh", f"#!/bin/sh\n# pip install unlora=={__version__}\nset -e\n{commands}")
         write_text(place / "README.md", _readme(method, own))
@@ -94,7 +96,7 @@ def write_community(
 
 
 def _readme(method: str, rows: Sequence[Results]) -> str:
-    init, _, loss = method.partition("+")
+    init, loss, _ = Method.of(method)
     results = "".join(f"| {row.split} | {' | '.join(_published(row))} |\n" for row in rows)
     return f"""# {method}
 

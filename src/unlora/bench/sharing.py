@@ -10,6 +10,7 @@ from unlora.bench.cells import CODE, CONFIG, RUN, Cell
 from unlora.common.reading import read_yaml
 from unlora.runs.folder import IMPORTANCE
 from unlora.settings import EvalConfig
+from unlora.settings.names import Method
 from unlora.settings.stopping import StoppingConfig
 from unlora.training.config import UnlearnConfig
 
@@ -26,7 +27,7 @@ def shared_importance(cell: Cell) -> Path | None:
     """
     if cell.on is not None or (cell.folder / CODE).exists():
         return None
-    init = cell.method.partition("+")[0]
+    init = Method.of(cell.method).init
     for folder in sorted(cell.folder.parents[1].glob(f"{init}+*/{cell.folder.name}")):
         file = folder / RUN / IMPORTANCE
         if folder != cell.folder and file.exists() and _estimate(folder) == _estimate(cell.folder):

@@ -27,6 +27,7 @@ from unlora.common.errors import InputError, Problem, unknown_name
 from unlora.common.files import write_json
 from unlora.evals.logs import read_content
 from unlora.settings import BenchmarkSettings
+from unlora.settings.names import Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -152,9 +153,9 @@ class Benchmark:
         return {"model_name_or_path": options.model, "seed": seed, "importance_seed": seed}
 
     def tuned_for(self, method: str) -> dict[str, Any]:
-        """Return the tuned settings of a method (initialiser+loss). They take precedence over those of its loss."""
-        loss = method.partition("+")[2]
-        return {**self.tuned.get(loss, {}), **self.tuned.get(method, {})}
+        """Return the tuned settings of a method. Those of initialiser+loss take precedence over those of the loss."""
+        parts = Method.of(method)
+        return {**self.tuned.get(parts.loss, {}), **self.tuned.get(parts.pair, {})}
 
     def retrained(self, options: Options, split: str, seed: int) -> str | None:
         """Return the log or the folder of the retrained model, if there is one."""

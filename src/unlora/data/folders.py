@@ -62,7 +62,7 @@ def _tables(folder: Path) -> dict[str, list[Path]]:
 
 
 def _with_default_split(tables: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """If there is only one table, make it also available as the split "train", unless its name is that of another one."""
+    """If there is only one table, make it available as the split "train" too, unless it has another split's name."""
     from datasets.data_files import SPLIT_KEYWORDS
 
     others = {name for split, names in SPLIT_KEYWORDS.items() if split != WHOLE for name in names}

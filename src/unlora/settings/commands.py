@@ -134,14 +134,18 @@ class BenchConfig(DryRunConfig):
         metavar="BENCHMARK",
     )
     output_dir: Path = setting(MISSING, "Folder of the bench. Finished cells in it are kept. Required.")
-    methods: list[str] = setting(["vila+ihl"], "Methods to compare, each written as initialiser+loss: see `unlora ls`.")
+    methods: list[str] = setting(
+        ["vila+ihl"],
+        "Methods to compare, each written as initialiser+loss: see `unlora ls`. A label tells several settings of one "
+        "method apart, such as vila+ihl@rank4.",
+    )
     splits: list[str] | None = setting(None, "Splits of the benchmark. Defaults to all of them.")
     seeds: int = setting(3, "Number of seeds for each method.")
     first_seed: int = setting(0, "The first of these seeds. Do not reuse seeds that settings were tuned on.")
     processes: int = setting(1, "Number of cells that run at the same time, each on its own GPU.")
     num_processes: int = setting(1, "Number of GPUs that share one cell, through accelerate.")
     executor: str = setting("local", "Where the cells run: local or ray.")
-    settings: Path | None = setting(None, "YAML file of flags for individual methods: {vila+ihl: {r: 4}}.")
+    settings: Path | None = setting(None, "YAML file of flags for individual methods: {vila+ihl@rank4: {r: 4}}.")
     model_name_or_path: str | None = setting(None, "The original model, which is to be unlearned.")
     data: str | None = setting(None, "The benchmark's data: a folder or a dataset on the Hugging Face Hub.")
     retrained: list[str] = setting(

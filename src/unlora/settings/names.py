@@ -8,14 +8,17 @@ To add an entry to the package, define it in a module, and add its name and plac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from pkgutil import resolve_name
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from unlora.common.errors import Problem
 from unlora.common.plugins import unknown_choice
 
 T = TypeVar("T")
+# A label is part of a folder's name.
+_LABEL = re.compile(r"[\w.=-]+", re.ASCII)
 # The value of `init` for the initialiser that goes with the loss, and of `retain_loss` for no retain term.
 AUTO, NO_RETAIN = "auto", "none"
 
@@ -123,9 +126,38 @@ def loss_problems(loss: object, retain_loss: object = None) -> list[Problem]:
     return [*name_problems("loss", loss, LOSSES), *own]
 
 
-def method_problems(method: str) -> list[Problem]:
-    """Check the name of a method, which consists of an initialiser and a loss, such as "vila+ihl"."""
-    init, plus, loss = method.partition("+")
-    if not plus:
-        return [Problem("methods", method, "a method is an initialiser and a loss", "write it as vila+ihl")]
-    return [*name_problems("methods", init, INITIALISERS), *name_problems("methods", loss, LOSSES)]
+class Method(NamedTuple):
+    """A method of a bench, such as "vila+ihl" or "vila+ihl@rank4".
+
+    Args:
+        init: the initialiser.
+        loss: the forget loss.
+        label: tells settings of one initialiser and loss apart. May be empty.
+    """
+
+    init: str
+    loss: str
+    label: str = ""
+
+    @classmethod
+    def of(cls, text: str) -> Method:
+        """Split the name of a method into its parts."""
+        pair, _, label = text.partition("@")
+        init, _, loss = pair.partition("+")
+        return cls(init, loss, label)
+
+    @property
+    def pair(self) -> str:
+        """Initialiser and loss, without the label."""
+        return f"{self.init}+{self.loss}"
+
+
+def method_problems(text: str) -> list[Problem]:
+    """Check the name of a method."""
+    method = Method.of(text)
+    if not method.loss:
+        return [Problem("methods", text, "a method is an initialiser and a loss", "write it as vila+ihl")]
+    if "@" in text and not _LABEL.fullmatch(method.label):
+        reason, fix = "a label has letters, digits and '.', '_', '=' or '-'", "write it as vila+ihl@rank4"
+        return [Problem("methods", text, reason, fix)]
+    return [*name_problems("methods", method.init, INITIALISERS), *name_problems("methods", method.loss, LOSSES)]
