@@ -49,7 +49,7 @@ from unlora.importance import (
     relative_importance,
 )
 from unlora.importance.sampling import retain_sample
-from unlora.models.memory import batch_limit
+from unlora.models.memory import batch_limit, enable_checkpointing
 from unlora.settings import ImportanceConfig
 
 ADAPTER = LoraConfig(r=8, lora_alpha=16)
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     subject = load(args)
     config = ImportanceConfig(importance_batch_size=args.importance_batch_size, retain_samples=args.retain_samples)
     if args.gradient_checkpointing:
-        subject.model.gradient_checkpointing_enable()
+        enable_checkpointing(subject.model)
         subject.model.train()
     extraction = Extraction(
         subject,

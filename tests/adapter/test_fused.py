@@ -8,6 +8,7 @@ from unlora.adapter.targets import target_shapes
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.evals.scoring import evaluating
 from unlora.models.forward import labelled_tokens
+from unlora.models.memory import enable_checkpointing
 
 ROWS = [{"question": "Where was Ada born?", "answer": "London."}, {"question": "Why?", "answer": "Nobody minds."}]
 
@@ -105,7 +106,7 @@ def test_layers_that_are_run_again_in_the_backward_pass_have_the_same_adapters(t
     model = perturbed(tiny_model("llama"))
     _, expected = gradients(model, batch)
     model.enable_input_require_grads()
-    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    enable_checkpointing(model, {"use_reentrant": reentrant})
     model.train()
     with fused_adapters(model):
         out = labelled_tokens(model, batch)

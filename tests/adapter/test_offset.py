@@ -15,6 +15,7 @@ from unlora.common.errors import InputError
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.importance import attach_probe
 from unlora.models.forward import labelled_tokens
+from unlora.models.memory import enable_checkpointing
 
 CONFIG = LoraConfig(r=4, lora_alpha=8)
 
@@ -179,7 +180,7 @@ def test_peft_is_told_how_the_weights_are_stored_and_has_nothing_to_warn_of(tiny
 def test_with_gradient_checkpointing_every_unlearn_factor_gets_a_gradient(tiny_model, batch, reentrant):
     model = attached(tiny_model("llama"))
     model.enable_input_require_grads()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    enable_checkpointing(model, {"use_reentrant": reentrant})
     labelled_tokens(model.train(), batch).logp.mean().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert gradients.keys() == trainable(model)

@@ -182,6 +182,12 @@ def test_the_date_is_fixed_and_may_be_chosen(formatted, monkeypatch):
     assert halves(formatted(OWN_DATE, chat_date="2020-02-03"), row)[0][0].startswith("Today: 03 Feb 2020")
 
 
+def test_a_template_whose_date_cannot_be_fixed_is_refused(formatted):
+    template = "{% set form = '%Y' %}{{ strftime_now(form) }}" + CHATML
+    with pytest.raises(InputError, match="asks for the current date in a format that is not a literal"):
+        encode_records([{"question": "Why?", "answer": "No."}], formatted(template))
+
+
 def test_a_row_that_the_template_refuses_is_named_with_the_templates_own_words(formatted):
     template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML

@@ -10,6 +10,7 @@ from unlora.data import IGNORE_INDEX, TextFormat, encode_records, pad_batch
 from unlora.data.batching import BatchLimit
 from unlora.data.padding import Batches
 from unlora.importance import attach_probe, gradient_buffer, gradient_moments, moments
+from unlora.models.memory import enable_checkpointing
 
 ROWS = [
     {"question": "Where was Ada Lovelace born?", "answer": "London."},
@@ -42,8 +43,14 @@ def with_dropout(name, tokenizer, checkpointing=None):
     torch.manual_seed(0)
     model = lora(AutoModelForCausalLM.from_config(config))
     if checkpointing is not None:
-        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+        enable_checkpointing(model, {"use_reentrant": checkpointing})
     return model.train()
+
+
+def count_calls(layer, calls):
+    """Append to `calls` whenever the layer runs. Its own hooks do not see it run again in the backward pass."""
+    first = next(layer.children())
+    first.register_forward_pre_hook(lambda *args: calls.append(first))
 
 
 def batches(examples, size=2, side="right"):
@@ -102,7 +109,7 @@ def test_moments_are_those_of_single_example_gradients(tokenizer, examples, expe
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     calls = []
     for layer in layers:
-        layer.register_forward_pre_hook(lambda module, args: calls.append(module))
+        count_calls(layer, calls)
     moments = gradient_moments(model, batches(examples, 2, side))
     assert_moments(moments, expected(name))
     assert moments.examples == len(examples)
@@ -128,7 +135,7 @@ def opt(tokenizer, checkpointing=None, **settings):
     torch.manual_seed(0)
     model = lora(AutoModelForCausalLM.from_config(config), **settings)
     if checkpointing is not None:
-        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+        enable_checkpointing(model, {"use_reentrant": checkpointing})
     return model.train()
 
 
@@ -136,7 +143,7 @@ def opt(tokenizer, checkpointing=None, **settings):
 def test_dropout_that_a_layer_applies_itself_is_off_under_checkpointing_too(tokenizer, examples, checkpointing):
     model = opt(tokenizer, checkpointing, target_modules=["q_proj", "v_proj"])
     calls = []
-    model.base_model.model.model.decoder.layers[0].register_forward_pre_hook(lambda *args: calls.append(args))
+    count_calls(model.base_model.model.model.decoder.layers[0], calls)
     moments = gradient_moments(model, batches(examples, 2))
     assert len(calls) == (2 if checkpointing is None else 4)
     assert_moments(moments, one_by_one(model, batches(examples, 1)))

@@ -16,6 +16,7 @@ from unlora.models.forward import (
     hidden_states,
     labelled_tokens,
 )
+from unlora.models.memory import enable_checkpointing
 
 ROWS = [
     {"question": "Where was Ada Lovelace born?", "answer": "London."},
@@ -192,7 +193,7 @@ def test_gradient_checkpoints_change_no_gradient_of_hidden_states(tiny_model, ex
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            enable_checkpointing(model, {"use_reentrant": reentrant})
         hidden_states(model, pad_batch(examples, 0), 1).states.square().mean().backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()

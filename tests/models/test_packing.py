@@ -7,6 +7,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from helpers.models import ARCHITECTURES
 from unlora.data import TextFormat, encode_records, pad_batch
 from unlora.models.forward import hidden_states, labelled_tokens
+from unlora.models.memory import enable_checkpointing
 from unlora.models.packing import Rows, is_packing, packing
 
 ROWS = [
@@ -45,7 +46,7 @@ def test_packed_rows_say_and_teach_what_padded_rows_do(tiny_model, examples, nam
     model = adapted(tiny_model(name))
     core = model.get_base_model()
     if checkpointing is not None:
-        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+        enable_checkpointing(model, {"use_reentrant": checkpointing})
         model.enable_input_require_grads()
         model.train()
         for module in model.modules():

@@ -28,6 +28,8 @@ _GIVEN = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"
 _GIVEN |= {"raise_exception", "strftime_now", "namespace"}
 # The date that templates get as today's. It is the one in open-unlearning's evaluation.
 CHAT_DATE = "2025-04-10"
+# A call of the function that gives templates the current date, with the format as a literal.
+_NOW = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 # Tags around the parts that the assistant generates.
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -174,7 +176,7 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            template = self.tokenizer.get_chat_template(None, context.tools)
+            template = self._dated(self.tokenizer.get_chat_template(None, context.tools))
             texts, marks = render_jinja_template(
                 [list(turns)],
                 context.tools,
@@ -191,11 +193,21 @@ class ChatTemplate:
         return _Rendered(str(texts[0]), list(marks[0]) if marks else [])
 
     @cached_property
+    def _today(self) -> date:
+        return date.fromisoformat(self.date or CHAT_DATE)
+
+    def _dated(self, template: str) -> str:
+        """Write the fixed date into the template, because transformers passes no functions to templates."""
+        dated = _NOW.sub(lambda call: repr(self._today.strftime(call[2])), template)
+        if re.search(r"strftime_now\s*\(", dated):
+            raise ValueError("it asks for the current date in a format that is not a literal, so no date can be fixed")
+        return dated
+
+    @cached_property
     def _variables(self) -> dict[str, Any]:
-        today = date.fromisoformat(self.date or CHAT_DATE)
-        variables = {**dict.fromkeys(THINKING, False), "strftime_now": today.strftime}
+        variables: dict[str, Any] = dict.fromkeys(THINKING, False)
         if self.date is not None:
-            variables["date_string"] = today.strftime("%d %b %Y")
+            variables["date_string"] = self._today.strftime("%d %b %Y")
         return {**variables, **self.kwargs}
 
 

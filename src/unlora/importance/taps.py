@@ -124,24 +124,42 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _without_dropout(model: nn.Module) -> Iterator[None]:
     """Set the model to evaluation mode within the context, but keep gradient checkpointing active."""
-
-    def training(value: bool) -> Callable[..., None]:
-        return lambda module, *args: setattr(module, "training", value)
-
     was_training = [module for module in model.modules() if module.training]
     model.eval()
-    with ExitStack() as hooks:
+    with ExitStack() as contexts:
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True  # transformers checkpoints a layer only in training mode
-                # The layer checks its mode before it calls its own forward pass. The hooks run inside that call and
-                # switch to evaluation mode, so that the layer itself applies no dropout.
                 if isinstance(module, GradientCheckpointingLayer):
-                    hooks.callback(module.register_forward_pre_hook(training(False)).remove)
-                    hooks.callback(module.register_forward_hook(training(True), always_call=True).remove)
+                    contexts.enter_context(_evaluated_in_checkpoints(module))
         try:
             yield
         finally:
             model.eval()
             for module in was_training:
                 module.training = True
+
+
+@contextmanager
+def _evaluated_in_checkpoints(layer: GradientCheckpointingLayer) -> Iterator[None]:
+    """Run the part of a layer that is checkpointed in evaluation mode, so that the layer itself applies no dropout.
+
+    The layer must be in training mode when it decides whether to checkpoint this part.
+    """
+    checkpoint = layer._gradient_checkpointing_func
+
+    def evaluated(forward: Callable[..., Any], *inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            layer.training = False
+            try:
+                return forward(*args)
+            finally:
+                layer.training = True
+
+        return checkpoint(run, *inputs)
+
+    layer._gradient_checkpointing_func = evaluated
+    try:
+        yield
+    finally:
+        layer._gradient_checkpointing_func = checkpoint

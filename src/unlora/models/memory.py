@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -69,14 +71,32 @@ def _new_limit(
     return BatchLimit(tokens=min(tokens, _MOST_CACHED if new_tokens else _MOST_TOKENS), extra=new_tokens)
 
 
+def enable_checkpointing(model: nn.Module, settings: Mapping[str, Any] | None = None) -> None:
+    """Recompute the activations of a model in the backward pass. transformers 5.24 has renamed the method for this.
+
+    Args:
+        model: a model, optionally with adapters. It checkpoints only in training mode.
+        settings: settings of `torch.utils.checkpoint`.
+    """
+    core = causal_lm(model)
+    enable = getattr(core, "activation_checkpointing_enable", None) or core.gradient_checkpointing_enable
+    enable(settings)
+
+
+def is_checkpointing(core: PreTrainedModel) -> bool:
+    """Return whether the model recomputes activations in the backward pass."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in core.modules())
+
+
 def token_bytes(core: PreTrainedModel, backward: bool, generating: bool = False) -> int:
     """Estimate the memory per token of a batch in bytes, as in docs/scaling.md with all tokens labelled."""
     config, size = core.config.get_text_config(), core.dtype.itemsize
     hidden, layers = config.hidden_size, config.num_hidden_layers
     wide = 4 * (getattr(config, "intermediate_size", None) or 4 * hidden)
-    kept = layers if backward and not core.is_gradient_checkpointing else 1
+    checkpointed = is_checkpointing(core)
+    kept = layers if backward and not checkpointed else 1
     states = (8.6 * hidden + wide) * size * kept
-    if backward and core.is_gradient_checkpointing:
+    if backward and checkpointed:
         states += hidden * size * layers
     if generating:  # keys and values are cached, and only the last token of a row has logits
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

@@ -18,7 +18,7 @@ from unlora.importance.ratio import normalised_rows
 from unlora.importance.sampling import retain_sample
 from unlora.importance.storage import importance_key, load_importance, save_importance
 from unlora.importance.table import estimate_settings
-from unlora.models.memory import batch_limit
+from unlora.models.memory import batch_limit, enable_checkpointing
 from unlora.pipeline.job import Job
 from unlora.runs.folder import IMPORTANCE
 from unlora.settings import ImportanceConfig
@@ -79,7 +79,7 @@ def _settings_in_key(job: Job) -> dict[str, object]:
 def _measured(job: Job, initialiser: Initialiser, measurement: Measurement) -> dict[str, Tensor]:
     args = job.request.args
     if args.gradient_checkpointing:  # transformers only uses it in training mode
-        job.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        enable_checkpointing(job.model, args.gradient_checkpointing_kwargs)
         job.model.train()
     measured = initialiser.row_importance(measurement)
     job.model.eval()

@@ -113,6 +113,7 @@ class SafeTrainer(Trainer):
             return
         self._tr_loss = saved["loss"].to(self.args.device)
         self._total_loss_scalar, self._globalstep_last_logged = saved["total_loss"], saved["last_logged"]
+        self._initial_global_step = 0  # transformers 5.24 divides the sum by the steps since this one
         self._over = saved["over"] and saved["max_steps"] == self.state.max_steps
         self.state.compute_steps(self.args, self.state.max_steps)  # `save_steps` may have changed since the checkpoint
         if self.args.should_save:
