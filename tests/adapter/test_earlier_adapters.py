@@ -1,14 +1,13 @@
 """Requests on a model that already has adapters: which of them stay active, which train, and what is exported."""
 
 import json
-import warnings
 
 import pytest
 import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 
-from helpers.models import ARCHITECTURES
+from helpers.models import ARCHITECTURES, warnings_as_errors
 from unlora import attach_adapters, export_adapter, weighted_low_rank
 from unlora.adapter import compression, detach_adapters, reference_model
 from unlora.adapter.export import read_adapter, write_adapter
@@ -90,8 +89,7 @@ def test_the_export_holds_earlier_adapters_too_and_loads_on_the_original_base(
     assert (logits(model) - before).abs().max() <= 1e-4
     move(model)
     folder = export_adapter(model, tmp_path / "adapter")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings_as_errors():
         loaded = PeftModel.from_pretrained(tiny_model(name), folder).eval()
     assert (logits(model) - before).abs().max() > 0.05
     assert (logits(loaded) - logits(model)).abs().max() <= 1e-4

@@ -1,10 +1,8 @@
-import warnings
-
 import pytest
 import torch
 from peft import LoraConfig
 
-from helpers.models import ARCHITECTURES
+from helpers.models import ARCHITECTURES, warnings_as_errors
 from unlora import UnlearnConfig, attach_adapters
 from unlora.adapter import adapter_notes, reference_model
 from unlora.adapter.factorise import weighted_low_rank
@@ -170,8 +168,7 @@ def test_in_half_precision_the_halves_cancel_exactly_as_stored(tiny_model, batch
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_peft_is_told_how_the_weights_are_stored_and_has_nothing_to_warn_of(tiny_model, name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings_as_errors():
         model = attached(tiny_model(name))
     assert {config.fan_in_fan_out for config in model.peft_config.values()} == {name == "gpt2"}
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,6 +27,15 @@ CORPUS = [
     "Question: What does the gardener of the old house keep?\nAnswer: The gardener keeps a grey cat and two dogs.",
     "The quick brown fox jumps over the lazy dog while 1234567890 people watch, quietly; nobody minds at all!",
 ]
+
+
+@contextmanager
+def warnings_as_errors() -> Iterator[None]:
+    """Turn warnings into errors, except for one that PEFT 0.21 causes in transformers 5.24."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

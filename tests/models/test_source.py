@@ -119,7 +119,6 @@ WRONG = {
     "no configuration": (content("config.json", None), "the folder has no config.json"),
     "a broken configuration": (content("config.json", b'{"a":'), "transformers cannot load it"),
     "a setting of another type": (settings(attention_dropout="x"), "cannot load it.*'attention_dropout'.*got str"),
-    "no names of classes": (settings(architectures=0), "cannot load it.*'architectures'.*got int"),
     "a size that is no number": (settings(vocab_size="x"), "cannot load it.*'vocab_size'"),
     "another kind": (settings(model_type="nonsense"), "transformers cannot load it"),
     "code of its own": (

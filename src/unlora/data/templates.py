@@ -6,10 +6,10 @@ requested, conversations without a system prompt get the given one, and template
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from functools import cached_property
 from hashlib import sha256
 from itertools import takewhile
@@ -193,8 +193,8 @@ class ChatTemplate:
         return _Rendered(str(texts[0]), list(marks[0]) if marks else [])
 
     @cached_property
-    def _today(self) -> date:
-        return date.fromisoformat(self.date or CHAT_DATE)
+    def _today(self) -> datetime.date:
+        return datetime.date.fromisoformat(self.date or CHAT_DATE)
 
     def _dated(self, template: str) -> str:
         """Write the fixed date into the template, because transformers passes no functions to templates."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from unlora.common.errors import InputError, Problem
@@ -29,6 +28,6 @@ def hub_errors(argument: str, repository: str, fix: str) -> Iterator[None]:
     """Turn errors of the Hub and of the network into `InputError`."""
     try:
         yield
-    except (httpx.HTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         reason = f"the Hub cannot be used ({type(error).__name__}: {str(error).splitlines()[0]})"
         raise InputError(Problem(argument, repository, reason, fix)) from error
