@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# With the newest releases of all libraries: make test VENV=.venv-newest CONSTRAINTS=
+CONSTRAINTS ?= -c constraints.txt
 
 .PHONY: quickstart test test-fast check docs linkcheck clean
 
@@ -31,11 +33,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install -c constraints.txt -e .
+	$(BIN)/python -m pip install $(CONSTRAINTS) -e .
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(CONSTRAINTS) -e '.[dev]'
 	touch $@ $(VENV)/installed
 
 clean:
