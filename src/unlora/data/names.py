@@ -166,7 +166,10 @@ def texts_about_others(texts: Sequence[str], names: Sequence[Name], known: Vocab
         known: the vocabulary of rows about other people.
     """
     parts = [part for name in names for part, _ in _parts(name, name, known)]
-    return [text for text in texts if not parts or not re.search(_any_of(parts), text)]
+    if not parts:
+        return list(texts)
+    named = re.compile(_any_of(parts))
+    return [text for text in texts if not named.search(text)]
 
 
 def _any_of(phrases: Iterable[Name]) -> str:

@@ -83,17 +83,12 @@ def enable_checkpointing(model: nn.Module, settings: Mapping[str, Any] | None = 
     enable(settings)
 
 
-def is_checkpointing(core: PreTrainedModel) -> bool:
-    """Return whether the model recomputes activations in the backward pass."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in core.modules())
-
-
 def token_bytes(core: PreTrainedModel, backward: bool, generating: bool = False) -> int:
     """Estimate the memory per token of a batch in bytes, as in docs/scaling.md with all tokens labelled."""
     config, size = core.config.get_text_config(), core.dtype.itemsize
     hidden, layers = config.hidden_size, config.num_hidden_layers
     wide = 4 * (getattr(config, "intermediate_size", None) or 4 * hidden)
-    checkpointed = is_checkpointing(core)
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in core.modules())
     kept = layers if backward and not checkpointed else 1
     states = (8.6 * hidden + wide) * size * kept
     if backward and checkpointed:

@@ -49,7 +49,8 @@ def names_of(rows: Sequence[Record], retain_rows: Sequence[Record]) -> list[Name
 def _about_others(rows: Sequence[Record], names: Sequence[Name], others: Sequence[str]) -> list[Record]:
     """Return the rows that contain none of the names, and no part of one that is unknown to the texts about others."""
     known = Vocabulary.of(texts_without(names, others))
-    return [row for row in rows if texts_about_others([row_text(row)], names, known)]
+    left = set(texts_about_others(list(map(row_text, rows)), names, known))
+    return [row for row in rows if row_text(row) in left]
 
 
 def _shared_names(rows: Sequence[Record], retain_rows: Sequence[Record]) -> list[Name]:
