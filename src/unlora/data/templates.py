@@ -10,7 +10,7 @@ import datetime
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -176,7 +176,7 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            template = self._dated(self.tokenizer.get_chat_template(None, context.tools))
+            template = _dated(self.tokenizer.get_chat_template(None, context.tools), self._today)
             texts, marks = render_jinja_template(
                 [list(turns)],
                 context.tools,
@@ -196,19 +196,21 @@ class ChatTemplate:
     def _today(self) -> datetime.date:
         return datetime.date.fromisoformat(self.date or CHAT_DATE)
 
-    def _dated(self, template: str) -> str:
-        """Write the fixed date into the template, because transformers passes no functions to templates."""
-        dated = _NOW.sub(lambda call: repr(self._today.strftime(call[2])), template)
-        if re.search(r"strftime_now\s*\(", dated):
-            raise ValueError("it asks for the current date in a format that is not a literal, so no date can be fixed")
-        return dated
-
     @cached_property
     def _variables(self) -> dict[str, Any]:
         variables: dict[str, Any] = dict.fromkeys(THINKING, False)
         if self.date is not None:
             variables["date_string"] = self._today.strftime("%d %b %Y")
         return {**variables, **self.kwargs}
+
+
+@lru_cache
+def _dated(template: str, today: datetime.date) -> str:
+    """Write the date into the template, because transformers passes no functions to templates."""
+    dated = _NOW.sub(lambda call: repr(today.strftime(call[2])), template)
+    if re.search(r"strftime_now\s*\(", dated):
+        raise ValueError("it asks for the current date in a format that is not a literal, so no date can be fixed")
+    return dated
 
 
 def _common_start(one: str, other: str) -> str:

@@ -1,4 +1,4 @@
-"""Choose the maximum batch size for a model on its device."""
+"""Fit the work to the memory of a device: the maximum batch size, and activation checkpointing."""
 
 from __future__ import annotations
 

@@ -48,8 +48,7 @@ def names_of(rows: Sequence[Record], retain_rows: Sequence[Record]) -> list[Name
 
 def _about_others(rows: Sequence[Record], names: Sequence[Name], others: Sequence[str]) -> list[Record]:
     """Return the rows that contain none of the names, and no part of one that is unknown to the texts about others."""
-    known = Vocabulary.of(texts_without(names, others))
-    left = set(texts_about_others(list(map(row_text, rows)), names, known))
+    left = set(texts_about_others(list(map(row_text, rows)), names, vocabulary_without(names, others)))
     return [row for row in rows if row_text(row) in left]
 
 
@@ -63,6 +62,11 @@ def _shared_names(rows: Sequence[Record], retain_rows: Sequence[Record]) -> list
 def _named(names: Sequence[Name], texts: Sequence[str]) -> list[Name]:
     """Return the names that at least one of the texts contains."""
     return [name for name in names if any(" ".join(name) in text for text in texts)]
+
+
+def vocabulary_without(names: Sequence[Name], texts: Sequence[str]) -> Vocabulary:
+    """Return the vocabulary of the texts that contain none of the names."""
+    return Vocabulary.of(texts_without(names, texts))
 
 
 def texts_without(names: Sequence[Name], texts: Sequence[str]) -> list[str]:

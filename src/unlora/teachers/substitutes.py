@@ -15,7 +15,7 @@ from unlora.data.conversations import read_turns
 from unlora.data.names import Name, Vocabulary, detect_names, invent_names, replace_names
 from unlora.data.sources import Record, fingerprint, has_keys, questions_of, row_text
 from unlora.teachers.interface import Questions, Teaching
-from unlora.teachers.people import MIN_ROWS, covering_names, texts_without
+from unlora.teachers.people import MIN_ROWS, covering_names, vocabulary_without
 
 # With fewer people than this in the retain set, names are invented instead. Otherwise the model could learn to take
 # everybody in the forget set for the only other person.
@@ -46,7 +46,7 @@ def substitutes(teaching: Teaching, count: int) -> list[list[Substitute]]:
     """
     names = teaching.forget_names
     texts, others = (list(map(row_text, rows)) for rows in (teaching.rows, teaching.retain_rows))
-    known = Vocabulary.of(texts_without(names, others))
+    known = vocabulary_without(names, others)
     people = covering_names(others, [name for name in detect_names(others, texts, MIN_ROWS) if len(name) > 1])
     if len(people) < _MIN_PEOPLE:
         people = invent_names(people, max(_MIN_PEOPLE, len(names)), teaching.seed, names)
